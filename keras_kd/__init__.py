@@ -1,0 +1,29 @@
+"""Distil a Keras model, compress it, export it, and prove that the file works."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Where each public name lives; its module is loaded on first use, so that
+# `import keras_kd` costs no more than `import keras` and loads no backend.
+_PUBLIC = {
+    "Distiller": "keras_kd.distiller",
+    "Transfer": "keras_kd.transfer",
+    "load_distiller": "keras_kd.distiller",
+}
+_MODULES = ("callbacks", "compress", "datasets", "export", "losses", "teachers")
+
+__all__ = ["__version__", *_PUBLIC, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Smaller models: quantization-aware training, pruning, clustering, and back to plain Keras."""

@@ -1,0 +1,205 @@
+"""Rounding to integers that gradients pass through: weights by their largest value, activations by a moving range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_kd.typing import Tensor
+
+FIXED_RANGES = {
+    "softmax": (0.0, 255.0 / 256.0),
+    "sigmoid": (0.0, 255.0 / 256.0),
+    "tanh": (-1.0, 127.0 / 128.0),
+}
+"""Ranges that TFLite prescribes for the int8 output of an operator: scale 1/256, and 1/128."""
+
+
+def quantized_weights(
+    weights: Tensor, bits: int = 8, axes: tuple[int, ...] = (), limit: Tensor | None = None
+) -> Tensor:
+    """Round weights to a symmetric integer grid; the gradient passes as if nothing had happened.
+
+    `step = max|w| / (2**(bits-1) - 1)`, `w' = round(w / step) * step`, with the maximum taken for
+    each channel. Zero stays zero and the largest weight keeps its value.
+
+    Args:
+        weights: Float tensor of any shape.
+        bits: Integer width, 2 to 8.
+        axes: Axes that count channels, each with its own step; empty for one step in all.
+        limit: Tensor that broadcasts against `weights` and takes the place of `max|w|`.
+
+    Returns:
+        Tensor of the shape and dtype of `weights`.
+
+    Example:
+        >>> import numpy as np
+        >>> float(quantized_weights(np.array([0.5, 1.0], "float32"), bits=2)[1])
+        1.0
+
+    Reference:
+        - [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3
+        - [Bengio et al., 2013](https://arxiv.org/abs/1308.3432), straight-through estimator
+    """
+    weights = ops.convert_to_tensor(weights)
+    levels = 2 ** (bits - 1) - 1
+    value = ops.cast(ops.stop_gradient(weights), "float32")
+    if limit is None:
+        rank = len(value.shape)
+        kept = {axis % rank for axis in axes}
+        others = [axis for axis in range(rank) if axis not in kept]
+        limit = ops.max(ops.abs(value), axis=others, keepdims=True)
+    # A channel pruned away has no largest weight; any step rounds its zeros to zero.
+    step = ops.maximum(ops.stop_gradient(limit), 1e-12) / levels
+    rounded = ops.clip(ops.round(value / step), -levels, levels) * step
+    # Plain arithmetic and no fake quantization operator: on constants the TFLite converter folds
+    # it, for every kind of kernel, while it fails on the operator per channel for Dense.
+    return weights + ops.cast(rounded - value, weights.dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class FakeQuantize(keras.layers.Layer):
+    """Round activations to the integers of a range that follows the data.
+
+    In training the range follows the minimum and maximum of each batch,
+    `m' = momentum * m + (1 - momentum) * min(x)`, starting from the first batch, and always holds
+    zero. `x' = round((clip(x) - zero) / step) * step + zero` with `step = (max - min) / (2**bits -
+    1)`. The gradient is 1 within the range and 0 outside.
+
+    Args:
+        bits: Integer width, 2 to 16.
+        momentum: Weight of the past in the moving range, 0 to 1.
+        fixed: Pair `(minimum, maximum)` of a range that never moves; None to follow the data.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Float tensor of any shape. Integer tensors pass unchanged.
+        training: Whether the range follows this batch.
+        observe: False to quantize with the range as it is, also in training.
+
+    Returns:
+        Tensor of the same shape and dtype.
+
+    Raises:
+        ValueError: If `bits`, `momentum` or `fixed` is out of range.
+
+    Example:
+        >>> layer = FakeQuantize(bits=2, fixed=(0.0, 3.0))
+        >>> [float(v) for v in layer([0.4, 1.2, 9.0])]
+        [0.0, 1.0, 3.0]
+
+    Reference:
+        - [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3
+    """
+
+    def __init__(
+        self,
+        bits: int = 8,
+        momentum: float = 0.99,
+        fixed: tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(bits, int) or not 2 <= bits <= 16:
+            raise ValueError(f"`bits` must be an integer from 2 to 16. Received: bits={bits!r}.")
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(
+                f"`momentum` must lie in [0, 1), e.g. 0.99. Received: momentum={momentum!r}."
+            )
+        if fixed is not None and not fixed[0] <= 0.0 <= fixed[1] > fixed[0]:
+            raise ValueError(
+                "`fixed` must be a pair (minimum, maximum) that holds zero. "
+                f"Received: fixed={fixed!r}."
+            )
+        self.bits = bits
+        self.momentum = momentum
+        self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
+        self.supports_masking = True
+        self.calibrating = False
+        self.built = True
+        if self.fixed is None:
+            # -6 and 6, the range before any data, is that of ReLU6 on both sides.
+            self.minimum = self._state("minimum", -6.0)
+            self.maximum = self._state("maximum", 6.0)
+            self.seen = self._state("observer_seen", 0.0)
+            self.frozen = self._state("observer_frozen", 0.0)
+
+    def _state(self, name: str, value: float) -> Any:
+        return self.add_weight(
+            shape=(),
+            initializer=keras.initializers.Constant(value),
+            trainable=False,
+            autocast=False,
+            dtype="float32",
+            aggregation="mean",
+            name=name,
+        )
+
+    def call(self, inputs: Tensor, training: bool | None = None, observe: bool = True) -> Tensor:
+        """Quantize, after following the batch where training."""
+        if "float" not in keras.backend.standardize_dtype(inputs.dtype):
+            return inputs
+        if self.fixed is not None:
+            low, high = self.fixed
+            return fake_quantized(inputs, low, high, self.bits)
+        low, high = ops.convert_to_tensor(self.minimum), ops.convert_to_tensor(self.maximum)
+        if observe and (training or self.calibrating):
+            low, high = self._follow(inputs, low, high)
+        # Two quantization steps at least: a constant zero has no range.
+        return fake_quantized(inputs, low, ops.maximum(high, low + 1e-6), self.bits)
+
+    def _follow(self, inputs: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        values = ops.cast(ops.stop_gradient(inputs), "float32")
+        batch_low = ops.minimum(ops.min(values), 0.0)
+        batch_high = ops.maximum(ops.max(values), 0.0)
+        first = ops.convert_to_tensor(self.seen) == 0.0
+        frozen = ops.convert_to_tensor(self.frozen) > 0.0
+        past = ops.where(first, 0.0, self.momentum)
+        low = ops.where(frozen, low, past * low + (1.0 - past) * batch_low)
+        high = ops.where(frozen, high, past * high + (1.0 - past) * batch_high)
+        self.minimum.assign(low)
+        self.maximum.assign(high)
+        self.seen.assign(ops.ones(()))
+        return low, high
+
+    def range(self) -> tuple[float, float]:
+        """The range in force, as Python numbers."""
+        if self.fixed is not None:
+            return self.fixed
+        return float(self.minimum), float(self.maximum)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the input."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {
+            **super().get_config(),
+            "bits": self.bits,
+            "momentum": self.momentum,
+            "fixed": self.fixed,
+        }
+
+
+def fake_quantized(inputs: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """`keras.quantizers.fake_quant_with_min_max_vars` with a range that takes no gradient.
+
+    Args:
+        inputs: Float tensor.
+        low: Scalar, not above 0.
+        high: Scalar, above `low`.
+        bits: Integer width.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    # On TensorFlow this is the operator from which the TFLite converter reads the range.
+    return keras.quantizers.fake_quant_with_min_max_vars(
+        inputs,
+        ops.stop_gradient(ops.convert_to_tensor(low, "float32")),
+        ops.stop_gradient(ops.convert_to_tensor(high, "float32")),
+        num_bits=bits,
+    )

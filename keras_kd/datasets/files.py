@@ -1,0 +1,134 @@
+"""Arrays from `.npz` files, without ever unpickling anything."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from keras_kd.datasets.dataset import Array, Dataset, Pair, assemble
+
+
+def load(path: str | os.PathLike[str]) -> Dataset:
+    """Load an image classification set from a `.npz` file.
+
+    The file holds `x_train`, `y_train`, `x_test` and `y_test`, and may hold `x_validation` with
+    `y_validation` and `class_names`. Images are `(samples, height, width)` or `(samples, height,
+    width, channels)`; integers from 0 to 255 are scaled to `[0, 1]`, floats are taken as they
+    are. Labels are integer class numbers from 0.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        A `Dataset`, whose `notes` say what was changed on the way.
+
+    Raises:
+        ValueError: If the file is missing, truncated, no `.npz` file or holds pickled objects,
+            or if its arrays are missing, of the wrong length or dtype, or not finite.
+
+    Example:
+        >>> import numpy as np, os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "tiny.npz")
+        >>> x, y = np.zeros((8, 4, 4), "uint8"), np.arange(8) % 2
+        >>> np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+        >>> load(path).input_shape
+        (4, 4, 1)
+    """
+    arrays = read(path, ("x_train", "y_train", "x_test", "y_test"))
+    validation: Pair | None = None
+    if ("x_validation" in arrays) != ("y_validation" in arrays):
+        raise ValueError(
+            f"`{path}` holds only one of `x_validation` and `y_validation`. Store both, or none "
+            "to have a validation split taken from the training samples."
+        )
+    if "x_validation" in arrays:
+        validation = (arrays["x_validation"], arrays["y_validation"])
+    class_names = None
+    if "class_names" in arrays:
+        class_names = [str(name) for name in np.atleast_1d(arrays["class_names"])]
+    return assemble(
+        os.fspath(path),
+        (arrays["x_train"], arrays["y_train"]),
+        test=(arrays["x_test"], arrays["y_test"]),
+        validation=validation,
+        class_names=class_names,
+    )
+
+
+def read(path: str | os.PathLike[str], required: Iterable[str] = ()) -> dict[str, Array]:
+    """Read all arrays of a `.npz` file into memory.
+
+    Args:
+        path: Path of the file.
+        required: Names that must be in it.
+
+    Returns:
+        The arrays by name, in the order of the file.
+
+    Raises:
+        ValueError: If the file is missing, truncated, no `.npz` file or holds pickled objects,
+            or if a required name is not in it.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "does not exist"
+        raise ValueError(f"`{path}` {what}. Expected the path of a `.npz` file.")
+    try:
+        # `np.load` would also take a bare `.npy` or a pickle: both are refused by the zip check.
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile
+        with np.load(path, allow_pickle=False) as archive:
+            names = list(archive.files)
+            _check_names(path, names, required)
+            return {name: _member(path, archive, name) for name in names}
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(
+            f"`{path}` is not a readable `.npz` file: it is truncated or of another format. "
+            "Write it again with `np.savez_compressed`."
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"`{path}` cannot be read: {error.strerror or error}. Check the file and its rights."
+        ) from error
+
+
+def _check_names(path: str, names: list[str], required: Iterable[str]) -> None:
+    required = list(required)
+    missing = [name for name in required if name not in names]
+    if not missing:
+        return
+    spare = [name for name in names if name not in required]
+    close = difflib.get_close_matches(missing[0], spare, n=1)
+    guess = f" Did you mean `{close[0]}`? Then rename it." if close else ""
+    raise ValueError(
+        f"`{path}` lacks {_listed(missing)}: it holds {_listed(names) or 'no arrays'}.{guess}"
+    )
+
+
+def _member(path: str, archive: np.lib.npyio.NpzFile, name: str) -> Array:
+    try:
+        value = archive[name]
+    except (zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as error:
+        raise zipfile.BadZipFile(name) from error
+    except ValueError as error:
+        if "pickle" in str(error).lower():
+            raise ValueError(
+                f"`{name}` in `{path}` is a pickled object array, which is never loaded: "
+                "unpickling runs code. Store plain numbers, all images of one shape."
+            ) from error
+        raise zipfile.BadZipFile(name) from error
+    if not isinstance(value, np.ndarray):
+        raise ValueError(
+            f"`{name}` in `{path}` is not an array but a file of another kind. "
+            "Write the file again with `np.savez_compressed`."
+        )
+    return value
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,57 @@
+"""Export to TFLite and ONNX: convert, run, compare, time, weigh, choose.
+
+`keras_kd.export` is both this package and the function: `keras_kd.export(student, folder, ...)` is
+`keras_kd.export.export_model(student, folder, ...)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .exporter import check_folder, export_model
+    from .manifest import ManifestError
+    from .report import Artifact, Report
+    from .verification import verify
+
+_HOME = {
+    "Artifact": "report",
+    "ManifestError": "manifest",
+    "Report": "report",
+    "check_folder": "exporter",
+    "export_model": "exporter",
+    "verify": "verification",
+}
+
+__all__ = ["Artifact", "ManifestError", "Report", "check_folder", "export_model", "verify"]
+
+
+class _CallableModule(ModuleType):
+    # The public face has `keras_kd.export(...)` for the everyday call and needs a package of the
+    # same name for the rest. Importing the package binds it over any function called `export`, so
+    # the package itself has to be callable.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from .exporter import export_model
+
+        return export_model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        home = _HOME.get(name)
+        if home is not None:
+            module = importlib.import_module(f"{__name__}.{home}")
+            value = getattr(module, name)
+            setattr(self, name, value)
+            return value
+        if name == "__signature__":
+            import inspect
+
+            from .exporter import export_model
+
+            return inspect.signature(export_model)
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+
+
+sys.modules[__name__].__class__ = _CallableModule

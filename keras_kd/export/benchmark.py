@@ -1,0 +1,36 @@
+"""How long one inference takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def time_calls(call: Callable[[], Any], *, seconds: float = 0.3, at_least: int = 30) -> np.ndarray:
+    """Time a call again and again after a warm-up.
+
+    Args:
+        call: What to time.
+        seconds: How long to measure, after a third of it for warming up.
+        at_least: Fewest timed calls, however long they take (but no more than 20 times `seconds`).
+
+    Returns:
+        Seconds of each call.
+    """
+    end = time.perf_counter() + seconds / 3
+    call()
+    while time.perf_counter() < end:
+        call()
+    times: list[float] = []
+    began = time.perf_counter()
+    while True:
+        start = time.perf_counter()
+        call()
+        stop = time.perf_counter()
+        times.append(stop - start)
+        spent = stop - began
+        if (spent >= seconds and len(times) >= at_least) or spent >= 20 * seconds:
+            return np.asarray(times)

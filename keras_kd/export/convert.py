@@ -1,0 +1,65 @@
+"""One model to many files, in the worker process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .signature import Arrays
+from .source import Source
+
+
+class Converter:
+    """Converts one model to the artifacts asked for.
+
+    Args:
+        job: Job of the worker: see `Source`, and `calibration` (path or `None`), `allow_flex`,
+            `opset`, `scratch`, `attempt`.
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._job = job
+        scratch = Path(job["scratch"]) / f"attempt-{job['attempt']}"
+        scratch.mkdir(parents=True, exist_ok=True)
+        self._source = Source(job, scratch)
+        self._calibration: Arrays | None = None
+        if job["calibration"]:
+            with np.load(job["calibration"]) as arrays:
+                names = [info.name for info in self._source.signature.inputs]
+                self._calibration = {name: arrays[f"x{i}"] for i, name in enumerate(names)}
+        self._litert: Any = None
+        self._onnx: Any = None
+
+    def convert(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Write one artifact.
+
+        Args:
+            task: `format`, `precision`, `path`.
+
+        Returns:
+            What the report says about the conversion: `batch` and `notes`.
+        """
+        if task["format"] == "tflite":
+            if self._litert is None:
+                from .litert import LiteRT
+
+                self._litert = LiteRT(self._source, self._calibration, self._job["allow_flex"])
+            blob, result = self._litert.convert(task["precision"])
+        else:
+            if self._onnx is None:
+                from .onnx import ONNX
+
+                self._onnx = ONNX(
+                    self._source,
+                    self._calibration,
+                    self._job["opset"],
+                    Path(self._job["scratch"]) / f"attempt-{self._job['attempt']}",
+                )
+            blob, result = self._onnx.convert(task["precision"])
+        temporary = Path(task["path"] + ".part")
+        temporary.write_bytes(blob)
+        os.replace(temporary, task["path"])
+        return result

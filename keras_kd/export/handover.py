@@ -1,0 +1,113 @@
+"""The model on its way to the process that converts it: a `.keras` file, or a SavedModel.
+
+The user's process only writes these. It never runs a converter, whose crash would end it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from .signature import Signature, pack
+
+
+def save_keras(model: Any, path: Path) -> dict[str, list[str]]:
+    """Write the model as a `.keras` file and say which modules loading it needs.
+
+    Args:
+        model: Any `keras.Model`.
+        path: The file.
+
+    Returns:
+        `{"modules": names to import, "classes": "module:name" of classes that are not registered}`.
+
+    Raises:
+        ValueError: If the file cannot be loaded elsewhere, since a class lives in `__main__` or the
+            model cannot be written.
+    """
+    import keras
+
+    try:
+        config = keras.saving.serialize_keras_object(model)
+        keras.saving.save_model(model, path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"it cannot be saved as a .keras file ({_line(error)})") from error
+    modules: set[str] = set()
+    classes: set[str] = set()
+    for module, class_name, registered in sorted(_classes(config)):
+        known = keras.saving.get_registered_object(registered) if registered else None
+        home = known.__module__ if known is not None else module
+        if home == "__main__" or home not in sys.modules:
+            raise ValueError(f"its class `{class_name}` is defined in `{home}`")
+        modules.add(home)
+        if known is None:
+            classes.add(f"{home}:{class_name}")
+    return {"modules": sorted(modules), "classes": sorted(classes)}
+
+
+def save_tensorflow(model: Any, signature: Signature, shapes: list[list[int]], path: Path) -> None:
+    """Trace the model, as it is in this process, into a SavedModel.
+
+    The endpoint `dynamic` takes any batch, `static` the batch of one that recurrent layers need.
+
+    Args:
+        model: A model on the TensorFlow backend.
+        signature: Of the model.
+        shapes: Full shape of one sample of every input, batch included.
+        path: Folder of the SavedModel.
+    """
+    import keras
+    import tensorflow as tf
+
+    names = [info.name for info in signature.outputs]
+
+    def call(*flat: Any) -> dict[str, Any]:
+        result = model(pack(model, signature, flat), training=False)
+        # An output that is an input passed through needs an operation of its own to be named.
+        return {
+            name: tf.identity(tensor)
+            for name, tensor in zip(names, keras.tree.flatten(result), strict=True)
+        }
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("dynamic", call, input_signature=specs(signature, None))
+    archive.add_endpoint("static", call, input_signature=specs(signature, shapes))
+    archive.write_out(str(path), verbose=False)
+
+
+def specs(signature: Signature, shapes: list[list[int]] | None) -> list[Any]:
+    """Return a `tf.TensorSpec` for every input, of the given shapes or the signature's own."""
+    import tensorflow as tf
+
+    rows = shapes or [info.shape for info in signature.inputs]
+    return [
+        tf.TensorSpec(shape, info.dtype, name=info.name)
+        for shape, info in zip(rows, signature.inputs, strict=True)
+    ]
+
+
+def _classes(config: Any) -> set[tuple[str, str, str | None]]:
+    # Every serialized object says where its class comes from; Keras's own need no import.
+    found: set[tuple[str, str, str | None]] = set()
+    if isinstance(config, dict):
+        if isinstance(config.get("class_name"), str) and "config" in config:
+            module = config.get("module") or ""
+            registered = config.get("registered_name")
+            own = module == "builtins" or module == "keras" or module.startswith("keras.")
+            if not own and config["class_name"] not in ("__tuple__", "__typespec__", "__tensor__"):
+                found.add((module, config["class_name"], registered))
+        for value in config.values():
+            found |= _classes(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            found |= _classes(value)
+    return found
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"

@@ -1,0 +1,164 @@
+"""Keras to TFLite, through TensorFlow's converter. Runs in the worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .signature import Arrays, Signature
+from .source import Source
+
+
+class LiteRT:
+    """Converts a model to TFLite.
+
+    Args:
+        source: The model.
+        calibration: Samples by input name for static quantization.
+        allow_flex: Whether TensorFlow operators may stay in the file. It then needs a runtime with
+            the Flex delegate.
+    """
+
+    def __init__(self, source: Source, calibration: Arrays | None, allow_flex: bool) -> None:
+        self._source = source
+        self._calibration = calibration
+        self._allow_flex = allow_flex
+        # Found with the first conversion, kept for the others: whether any batch size works.
+        self._static: bool | None = None
+
+    def convert(self, precision: str) -> tuple[bytes, dict[str, Any]]:
+        """Return the file's bytes and what is worth saying about it."""
+        notes: list[str] = []
+        if self._static is None:
+            self._static = self._needs_static_batch()
+        if self._static:
+            notes.append(
+                "the batch size is fixed at 1: this model does not convert with a free one"
+            )
+        blob = self._run(precision, notes)
+        blob = rename(blob, self._source.signature)
+        return blob, {"batch": "static" if self._static else "dynamic", "notes": notes}
+
+    def _needs_static_batch(self) -> bool:
+        try:
+            blob = self._convert(self._converter("dynamic"), "float32", strict=False)
+            return not _runs_with_batch(blob, self._source)
+        except Exception as error:
+            dynamic = error
+        # The static form is the last one there is: its own reason is the one to report, unless it
+        # says less than the first one.
+        try:
+            self._convert(self._converter("static"), "float32", strict=False)
+        except Exception as error:
+            raise error from dynamic
+        return True
+
+    def _run(self, precision: str, notes: list[str]) -> bytes:
+        endpoint = "static" if self._static else "dynamic"
+        if precision != "int8":
+            return self._convert(self._converter(endpoint), precision, strict=False)
+        try:
+            return self._convert(self._converter(endpoint), "int8", strict=True)
+        except Exception as error:
+            reason = _first_line(error)
+        blob = self._convert(self._converter(endpoint), "int8", strict=False)
+        notes.append(f"some operators have no int8 form and stay float ({reason})")
+        return blob
+
+    def _converter(self, endpoint: str, *, unroll: bool = False) -> Any:
+        import tensorflow as tf
+
+        return tf.lite.TFLiteConverter.from_saved_model(
+            self._source.saved_model(unroll=unroll), signature_keys=[endpoint]
+        )
+
+    def _convert(self, converter: Any, precision: str, *, strict: bool) -> bytes:
+        import tensorflow as tf
+
+        ops = tf.lite.OpsSet
+        converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS]
+        if precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if precision == "int8":
+            converter.target_spec.supported_ops = (
+                [ops.TFLITE_BUILTINS_INT8]
+                if strict
+                else [ops.TFLITE_BUILTINS_INT8, ops.TFLITE_BUILTINS]
+            )
+            # Fake quantization in the model already carries every range.
+            if not self._source.quantized:
+                converter.representative_dataset = self._representative
+            signature = self._source.signature
+            if all(info.dtype == "float32" for info in signature.inputs):
+                converter.inference_input_type = tf.int8
+            if all(info.dtype == "float32" for info in signature.outputs):
+                converter.inference_output_type = tf.int8
+        if self._allow_flex:
+            converter.target_spec.supported_ops = [
+                *converter.target_spec.supported_ops,
+                ops.SELECT_TF_OPS,
+            ]
+        return converter.convert()
+
+    def _representative(self) -> Iterator[dict[str, np.ndarray]]:
+        arrays = self._calibration
+        if arrays is None:
+            raise ValueError("int8 needs calibration data")
+        for i in range(len(next(iter(arrays.values())))):
+            # By name: a list would have to follow the converter's own order of inputs.
+            yield {name: array[i : i + 1] for name, array in arrays.items()}
+
+
+def _runs_with_batch(blob: bytes, source: Source) -> bool:
+    # Some files claim a free batch and hold a shape that was fixed in conversion.
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        interpreter = Interpreter(model_content=blob, num_threads=1)
+        runner = interpreter.get_signature_runner()
+        feed = {
+            info.name: np.zeros((3, *shape[1:]), info.dtype)
+            for info, shape in zip(source.signature.inputs, source.shapes, strict=True)
+        }
+        result = runner(**feed)
+    except (RuntimeError, ValueError):
+        return False
+    return all(len(array) == 3 for array in result.values())
+
+
+def rename(blob: bytes, signature: Signature) -> bytes:
+    """Give the tensors at the borders of a TFLite file their Keras names.
+
+    The converter names them `serving_default_x:0` and `StatefulPartitionedCall_1:0`. Clients that
+    read tensors rather than signatures would otherwise have to guess which is which.
+
+    Args:
+        blob: The file.
+        signature: Of the Keras model.
+
+    Returns:
+        The file with renamed tensors and one signature, `serving_default`.
+    """
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(blob))
+    known = {info.name for info in (*signature.inputs, *signature.outputs)}
+    for definition in model.signatureDefs:
+        definition.signatureKey = b"serving_default"
+        graph = model.subgraphs[definition.subgraphIndex]
+        for entry in (*definition.inputs, *definition.outputs):
+            name = entry.name.decode()
+            if name not in known:
+                raise ValueError(f"the converter renamed a tensor of the signature to `{name}`")
+            graph.tensors[entry.tensorIndex].name = entry.name
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "error:" in line]
+    return (telling or lines or [type(error).__name__])[0][:200]

@@ -1,0 +1,157 @@
+"""`manifest.json`: what was exported, measured and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+FILE = "manifest.json"
+VERSION = 1
+
+_PACKAGES = (
+    "keras-kd",
+    "keras",
+    "tensorflow",
+    "numpy",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "onnx",
+    "onnxruntime",
+    "tf2onnx",
+)
+
+
+class ManifestError(ValueError):
+    """A manifest is missing, damaged or edited, or a file is not the one it describes."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that take part in an export."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest with the hash of its own content, in plain JSON values."""
+    content = plain({key: value for key, value in content.items() if key != "seal"})
+    return {**content, "seal": _hash(content)}
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Write a sealed manifest in one step.
+
+    Args:
+        content: The manifest, without its seal.
+        path: The file; a reader sees the old one or the new one, never half of it.
+    """
+    write_text(json.dumps(seal(content), indent=2, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file under a temporary name and rename it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read and check a manifest.
+
+    Args:
+        folder: Holds `manifest.json`.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ManifestError: If it is missing, is no manifest of this version, was edited, or names a file
+            outside its folder.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ManifestError(
+            f"`{folder}` has no {FILE}. Pass a folder that `keras_kd.export` wrote."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"`{path}` cannot be read: {error}. Export again.") from None
+    if not isinstance(content, dict) or content.get("schema") != VERSION:
+        raise ManifestError(
+            f"`{path}` is no export manifest of version {VERSION}. Export again with this version."
+        )
+    unsealed = {key: value for key, value in content.items() if key != "seal"}
+    if content.get("seal") != _hash(unsealed):
+        raise ManifestError(
+            f"`{path}` was changed after the export: its content does not match its seal. "
+            "Restore the file or export again."
+        )
+    files = [row["file"] for row in content["artifacts"] if row.get("file")]
+    for name in (*files, content["evaluation"]["file"]):
+        inside(folder, name)
+    return content
+
+
+def inside(folder: Path, name: Any) -> Path:
+    """Return the path of a file in the folder.
+
+    Raises:
+        ManifestError: If the name leads out of the folder.
+    """
+    path = folder / str(name)
+    if (
+        not isinstance(name, str)
+        or Path(name).name != name
+        or name in ("", ".", "..")
+        or path.resolve().parent != folder.resolve()
+    ):
+        raise ManifestError(
+            f"The manifest in `{folder}` names the file `{name}`, which lies outside the folder. "
+            "A manifest only describes files beside it."
+        )
+    return path
+
+
+def plain(value: Any) -> Any:
+    """Return JSON values; a number that is not finite becomes `None`."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _hash(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

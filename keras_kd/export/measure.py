@@ -1,0 +1,77 @@
+"""One file in its runtime: answers, size, latency. Runs in the worker process."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .benchmark import time_calls
+from .contents import inspect
+from .metrics import compare
+from .runtime import open_file, run_all
+from .signature import Signature
+
+
+class Measurer:
+    """Measures files against the same evaluation data.
+
+    Args:
+        job: `signature`, `evaluation` (path of an `.npz` with `x<i>` inputs, `y<i>` outputs of
+            Keras and `t<i>` labels), `kinds`, `stored` (how many of the samples travel with the
+            files), `threads`, `time` (whether to measure latency).
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        signature = Signature.from_dict(job["signature"])
+        with np.load(job["evaluation"]) as arrays:
+            self._inputs = {info.name: arrays[f"x{i}"] for i, info in enumerate(signature.inputs)}
+            self._references = {
+                info.name: arrays[f"y{i}"] for i, info in enumerate(signature.outputs)
+            }
+            self._labels = {
+                info.name: arrays[f"t{i}"]
+                for i, info in enumerate(signature.outputs)
+                if f"t{i}" in arrays
+            }
+        self._job = job
+
+    def measure(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Measure one file.
+
+        Args:
+            task: `path`.
+
+        Returns:
+            JSON values: `metrics`, `check` (the same on the samples that travel along), `bytes`,
+            `gzip_bytes`, `latency_ms`, `signature`, `contents`.
+        """
+        path = Path(task["path"])
+        blob = path.read_bytes()
+        runtime = open_file(path, self._job["threads"])
+        outputs = run_all(runtime, self._inputs)
+        missing = sorted(set(self._references) - set(outputs))
+        if missing:
+            raise ValueError(f"the file has outputs {sorted(outputs)} and lacks {missing}")
+        result: dict[str, Any] = {
+            "metrics": self._compare(outputs, slice(None)),
+            "check": self._compare(outputs, slice(self._job["stored"])),
+            "bytes": len(blob),
+            "gzip_bytes": len(gzip.compress(blob, mtime=0)),
+            "signature": runtime.signature(),
+            "contents": inspect(path),
+        }
+        if self._job["time"]:
+            times = time_calls(runtime.prepare({name: x[:1] for name, x in self._inputs.items()}))
+            result["latency_ms"] = float(np.median(times)) * 1e3
+        return result
+
+    def _compare(self, outputs: dict[str, np.ndarray], rows: slice) -> dict[str, Any]:
+        return compare(
+            {name: array[rows] for name, array in self._references.items()},
+            {name: array[rows] for name, array in outputs.items()},
+            {name: array[rows] for name, array in self._labels.items()},
+            self._job["kinds"],
+        )

@@ -1,0 +1,168 @@
+"""How far an exported file's answers are from the Keras model's, and from the labels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+KINDS = ("classes", "binary", "multilabel", "values")
+"""What an output means: one class of many, one yes or no, several of them, or plain numbers."""
+
+
+def kind_of(reference: np.ndarray, labels: np.ndarray | None) -> str:
+    """Say what an output means, from its shape and its labels.
+
+    Args:
+        reference: Outputs of the Keras model, `(samples, ..., units)`.
+        labels: `None`, class indices `(samples, ...)`, or an array shaped like the outputs.
+
+    Returns:
+        One of `KINDS`.
+
+    Raises:
+        ValueError: If class indices lie outside the number of units, or the shapes do not fit.
+    """
+    units = reference.shape[-1] if reference.ndim > 1 else 1
+    if labels is None:
+        return "classes" if reference.ndim == 2 and units > 1 else "values"
+    labels = squeeze(labels, reference)
+    whole = labels.dtype.kind in "biu" or bool(np.all(labels == np.round(labels)))
+    if units > 1 and labels.shape == reference.shape[:-1] and whole:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= units:
+            raise ValueError(
+                f"The evaluation labels run from {low} to {high}, but the model has {units} outputs, "
+                f"so labels lie in 0..{units - 1}. Check the labels or the model's last layer."
+            )
+        return "classes"
+    if labels.shape != reference.shape:
+        raise ValueError(
+            f"The evaluation labels have shape {labels.shape} and the model's outputs "
+            f"{reference.shape}. Pass class indices of shape {reference.shape[:-1]}, or one value "
+            "for each output."
+        )
+    if whole and set(np.unique(labels)) <= {0, 1}:
+        if units == 1:
+            return "binary"
+        return "classes" if np.all(labels.sum(axis=-1) == 1) else "multilabel"
+    # Soft labels are distributions over the classes.
+    distributions = (
+        units > 1 and labels.min() >= 0 and np.allclose(labels.sum(axis=-1), 1, atol=1e-3)
+    )
+    return "classes" if distributions else "values"
+
+
+def squeeze(labels: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Bring labels to the rank of the class indices or of the outputs, as Keras's metrics do."""
+    if labels.ndim == reference.ndim and labels.shape[-1] == 1 and reference.shape[-1] > 1:
+        return labels[..., 0]
+    if labels.ndim == reference.ndim - 1 and reference.shape[-1] == 1:
+        return labels[..., None]
+    return labels
+
+
+def decide(outputs: np.ndarray, kind: str, probabilities: bool) -> np.ndarray | None:
+    """Turn outputs into decisions: class indices, or yes and no; `None` for plain numbers."""
+    if kind == "classes":
+        return outputs.argmax(axis=-1)
+    if kind in ("binary", "multilabel"):
+        return outputs > (0.5 if probabilities else 0.0)
+    return None
+
+
+def is_probability(reference: np.ndarray) -> bool:
+    """Say whether outputs lie in [0, 1], which logits of more than a few samples do not."""
+    return bool(reference.min() >= 0 and reference.max() <= 1)
+
+
+def accuracy(
+    outputs: np.ndarray, labels: np.ndarray | None, kind: str, probabilities: bool
+) -> float | None:
+    """Return the share of right decisions, in 0..1; `None` without labels or decisions."""
+    decisions = decide(outputs, kind, probabilities)
+    if labels is None or decisions is None:
+        return None
+    labels = squeeze(labels, outputs)
+    if kind == "classes" and labels.shape == outputs.shape:
+        labels = labels.argmax(axis=-1)
+    return float(np.mean(decisions == labels.astype(decisions.dtype)))
+
+
+def agreement(
+    reference: np.ndarray, outputs: np.ndarray, kind: str, probabilities: bool
+) -> float | None:
+    """Return the share of decisions equal to the reference's, in 0..1; `None` for plain numbers."""
+    mine = decide(outputs, kind, probabilities)
+    theirs = decide(reference, kind, probabilities)
+    return None if mine is None or theirs is None else float(np.mean(mine == theirs))
+
+
+def sqnr(reference: np.ndarray, outputs: np.ndarray) -> float:
+    """Return the ratio of signal to quantization noise, `10 log10(Σ r² / Σ (r − o)²)`, in dB.
+
+    Args:
+        reference: Outputs of the Keras model, any shape.
+        outputs: Outputs of the file, same shape.
+
+    Returns:
+        Decibels; infinite where both are equal.
+    """
+    reference = reference.astype(np.float64)
+    noise = float(np.sum((reference - outputs) ** 2))
+    signal = float(np.sum(reference**2))
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def compare(
+    references: dict[str, np.ndarray],
+    outputs: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    kinds: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Compare all outputs of a file with the Keras model's.
+
+    Args:
+        references: Keras's outputs by name.
+        outputs: The file's outputs by name, dequantized.
+        labels: Labels by output name; an output may have none.
+        kinds: For each output `{"kind": one of KINDS, "probabilities": bool}`.
+
+    Returns:
+        `accuracy` and `agreement` (means over the outputs that have them, else `None`), `worst`
+        (greatest absolute difference), `relative` (the same over the greatest magnitude of that
+        output), `sqnr` (lowest over the outputs, dB), `finite`, and `outputs` with the figures of
+        each output.
+    """
+    rows = {}
+    for name, reference in references.items():
+        got = outputs[name].astype(np.float32)
+        kind, probabilities = kinds[name]["kind"], kinds[name]["probabilities"]
+        finite = bool(np.isfinite(got).all())
+        worst = float(np.max(np.abs(got - reference), initial=0.0)) if finite else math.inf
+        peak = float(np.max(np.abs(reference), initial=0.0))
+        rows[name] = {
+            "accuracy": accuracy(got, labels.get(name), kind, probabilities),
+            "agreement": agreement(reference, got, kind, probabilities),
+            "worst": worst,
+            "relative": worst / peak if peak > 0 else worst,
+            "sqnr": sqnr(reference, got) if finite else -math.inf,
+            "finite": finite,
+        }
+    return {
+        "accuracy": _mean([row["accuracy"] for row in rows.values()]),
+        "agreement": _mean([row["agreement"] for row in rows.values()]),
+        "worst": max(row["worst"] for row in rows.values()),
+        "relative": max(row["relative"] for row in rows.values()),
+        "sqnr": min(row["sqnr"] for row in rows.values()),
+        "finite": all(row["finite"] for row in rows.values()),
+        "outputs": rows,
+    }
+
+
+def _mean(values: list[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,146 @@
+"""The report as one HTML page that opens offline."""
+
+from __future__ import annotations
+
+import io
+from importlib.resources import files
+from typing import Any
+
+from .report import Report, latency, number, percent, size
+
+_COLORS = {"tflite": "#1f6f8b", "onnx": "#c1553b"}
+_MARKERS = {"float32": "o", "float16": "s", "dynamic": "^", "int8": "D"}
+
+
+def render(report: Report) -> str:
+    """Return the page.
+
+    Args:
+        report: What was exported.
+
+    Returns:
+        HTML with its plots as inline SVG and no outside reference.
+
+    Raises:
+        ImportError: If Jinja or Matplotlib is missing.
+    """
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"The HTML report needs {error.name}, which is not installed. Install it with "
+            '`pip install "keras_kd[report]"`.'
+        ) from error
+    template = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True
+    ).from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
+    rows = report.rows()
+    plots = [
+        plot
+        for plot in (
+            _scatter(rows, "bytes", "size in KB", 1e-3),
+            _scatter(rows, "latency_ms", "latency in ms, one thread, batch of one", 1.0),
+            *_curves(report.manifest["history"] or {}),
+        )
+        if plot is not None
+    ]
+    return template.render(
+        report=report,
+        manifest=report.manifest,
+        rows=rows,
+        plots=plots,
+        size=size,
+        percent=percent,
+        number=number,
+        latency=latency,
+    )
+
+
+def _figure(width: float = 5.6) -> Any:
+    # The object interface: pyplot would change the caller's backend and open figures.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, 3.6), layout="constrained")
+
+
+def _svg(figure: Any) -> str:
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    # A fixed salt and no date: the same report gives the same bytes. Paths, since the reader's
+    # machine may lack the font.
+    with rc_context({"svg.hashsalt": "keras_kd", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _scatter(
+    rows: list[dict[str, Any]], key: str, label: str, factor: float
+) -> dict[str, str] | None:
+    quality, title = "accuracy", "accuracy in %"
+    if all(row.get("accuracy") is None for row in rows):
+        quality, title = "agreement", "agreement with the Keras model in %"
+    points = [row for row in rows if row.get(key) is not None and row.get(quality) is not None]
+    if not points:
+        return None
+    from matplotlib.ticker import ScalarFormatter
+
+    figure = _figure()
+    axes = figure.subplots()
+    for row in points:
+        failed = row.get("status") == "failed"
+        color = _COLORS.get(row.get("format", ""), "#444444")
+        x, y = row[key] * factor, 100 * row[quality]
+        axes.plot(
+            [x],
+            [y],
+            _MARKERS.get(row.get("precision", ""), "*"),
+            color=color,
+            markersize=10 if row["best"] else 7,
+            markerfacecolor="white" if failed else color,
+        )
+        axes.annotate(
+            row["name"] + (" (best)" if row["best"] else " (failed)" if failed else ""),
+            (x, y),
+            textcoords="offset points",
+            xytext=(6, 5),
+            fontsize=7,
+            color=color,
+        )
+    values = [row[key] * factor for row in points]
+    if min(values) > 0 and max(values) > 8 * min(values):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.margins(0.18, 0.15)
+    axes.set_xlabel(label)
+    axes.set_ylabel(title)
+    axes.grid(True, alpha=0.3)
+    what = "Size" if key == "bytes" else "Latency"
+    return {"title": f"{what} against {quality}", "svg": _svg(figure)}
+
+
+def _curves(history: dict[str, list[float | None]]) -> list[dict[str, str]]:
+    # One plot for each quantity, its validation curve in the same one.
+    names = [name for name in history if not name.startswith("val_")]
+    losses = [name for name in names if "loss" in name]
+    others = [name for name in names if name not in losses]
+    plots = []
+    for title, group in (("Losses by epoch", losses), ("Metrics by epoch", others)):
+        if not group:
+            continue
+        figure = _figure()
+        axes = figure.subplots()
+        for i, name in enumerate(group):
+            for key, style in ((name, "-"), (f"val_{name}", "--")):
+                if key in history:
+                    values = [float("nan") if v is None else v for v in history[key]]
+                    axes.plot(
+                        range(1, len(values) + 1), values, style, color=f"C{i}", label=key, lw=1.5
+                    )
+        axes.set_xlabel("epoch")
+        axes.legend(fontsize=7)
+        axes.grid(True, alpha=0.3)
+        plots.append({"title": title, "svg": _svg(figure)})
+    return plots

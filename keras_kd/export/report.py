@@ -1,0 +1,277 @@
+"""The result of an export: what was made, how good it is, which file to take."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import manifest
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported file and what was measured on it.
+
+    Args:
+        format: `"tflite"` or `"onnx"`.
+        precision: For example `"int8"`.
+        status: `"passed"` or `"failed"`.
+        reason: Why it failed; empty if it passed.
+        path: The file; `None` if none was made.
+        bytes: Size of the file.
+        gzip_bytes: Size when gzipped.
+        accuracy: Share of right answers on the evaluation data, 0..1; `None` without labels.
+        drop: Accuracy of the Keras model minus that of the file.
+        agreement: Share of the Keras model's decisions that the file repeats, 0..1.
+        worst: Greatest absolute difference from the Keras model's outputs.
+        sqnr: Ratio of signal to quantization noise in dB; `None` where there is no noise.
+        latency_ms: Median time of one inference with one thread, in milliseconds.
+        batch: `"dynamic"` or `"static"` (batch of one).
+        flags: What deserves a second look, as sentences.
+        sha256: Hash of the file.
+        details: The whole entry of the manifest.
+    """
+
+    format: str
+    precision: str
+    status: str
+    reason: str
+    path: Path | None
+    bytes: int | None
+    gzip_bytes: int | None
+    accuracy: float | None
+    drop: float | None
+    agreement: float | None
+    worst: float | None
+    sqnr: float | None
+    latency_ms: float | None
+    batch: str | None
+    flags: tuple[str, ...]
+    sha256: str | None
+    details: dict[str, Any] = field(repr=False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was made, verified and within the budget."""
+        return self.status == "passed"
+
+    @property
+    def file(self) -> str | None:
+        """Name of the file, without its folder."""
+        return None if self.path is None else self.path.name
+
+
+_OWN = ("name", "best", "parameters", "flags")
+_COLUMNS = (
+    *("name", "best", "format", "precision", "status", "reason", "file", "parameters", "bytes"),
+    *("gzip_bytes", "accuracy", "drop", "agreement", "worst", "sqnr", "latency_ms", "batch"),
+    *("flags", "sha256"),
+)
+
+
+class Report:
+    """What an export made and measured.
+
+    Args:
+        folder: Where the files lie.
+        content: The manifest.
+        problems: What `verify` found wrong with files, one sentence each.
+
+    Example:
+        >>> report = keras_kd.export.verify("exported/digits")  # doctest: +SKIP
+        >>> print(report.table())  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, folder: str | Path, content: dict[str, Any], problems: Sequence[str] = ()
+    ) -> None:
+        self.folder = Path(folder)
+        self.problems = tuple(problems)
+        self.manifest = content
+        self.artifacts = tuple(self._artifact(row) for row in content["artifacts"])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """Read the report of an earlier export, without running anything.
+
+        Args:
+            folder: What `keras_kd.export` wrote.
+
+        Returns:
+            The report.
+
+        Raises:
+            ManifestError: If the manifest is missing, damaged or edited.
+        """
+        return cls(folder, manifest.read(Path(folder)))
+
+    @property
+    def best(self) -> Artifact | None:
+        """The smallest (or fastest) file that passed; `None` if none did."""
+        for artifact in self.artifacts:
+            if artifact.file is not None and artifact.file == self.manifest["best"]:
+                return artifact
+        return None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a best file, and `verify` found nothing wrong."""
+        return self.best is not None and not self.problems
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat dict for the teacher if there is one, the Keras model, and each file.
+
+        The keys are the same in all of them: `name`, `best`, `parameters`, and the fields of
+        `Artifact`, with `file` for `path`. What does not apply is `None`.
+        """
+        rows = [
+            {**dict.fromkeys(_COLUMNS), "name": name, "best": False, **self.manifest[name]}
+            for name in ("teacher", "keras")
+            if self.manifest[name]
+        ]
+        for artifact in self.artifacts:
+            known = {key: getattr(artifact, key) for key in _COLUMNS if key not in _OWN}
+            rows.append(
+                {
+                    **known,
+                    "name": f"{artifact.format} {artifact.precision}",
+                    "best": artifact is self.best,
+                    "parameters": None,
+                    "flags": list(artifact.flags),
+                }
+            )
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values: the folder, the best file, the rows and the settings."""
+        return {
+            "folder": str(self.folder),
+            "best": self.manifest["best"],
+            "ok": self.ok,
+            "problems": list(self.problems),
+            "rows": self.rows(),
+            "settings": self.manifest["settings"],
+            "evaluation": self.manifest["evaluation"],
+        }
+
+    def table(self) -> str:
+        """Return the figures as text of at most 80 columns, failures and flags below.
+
+        Sizes are in units of 1,000 bytes, latency is the median of one inference with one thread.
+        """
+        head = f"{'':2}{'':<19}{'size':>8} {'gzip':>8} {'acc':>6} {'agree':>6} "
+        head += f"{'worst':>8} {'SQNR':>6} {'ms':>8}"
+        lines = [head]
+        for row in self.rows():
+            mark = "* " if row["best"] else "x " if row.get("status") == "failed" else "  "
+            noise = row.get("sqnr")
+            lines.append(
+                f"{mark}{row['name']:<19}{size(row.get('bytes')):>8} "
+                f"{size(row.get('gzip_bytes')):>8} {percent(row.get('accuracy')):>6} "
+                f"{percent(row.get('agreement')):>6} {number(row.get('worst')):>8} "
+                f"{'-' if noise is None else format(noise, '.1f'):>6} "
+                f"{latency(row.get('latency_ms')):>8}".rstrip()
+            )
+        lines.append("")
+        lines.extend(textwrap.wrap(self._verdict(), 80))
+        for artifact in self.artifacts:
+            name = f"{artifact.format} {artifact.precision}"
+            if not artifact.passed:
+                lines.extend(_wrap(f"x {name}: {artifact.reason}"))
+            lines.extend(line for flag in artifact.flags for line in _wrap(f"! {name}: {flag}"))
+        return "\n".join(lines)
+
+    def save_html(self, path: str | Path) -> Path:
+        """Write the report as one HTML file that opens offline.
+
+        Args:
+            path: The file; its folder must exist.
+
+        Returns:
+            The path.
+        """
+        from .page import render
+
+        path = Path(path)
+        manifest.write_text(render(self), path)
+        return path
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def _verdict(self) -> str:
+        settings = self.manifest["settings"]
+        limit = settings["max_drop"]
+        budget = (
+            "no limit on the accuracy lost"
+            if limit is None
+            else f"at most {100 * limit:g} points of accuracy lost"
+        )
+        best = self.best
+        if best is None:
+            return f"* no file passed ({budget})."
+        kind = "smallest" if settings["objective"] == "size" else "fastest"
+        return (
+            f"* {kind} file that passed, {budget}: {best.file} "
+            f"({self.manifest['evaluation']['samples']} evaluation samples)."
+        )
+
+    def _artifact(self, row: dict[str, Any]) -> Artifact:
+        metrics = row.get("metrics") or {}
+        return Artifact(
+            format=row["format"],
+            precision=row["precision"],
+            status=row["status"],
+            reason=row["reason"],
+            path=self.folder / row["file"] if row.get("file") else None,
+            bytes=row.get("bytes"),
+            gzip_bytes=row.get("gzip_bytes"),
+            accuracy=metrics.get("accuracy"),
+            drop=row.get("drop"),
+            agreement=metrics.get("agreement"),
+            worst=metrics.get("worst"),
+            sqnr=metrics.get("sqnr"),
+            latency_ms=row.get("latency_ms"),
+            batch=row.get("batch"),
+            flags=tuple(row["flags"]),
+            sha256=row.get("sha256"),
+            details=row,
+        )
+
+
+def size(count: int | None) -> str:
+    """Return a number of bytes as a person reads it, in units of 1,000."""
+    if count is None:
+        return "-"
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("KB", "MB", "GB"):
+        value /= 1000
+        if value < 999.5 or unit == "GB":
+            break
+    return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share in 0..1 as percent with two digits."""
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def number(value: float | None) -> str:
+    """Return a difference in three significant digits."""
+    return "-" if value is None else f"{value:.2g}"
+
+
+def latency(milliseconds: float | None) -> str:
+    """Return milliseconds with the digits that mean something."""
+    if milliseconds is None:
+        return "-"
+    return f"{milliseconds:.3f}" if milliseconds < 10 else f"{milliseconds:.1f}"
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, 80, subsequent_indent="    ")

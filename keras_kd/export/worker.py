@@ -1,0 +1,80 @@
+"""The process that converts and measures: `python -m keras_kd.export.worker FOLDER`.
+
+`FOLDER/job.json` says what to do. Every task leaves `FOLDER/<id>.json`, and `FOLDER/current` names
+the one at work, so that the parent knows which one a crash belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def main(folder: Path) -> None:
+    """Do the job in a folder.
+
+    Args:
+        folder: Holds `job.json`; receives the results.
+    """
+    job = json.loads((folder / "job.json").read_text())
+    # The caller's own modules may be needed to rebuild its layers; they come after everything else.
+    sys.path.extend(part for part in job["sys_path"] if part not in sys.path)
+    try:
+        work = _worker(job)
+    except Exception as error:
+        traceback.print_exc()
+        for task in job["tasks"]:
+            _write(
+                folder / f"{task['id']}.json",
+                {"error": _reason(error), "crashed": False, "started": False},
+            )
+        return
+    for task in job["tasks"]:
+        (folder / "current").write_text(task["id"])
+        began = time.perf_counter()
+        try:
+            result = work(task)
+        except Exception as error:
+            traceback.print_exc()
+            result = {"error": _reason(error), "crashed": False}
+            if isinstance(error, OSError) and error.errno is not None:
+                result["errno"] = error.errno
+        result["seconds"] = time.perf_counter() - began
+        _write(folder / f"{task['id']}.json", result)
+        (folder / "current").unlink()
+
+
+def _worker(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    if job["kind"] == "convert":
+        from .convert import Converter
+
+        return Converter(job).convert
+    from .measure import Measurer
+
+    return Measurer(job).measure
+
+
+def _reason(error: Exception) -> str:
+    # Converters raise with pages of MLIR; the line with "error:" is the one that says why.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [
+        line for line in lines if "error:" in line and "Failures have been detected" not in line
+    ]
+    text = (telling or lines or [""])[0]
+    return f"{type(error).__name__}: {text}"[:600]
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(value))
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

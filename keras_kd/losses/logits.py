@@ -1,0 +1,607 @@
+"""Losses between class logits: the teacher's answers, softened, matched or ranked."""
+
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+
+from keras_kd.losses.base import DistillationLoss, last_axis_equal, require_positive
+from keras_kd.losses.geometry import huber
+from keras_kd.losses.temperatures import AdaptiveTemperature
+from keras_kd.typing import Tensor
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Logits with zero mean and unit sample standard deviation over the classes.
+
+    `(z - mean(z)) / (1e-7 + std(z))`, `std` with one degree of freedom less
+    than there are classes.
+
+    Args:
+        logits: `(batch, ..., classes)`, unnormalized.
+
+    Returns:
+        Tensor of the same shape.
+
+    Reference:
+        - [Sun et al., 2024](https://arxiv.org/abs/2403.01427), section 4
+    """
+    centered = logits - ops.mean(logits, axis=-1, keepdims=True)
+    count = max(int(logits.shape[-1]) - 1, 1)
+    variance = ops.sum(ops.square(centered), axis=-1, keepdims=True) / count
+    # Constant logits are 0 whatever they are divided by. Dividing them by 1 keeps
+    # their gradient of order 1: sqrt has an infinite slope at 0, 1e-7 one of 1e7.
+    constant = ops.equal(variance, 0)
+    deviation = ops.sqrt(ops.where(constant, ops.ones_like(variance), variance))
+    return centered / (deviation + ops.cast(1e-7, logits.dtype))
+
+
+def softened_kl(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
+    """KL divergence between temperature-softened class distributions.
+
+    `T**2 * sum_c p_c * (log p_c - log q_c)` with `p = softmax(teacher / T)`,
+    `q = softmax(student / T)`.
+
+    Args:
+        teacher: Logits `(batch, ..., classes)`, unnormalized.
+        student: Logits of the same shape.
+        temperature: Positive scalar or `(batch, ..., 1)`, dimensionless.
+
+    Returns:
+        Tensor `(batch, ...)`, in nats.
+    """
+    # Both sides stay in log space: probabilities clipped at 1e-7 lose the
+    # gradient of every logit that trails by more than 16.
+    temperature = ops.cast(temperature, student.dtype)
+    log_p = ops.log_softmax(teacher / temperature, axis=-1)
+    log_q = ops.log_softmax(student / temperature, axis=-1)
+    kl = ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
+    # The gradient of the softened KL shrinks as 1 / temperature**2.
+    return squared_temperature(temperature) * kl
+
+
+def squared_temperature(temperature: Tensor) -> Tensor:
+    """`T**2` with the shape of the values: without the axis of the classes."""
+    squared = ops.square(temperature)
+    return squared[..., 0] if len(squared.shape) else squared
+
+
+def reverse_kl(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
+    """KL divergence from the student's to the teacher's softened distribution.
+
+    `sum_c q_c * (log q_c - log p_c)` with `p = softmax(teacher / T)`,
+    `q = softmax(student / T)`; no `T**2`.
+
+    Args:
+        teacher: Logits `(batch, ..., classes)`, unnormalized.
+        student: Logits of the same shape.
+        temperature: Positive scalar or `(batch, ..., 1)`, dimensionless.
+
+    Returns:
+        Tensor `(batch, ...)`, in nats.
+    """
+    temperature = ops.cast(temperature, student.dtype)
+    log_p = ops.log_softmax(teacher / temperature, axis=-1)
+    log_q = ops.log_softmax(student / temperature, axis=-1)
+    return ops.sum(ops.exp(log_q) * (log_q - log_p), axis=-1)
+
+
+def jensen_shannon(teacher: Tensor, student: Tensor, temperature: Tensor, beta: float) -> Tensor:
+    """Generalized Jensen-Shannon divergence of the softened distributions.
+
+    `beta * KL(p || m) + (1 - beta) * KL(q || m)`, `m = beta * p + (1 - beta) * q`,
+    with the limits `KL(p || q)` at `beta=0` and `KL(q || p)` at `beta=1`; no `T**2`.
+
+    Args:
+        teacher: Logits `(batch, ..., classes)`, unnormalized.
+        student: Logits of the same shape.
+        temperature: Positive scalar or `(batch, ..., 1)`, dimensionless.
+        beta: Share of the teacher in the mixture, in [0, 1].
+
+    Returns:
+        Tensor `(batch, ...)`, in nats.
+    """
+    if beta == 1:
+        return reverse_kl(teacher, student, temperature)
+    if beta == 0:
+        return reverse_kl(student, teacher, temperature)
+    temperature = ops.cast(temperature, student.dtype)
+    log_p = ops.log_softmax(teacher / temperature, axis=-1)
+    log_q = ops.log_softmax(student / temperature, axis=-1)
+    # logaddexp has half its gradient missing where both sides are equal.
+    top = ops.stop_gradient(ops.maximum(log_p, log_q))
+    mixture = beta * ops.exp(log_p - top) + (1 - beta) * ops.exp(log_q - top)
+    log_m = ops.log(mixture) + top
+    from_teacher = ops.sum(ops.exp(log_p) * (log_p - log_m), axis=-1)
+    from_student = ops.sum(ops.exp(log_q) * (log_q - log_m), axis=-1)
+    return beta * from_teacher + (1 - beta) * from_student
+
+
+def total_variation(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
+    """Total variation distance of the softened distributions, times `T**2`.
+
+    Args:
+        teacher: Logits `(batch, ..., classes)`, unnormalized.
+        student: Logits of the same shape.
+        temperature: Positive scalar or `(batch, ..., 1)`, dimensionless.
+
+    Returns:
+        Tensor `(batch, ...)`, between 0 and `T**2`.
+    """
+    temperature = ops.cast(temperature, student.dtype)
+    p = ops.softmax(teacher / temperature, axis=-1)
+    q = ops.softmax(student / temperature, axis=-1)
+    return squared_temperature(temperature) * 0.5 * ops.sum(ops.abs(p - q), axis=-1)
+
+
+def softened_bernoulli_kl(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
+    """KL divergence of independent softened sigmoid outputs, summed over the outputs.
+
+    `T**2 * sum_c [p (log p - log q) + (1 - p) (log(1 - p) - log(1 - q))]` with
+    `p = sigmoid(teacher / T)`, `q = sigmoid(student / T)`.
+
+    Args:
+        teacher: Logits `(batch, ..., outputs)`.
+        student: Logits of the same shape.
+        temperature: Positive scalar, dimensionless.
+
+    Returns:
+        Tensor `(batch, ...)`, in nats.
+    """
+    temperature = ops.cast(temperature, student.dtype)
+    t, s = teacher / temperature, student / temperature
+    # log sigmoid(-z) is log(1 - sigmoid(z)) without the cancellation.
+    kl = ops.sigmoid(t) * (ops.log_sigmoid(t) - ops.log_sigmoid(s)) + ops.sigmoid(-t) * (
+        ops.log_sigmoid(-t) - ops.log_sigmoid(-s)
+    )
+    return squared_temperature(temperature) * ops.sum(kl, axis=-1)
+
+
+def logit_mse(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
+    """Mean over the classes of `((teacher - student) / T)**2`; shape `(batch, ...)`."""
+    return ops.mean(ops.square((teacher - student) / ops.cast(temperature, student.dtype)), axis=-1)
+
+
+def logit_huber(teacher: Tensor, student: Tensor, temperature: Tensor, delta: float) -> Tensor:
+    """Mean over the classes of the Huber function of `(teacher - student) / T`.
+
+    Quadratic, `d**2 / 2`, up to `delta`; linear, `delta * (|d| - delta / 2)`, beyond.
+    """
+    difference = (teacher - student) / ops.cast(temperature, student.dtype)
+    return ops.mean(huber(difference, delta), axis=-1)
+
+
+class LogitLoss(DistillationLoss):
+    """Base of the losses that compare logits `(batch, ..., classes)`.
+
+    Args:
+        temperature: Positive float; `None` follows the distiller.
+        standardize: Whether both sides are standardized over the classes first
+            (logit standardization, Sun et al. 2024; there `T=2`, weight 9,
+            hard loss 0.1).
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+    """
+
+    reads_logits: ClassVar[bool] = True
+    per_position: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature | None = None,
+        standardize: bool = False,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(temperature=temperature, reduction=reduction, name=name, dtype=dtype)
+        self.standardize = standardize
+
+    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+        """Check that both sides have the same classes."""
+        last_axis_equal(teacher_shape, student_shape, self.name, "classes")
+        if self.standardize and student_shape[-1] == 1:
+            raise ValueError(
+                f"`{self.name}` cannot standardize one class: it would always be 0. Received: "
+                f"logits {tuple(student_shape)} with standardize=True. Leave `standardize` off."
+            )
+        super().build(teacher_shape, student_shape)
+
+    def prepared(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both logits, standardized where the user asked for it, and the temperature.
+
+        The temperature is a scalar, or `(batch, ..., 1)` where it adapts to the logits.
+        """
+        temperature = self.temperature
+        if isinstance(temperature, AdaptiveTemperature):
+            temperature = temperature(teacher, student, self.mask)
+        temperature = ops.cast(temperature, student.dtype)
+        if self.standardize:
+            teacher, student = standardized(teacher), standardized(student)
+        return teacher, student, temperature
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that rebuild this loss."""
+        return {**super().get_config(), "standardize": self.standardize}
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class SoftTargets(LogitLoss):
+    """Match the teacher's softened class distribution (Hinton's distillation).
+
+    Minimizes `T**2 * KL(softmax(teacher / T) || softmax(student / T))`. The
+    factor `T**2` keeps its gradient comparable to the hard-label loss as `T`
+    varies. Usual weights are 0.9 beside 0.1 of the hard loss at `T=4`, and 0.5
+    each at `T=1` on ImageNet.
+
+    Args:
+        temperature: Positive float, dimensionless, or `FLSW` / `CWSM`.
+            Defaults to `None`: follow the distiller's live temperature.
+        standardize: Whether both logits are standardized over the classes first.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+
+    Call arguments:
+        y_true: Teacher logits (not probabilities), `(batch, ..., classes)`.
+        y_pred: Student logits, same shape.
+
+    Returns:
+        Loss in nats, `(batch, ...)` before reduction.
+
+    Raises:
+        ValueError: If `temperature` is not positive and finite, or the numbers
+            of classes differ.
+
+    Example:
+        >>> loss = SoftTargets(temperature=4.0)
+        >>> float(loss([[2.0, 0.0]], [[2.0, 0.0]]))
+        0.0
+
+    Reference:
+        - [Hinton et al., 2015](https://arxiv.org/abs/1503.02531), section 2
+    """
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature | None = None,
+        standardize: bool = False,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "soft_targets",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(temperature, standardize, reduction, name, dtype)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the values, `(batch, ...)`."""
+        return softened_kl(*self.prepared(y_true, y_pred))
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class BinarySoftTargets(LogitLoss):
+    """Match independent sigmoid outputs: multi-label and one-unit models.
+
+    Minimizes `T**2 * sum_c KL(Bernoulli(sigmoid(teacher_c / T)) ||
+    Bernoulli(sigmoid(student_c / T)))`, summed over the outputs.
+
+    Args:
+        temperature: Positive float, dimensionless, or `FLSW` / `CWSM`.
+            Defaults to `None`: follow the distiller's live temperature.
+        standardize: Whether both logits are standardized over the outputs first.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+
+    Call arguments:
+        y_true: Teacher logits, `(batch, ..., outputs)`.
+        y_pred: Student logits, same shape.
+
+    Returns:
+        Loss in nats, `(batch, ...)` before reduction.
+
+    Raises:
+        ValueError: If `temperature` is not positive and finite, or the numbers
+            of outputs differ.
+
+    Example:
+        >>> loss = BinarySoftTargets()
+        >>> float(loss([[2.0, -1.0]], [[2.0, -1.0]]))
+        0.0
+
+    Reference:
+        - [Hinton et al., 2015](https://arxiv.org/abs/1503.02531), section 2, for
+          each output by itself
+    """
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature | None = None,
+        standardize: bool = False,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "binary_soft_targets",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(temperature, standardize, reduction, name, dtype)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the values, `(batch, ...)`."""
+        return softened_bernoulli_kl(*self.prepared(y_true, y_pred))
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class ReverseKL(LogitLoss):
+    """Let the student settle on some of the teacher's classes: KL from student to teacher.
+
+    Minimizes `KL(softmax(student / T) || softmax(teacher / T))`. It punishes what
+    the student believes and the teacher does not, so that a small language model
+    keeps to the teacher's likely tokens. No factor `T**2`; the paper's `T` is
+    0.9. A student that is certain of a wrong class gets next to no gradient from
+    this loss: begin from a trained student, or mix with `SoftTargets`.
+
+    Args:
+        temperature: Positive float, dimensionless, or `FLSW` / `CWSM`.
+            Defaults to `None`: follow the distiller's live temperature.
+        standardize: Whether both logits are standardized over the classes first.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+
+    Call arguments:
+        y_true: Teacher logits, `(batch, ..., classes)`.
+        y_pred: Student logits, same shape.
+
+    Returns:
+        Loss in nats, `(batch, ...)` before reduction.
+
+    Raises:
+        ValueError: If `temperature` is not positive and finite, or the numbers
+            of classes differ.
+
+    Example:
+        >>> loss = ReverseKL()
+        >>> round(float(loss([[0.0, 0.0]], [[20.0, 0.0]])), 4)
+        0.6931
+
+    Reference:
+        - [Agarwal et al., 2024](https://arxiv.org/abs/2306.13649), section 2
+    """
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature | None = None,
+        standardize: bool = False,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "reverse_kl",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(temperature, standardize, reduction, name, dtype)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the values, `(batch, ...)`."""
+        return reverse_kl(*self.prepared(y_true, y_pred))
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class JensenShannon(LogitLoss):
+    """Generalized Jensen-Shannon divergence between teacher and student (GKD).
+
+    With `t = softmax(teacher / T)`, `s = softmax(student / T)` and
+    `m = beta * t + (1 - beta) * s`: `beta * KL(t || m) + (1 - beta) * KL(s || m)`.
+    `beta=0` is `KL(t || s)` and `beta=1` is `KL(s || t)`. No factor `T**2`; the
+    paper's `T` is 0.9.
+
+    Args:
+        beta: Float in [0, 1], dimensionless: share of the teacher in the mixture.
+        temperature: Positive float, dimensionless, or `FLSW` / `CWSM`.
+            Defaults to `None`: follow the distiller's live temperature.
+        standardize: Whether both logits are standardized over the classes first.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+
+    Call arguments:
+        y_true: Teacher logits, `(batch, ..., classes)`.
+        y_pred: Student logits, same shape.
+
+    Returns:
+        Loss in nats, `(batch, ...)` before reduction; at `beta=0.5` at most `log(2)`.
+
+    Raises:
+        ValueError: If `temperature` is not positive and finite, `beta` is
+            outside [0, 1], or the numbers of classes differ.
+
+    Example:
+        >>> loss = JensenShannon(beta=0.5)
+        >>> round(float(loss([[50.0, 0.0]], [[0.0, 50.0]])), 4)
+        0.6931
+
+    Reference:
+        - [Agarwal et al., 2024](https://arxiv.org/abs/2306.13649), section 2
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.5,
+        temperature: float | AdaptiveTemperature | None = None,
+        standardize: bool = False,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "jensen_shannon",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(temperature, standardize, reduction, name, dtype)
+        if not 0 <= beta <= 1:
+            raise ValueError(
+                f"`beta` must lie in [0, 1]. Received: beta={beta!r}. 0 is the KL from teacher to "
+                "student, 1 the reverse."
+            )
+        self.beta = beta
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the values, `(batch, ...)`."""
+        return jensen_shannon(*self.prepared(y_true, y_pred), self.beta)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that rebuild this loss."""
+        return {**super().get_config(), "beta": self.beta}
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class TotalVariation(LogitLoss):
+    """Half the absolute difference of the softened probabilities.
+
+    `T**2 / 2 * sum_c |softmax(teacher / T)_c - softmax(student / T)_c|`: the
+    probability mass that would have to move. Bounded by `T**2`.
+
+    Args:
+        temperature: Positive float, dimensionless, or `FLSW` / `CWSM`.
+            Defaults to `None`: follow the distiller's live temperature.
+        standardize: Whether both logits are standardized over the classes first.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+
+    Call arguments:
+        y_true: Teacher logits, `(batch, ..., classes)`.
+        y_pred: Student logits, same shape.
+
+    Returns:
+        Probability times `T**2`, `(batch, ...)` before reduction.
+
+    Raises:
+        ValueError: If `temperature` is not positive and finite, or the numbers
+            of classes differ.
+
+    Example:
+        >>> loss = TotalVariation()
+        >>> float(loss([[50.0, -50.0]], [[0.0, 0.0]]))
+        0.5
+
+    Reference:
+        - [Wen et al., 2023](https://arxiv.org/abs/2307.15190), section 3
+    """
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature | None = None,
+        standardize: bool = False,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "total_variation",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(temperature, standardize, reduction, name, dtype)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the values, `(batch, ...)`."""
+        return total_variation(*self.prepared(y_true, y_pred))
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class LogitMSE(LogitLoss):
+    """Mean over the classes of the squared difference of logits, divided by `T`.
+
+    `mean_c ((teacher_c - student_c) / T)**2`. Unlike the softened losses it
+    stays plain by default: `temperature` is 1, not the distiller's.
+
+    Args:
+        temperature: Positive float by which both logits are divided, or `None`
+            to follow the distiller. Defaults to 1.
+        standardize: Whether both logits are standardized over the classes first.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+
+    Call arguments:
+        y_true: Teacher logits, `(batch, ..., classes)`.
+        y_pred: Student logits, same shape.
+
+    Returns:
+        Squared logits, dimensionless, `(batch, ...)` before reduction.
+
+    Raises:
+        ValueError: If `temperature` is not positive and finite, or the numbers
+            of classes differ.
+
+    Example:
+        >>> loss = LogitMSE()
+        >>> float(loss([[2.0, 0.0]], [[1.0, 0.0]]))
+        0.5
+
+    Reference:
+        - [Ba & Caruana, 2014](https://arxiv.org/abs/1312.6184), section 2.2
+        - [Kim et al., 2021](https://arxiv.org/abs/2105.08919), section 3
+    """
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature | None = 1.0,
+        standardize: bool = False,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "logit_mse",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(temperature, standardize, reduction, name, dtype)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the values, `(batch, ...)`."""
+        return logit_mse(*self.prepared(y_true, y_pred))
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class LogitHuber(LogitLoss):
+    """Mean over the classes of the Huber function of the difference of logits.
+
+    With `d = |teacher_c - student_c| / T`: `d**2 / 2` up to `delta`,
+    `delta * (d - delta / 2)` beyond it, so that single wild logits do not
+    dominate.
+
+    Args:
+        delta: Positive float, in logits: where the square becomes a line.
+        temperature: Positive float by which both logits are divided, or `None`
+            to follow the distiller. Defaults to 1.
+        standardize: Whether both logits are standardized over the classes first.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+
+    Call arguments:
+        y_true: Teacher logits, `(batch, ..., classes)`.
+        y_pred: Student logits, same shape.
+
+    Returns:
+        Dimensionless, `(batch, ...)` before reduction.
+
+    Raises:
+        ValueError: If `temperature` or `delta` is not positive and finite, or
+            the numbers of classes differ.
+
+    Example:
+        >>> loss = LogitHuber()
+        >>> float(loss([[3.0, 0.0]], [[0.0, 0.0]]))
+        1.25
+
+    Reference:
+        - [Kim et al., 2021](https://arxiv.org/abs/2105.08919), section 3, with
+          the Huber function in place of the square
+    """
+
+    def __init__(
+        self,
+        delta: float = 1.0,
+        temperature: float | AdaptiveTemperature | None = 1.0,
+        standardize: bool = False,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "logit_huber",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(temperature, standardize, reduction, name, dtype)
+        require_positive("delta", delta)
+        self.delta = delta
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the values, `(batch, ...)`."""
+        return logit_huber(*self.prepared(y_true, y_pred), self.delta)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that rebuild this loss."""
+        return {**super().get_config(), "delta": self.delta}

@@ -1,0 +1,358 @@
+"""What may stand as a teacher: a model, several models, or outputs read from disk."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd.taps import Answer, Reader
+from keras_kd.typing import Tensor
+
+
+def fingerprint(model: Any) -> str:
+    """Identify a model by its layers and the bytes of its weights.
+
+    Names do not count, since Keras numbers them anew in each process.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        A SHA-256 in hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for layer in model._flatten_layers():
+        activation = getattr(layer, "activation", None)
+        digest.update(f"{type(layer).__name__}:{getattr(activation, '__name__', '')};".encode())
+    for weight in model.weights:
+        value = np.ascontiguousarray(ops.convert_to_numpy(weight))
+        digest.update(f"{value.shape}{value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+class Teacher:
+    """What the distiller asks of any teacher.
+
+    Attributes:
+        name: For messages and the saved record.
+        variables: The variables that must stay as they are.
+        kinds: `"logits"`, `"softmax"`, `"sigmoid"` or `"unknown"` for each
+            flat output.
+    """
+
+    name: str
+
+    @property
+    def models(self) -> list[Any]:
+        """The models that are run; none where outputs are read from disk."""
+        return []
+
+    @property
+    def kinds(self) -> list[str]:
+        """How each flat output is made."""
+        raise NotImplementedError
+
+    def output_template(self) -> Any:
+        """The structure of the outputs with names at its leaves, or `None` if unknown."""
+        return None
+
+    def output_shapes(self) -> list[Any] | None:
+        """The shapes of the flat outputs, or `None` where they are not known yet."""
+        return None
+
+    def reset(self, paths: Sequence[str]) -> None:
+        """Read these layers from now on."""
+        raise NotImplementedError
+
+    def inspect(self, x: Any) -> None:
+        """Find out from a concrete batch what the layers alone do not tell."""
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        """Separate what the models read from what was joined to it.
+
+        Args:
+            x: One batch as the data deliver it.
+
+        Returns:
+            The models' input, and a record of the teacher's outputs or `None`.
+        """
+        return x, None
+
+    def joins(self, x: Any) -> bool:
+        """Whether the teacher must join its outputs to these arrays before `fit`."""
+        return False
+
+    def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
+        """Answer one batch, with `training=False`.
+
+        Args:
+            x: What the teacher reads.
+            record: What `split` found.
+            binary: For each flat output whether its units are independent.
+
+        Returns:
+            Output, logits and tapped tensors.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Identify the teacher by its weights."""
+        raise NotImplementedError
+
+
+class ModelTeacher(Teacher):
+    """A Keras model as teacher.
+
+    Args:
+        model: A built `keras.Model`.
+        from_logits: Whether its outputs are logits; `None` finds out.
+
+    Raises:
+        TypeError: If it is no Keras 3 model.
+        ValueError: If it is not built.
+    """
+
+    def __init__(self, model: Any, from_logits: bool | None = None) -> None:
+        require_model(model, "teacher")
+        if not model.built:
+            raise ValueError(
+                f"The teacher `{model.name}` has no weights yet: it was never built. Load its "
+                "trained weights, or call it once on a batch, before distilling from it."
+            )
+        self.model = model
+        self.name = model.name
+        self._reader = Reader(model, "teacher", from_logits)
+
+    @property
+    def models(self) -> list[Any]:
+        """The model."""
+        return [self.model]
+
+    @property
+    def kinds(self) -> list[str]:
+        """How each flat output is made."""
+        return self._reader.kinds()
+
+    def output_template(self) -> Any:
+        """The structure of the outputs with names at its leaves, or `None` if unknown."""
+        return output_template(self.model)
+
+    def output_shapes(self) -> list[Any] | None:
+        """The shapes of the flat outputs, or `None` for a model without a graph."""
+        outputs = getattr(self.model, "outputs", None)
+        return [tuple(t.shape) for t in keras.tree.flatten(outputs)] if outputs else None
+
+    def reset(self, paths: Sequence[str]) -> None:
+        """Read these layers from now on."""
+        self._reader.reset(paths)
+
+    def inspect(self, x: Any) -> None:
+        """Find out from a concrete batch what the layers alone do not tell."""
+        self._reader.inspect(x)
+
+    def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
+        """Answer one batch."""
+        return self._reader.read(x, False, binary)
+
+    def fingerprint(self) -> str:
+        """Identify the teacher by its weights."""
+        return fingerprint(self.model)
+
+
+class Ensemble(Teacher):
+    """Several models as one teacher.
+
+    With `combine="probabilities"` the logits are
+    `log(sum_k w_k softmax(z_k))`, the mixture of the models' distributions
+    (for sigmoid or one-unit outputs the logit of the mean probability); with
+    `combine="logits"` they are `sum_k w_k z_k`.
+
+    Args:
+        models: Built `keras.Model`s with outputs of the same structure.
+        weights: One positive float a model, dimensionless, scaled to sum 1.
+            `None` weighs them equally.
+        combine: `"probabilities"` or `"logits"`.
+        from_logits: Whether the models' outputs are logits; `None` finds out
+            for each.
+
+    Raises:
+        ValueError: If there are no models, the weights do not fit, or
+            `combine` is unknown.
+
+    Example:
+        >>> teacher = Ensemble([model_a, model_b], weights=[2.0, 1.0])
+
+    Reference:
+        - [Hinton et al., 2015](https://arxiv.org/abs/1503.02531), section 3
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Any],
+        weights: Sequence[float] | None = None,
+        combine: str = "probabilities",
+        from_logits: bool | None = None,
+    ) -> None:
+        if not models:
+            raise ValueError("An ensemble needs at least one model. Received: models=[].")
+        if combine not in ("probabilities", "logits"):
+            raise ValueError(
+                "`combine` of an ensemble is 'probabilities' or 'logits'. "
+                f"Received: combine={combine!r}."
+            )
+        weights = list(weights) if weights is not None else [1.0] * len(models)
+        if len(weights) != len(models) or not all(np.isfinite(w) and w > 0 for w in weights):
+            raise ValueError(
+                f"`weights` of an ensemble holds one positive number a model, {len(models)} here. "
+                f"Received: weights={weights!r}."
+            )
+        self.members = [ModelTeacher(model, from_logits) for model in models]
+        self.weights = [w / sum(weights) for w in weights]
+        self.combine = combine
+        self.name = "+".join(member.name for member in self.members)
+        counts = {len(member.kinds) for member in self.members}
+        if len(counts) > 1:
+            raise ValueError(
+                "The models of an ensemble must have the same outputs. Received: models with "
+                f"{' and '.join(str(c) for c in sorted(counts))} outputs."
+            )
+
+    @property
+    def models(self) -> list[Any]:
+        """The models, in the order given."""
+        return [member.model for member in self.members]
+
+    @property
+    def kinds(self) -> list[str]:
+        """How each flat output of the first model is made."""
+        return self.members[0].kinds
+
+    def output_template(self) -> Any:
+        """The structure of the first model's outputs."""
+        return self.members[0].output_template()
+
+    def output_shapes(self) -> list[Any] | None:
+        """The shapes of the flat outputs of the first model."""
+        return self.members[0].output_shapes()
+
+    def reset(self, paths: Sequence[str]) -> None:
+        """Read these layers from now on: `"model/layer"` names the model first.
+
+        Raises:
+            ValueError: If a path does not begin with the name of a model.
+        """
+        by_member: dict[int, list[str]] = {i: [] for i in range(len(self.members))}
+        for path in paths:
+            model, _, inner = path.partition("/")
+            owners = [i for i, member in enumerate(self.members) if member.name == model]
+            if len(owners) != 1 or not inner:
+                names = ", ".join(f"`{member.name}`" for member in self.members)
+                raise ValueError(
+                    f"`{path}` does not say which model of the ensemble is read. Begin with its "
+                    f"name, `model/layer`; the models are {names}, and names must be unique."
+                )
+            by_member[owners[0]].append(inner)
+        for i, inner_paths in by_member.items():
+            self.members[i].reset(inner_paths)
+
+    def inspect(self, x: Any) -> None:
+        """Find out from a concrete batch what the layers alone do not tell."""
+        for member in self.members:
+            member.inspect(x)
+
+    def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
+        """Answer one batch."""
+        answers = [member.read(x, None, binary) for member in self.members]
+        logits = [
+            self._combined(list(each), i < len(binary) and binary[i])
+            for i, each in enumerate(zip(*(answer.logits for answer in answers)))
+        ]
+        tensors = {
+            f"{member.name}/{path}": tensor
+            for member, answer in zip(self.members, answers)
+            for path, tensor in answer.tensors.items()
+        }
+        output = keras.tree.pack_sequence_as(answers[0].output, logits)
+        return Answer(output, logits, tensors)
+
+    def _combined(self, logits: list[Tensor], binary: bool) -> Tensor:
+        logits = [ops.cast(z, "float32") for z in logits]
+        if self.combine == "logits":
+            return _sum(w * z for w, z in zip(self.weights, logits))
+        if binary:
+            positive = _log_mixture(self.weights, [ops.log_sigmoid(z) for z in logits])
+            negative = _log_mixture(self.weights, [ops.log_sigmoid(-z) for z in logits])
+            return positive - negative
+        return _log_mixture(self.weights, [ops.log_softmax(z, axis=-1) for z in logits])
+
+    def fingerprint(self) -> str:
+        """Identify the ensemble by its models and weights."""
+        parts = [member.fingerprint() for member in self.members]
+        text = f"{self.combine}{self.weights}{parts}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _log_mixture(weights: Sequence[float], logs: Sequence[Tensor]) -> Tensor:
+    """`log(sum_k w_k exp(l_k))` without leaving log space."""
+    shifted = [log_p + float(np.log(w)) for w, log_p in zip(weights, logs)]
+    return ops.logsumexp(ops.stack(shifted, axis=0), axis=0)
+
+
+def _sum(terms: Any) -> Tensor:
+    total: Any = 0.0
+    for term in terms:
+        total = total + term
+    return total
+
+
+def make(teacher: Any, from_logits: bool | None) -> Teacher | None:
+    """A teacher from what the user passed: a model, a list, a `Teacher` or `None`."""
+    if teacher is None or isinstance(teacher, Teacher):
+        return teacher
+    if isinstance(teacher, list | tuple):
+        return Ensemble(teacher, from_logits=from_logits)
+    return ModelTeacher(teacher, from_logits)
+
+
+def require_model(model: Any, side: str) -> None:
+    """Raise `TypeError` unless `model` is a Keras 3 model."""
+    if isinstance(model, keras.Model):
+        return
+    if any(base.__module__.split(".")[0] == "tf_keras" for base in type(model).__mro__):
+        raise TypeError(
+            f"The {side} `{getattr(model, 'name', model)}` is a tf_keras (Keras 2) model. "
+            "Rebuild it with Keras 3 and copy its weights: "
+            "`new.set_weights(old.get_weights())`."
+        )
+    raise TypeError(
+        f"The {side} must be a `keras.Model`. Received: {side} of type {type(model).__name__}."
+    )
+
+
+def output_template(model: Any) -> Any:
+    """The structure of a model's outputs with their names at the leaves.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        A name, or a list, tuple or dict of names; `None` where the model has
+        no graph.
+    """
+    structure = getattr(model, "output", None)
+    if structure is None:
+        outputs = getattr(model, "outputs", None)
+        if not outputs:
+            return None
+        structure = outputs[0] if len(outputs) == 1 else list(outputs)
+    if isinstance(structure, dict) and not any(map(keras.tree.is_nested, structure.values())):
+        return {key: key for key in structure}
+    names = getattr(model, "output_names", None)
+    flat = keras.tree.flatten(structure)
+    if not names or len(names) != len(flat):
+        names = [f"output_{i}" for i in range(len(flat))]
+    return keras.tree.pack_sequence_as(structure, list(names))

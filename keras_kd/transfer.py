@@ -1,0 +1,235 @@
+"""What a loss reads on either side, through which projector, and with what weight."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_kd import projectors
+from keras_kd.losses.base import DistillationLoss, joint_mask
+from keras_kd.typing import Tensor
+
+Taps = str | list[str] | None
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class Transfer(keras.layers.Layer):
+    """A loss between a tensor of the teacher and a tensor of the student.
+
+    `weight * loss(teacher tensor, projector(student tensor))`, summed with the
+    other transfers into the distillation loss.
+
+    Args:
+        loss: A loss of `keras_kd.losses`, any `keras.losses.Loss`, or a
+            callable `fn(teacher, student)` that returns one value per sample.
+        teacher: Path of the teacher's layer, `"block3"` or
+            `"backbone/block3"`, optionally with `":input"`, `":preactivation"`,
+            and on attention layers `":query"`, `":key"`, `":value"`,
+            `":scores"`; a list of paths for losses that read several layers.
+            `None` reads the final output.
+        student: The same for the student.
+        projector: `None`; `"linear"`, a learned `z = Wx + b` over the last
+            axis; or a layer. It trains with the student and stays out of it.
+        weight: Non-negative float, dimensionless; live as `transfer.weight`.
+        name: Name in the logs. Defaults to the name of the loss.
+
+    Raises:
+        ValueError: If `weight` is negative or not finite.
+        TypeError: If `loss`, a path or `projector` is of another type.
+
+    Example:
+        >>> transfer = Transfer(
+        ...     keras_kd.losses.Hint(), teacher="block3", student="block2",
+        ...     projector="linear", weight=100.0,
+        ... )
+        >>> transfer.name
+        'hint'
+
+    Reference:
+        - [Romero et al., 2015](https://arxiv.org/abs/1412.6550), section 2.2
+    """
+
+    def __init__(
+        self,
+        loss: Any,
+        teacher: Taps = None,
+        student: Taps = None,
+        projector: str | keras.layers.Layer | None = None,
+        weight: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        if not callable(loss):
+            raise TypeError(
+                f"`loss` of a transfer is a loss of `keras_kd.losses`, a `keras.losses.Loss` or a "
+                f"function. Received: loss={loss!r}."
+            )
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(
+                f"`weight` of a transfer is finite and not negative. Received: weight={weight!r}."
+            )
+        for side, taps in (("teacher", teacher), ("student", student)):
+            listed = taps if isinstance(taps, list | tuple) else [taps]
+            if not all(isinstance(tap, str) or (tap is None and taps is None) for tap in listed):
+                raise TypeError(
+                    f"`{side}` of a transfer is a layer's path, a list of paths or None. "
+                    f"Received: {side}={taps!r}."
+                )
+        if projector is not None and not isinstance(projector, str | keras.layers.Layer):
+            raise TypeError(
+                "`projector` of a transfer is None, 'linear' or a layer. "
+                f"Received: projector={projector!r}."
+            )
+        super().__init__(name=name or getattr(loss, "name", None) or loss.__name__, autocast=False)
+        self.loss = loss
+        self.teacher = list(teacher) if isinstance(teacher, list | tuple) else teacher
+        self.student = list(student) if isinstance(student, list | tuple) else student
+        self.projector = projector
+        self.weight = keras.Variable(
+            weight, trainable=False, dtype="float32", autocast=False, name="weight"
+        )
+        self.projection: Any = None
+        self.loss_layers: list[Any] = []
+
+    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+        """Make the projector and what the loss learns.
+
+        Args:
+            teacher_shape: Shape of what is read from the teacher.
+            student_shape: Shape of what is read from the student.
+
+        Raises:
+            ValueError: If no projector joins the shapes.
+        """
+        self._shapes = {"teacher_shape": teacher_shape, "student_shape": student_shape}
+        if self.projector is not None:
+            if not isinstance(student_shape, tuple) or not isinstance(teacher_shape, tuple):
+                raise ValueError(
+                    f"`projector` of transfer `{self.name}` joins one layer with one layer. "
+                    f"Received: teacher={self.teacher!r}, student={self.student!r}."
+                )
+            self.projection = (
+                projectors.make(self.projector, teacher_shape, student_shape, self.name)
+                if isinstance(self.projector, str)
+                else self.projector
+            )
+            if not self.projection.built:
+                self.projection.build(student_shape)
+            student_shape = tuple(self.projection.compute_output_shape(student_shape))
+        if isinstance(self.loss, DistillationLoss):
+            if not self.loss.built:
+                self.loss.build(teacher_shape, student_shape)
+            # Held here so that Keras trains and saves them with the distiller.
+            self.loss_layers = list(self.loss.layers)
+        self.built = True
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether the loss compares class logits."""
+        return isinstance(self.loss, DistillationLoss) and self.loss.reads_logits
+
+    def call(
+        self,
+        teacher: Tensor,
+        student: Tensor,
+        sample_weight: Tensor = None,
+        labels: Tensor = None,
+        indices: Tensor = None,
+        temperature: Tensor = None,
+        training: bool = False,
+    ) -> Tensor:
+        """Compute the loss, not yet multiplied by `weight`.
+
+        Args:
+            teacher: What was read from the teacher.
+            student: What was read from the student, before the projector.
+            sample_weight: `(batch,)`, or `(batch, positions)` for tokens.
+            labels: Hard labels of the batch.
+            indices: `(batch,)` row numbers in the data.
+            temperature: The distiller's.
+            training: Whether the student is being trained.
+
+        Returns:
+            A scalar.
+        """
+        # Taken before the projector, which may lose it.
+        mask = joint_mask(teacher, student)
+        if self.projection is not None:
+            student = self.projection(ops.cast(student, "float32"))
+        sample_weight = _fit_weight(sample_weight, student)
+        if isinstance(self.loss, DistillationLoss):
+            return self.loss(
+                teacher,
+                student,
+                sample_weight,
+                labels=labels,
+                indices=indices,
+                mask=mask,
+                temperature=temperature,
+                training=training,
+            )
+        if isinstance(self.loss, keras.losses.Loss):
+            return self.loss(teacher, student, sample_weight)
+        return _FunctionLoss(self.loss)(teacher, student, sample_weight)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that rebuild this transfer."""
+        projector: Any = self.projector
+        if isinstance(projector, keras.layers.Layer):
+            projector = keras.saving.serialize_keras_object(projector)
+        return {
+            "name": self.name,
+            "loss": keras.saving.serialize_keras_object(self.loss),
+            "teacher": self.teacher,
+            "student": self.student,
+            "projector": projector,
+            "weight": float(ops.convert_to_numpy(self.weight)),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Transfer":
+        """Rebuild a transfer."""
+        config = dict(config)
+        config["loss"] = keras.saving.deserialize_keras_object(config["loss"])
+        if isinstance(config["projector"], dict):
+            config["projector"] = keras.saving.deserialize_keras_object(config["projector"])
+        return cls(**config)
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Return the shapes the transfer was built for."""
+        return self._shapes if self.built else None
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Build the transfer for saved shapes."""
+        self.build(*(_as_shapes(config[side]) for side in ("teacher_shape", "student_shape")))
+
+
+class _FunctionLoss(keras.losses.Loss):
+    """A user's function of teacher and student, weighted and reduced by Keras."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(name=function.__name__)
+        self.call = function
+
+
+def _fit_weight(sample_weight: Tensor, tensors: Tensor) -> Tensor:
+    """Sample weights for tensors that may lack the axes of the weights.
+
+    Per-token weights beside a tensor without tokens count as their mean.
+    """
+    if sample_weight is None:
+        return None
+    rank = len(keras.tree.flatten(tensors)[0].shape)
+    weight = ops.convert_to_tensor(sample_weight)
+    if len(weight.shape) > 1 and weight.shape[-1] == 1:
+        weight = ops.squeeze(weight, -1)
+    while len(weight.shape) >= max(rank, 2):
+        weight = ops.mean(weight, axis=-1)
+    return weight
+
+
+def _as_shapes(saved: Any) -> Any:
+    """Shapes as JSON keeps them, back as tuples."""
+    if saved and isinstance(saved[0], list | tuple):
+        return [tuple(shape) for shape in saved]
+    return tuple(saved)

@@ -1,0 +1,375 @@
+"""Every loss passes this table. A new loss adds one row to `ROWS`, its formula to numpy_losses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import numpy_losses as formulas
+import pytest
+from keras import ops
+
+from keras_kd import losses
+
+
+def logits(rng, batch):
+    return rng.normal(0, 2, (batch, 5)), rng.normal(0, 2, (batch, 5))
+
+
+def token_logits(rng, batch):
+    return rng.normal(0, 2, (batch, 6, 5)), rng.normal(0, 2, (batch, 6, 5))
+
+
+def images(rng, batch):
+    return rng.normal(0, 1, (batch, 4, 4, 3)), rng.normal(0, 1, (batch, 4, 4, 3))
+
+
+def tokens(rng, batch):
+    return rng.normal(0, 1, (batch, 6, 8)), rng.normal(0, 1, (batch, 6, 8))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One loss, or one loss with options, and what is true of it.
+
+    Attributes:
+        make: Builds the loss from `dtype`, `reduction` and the like.
+        formula: `(teacher, student, **context)` in NumPy: the values before weights.
+        data: `(rng, batch)`: teacher and student arrays, or lists of them.
+        sequences: The same with an axis of tokens, where a mask can act.
+        context: `(rng, batch)`: further call arguments, `labels=` for one.
+        minimum: The value where student and teacher are the same tensor.
+        steep: Whether a confident, wrong student still gets a gradient of order one.
+        one: Whether a batch of one has a value; elsewhere it is refused.
+    """
+
+    make: Callable[..., losses.DistillationLoss]
+    formula: Callable[..., np.ndarray]
+    data: Callable[..., Any] = logits
+    sequences: Callable[..., Any] | None = None
+    context: Callable[..., dict[str, Any]] = lambda rng, batch: {}
+    minimum: float | None = 0.0
+    steep: bool = False
+    one: bool = True
+
+
+ROWS = {
+    "soft_targets": Row(
+        losses.SoftTargets, formulas.soft_targets, sequences=token_logits, steep=True
+    ),
+    "soft_targets_4": Row(
+        lambda **kwargs: losses.SoftTargets(temperature=4.0, **kwargs),
+        lambda t, s: formulas.soft_targets(t, s, 4.0),
+        sequences=token_logits,
+        steep=True,
+    ),
+    "soft_targets_standardized": Row(
+        lambda **kwargs: losses.SoftTargets(temperature=2.0, standardize=True, **kwargs),
+        lambda t, s: formulas.soft_targets(formulas.standardized(t), formulas.standardized(s), 2.0),
+        sequences=token_logits,
+    ),
+    "binary_soft_targets": Row(
+        lambda **kwargs: losses.BinarySoftTargets(temperature=2.0, **kwargs),
+        lambda t, s: formulas.binary_soft_targets(t, s, 2.0),
+        sequences=token_logits,
+        steep=True,
+    ),
+    "logit_mse": Row(
+        lambda **kwargs: losses.LogitMSE(temperature=2.0, **kwargs),
+        lambda t, s: formulas.logit_mse(t, s, 2.0),
+        sequences=token_logits,
+        steep=True,
+    ),
+    "logit_mse_standardized": Row(
+        lambda **kwargs: losses.LogitMSE(standardize=True, **kwargs),
+        lambda t, s: formulas.logit_mse(formulas.standardized(t), formulas.standardized(s)),
+        sequences=token_logits,
+    ),
+    "logit_huber": Row(
+        lambda **kwargs: losses.LogitHuber(delta=0.7, temperature=2.0, **kwargs),
+        lambda t, s: formulas.logit_huber(t, s, 2.0, 0.7),
+        sequences=token_logits,
+        steep=True,
+    ),
+    "hint": Row(losses.Hint, formulas.hint, images, sequences=tokens),
+    "hint_units": Row(losses.Hint, formulas.hint, logits),
+}
+
+FEATURES = {name for name, row in ROWS.items() if not row.make().reads_logits}
+LOGITS = set(ROWS) - FEATURES
+STEEP = {name for name, row in ROWS.items() if row.steep}
+SEQUENCES = {name for name, row in ROWS.items() if row.sequences is not None}
+
+
+def rows(names=tuple(ROWS)):
+    return pytest.mark.parametrize("row", [pytest.param(ROWS[n], id=n) for n in sorted(names)])
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def cast(structure, dtype):
+    return keras.tree.map_structure(lambda array: ops.cast(array, dtype), structure)
+
+
+def numpy(tensor):
+    return ops.convert_to_numpy(ops.cast(tensor, "float64"))
+
+
+def finite(structure):
+    return all(np.isfinite(numpy(leaf)).all() for leaf in keras.tree.flatten(structure))
+
+
+def mapped(function, teacher, student):
+    return (
+        keras.tree.map_structure(function, teacher),
+        keras.tree.map_structure(function, student),
+    )
+
+
+@rows()
+def test_value_is_the_formula(row, rng):
+    for data in filter(None, (row.data, row.sequences)):
+        teacher, student = data(rng, 7)
+        context = row.context(rng, 7)
+        loss = row.make(dtype="float64", reduction=None)
+        value = loss(teacher, student, **context)
+        expected = row.formula(teacher, student, **context)
+        assert value.shape == expected.shape
+        np.testing.assert_allclose(numpy(value), expected, rtol=1e-6, atol=1e-12)
+        assert (expected > 0).any()
+
+
+@rows()
+def test_minimum_where_student_is_teacher(row, rng):
+    if row.minimum is None:
+        pytest.skip("its minimum lies elsewhere")
+    teacher, _ = row.data(rng, 6)
+    context = row.context(rng, 6)
+    loss = row.make(dtype="float64", reduction=None)
+    value = numpy(loss(teacher, teacher, **context))
+    np.testing.assert_allclose(value, row.minimum, atol=1e-9)
+    _, student = row.data(rng, 6)
+    assert numpy(loss(teacher, student, **context)).mean() > row.minimum
+
+
+@rows()
+def test_gradient_reaches_the_student_alone(row, rng, gradient):
+    teacher, student = row.data(rng, 6)
+    context = row.context(rng, 6)
+    loss = row.make(dtype="float64")
+    found = gradient(lambda s: loss(teacher, s, **context), student)
+    assert finite(found)
+    assert any(np.abs(leaf).max() > 1e-8 for leaf in keras.tree.flatten(found))
+    to_teacher = gradient(lambda t: loss(t, student, **context), teacher)
+    assert all((leaf == 0).all() for leaf in keras.tree.flatten(to_teacher))
+
+
+@rows()
+def test_gradient_is_the_slope_of_the_value(row, rng, gradient):
+    teacher, student = row.data(rng, 4)
+    context = row.context(rng, 4)
+    loss = row.make(dtype="float64")
+    found = gradient(lambda s: loss(teacher, s, **context), student)
+    direction = keras.tree.map_structure(lambda a: rng.normal(size=a.shape), student)
+
+    def along(step):
+        moved = keras.tree.map_structure(lambda a, d: a + step * d, student, direction)
+        return float(loss(teacher, moved, **context))
+
+    slope = (along(1e-5) - along(-1e-5)) / 2e-5
+    expected = sum(
+        (g * d).sum() for g, d in zip(keras.tree.flatten(found), keras.tree.flatten(direction))
+    )
+    np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-7)
+
+
+@rows()
+def test_weights_and_reductions(row, rng):
+    teacher, student = row.data(rng, 7)
+    context = row.context(rng, 7)
+    weight = rng.uniform(0.5, 2.0, 7)
+    weight[2] = 0.0
+    values = numpy(row.make(dtype="float64", reduction=None)(teacher, student, **context))
+    spread = weight.reshape((7,) + (1,) * (values.ndim - 1)) * np.ones_like(values)
+
+    def reduced(reduction):
+        loss = row.make(dtype="float64", reduction=reduction)
+        return numpy(loss(teacher, student, sample_weight=weight, **context))
+
+    np.testing.assert_allclose(reduced(None), spread * values, rtol=1e-9)
+    np.testing.assert_allclose(reduced("sum"), (spread * values).sum(), rtol=1e-9)
+    mean = (spread * values).sum() / values.size
+    np.testing.assert_allclose(reduced("mean"), mean, rtol=1e-9)
+    np.testing.assert_allclose(reduced("sum_over_batch_size"), mean, rtol=1e-9)
+    weighted = np.average(values, weights=spread)
+    np.testing.assert_allclose(reduced("mean_with_sample_weight"), weighted, rtol=1e-9)
+
+
+@rows(SEQUENCES)
+def test_masked_positions_count_for_nothing(row, rng, gradient):
+    teacher, student = row.sequences(rng, 5)
+    context = row.context(rng, 5)
+    mask = np.arange(6) < np.array([6, 4, 1, 5, 3])[:, None]
+    loss = row.make(dtype="float64")
+
+    def noisy(array):
+        wide = mask.reshape(mask.shape + (1,) * (array.ndim - 2))
+        return np.where(wide, array, rng.normal(0, 9, array.shape))
+
+    value = numpy(loss(teacher, student, mask=mask, **context))
+    changed = numpy(loss(*mapped(noisy, teacher, student), mask=mask, **context))
+    np.testing.assert_allclose(value, changed, rtol=1e-9)
+    whole = numpy(loss(teacher, student, mask=np.ones_like(mask), **context))
+    np.testing.assert_allclose(whole, numpy(loss(teacher, student, **context)), rtol=1e-9)
+    found = gradient(lambda s: loss(teacher, s, mask=mask, **context), student)
+    assert all((leaf[~mask] == 0).all() for leaf in keras.tree.flatten(found))
+    if loss.per_position:
+        values = numpy(row.make(dtype="float64", reduction=None)(teacher, student, **context))
+        np.testing.assert_allclose(value, values[mask].mean(), rtol=1e-9)
+        weight = np.array([1.0, 0.0, 2.0, 0.5, 3.0])
+        weighted = numpy(loss(teacher, student, sample_weight=weight, mask=mask, **context))
+        spread = (weight[:, None] * mask) * values
+        np.testing.assert_allclose(weighted, spread.sum() / mask.sum(), rtol=1e-9)
+
+
+@rows(SEQUENCES)
+def test_all_positions_masked_is_zero(row, rng, gradient):
+    teacher, student = row.sequences(rng, 3)
+    context = row.context(rng, 3)
+    mask = np.zeros((3, 6), "bool")
+    loss = row.make(dtype="float64")
+    found = gradient(lambda s: loss(teacher, s, mask=mask, **context), student)
+    assert finite(found)
+    assert finite(loss(teacher, student, mask=mask, **context))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@rows()
+def test_half_precision(row, dtype, rng, gradient):
+    teacher, student = row.data(rng, 6)
+    context = row.context(rng, 6)
+    reference = float(row.make(dtype="float64")(*mapped(lambda a: a, teacher, student), **context))
+    half_teacher, half_student = cast(teacher, dtype), cast(student, dtype)
+    # Inputs in half, computed in float32: as exact as the inputs are.
+    mixed = row.make()(half_teacher, half_student, **context)
+    assert keras.backend.standardize_dtype(mixed.dtype) == "float32"
+    np.testing.assert_allclose(float(mixed), reference, rtol=0.1)
+    # Computed in half as well: finite, in the right range.
+    loss = row.make(dtype=dtype)
+    np.testing.assert_allclose(
+        float(ops.cast(loss(half_teacher, half_student, **context), "float32")),
+        reference,
+        rtol=0.3,
+        atol=0.02,
+    )
+    found = gradient(lambda s: ops.cast(loss(half_teacher, s, **context), "float32"), half_student)
+    assert finite(found)
+
+
+@rows(LOGITS)
+def test_two_classes(row, rng, gradient):
+    teacher, student = (side[..., :2] for side in row.data(rng, 5))
+    context = {
+        key: value % 2 if key == "labels" else value for key, value in row.context(rng, 5).items()
+    }
+    loss = row.make(dtype="float64", reduction=None)
+    np.testing.assert_allclose(
+        numpy(loss(teacher, student, **context)),
+        row.formula(teacher, student, **context),
+        rtol=1e-6,
+        atol=1e-12,
+    )
+    whole = row.make(dtype="float64")
+    assert finite(gradient(lambda s: whole(teacher, s, **context), student))
+
+
+@rows(STEEP)
+def test_confident_and_wrong_still_learns(row, rng, gradient):
+    """Clipped probabilities lose this gradient; log space keeps it."""
+    teacher = np.zeros((4, 5), "float32")
+    student = np.zeros((4, 5), "float32")
+    teacher[:, 0] = 50.0
+    teacher[:, 1] = -50.0
+    student[:, 0] = -50.0
+    student[:, 1] = 50.0
+    context = row.context(rng, 4)
+    loss = row.make(reduction="sum")
+    found = gradient(lambda s: loss(teacher, s, **context), student)
+    assert finite(found)
+    assert (np.abs(found).max(-1) > 0.05).all()
+
+
+@pytest.mark.parametrize("gap", [1e2, 1e4])
+@rows(LOGITS)
+def test_huge_logit_gaps_stay_finite(row, gap, rng, gradient):
+    context = row.context(rng, 6)
+    sharp = gap * np.eye(5, dtype="float32")[[0, 1, 2, 3, 4, 0]]
+    other = gap * np.eye(5, dtype="float32")[[1, 1, 3, 0, 4, 2]]
+    flat = np.zeros((6, 5), "float32")
+    loss = row.make()
+    for teacher, student in ((sharp, other), (sharp, flat), (flat, sharp), (-sharp, other)):
+        assert finite(loss(teacher, student, **context))
+        assert finite(gradient(lambda s, t=teacher: loss(t, s, **context), student))
+
+
+@rows(LOGITS)
+def test_uniform_student_learns_from_a_confident_teacher(row, rng, gradient):
+    context = row.context(rng, 6)
+    teacher = 100.0 * np.eye(5, dtype="float32")[[0, 1, 2, 3, 4, 0]]
+    student = rng.normal(0, 0.1, (6, 5)).astype("float32")
+    loss = row.make(reduction="sum")
+    found = gradient(lambda s: loss(teacher, s, **context), student)
+    assert (np.abs(found).max(-1) > 0.05).all()
+
+
+@rows()
+def test_batch_of_one(row, rng, gradient):
+    teacher, student = row.data(rng, 1)
+    context = row.context(rng, 1)
+    loss = row.make(dtype="float64")
+    if not row.one:
+        with pytest.raises(ValueError, match="at least"):
+            loss(teacher, student, **context)
+        return
+    assert finite(loss(teacher, student, **context))
+    assert finite(gradient(lambda s: loss(teacher, s, **context), student))
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.5])
+@rows()
+def test_constant_input(row, constant, rng, gradient):
+    teacher, student = row.data(rng, 4)
+    context = row.context(rng, 4)
+    flat_teacher, flat_student = mapped(
+        lambda a: np.full(a.shape, constant, "float32"), teacher, student
+    )
+    loss = row.make()
+    student, teacher = cast(student, "float32"), cast(teacher, "float32")
+    for t, s in ((flat_teacher, flat_student), (teacher, flat_student), (flat_teacher, student)):
+        assert finite(loss(t, s, **context))
+        found = gradient(lambda x, t=t: loss(t, x, **context), s)
+        assert finite(found)
+        assert all(np.abs(leaf).max() < 1e4 for leaf in keras.tree.flatten(found))
+
+
+@rows()
+def test_config_round_trip(row, rng):
+    teacher, student = row.data(rng, 6)
+    context = row.context(rng, 6)
+    loss = row.make(dtype="float64", reduction="sum", name="renamed")
+    again = type(loss).from_config(loss.get_config())
+    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    for copy in (again, restored):
+        assert type(copy) is type(loss)
+        assert copy.get_config() == loss.get_config()
+        assert (copy.name, copy.reduction, copy.dtype) == ("renamed", "sum", "float64")
+    if not loss.layers:
+        expected = numpy(loss(teacher, student, **context))
+        np.testing.assert_array_equal(numpy(restored(teacher, student, **context)), expected)
+    registered = keras.saving.get_registered_name(type(loss))
+    assert registered == f"keras_kd>{type(loss).__name__}"
+    assert type(loss).__name__ in losses.__all__
