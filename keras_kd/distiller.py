@@ -268,6 +268,8 @@ class Distiller(keras.Model):
         if placed:
             books += ["distillation_loss", *names, "agreement"]
         self._books = _Books(books)
+        # Keras keeps the loss and metrics of an earlier `compile` beside `None`.
+        self.loss, self._compile_loss, self._compile_metrics = None, None, None
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
     def _place(self, distillation_loss: Any, hard: Any) -> list[_Placed]:
@@ -631,6 +633,12 @@ class Distiller(keras.Model):
         self._check_outputs(setup.placed, len(setup.order))
 
     @property
+    def weighs_by_alpha(self) -> bool:
+        """Whether `alpha` weighs the hard loss against the distillation loss."""
+        setup = self._setup
+        return bool(setup.placed) and setup.labeled and not setup.explicit
+
+    @property
     def metrics_need_labels(self) -> bool:
         """Whether `compile` was given metrics of the student."""
         return self._compile_metrics is not None
@@ -855,7 +863,7 @@ class _Watch(keras.callbacks.Callback):
         if not setup.placed:
             return
         logs["temperature"] = float(ops.convert_to_numpy(self.model.temperature))
-        if not setup.explicit and setup.labeled:
+        if self.model.weighs_by_alpha:
             logs["alpha"] = float(ops.convert_to_numpy(self.model.alpha))
 
     def _stop_if_teacher(self, batch: int) -> None:

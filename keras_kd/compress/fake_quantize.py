@@ -164,7 +164,7 @@ class FakeQuantize(keras.layers.Layer):
         self.seen.assign(ops.ones(()))
         return low, high
 
-    def range(self) -> tuple[float, float]:
+    def limits(self) -> tuple[float, float]:
         """The range in force, as Python numbers."""
         if self.fixed is not None:
             return self.fixed

@@ -164,6 +164,32 @@ def copy_layer(layer: Any) -> Any:
         ) from error
 
 
+def copy_built(layer: Any) -> Any:
+    """A new layer of the same configuration with the same weights.
+
+    Args:
+        layer: Built Keras layer, or an operation.
+
+    Returns:
+        The copy, built.
+
+    Raises:
+        ValueError: If the layer does not describe itself in `get_config`, or cannot be built from
+            its shapes.
+    """
+    new = copy_layer(layer)
+    if isinstance(layer, keras.layers.Layer) and layer.weights:
+        new.build_from_config(layer.get_build_config())
+        if len(new.weights) != len(layer.weights):
+            raise ValueError(
+                f"Layer `{layer.name}` of class `{type(layer).__name__}` cannot be copied: built "
+                f"from its configuration it has {len(new.weights)} weights in place of "
+                f"{len(layer.weights)}. Create all weights in its `build`."
+            )
+        new.set_weights(layer.get_weights())
+    return new
+
+
 def rebuild(model: keras.Model, make: Make, call: Call | None = None) -> keras.Model:
     """Build a model's graph again out of other layers, nested models included.
 
@@ -199,7 +225,9 @@ def rebuild(model: keras.Model, make: Make, call: Call | None = None) -> keras.M
         clone_of = keras.models.clone_model(
             graph.model, clone_function=clone, call_function=connect
         )
-        clone_of.trainable = inner.trainable
+        if not inner.trainable:
+            # Setting True would thaw layers that are frozen one by one.
+            clone_of.trainable = False
         return clone_of
 
     return visit(model)

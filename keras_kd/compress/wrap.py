@@ -44,6 +44,19 @@ class WeightWrapper(keras.layers.Layer):
         if not self.layer.built:
             self.layer.build(input_shape)
 
+    def get_build_config(self) -> dict[str, Any]:
+        """The wrapped layer's, which may have more inputs than one."""
+        return {"layer": self.layer.get_build_config()}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Build the wrapped layer as it was, then the wrapper."""
+        inner = config["layer"]
+        if not self.layer.built and inner:
+            self.layer.build_from_config(inner)
+        if not self.built:
+            self.build(inner.get("input_shape") if inner else None)
+            self.built = True
+
     def effective(self, training: bool | None) -> list[tuple[Any, Tensor]]:
         """Pairs of a variable of the wrapped layer and the tensor that takes its place."""
         return effective_weights(self.layer, training)

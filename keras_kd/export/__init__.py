@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .exporter import check_folder, export_model
+    from .checks import check_folder
+    from .exporter import export_model
     from .manifest import ManifestError
     from .report import Artifact, Report
     from .verification import verify
@@ -21,7 +22,7 @@ _HOME = {
     "Artifact": "report",
     "ManifestError": "manifest",
     "Report": "report",
-    "check_folder": "exporter",
+    "check_folder": "checks",
     "export_model": "exporter",
     "verify": "verification",
 }

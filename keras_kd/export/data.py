@@ -1,4 +1,4 @@
-"""Calibration and evaluation data: read from every form that Keras takes, and checked before use."""
+"""Calibration and evaluation data: read from every form that Keras takes, checked before use."""
 
 from __future__ import annotations
 
@@ -248,8 +248,8 @@ def _checked(array: np.ndarray, info: TensorInfo, what: str) -> np.ndarray:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
         raise ValueError(
-            f"The {what} data for input `{info.name}` holds NaN or infinite values in {len(bad)} of "
-            f"{len(array)} samples, the first in sample {int(bad[0])}. Remove or mend them."
+            f"The {what} data for input `{info.name}` holds NaN or infinite values in {len(bad)} "
+            f"of {len(array)} samples, the first in sample {int(bad[0])}. Remove or mend them."
         )
     return array
 
@@ -284,8 +284,8 @@ def check_same_scale(calibration: Arrays, evaluation: Arrays) -> None:
         if far:
             raise ValueError(
                 f"The calibration data for input `{name}` is of another scale than the evaluation "
-                f"data: values from {got.min():.4g} to {got.max():.4g} (mean {mean_c:.4g}, standard "
-                f"deviation {std_c:.4g}) against {reference.min():.4g} to {reference.max():.4g} "
+                f"data: values from {got.min():.4g} to {got.max():.4g} (mean {mean_c:.4g}, "
+                f"standard deviation {std_c:.4g}) against {reference.min():.4g} to {reference.max():.4g} "
                 f"(mean {mean_e:.4g}, standard deviation {std_e:.4g}). Prepare both the same way, "
                 "for example divide both by 255."
             )

@@ -6,6 +6,7 @@ The user's process only writes these. It never runs a converter, whose crash wou
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def specs(signature: Signature, shapes: list[list[int]] | None) -> list[Any]:
     """Return a `tf.TensorSpec` for every input, of the given shapes or the signature's own."""
     import tensorflow as tf
 
-    rows = shapes or [info.shape for info in signature.inputs]
+    rows: Sequence[Sequence[int | None]] = shapes or [info.shape for info in signature.inputs]
     return [
         tf.TensorSpec(shape, info.dtype, name=info.name)
         for shape, info in zip(rows, signature.inputs, strict=True)

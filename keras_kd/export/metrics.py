@@ -33,8 +33,8 @@ def kind_of(reference: np.ndarray, labels: np.ndarray | None) -> str:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= units:
             raise ValueError(
-                f"The evaluation labels run from {low} to {high}, but the model has {units} outputs, "
-                f"so labels lie in 0..{units - 1}. Check the labels or the model's last layer."
+                f"The evaluation labels run from {low} to {high}, but the model has {units} "
+                f"outputs, so labels lie in 0..{units - 1}. Check the labels or the model's last layer."
             )
         return "classes"
     if labels.shape != reference.shape:
@@ -100,7 +100,7 @@ def agreement(
 
 
 def sqnr(reference: np.ndarray, outputs: np.ndarray) -> float:
-    """Return the ratio of signal to quantization noise, `10 log10(Σ r² / Σ (r − o)²)`, in dB.
+    """Return the ratio of signal to quantization noise, `10 log10(sum r**2 / sum (r - o)**2)`, in dB.
 
     Args:
         reference: Outputs of the Keras model, any shape.
@@ -137,7 +137,7 @@ def compare(
         output), `sqnr` (lowest over the outputs, dB), `finite`, and `outputs` with the figures of
         each output.
     """
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, reference in references.items():
         got = outputs[name].astype(np.float32)
         kind, probabilities = kinds[name]["kind"], kinds[name]["probabilities"]

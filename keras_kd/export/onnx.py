@@ -176,7 +176,7 @@ def _fold_captures(model: Any, concrete: Any) -> None:
 
 
 def _rename(model: Any, concrete: Any, signature: Signature) -> None:
-    # tf2onnx keeps the order of the function's arguments and results, so position says which is which.
+    # tf2onnx keeps the order of the function's arguments and results.
     inputs = {
         entry.name: info.name
         for entry, info in zip(model.graph.input, signature.inputs, strict=True)

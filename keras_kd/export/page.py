@@ -100,20 +100,16 @@ def _scatter(
             color=color,
             markersize=10 if row["best"] else 7,
             markerfacecolor="white" if failed else color,
-        )
-        axes.annotate(
-            row["name"] + (" (best)" if row["best"] else " (failed)" if failed else ""),
-            (x, y),
-            textcoords="offset points",
-            xytext=(6, 5),
-            fontsize=7,
-            color=color,
+            label=row["name"] + (" (best)" if row["best"] else " (failed)" if failed else ""),
+            alpha=0.8,
         )
     values = [row[key] * factor for row in points]
     if min(values) > 0 and max(values) > 8 * min(values):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.margins(0.18, 0.15)
+    axes.margins(0.1, 0.15)
+    # Names beside the points would lie on top of each other: exact files share one accuracy.
+    figure.legend(loc="outside right upper", fontsize=7)
     axes.set_xlabel(label)
     axes.set_ylabel(title)
     axes.grid(True, alpha=0.3)

@@ -49,7 +49,7 @@ class TFLiteRuntime:
         return interpreter.invoke
 
     def signature(self) -> dict[str, list[dict[str, Any]]]:
-        """Return names, shapes, dtypes and scales of the inputs and outputs, as the file has them."""
+        """Return names, shapes, dtypes and scales of inputs and outputs, as the file has them."""
         return {
             "inputs": [_row(name, row) for name, row in self._inputs.items()],
             "outputs": [_row(name, row) for name, row in self._outputs.items()],

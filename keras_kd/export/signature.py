@@ -1,4 +1,4 @@
-"""What goes into a model and comes out of it: names, shapes, dtypes, in the order of the flat tensors."""
+"""What goes into a model and comes out of it: names, shapes, dtypes, in flat order."""
 
 from __future__ import annotations
 

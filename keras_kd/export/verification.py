@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import manifest
-from .exporter import Progress, measure
+from .jobs import Progress, measure
 from .report import Report
 
 
@@ -28,8 +28,8 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
         failed in it and named in `report.problems`; `report.ok` says whether there are none.
 
     Raises:
-        ManifestError: If the manifest is missing, damaged, edited or names files outside the folder,
-            or if a file is missing or is not the one that was exported.
+        ManifestError: If the manifest is missing, damaged, edited or names files outside the
+            folder, or if a file is missing or is not the one that was exported.
 
     Example:
         >>> report = keras_kd.export.verify("exported/digits")  # doctest: +SKIP
@@ -52,8 +52,8 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
             faults.append(f"`{name}` is not the file that was exported (its SHA-256 differs)")
     if faults:
         raise ManifestError(
-            f"The export in `{folder}` does not match its manifest: {'; '.join(faults)}. Restore the "
-            "files or export again."
+            f"The export in `{folder}` does not match its manifest: {'; '.join(faults)}. Restore "
+            "the files or export again."
         )
     with tempfile.TemporaryDirectory(prefix="keras-kd-") as scratch:
         measured = measure(

@@ -2,7 +2,8 @@
 
 from keras_kd.losses.base import DistillationLoss
 from keras_kd.losses.classes import DIST, DecoupledKD
-from keras_kd.losses.features import Hint
+from keras_kd.losses.features import FSP, ICKD, NST, AttentionTransfer, Hint
+from keras_kd.losses.learned import VID, FactorTransfer, ReviewKD, SimKD
 from keras_kd.losses.logits import (
     BinarySoftTargets,
     JensenShannon,
@@ -18,14 +19,22 @@ __all__ = [
     "CWSM",
     "DIST",
     "FLSW",
+    "FSP",
+    "ICKD",
+    "NST",
+    "VID",
+    "AttentionTransfer",
     "BinarySoftTargets",
     "DecoupledKD",
     "DistillationLoss",
+    "FactorTransfer",
     "Hint",
     "JensenShannon",
     "LogitHuber",
     "LogitMSE",
     "ReverseKL",
+    "ReviewKD",
+    "SimKD",
     "SoftTargets",
     "TotalVariation",
 ]

@@ -30,8 +30,8 @@ class DistillationLoss(keras.losses.Loss):
 
     While `call` runs, `self` is a copy that holds the context of this one
     evaluation: `self.temperature` is a number, a live variable or an adaptive
-    temperature around one, never `None`; `self.labels`, `self.indices`, `self.mask` and `self.training`
-    are what the caller gave.
+    temperature around one, never `None`; `self.labels`, `self.indices`,
+    `self.mask` and `self.training` are what the caller gave.
 
     Args:
         temperature: Positive float, dimensionless. `None` follows the
@@ -173,6 +173,30 @@ class DistillationLoss(keras.losses.Loss):
             temperature = keras.saving.deserialize_keras_object(config["temperature"])
             config = {**config, "temperature": temperature}
         return cls(**config)
+
+
+class FeatureLoss(DistillationLoss):
+    """Base of the losses between features, which have no temperature.
+
+    Args:
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+    """
+
+    def __init__(
+        self,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(reduction=reduction, name=name, dtype=dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that rebuild this loss."""
+        config = super().get_config()
+        del config["temperature"]
+        return config
 
 
 def _in_force(own: Any, given: Tensor) -> Any:

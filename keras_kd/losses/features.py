@@ -5,8 +5,71 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_kd.losses.base import DistillationLoss
-from keras_kd.typing import Tensor
+from keras_kd.losses.base import FeatureLoss, require_positive
+from keras_kd.losses.geometry import common_grid, flattened, require_maps, unit
+from keras_kd.typing import Shape, Tensor
+
+
+def same_shape(name: str, teacher: Shape, student: Shape) -> None:
+    """Raise `ValueError` unless both shapes agree beyond the batch."""
+    if len(teacher) != len(student) or any(
+        t is not None and s is not None and t != s for t, s in zip(teacher[1:], student[1:])
+    ):
+        raise ValueError(
+            f"`{name}` compares features of the same shape. Received: teacher "
+            f"{tuple(teacher)}, student {tuple(student)}. Give the transfer a "
+            '`projector="linear"`, or tap layers of equal shape.'
+        )
+
+
+def same_channels(name: str, teacher: Shape, student: Shape) -> None:
+    """Raise `ValueError` unless both shapes have equally many axes and channels."""
+    if len(teacher) != len(student) or teacher[-1] != student[-1]:
+        raise ValueError(
+            f"`{name}` compares the same number of channels on both sides. Received: teacher "
+            f"{tuple(teacher)}, student {tuple(student)}. Give the transfer a "
+            '`projector="linear"`, or tap layers of equal width.'
+        )
+
+
+def layers_of(name: str, tensors: Any, least: int = 1) -> list[Any]:
+    """A list of shapes or tensors, one a layer, from a list or a single one.
+
+    Args:
+        name: Name of the loss, for the error.
+        tensors: Shapes (tuples) or tensors, or a list of them.
+        least: The fewest layers that make sense.
+
+    Returns:
+        The list.
+
+    Raises:
+        ValueError: If there are fewer than `least`.
+    """
+    single = not isinstance(tensors, list) and (
+        not isinstance(tensors, tuple)
+        or not tensors
+        or tensors[0] is None
+        or isinstance(tensors[0], int)
+    )
+    found = [tensors] if single else list(tensors)
+    if len(found) < least:
+        raise ValueError(
+            f"`{name}` reads at least {least} layers on each side. Received: {len(found)}. Give "
+            'the transfer lists, `teacher=["block1", "block2"]`.'
+        )
+    return found
+
+
+def paired_layers(name: str, teacher: Any, student: Any, least: int = 1) -> list[tuple[Any, Any]]:
+    """The layers of both sides, pair by pair; `ValueError` if their numbers differ."""
+    theirs, ours = layers_of(name, teacher, least), layers_of(name, student, least)
+    if len(theirs) != len(ours):
+        raise ValueError(
+            f"`{name}` compares layer with layer. Received: {len(theirs)} teacher layers and "
+            f"{len(ours)} student layers. List as many on one side as on the other."
+        )
+    return list(zip(theirs, ours))
 
 
 def feature_mse(teacher: Tensor, student: Tensor) -> Tensor:
@@ -23,11 +86,103 @@ def feature_mse(teacher: Tensor, student: Tensor) -> Tensor:
     squared = ops.square(teacher - student)
     if len(squared.shape) == 3:
         return ops.mean(squared, axis=-1)
-    return ops.mean(ops.reshape(squared, (ops.shape(squared)[0], -1)), axis=-1)
+    return ops.mean(flattened(squared), axis=-1)
+
+
+def attention_map(features: Tensor, power: float) -> Tensor:
+    """Where a layer is active: `mean_c |f|**power`, flattened, of length 1.
+
+    Args:
+        features: `(batch, ..., channels)`.
+        power: Positive float, dimensionless.
+
+    Returns:
+        Tensor `(batch, positions)`.
+    """
+    # The scale is lost to the normalization, and squares past 65504 to float16.
+    features = unit(features, axis=tuple(range(1, len(features.shape))))
+    size = ops.square(features) if power == 2 else ops.power(ops.abs(features), power)
+    return unit(flattened(ops.mean(size, axis=-1)))
+
+
+def flow(first: Tensor, second: Tensor) -> Tensor:
+    """Flow matrix of two layers: the mean over positions of the products of their channels.
+
+    Args:
+        first: `(batch, ..., m)`.
+        second: `(batch, ..., n)`, on the same grid.
+
+    Returns:
+        Tensor `(batch, m, n)`.
+    """
+    first, second = _positions(first), _positions(second)
+    count = ops.cast(ops.shape(first)[1], first.dtype)
+    return ops.matmul(ops.transpose(first, (0, 2, 1)), second / count)
+
+
+def selectivity_mmd(teacher: Tensor, student: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy between the activation patterns of channels.
+
+    Every channel's map is brought to length 1; with the kernel `(a . b)**2`:
+    the mean over pairs of channels of `K_tt + K_ss - 2 * K_st`.
+
+    Args:
+        teacher: `(batch, ..., m)`.
+        student: `(batch, ..., n)`, on the same grid.
+
+    Returns:
+        Tensor `(batch,)`, dimensionless.
+    """
+    teacher, student = unit(_positions(teacher), axis=1), unit(_positions(student), axis=1)
+    count, m, n = teacher.shape[1], teacher.shape[-1], student.shape[-1]
+    if count is not None and count <= min(m, n):
+        # sum_ij (a_i . b_j)**2 is the inner product of A A' and B B', which are
+        # positions x positions here and so the smaller matrices.
+        theirs = ops.matmul(teacher, ops.transpose(teacher, (0, 2, 1))) / m
+        ours = ops.matmul(student, ops.transpose(student, (0, 2, 1))) / n
+        return ops.sum(ops.square(theirs - ours), axis=(1, 2))
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return ops.mean(ops.square(ops.matmul(ops.transpose(a, (0, 2, 1)), b)), axis=(1, 2))
+
+    return kernel(teacher, teacher) + kernel(student, student) - 2.0 * kernel(teacher, student)
+
+
+def channel_correlation(features: Tensor) -> Tensor:
+    """Similarity of every channel's map with every other's, rows of length 1.
+
+    Args:
+        features: `(batch, ..., channels)`.
+
+    Returns:
+        Tensor `(batch, channels, channels)`.
+    """
+    maps = _positions(features)
+    maps = unit(maps, axis=(1, 2))
+    return unit(ops.matmul(ops.transpose(maps, (0, 2, 1)), maps), axis=-1)
+
+
+def _positions(features: Tensor) -> Tensor:
+    """`(batch, ..., channels)` as `(batch, positions, channels)`."""
+    if len(features.shape) == 3:
+        return features
+    return ops.reshape(
+        features, (ops.shape(features)[0], _count(features.shape[1:-1]), features.shape[-1])
+    )
+
+
+def _count(grid: Shape) -> int:
+    """Number of positions, -1 where it is not known."""
+    count = 1
+    for length in grid:
+        if length is None:
+            return -1
+        count *= length
+    return count
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class Hint(DistillationLoss):
+class Hint(FeatureLoss):
     """Mean squared difference between a teacher's and a student's features.
 
     `mean((f_t - projector(f_s))**2)`; the projector is the transfer's. The
@@ -67,28 +222,252 @@ class Hint(DistillationLoss):
         name: str | None = "hint",
         dtype: Any = None,
     ) -> None:
-        super().__init__(reduction=reduction, name=name, dtype=dtype)
+        super().__init__(reduction, name, dtype)
 
     def build(self, teacher_shape: Any, student_shape: Any) -> None:
         """Check that both sides have the same shape."""
-        if any(
-            t is not None and s is not None and t != s
-            for t, s in zip(teacher_shape[1:], student_shape[1:])
-        ) or len(teacher_shape) != len(student_shape):
-            raise ValueError(
-                f"`{self.name}` compares features of the same shape. Received: teacher "
-                f"{tuple(teacher_shape)}, student {tuple(student_shape)}. Give the transfer a "
-                '`projector="linear"`, or tap layers of equal shape.'
-            )
+        same_shape(self.name, teacher_shape, student_shape)
         super().build(teacher_shape, student_shape)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)` or `(batch, tokens)`."""
         return feature_mse(y_true, y_pred)
 
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class AttentionTransfer(FeatureLoss):
+    """Let the student look where the teacher looks.
+
+    `mean((a_t - a_s)**2)` over positions, `a` the flattened `mean_c |f|**power`
+    brought to length 1. The numbers of channels may differ; the larger map is
+    averaged to the grid of the smaller. Lists of layers give the mean over the
+    pairs. The reference weight beside the hard loss is 1000.
+
+    Args:
+        power: Positive float, dimensionless: higher ones look at the peaks.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+
+    Call arguments:
+        y_true: Teacher features, `(batch, height, width, channels)` or
+            `(batch, positions, channels)`, or a list of them.
+        y_pred: Student features with as many axes, or as long a list.
+
+    Returns:
+        Dimensionless, `(batch,)` before reduction.
+
+    Raises:
+        ValueError: If `power` is not positive, the features have no positions
+            or the lists differ in length.
+
+    Example:
+        >>> import numpy as np
+        >>> teacher = np.eye(2, dtype="float32").reshape(1, 2, 2, 1)
+        >>> round(float(AttentionTransfer()(teacher, teacher[:, ::-1])), 4)
+        0.5
+
+    Reference:
+        - [Zagoruyko & Komodakis, 2017](https://arxiv.org/abs/1612.03928), section 3.1
+    """
+
+    def __init__(
+        self,
+        power: float = 2.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "attention_transfer",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(reduction, name, dtype)
+        require_positive("power", power)
+        self.power = power
+
+    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+        """Check that both sides have maps."""
+        for pair in paired_layers(self.name, teacher_shape, student_shape):
+            require_maps(self.name, *pair)
+        super().build(teacher_shape, student_shape)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the values, `(batch,)`."""
+        values = []
+        for teacher, student in paired_layers(self.name, y_true, y_pred):
+            teacher, student = common_grid(teacher, student, self.name)
+            difference = attention_map(teacher, self.power) - attention_map(student, self.power)
+            values.append(ops.mean(ops.square(difference), axis=-1))
+        return sum(values) / len(values)
+
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this loss."""
-        config = super().get_config()
-        # A plain difference of features has no temperature.
-        del config["temperature"]
-        return config
+        return {**super().get_config(), "power": self.power}
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class FSP(FeatureLoss):
+    """Match the flow between layers: how the features of one become those of the next.
+
+    `mean((G_t - G_s)**2)` with the flow matrix `G = F1' F2 / positions` of two
+    layers; with more than two layers a side, the mean over consecutive pairs.
+    Of one pair the larger map is averaged to the grid of the smaller.
+
+    Args:
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+
+    Call arguments:
+        y_true: List of two or more teacher features `(batch, height, width, channels)`.
+        y_pred: As long a list of student features with the same channels.
+
+    Returns:
+        Features to the fourth power, `(batch,)` before reduction.
+
+    Raises:
+        ValueError: If there are fewer than two layers, or channels differ.
+
+    Example:
+        >>> import numpy as np
+        >>> ones = np.ones((1, 2, 2, 3), "float32")
+        >>> float(FSP()([ones, ones], [ones, 2 * ones]))
+        1.0
+
+    Reference:
+        - [Yim et al., 2017](https://openaccess.thecvf.com/content_cvpr_2017/html/\
+Yim_A_Gift_From_CVPR_2017_paper.html), section 3
+    """
+
+    def __init__(
+        self,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "fsp",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(reduction, name, dtype)
+
+    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+        """Check that both sides have the same channels layer by layer."""
+        for pair in paired_layers(self.name, teacher_shape, student_shape, least=2):
+            require_maps(self.name, *pair)
+            same_channels(self.name, *pair)
+        super().build(teacher_shape, student_shape)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the values, `(batch,)`."""
+        values = []
+        for layer in range(len(y_true) - 1):
+            theirs = flow(*common_grid(y_true[layer], y_true[layer + 1], self.name))
+            ours = flow(*common_grid(y_pred[layer], y_pred[layer + 1], self.name))
+            values.append(ops.mean(ops.square(theirs - ours), axis=(1, 2)))
+        return sum(values) / len(values)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class NST(FeatureLoss):
+    """Match which patterns the channels respond to, whichever channel it is.
+
+    Every channel's map is brought to length 1; with the kernel `(a . b)**2`:
+    the mean over pairs of channels of `K_tt + K_ss - 2 * K_st`, a maximum mean
+    discrepancy. The numbers of channels may differ; the larger map is averaged
+    to the grid of the smaller. Lists of layers give the mean over the pairs.
+    The reference weight beside the hard loss is 50.
+
+    Args:
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+
+    Call arguments:
+        y_true: Teacher features, `(batch, height, width, channels)` or
+            `(batch, positions, channels)`, or a list of them.
+        y_pred: Student features with as many axes, or as long a list.
+
+    Returns:
+        Dimensionless, `(batch,)` before reduction.
+
+    Raises:
+        ValueError: If the features have no positions or the lists differ in length.
+
+    Example:
+        >>> import numpy as np
+        >>> teacher = np.eye(4, dtype="float32").reshape(1, 2, 2, 4)
+        >>> round(float(NST()(teacher, teacher[..., :1])), 4)
+        0.75
+
+    Reference:
+        - [Huang & Wang, 2017](https://arxiv.org/abs/1707.01219), section 3
+    """
+
+    def __init__(
+        self,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "nst",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(reduction, name, dtype)
+
+    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+        """Check that both sides have maps."""
+        for pair in paired_layers(self.name, teacher_shape, student_shape):
+            require_maps(self.name, *pair)
+        super().build(teacher_shape, student_shape)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the values, `(batch,)`."""
+        values = [
+            selectivity_mmd(*common_grid(teacher, student, self.name))
+            for teacher, student in paired_layers(self.name, y_true, y_pred)
+        ]
+        return sum(values) / len(values)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class ICKD(FeatureLoss):
+    """Match which channels respond together (inter-channel correlation).
+
+    `sum((G_t - G_s)**2) / channels`, `G = F' F` over the positions with rows of
+    length 1. The reference weight beside the hard loss is 2.5.
+
+    Args:
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+
+    Call arguments:
+        y_true: Teacher features, `(batch, height, width, channels)` or
+            `(batch, positions, channels)`.
+        y_pred: Student features with the same channels; the grid may differ.
+
+    Returns:
+        Dimensionless, `(batch,)` before reduction.
+
+    Raises:
+        ValueError: If the features have no positions, or channels differ.
+
+    Example:
+        >>> import numpy as np
+        >>> teacher = np.eye(4, dtype="float32").reshape(1, 2, 2, 4)
+        >>> round(float(ICKD()(teacher, np.ones((1, 2, 2, 4), "float32"))), 4)
+        1.0
+
+    Reference:
+        - [Liu et al., 2021](https://arxiv.org/abs/2202.03680), section 3
+    """
+
+    def __init__(
+        self,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "ickd",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(reduction, name, dtype)
+
+    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+        """Check that both sides have maps of the same channels."""
+        require_maps(self.name, teacher_shape, student_shape)
+        same_channels(self.name, teacher_shape, student_shape)
+        super().build(teacher_shape, student_shape)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the values, `(batch,)`."""
+        difference = channel_correlation(y_true) - channel_correlation(y_pred)
+        return ops.sum(ops.square(difference), axis=(1, 2)) / y_pred.shape[-1]

@@ -1,0 +1,340 @@
+"""Live values over time, and checkpoints of the student alone."""
+
+import os
+from typing import Any
+
+import keras
+from keras import ops
+from keras.optimizers.schedules import (
+    CosineDecay,
+    ExponentialDecay,
+    LearningRateSchedule,
+    PolynomialDecay,
+)
+
+KINDS = ("linear", "cosine", "exponential")
+
+
+class _Annealing(keras.callbacks.Callback):
+    """Moves one live value of the distiller along a schedule.
+
+    The value depends on the epoch's index, or on the optimizer's count of
+    steps, and on nothing the callback remembers: so it is right after a
+    restart with `initial_epoch` or a restored optimizer.
+    """
+
+    def __init__(
+        self,
+        start: float | None,
+        end: float | None,
+        epochs: int | None,
+        steps: int | None,
+        kind: str | LearningRateSchedule,
+        low: float,
+        high: float,
+    ) -> None:
+        super().__init__()
+        self.what = type(self).__name__
+        self.per_step = steps is not None
+        if isinstance(kind, LearningRateSchedule):
+            if start is not None or end is not None or epochs is not None:
+                raise ValueError(
+                    f"`{self.what}` takes its values from the given schedule. Leave out `start`, "
+                    "`end` and `epochs`; pass `steps` to read the schedule at every step."
+                )
+            self.schedule: Any = kind
+        else:
+            self.schedule = self._make(start, end, epochs, steps, kind)
+        self.low, self.high = low, high
+        for name, value in (("start", start), ("end", end)):
+            if value is not None:
+                self._check(value, name)
+
+    def _make(
+        self,
+        start: float | None,
+        end: float | None,
+        epochs: int | None,
+        steps: int | None,
+        kind: str,
+    ) -> Any:
+        if kind not in KINDS:
+            raise ValueError(
+                f"`kind` of `{self.what}` is one of {', '.join(map(repr, KINDS))} or a "
+                f"`keras.optimizers.schedules.LearningRateSchedule`. Received: kind={kind!r}."
+            )
+        if start is None or end is None:
+            raise ValueError(
+                f"`{self.what}` needs `start` and `end`. Received: start={start!r}, end={end!r}."
+            )
+        count = steps if steps is not None else epochs
+        if (epochs is None) == (steps is None) or count is None or count < 1:
+            raise ValueError(
+                f"`{self.what}` runs over `epochs` or over `steps`, one of them, at least 1. "
+                f"Received: epochs={epochs!r}, steps={steps!r}."
+            )
+        # `start` holds in the first epoch, `end` from the last one on.
+        duration = max(count - 1, 1)
+        if kind == "linear":
+            return PolynomialDecay(start, duration, end, power=1.0)
+        if kind == "cosine":
+            unit = CosineDecay(1.0, duration)
+            return lambda i: end + (start - end) * unit(i)
+        if start <= 0 or end <= 0:
+            raise ValueError(
+                f"`{self.what}` with kind='exponential' needs positive `start` and `end`. "
+                f"Received: start={start!r}, end={end!r}."
+            )
+        decay = ExponentialDecay(start, duration, end / start)
+        # Keras's exponential goes on falling after its duration.
+        return lambda i: decay(min(i, duration))
+
+    def _check(self, value: float, name: str) -> None:
+        # Written so that NaN fails too.
+        if not self.low <= value <= self.high:
+            raise ValueError(
+                f"`{name}` of `{self.what}` must lie between {self.low:g} and {self.high:g}. "
+                f"Received: {value!r}."
+            )
+
+    def _variable(self) -> Any:
+        raise NotImplementedError
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Fail before the first step if the model has no such value."""
+        self._variable()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Set the value of this epoch."""
+        if not self.per_step:
+            self._set(epoch)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Set the value of this step."""
+        if self.per_step:
+            self._set(int(ops.convert_to_numpy(self.model.optimizer.iterations)))
+
+    def _set(self, position: int) -> None:
+        value = float(ops.convert_to_numpy(self.schedule(position)))
+        self._check(value, f"the value at {position}")
+        self._variable().assign(value)
+
+
+class TemperatureAnnealing(_Annealing):
+    """Change the temperature of the softened distributions during training.
+
+    The value is `start` in the first epoch (or step) and `end` in the last
+    one, and stays there. It is in the logs as `temperature`. Losses with a
+    temperature of their own do not follow it.
+
+    Args:
+        start: Positive float, dimensionless.
+        end: Positive float, dimensionless.
+        epochs: Number of epochs from `start` to `end`, both included.
+        steps: Number of optimizer steps, in place of `epochs`.
+        kind: `"linear"`, `"cosine"` (half a period), `"exponential"` (a
+            constant factor a step), or a
+            `keras.optimizers.schedules.LearningRateSchedule`, which is read at
+            the epoch's index, or at the optimizer's step if `steps` is given,
+            and takes the place of `start`, `end` and `epochs`.
+
+    Raises:
+        ValueError: If a value is not positive, or the arguments do not fit.
+
+    Example:
+        >>> callback = TemperatureAnnealing(start=8.0, end=1.0, epochs=20, kind="cosine")
+
+    Reference:
+        - [Jafari et al., 2021](https://arxiv.org/abs/2104.07163), section 3
+    """
+
+    def __init__(
+        self,
+        start: float | None = None,
+        end: float | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        kind: str | LearningRateSchedule = "linear",
+    ) -> None:
+        super().__init__(start, end, epochs, steps, kind, 1e-6, 1e6)
+
+    def _variable(self) -> Any:
+        return _live(self.model, "temperature", self.what)
+
+
+class AlphaAnnealing(_Annealing):
+    """Change the weight of the hard loss during training.
+
+    The value is `start` in the first epoch (or step) and `end` in the last
+    one, and stays there. It is in the logs as `alpha`.
+
+    Args:
+        start: Float in `[0, 1]`.
+        end: Float in `[0, 1]`.
+        epochs: Number of epochs from `start` to `end`, both included.
+        steps: Number of optimizer steps, in place of `epochs`.
+        kind: As in `TemperatureAnnealing`.
+
+    Raises:
+        ValueError: If a value lies outside `[0, 1]`, the arguments do not fit,
+            or the distiller was compiled with explicit weights.
+
+    Example:
+        >>> callback = AlphaAnnealing(start=0.1, end=0.9, steps=1000)
+    """
+
+    def __init__(
+        self,
+        start: float | None = None,
+        end: float | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        kind: str | LearningRateSchedule = "linear",
+    ) -> None:
+        super().__init__(start, end, epochs, steps, kind, 0.0, 1.0)
+
+    def _variable(self) -> Any:
+        return _live(self.model, "alpha", self.what)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Fail before the first step if `alpha` weighs nothing."""
+        super().on_train_begin(logs)
+        if not self.model.weighs_by_alpha:
+            raise ValueError(
+                "`AlphaAnnealing` changes nothing here: the distiller was compiled with explicit "
+                "weights, or without a loss on the labels. Compile it with `loss=` and `alpha=`."
+            )
+
+
+class TransferWeightAnnealing(_Annealing):
+    """Change the weight of one transfer during training, as for a warm-up.
+
+    The value is `start` in the first epoch (or step) and `end` in the last
+    one, and stays there. It is in the logs as `<transfer>_weight`.
+
+    Args:
+        transfer: Name of the transfer.
+        start: Non-negative float.
+        end: Non-negative float.
+        epochs: Number of epochs from `start` to `end`, both included.
+        steps: Number of optimizer steps, in place of `epochs`.
+        kind: As in `TemperatureAnnealing`.
+
+    Raises:
+        ValueError: If a value is negative, the arguments do not fit, or the
+            distiller has no such transfer.
+
+    Example:
+        >>> callback = TransferWeightAnnealing("decoupled_kd", start=0.0, end=1.0, epochs=20)
+
+    Reference:
+        - [Zhao et al., 2022](https://arxiv.org/abs/2203.08679), section 4.1 (warm-up)
+    """
+
+    def __init__(
+        self,
+        transfer: str,
+        start: float | None = None,
+        end: float | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        kind: str | LearningRateSchedule = "linear",
+    ) -> None:
+        super().__init__(start, end, epochs, steps, kind, 0.0, 1e12)
+        self.transfer = transfer
+
+    def _variable(self) -> Any:
+        transfers = {t.name: t for t in getattr(self.model, "transfers", ())}
+        if self.transfer not in transfers:
+            raise ValueError(
+                f"The distiller has no transfer `{self.transfer}`. It has: "
+                f"{', '.join(f'`{name}`' for name in transfers) or 'none'}."
+            )
+        return transfers[self.transfer].weight
+
+    def _log(self, logs: Any) -> None:
+        if logs is not None:
+            logs[f"{self.transfer}_weight"] = float(ops.convert_to_numpy(self._variable()))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Add the value to the logs of the batch."""
+        self._log(logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Add the value to the logs of the epoch."""
+        self._log(logs)
+
+
+class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
+    """Write the best student, alone, while the distiller trains.
+
+    The file is a plain Keras model: no teacher, no projectors, no optimizer.
+    It is written under a temporary name and renamed, so a crash or a full disk
+    leaves the last good one.
+
+    Args:
+        filepath: Path that ends in `.keras`; may contain `{epoch:02d}` and
+            names of logs, as in `keras.callbacks.ModelCheckpoint`.
+        monitor: The log that decides what is best.
+        save_best_only: Whether a worse student is not written.
+        **kwargs: `verbose`, `mode`, `save_freq`, `initial_value_threshold`, as
+            in `keras.callbacks.ModelCheckpoint`.
+
+    Raises:
+        ValueError: If `filepath` does not end in `.keras`.
+
+    Example:
+        >>> callback = StudentCheckpoint("student.keras", monitor="val_accuracy")
+    """
+
+    def __init__(
+        self,
+        filepath: str | os.PathLike[str],
+        monitor: str = "val_loss",
+        save_best_only: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if not os.fspath(filepath).endswith(".keras"):
+            raise ValueError(
+                f"`filepath` of `StudentCheckpoint` ends in `.keras`. Received: {filepath!r}."
+            )
+        super().__init__(
+            os.fspath(filepath), monitor=monitor, save_best_only=save_best_only, **kwargs
+        )
+
+    def set_model(self, model: Any) -> None:
+        """Save the student of this distiller, or the model itself where it has none."""
+        super().set_model(_Saver(getattr(model, "student", model), model))
+
+
+class _Saver:
+    """What `ModelCheckpoint` calls its model: it saves the student, whole or not at all."""
+
+    def __init__(self, student: Any, distiller: Any) -> None:
+        self.student = student
+        self.distiller = distiller
+
+    def jax_state_sync(self) -> None:
+        """Bring the weights back from the step; Keras asks for it on the JAX backend."""
+        self.distiller.jax_state_sync()
+
+    def save(self, filepath: str, overwrite: bool = True, **kwargs: Any) -> None:
+        """Save under a temporary name and rename."""
+        folder, name = os.path.split(os.path.abspath(filepath))
+        temporary = os.path.join(folder, f".{os.getpid()}-{name}")
+        try:
+            self.student.save(temporary, overwrite=True)
+            os.replace(temporary, filepath)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+
+def _live(model: Any, name: str, callback: str) -> Any:
+    variable = getattr(model, name, None)
+    if variable is None or not hasattr(variable, "assign"):
+        raise ValueError(
+            f"`{callback}` changes `{name}` of a `keras_kd.Distiller`, and the model being "
+            f"trained, a {type(model).__name__}, has none."
+        )
+    return variable

@@ -1,0 +1,36 @@
+"""The command line: `keras-kd demo | export | verify`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `keras-kd`.
+
+    Args:
+        arguments: What follows the program's name. Defaults to `sys.argv[1:]`.
+
+    Returns:
+        The exit code: 0, or 1 where a file failed its check, 2 for bad input with one line of
+        reason on stderr, 130 after Ctrl-C.
+    """
+    # The process is the command's own, so that it may set TensorFlow's log level; the library,
+    # which lives in a process of the user's, never does.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        from keras_kd.cli import app
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in ("rich", "typer"):
+            raise
+        print(
+            f"keras-kd: the command line needs `{error.name}`, which is not installed. "
+            'Install it with: pip install "keras_kd[report]"',
+            file=sys.stderr,
+        )
+        return 2
+    return app.run(sys.argv[1:] if arguments is None else arguments)

@@ -1,0 +1,93 @@
+"""All commands in one program, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from keras_kd.cli import demo, export, verify
+
+app = typer.Typer(
+    name="keras-kd",
+    add_completion=False,
+    no_args_is_help=False,
+    rich_markup_mode="markdown",
+    help="Distill a Keras model, export it to TFLite and ONNX, and prove that the files work.",
+    epilog="Exit codes: 0 done, 1 a file failed its check, 2 bad input, 130 interrupted.",
+)
+app.command()(demo.demo)
+app.command()(export.export)
+app.command()(verify.verify)
+
+# Typer's base class of all usage errors is not public under one name in all of its versions; it is
+# the parent of `BadParameter`, which is.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+# What the checks, the loaders and the exporter raise for input that cannot be used. Anything else
+# is a mistake of this program, and keeps its traceback.
+_BAD_INPUT = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
+
+
+@app.callback(invoke_without_command=True)
+def _keras_kd(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from keras_kd import __version__
+
+        print(f"keras-kd {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the program and turn what it raises into one line and an exit code.
+
+    Args:
+        arguments: What follows the program's name.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        code = app(args=list(arguments), prog_name="keras-kd", standalone_mode=False)
+    except _UsageError as error:
+        command = next((word for word in arguments if not word.startswith("-")), "")
+        known = {command.name or command.callback.__name__ for command in app.registered_commands}
+        page = f"keras-kd {command} --help" if command in known else "keras-kd --help"
+        reason = _one_line(str(error)).rstrip(".")
+        return _fail(f"{reason}. See `{page}`.", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has gone: there is nobody to tell.
+        sys.stderr.close()
+        return 1
+    except _BAD_INPUT as error:
+        return _fail(_one_line(_reason(error)), 2)
+    if code == 130:
+        return _fail("interrupted. No half-written file was left behind.", 130)
+    return int(code or 0)
+
+
+def _reason(error: BaseException) -> str:
+    # An OSError of the system's own names its file apart; ours carry a whole sentence.
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"`{error.filename}`: {error.strerror}. Choose another path or mend this one."
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 600 else f"{text[:600]}..."
+
+
+def _fail(reason: str, code: int) -> int:
+    print(f"keras-kd: {reason}", file=sys.stderr)
+    return code

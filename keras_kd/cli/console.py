@@ -1,0 +1,140 @@
+"""What the commands share: where they print, how they show progress, and quiet imports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+
+class Terminal:
+    """The two streams of a command: the result on stdout, everything else on stderr.
+
+    Args:
+        as_json: Whether stdout gets one JSON document in place of text.
+        quiet: Whether notes and progress bars are left out.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self._stdout = sys.stdout
+        self._stderr = Console(stderr=True, highlight=False)
+
+    def note(self, text: str) -> None:
+        """Say something that is not the result."""
+        if not self.quiet:
+            self._stderr.print(text, markup=False)
+
+    def result(self, document: dict[str, Any], *texts: str | Table) -> None:
+        """Print the result, as text or as JSON.
+
+        Args:
+            document: The result as plain JSON values.
+            *texts: The result for people, in the order of printing.
+        """
+        if self.as_json:
+            print(json.dumps(document, indent=2, allow_nan=False), file=self._stdout)
+            return
+        console = Console(file=self._stdout, highlight=False)
+        for text in texts:
+            if isinstance(text, str):
+                console.print(text, markup=False, soft_wrap=False)
+            else:
+                console.print(text)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[Work]:
+        """Show progress bars on stderr, and keep everything but the result off stdout."""
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self._stderr,
+            disable=self.quiet,
+        )
+        # Libraries announce downloads and the like on stdout, which `--json` reserves.
+        with contextlib.redirect_stdout(sys.stderr), progress:
+            yield Work(progress)
+
+
+class Work:
+    """One bar for each stage of the work, made when the stage first reports.
+
+    Args:
+        progress: Where the bars are shown.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        """Report `done` of `total` steps of a stage; `detail` stands behind the bar."""
+        if stage not in self._bars:
+            self._bars[stage] = self._progress.add_task(stage, total=total, detail="")
+        self._progress.update(self._bars[stage], completed=done, total=total, detail=detail)
+
+
+def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+    """Make a table that fits in 80 columns as well as in a wide terminal.
+
+    Args:
+        headings: One a column.
+        rows: Cells, as they are printed.
+        left: Number of columns that are aligned to the left.
+
+    Returns:
+        The table, without colors or markup of its own.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def import_keras() -> Any:
+    """Import Keras and its backend without the lines that the backend's C++ parts print.
+
+    Returns:
+        The module `keras`.
+    """
+    # They come from before TensorFlow's own log level is read, straight to file descriptor 2.
+    try:
+        descriptor = os.dup(2)
+    except OSError:
+        import keras
+
+        return keras
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            import keras
+        except BaseException:
+            os.dup2(descriptor, 2)
+            said.seek(0)
+            os.write(2, said.read())
+            raise
+        finally:
+            os.dup2(descriptor, 2)
+            os.close(descriptor)
+    return keras

@@ -1,0 +1,89 @@
+"""`keras-kd export`: a `.keras` file to verified TFLite and ONNX files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_kd.cli import inputs
+from keras_kd.cli.console import Terminal, import_keras
+
+
+def export(
+    student: Annotated[str, typer.Argument(metavar="STUDENT.keras", help="The model to export.")],
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.npz", help="Typical inputs, for int8: an array `x`."),
+    ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.npz", help="What the files are tested on: `x`, and `y`."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder to write.  [default: exported/NAME]")
+    ] = None,
+    formats: Annotated[str, typer.Option(help="Separated by commas.")] = "tflite,onnx",
+    precisions: Annotated[
+        str, typer.Option(help="Separated by commas.")
+    ] = "float32,float16,dynamic,int8",
+    max_drop: Annotated[
+        float, typer.Option(help="Accuracy a file may lose, as a share: 0.01 is one point.")
+    ] = 0.01,
+    objective: Annotated[str, typer.Option(help="What is best: `size` or `latency`.")] = "size",
+    labels: Annotated[
+        str | None, typer.Option(help="Names of the classes, separated by commas.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes or progress bars.")] = False,
+) -> None:
+    """Export a model to TFLite and ONNX, run every file, and say which one to take.
+
+    FILE.npz holds `x` (and `y`: class numbers, or targets), or one array for each input by its
+    name, or a data set with `x_train`, `y_train`, `x_test`, `y_test`: then training images
+    calibrate and validation images evaluate.
+
+    Exit code 0 if a file passed, 1 if none did, 2 for bad input.
+    """
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    folder = Path(out) if out is not None else Path("exported") / Path(student).stem
+    import_keras()
+    import keras_kd.export
+
+    keras_kd.export.check_folder(folder, overwrite)
+    model = inputs.load_model(student, "model")
+    given: dict[str, object] = {}
+    for role, path in (("calibration", calibration), ("evaluation", evaluation)):
+        if path is not None:
+            x, y, note = inputs.read_samples(path, role, model)
+            terminal.note(note)
+            given[role] = x if role == "calibration" or y is None else (x, y)
+    with terminal.working() as work:
+        report = keras_kd.export(
+            model,
+            folder,
+            formats=_words(formats),
+            precisions=_words(precisions),
+            max_drop=max_drop,
+            objective=objective,
+            labels=None if labels is None else _words(labels),
+            overwrite=overwrite,
+            progress=work,
+            **given,
+        )
+        report.save_html(folder / "report.html")
+    terminal.result(
+        report.to_dict(),
+        report.table(),
+        "",
+        f"Files and report.html are in {folder}. Check them anywhere with: keras-kd verify {folder}",
+    )
+    raise typer.Exit(0 if report.best is not None else 1)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

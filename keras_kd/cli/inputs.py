@@ -1,0 +1,165 @@
+"""Models and arrays from the paths on the command line, checked before any work starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from typing import Any
+
+from keras_kd.datasets import files
+
+
+def load_model(path: str, what: str) -> Any:
+    """Load a built Keras 3 model from a `.keras` file, in safe mode.
+
+    Args:
+        path: Path of the file.
+        what: What the errors call it, such as `"teacher"`.
+
+    Returns:
+        The `keras.Model`.
+
+    Raises:
+        ValueError: If the file is missing, truncated, foreign, written by tf_keras, holds code, or
+            holds a model that is not built.
+    """
+    import keras
+
+    from keras_kd import checks
+
+    advice = "Expected a file that `model.save('name.keras')` wrote"
+    if os.path.isdir(path):
+        raise ValueError(f"The {what} `{path}` is a folder. {advice}.")
+    if os.path.isfile(path) and not path.endswith(".keras"):
+        raise ValueError(
+            f"The {what} `{path}` is no `.keras` file. {advice}; other formats load in Python and "
+            "are saved again from there."
+        )
+    checks.keras_file(path)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        try:
+            about = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
+            version = str(about.get("keras_version", ""))
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"`{path}` has a damaged `metadata.json`. {advice}.") from error
+    if version.startswith("2."):
+        raise ValueError(
+            f"The {what} `{path}` was written by tf_keras {version} (Keras 2), which Keras 3 cannot "
+            "read. Rebuild the model with Keras 3, copy its weights and save it again."
+        )
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        # Classes that are not known, lambdas, weights of other shapes: each has its own type.
+        raise ValueError(
+            f"The {what} `{path}` cannot be loaded: {_first_sentence(error)} {_mend(error)}"
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"The {what} `{path}` holds a {type(model).__name__}, not a model. {advice}."
+        )
+    if not model.built or not model.weights:
+        raise ValueError(
+            f"The {what} `{path}` is not built: it has no weights. Call the model once on data, "
+            "or give it an `Input`, train it, and save it again."
+        )
+    return model
+
+
+def check_classifier(model: Any, what: str, data: Any) -> None:
+    """Refuse a model that does not take the images of a data set or name its classes.
+
+    Args:
+        model: A built `keras.Model`.
+        what: What the errors call it.
+        data: A `keras_kd.datasets.Dataset`.
+
+    Raises:
+        ValueError: If inputs or classes differ.
+    """
+    import keras
+
+    inputs = keras.tree.flatten(model.inputs or [])
+    outputs = keras.tree.flatten(model.outputs or [])
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ValueError(
+            f"The {what} `{model.name}` has {len(inputs)} inputs and {len(outputs)} outputs, and "
+            "the demo needs one of each. Distill other models in Python with `keras_kd.Distiller`."
+        )
+    shape, classes = tuple(inputs[0].shape[1:]), outputs[0].shape[-1]
+    fits = len(shape) == len(data.input_shape) and all(
+        size in (None, wanted) for size, wanted in zip(shape, data.input_shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"The {what} `{model.name}` takes inputs of shape {shape}, but the images of "
+            f"`{data.name}` have shape {data.input_shape}. Choose a {what} trained on such images."
+        )
+    if len(outputs[0].shape) != 2 or classes != data.num_classes:
+        raise ValueError(
+            f"The {what} `{model.name}` has outputs of shape {tuple(outputs[0].shape)}, but "
+            f"`{data.name}` has {data.num_classes} classes. Choose a {what} with "
+            f"{data.num_classes} outputs, or the data it was trained on."
+        )
+
+
+def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
+    """Read inputs, and labels if there are any, for a model from a `.npz` file.
+
+    The file holds `x` and maybe `y`; or one array for each input of the model by its name, and
+    maybe `y` or one array for each output; or it is a data set with `x_train` and the rest, of
+    which the calibration takes training images and the evaluation validation images.
+
+    Args:
+        path: Path of the file.
+        role: `"calibration"` or `"evaluation"`.
+        model: The model that reads them.
+
+    Returns:
+        Inputs, labels or `None`, and a sentence on what they are.
+
+    Raises:
+        ValueError: If the file cannot be read or holds none of these.
+    """
+    arrays = files.read(path)
+    inputs = [tensor.name for tensor in model.inputs or []]
+    outputs = list(model.output_names or [])
+    if "x" in arrays:
+        x, y = arrays["x"], arrays.get("y")
+    elif inputs and set(inputs) <= set(arrays):
+        x = {name: arrays[name] for name in inputs}
+        if len(inputs) == 1:
+            x = x[inputs[0]]
+        y = arrays.get("y")
+        if y is None and outputs and set(outputs) <= set(arrays):
+            y = {name: arrays[name] for name in outputs}
+    elif "x_train" in arrays:
+        data = files.load(path)
+        split = "train" if role == "calibration" else "validation"
+        x, y = getattr(data, f"x_{split}"), getattr(data, f"y_{split}")
+        return x, y, f"{role}: {len(x):,} {split} images of `{path}`."
+    else:
+        wanted = " and ".join(f"`{name}`" for name in inputs) or "one array an input"
+        raise ValueError(
+            f"`{path}` holds {', '.join(f'`{name}`' for name in arrays) or 'no arrays'}, and no "
+            f"inputs for the {role}. Store `x` (and `y`), or {wanted} by the model's input names, "
+            "or `x_train`, `y_train`, `x_test` and `y_test`."
+        )
+    count = len(next(iter(x.values()))) if isinstance(x, dict) else len(x)
+    return x, y, f"{role}: {count:,} samples of `{path}`."
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0].rstrip(".")[:240] + "."
+
+
+def _mend(error: BaseException) -> str:
+    text = str(error).lower()
+    if "lambda" in text or "unsafe" in text or "safe_mode" in text:
+        return "Files with code in them are not loaded: put a layer class in place of the Lambda."
+    if "class" in text or "custom" in text or "register" in text:
+        return "Models with classes of your own are exported from Python, where they are imported."
+    return "Save it again with the Keras version in use."

@@ -1,0 +1,104 @@
+"""Which files pass, what deserves a second look, and which one is best."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Largest difference from the Keras model over the largest output, and lowest SQNR in dB, that
+# rounding explains. A lost activation or a misread weight lies far beyond.
+_TOLERANCE = {"float32": (1e-3, 60.0), "float16": (3e-2, 35.0)}
+
+# Regression has no accuracy to lose: its files must keep nine tenths of the signal's amplitude.
+_LEAST_SQNR = 20.0
+
+_SLOWER = 1.25
+
+
+def judge(rows: list[dict[str, Any]], reference: dict[str, Any], max_drop: float | None) -> None:
+    """Mark the rows of measured files that fail, and flag what deserves a second look.
+
+    Args:
+        rows: Entries of the manifest, changed in place.
+        reference: Figures of the Keras model.
+        max_drop: Accuracy that may be lost, 0..1, or `None`.
+    """
+    floats = {row["format"]: row for row in rows if row["precision"] == "float32" and row["bytes"]}
+    for row in rows:
+        if row["bytes"] is None:
+            continue
+        figures = row["metrics"]
+        row["drop"] = (
+            None
+            if figures["accuracy"] is None or reference["accuracy"] is None
+            else reference["accuracy"] - figures["accuracy"]
+        )
+        stage, reason = _fault(row, max_drop)
+        if reason:
+            row.update(status="failed", stage=stage, reason=reason)
+        row["flags"] += _flags(row, floats.get(row["format"]))
+
+
+def _fault(row: dict[str, Any], max_drop: float | None) -> tuple[str, str]:
+    figures = row["metrics"]
+    if not figures["finite"]:
+        return "verify", "it gives NaN or infinite values on the evaluation data"
+    if row["precision"] in _TOLERANCE:
+        relative, decibels = _TOLERANCE[row["precision"]]
+        if figures["relative"] > relative or figures["sqnr"] < decibels:
+            return "verify", (
+                f"its outputs differ from the Keras model's by up to {figures['worst']:.3g} "
+                f"({figures['sqnr']:.1f} dB), more than rounding to {row['precision']} explains: "
+                "an operator was converted wrongly"
+            )
+    if max_drop is None:
+        return "", ""
+    # Shares of a finite number of samples: a hair's breadth of float error must not decide.
+    slack = 1e-9
+    if row["drop"] is not None:
+        if row["drop"] > max_drop + slack:
+            return "budget", (
+                f"accuracy {100 * figures['accuracy']:.2f} % is {100 * row['drop']:.2f} points "
+                f"below the Keras model, more than max_drop allows ({100 * max_drop:g})"
+            )
+    elif figures["agreement"] is not None:
+        if 1 - figures["agreement"] > max_drop + slack:
+            return "budget", (
+                f"it changes {100 * (1 - figures['agreement']):.2f} % of the Keras model's "
+                f"decisions, more than max_drop allows ({100 * max_drop:g} %)"
+            )
+    elif figures["sqnr"] < _LEAST_SQNR:
+        return "budget", (
+            f"its outputs keep {figures['sqnr']:.1f} dB of signal over noise, less than "
+            f"{_LEAST_SQNR:g} dB"
+        )
+    return "", ""
+
+
+def _flags(row: dict[str, Any], float32: dict[str, Any] | None) -> list[str]:
+    flags = []
+    contents = row["contents"]
+    if contents["flex"]:
+        flags.append(f"needs TensorFlow operators (Flex): {', '.join(contents['flex'])}")
+    if row["precision"] == "float32":
+        return flags
+    narrow = sum(size for bits, size in contents["weight_bits"].items() if int(bits) < 32)
+    if narrow == 0:
+        flags.append("quantization did nothing: all weights are still 32-bit floats")
+    elif float32 is not None and row["bytes"] >= 0.98 * float32["bytes"]:
+        flags.append(
+            f"it is not smaller than float32 ({row['bytes']} against {float32['bytes']} B)"
+        )
+    if row["precision"] == "int8" and contents["float_operators"]:
+        flags.append(f"computes in float: {', '.join(contents['float_operators'])}")
+    if float32 is not None and row["latency_ms"] > _SLOWER * float32["latency_ms"]:
+        times = row["latency_ms"] / float32["latency_ms"]
+        flags.append(f"{times:.1f} times slower than float32")
+    return flags
+
+
+def best(rows: list[dict[str, Any]], objective: str) -> str | None:
+    """Return the file name of the passed row with the least of the objective, if any passed."""
+    passed = [row for row in rows if row["status"] == "passed"]
+    keys = ("bytes", "latency_ms") if objective == "size" else ("latency_ms", "bytes")
+    passed.sort(key=lambda row: [row[key] for key in keys])
+    return passed[0]["file"] if passed else None

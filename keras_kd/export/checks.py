@@ -1,0 +1,170 @@
+"""What is refused before any work starts: arguments, folder, packages, model."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+FORMATS = ("tflite", "onnx")
+PRECISIONS = ("float32", "float16", "dynamic", "int8")
+OPSETS = range(13, 19)
+"""ONNX operator sets that tf2onnx writes and that per-channel quantization can live in."""
+
+
+def check_folder(target: Path, overwrite: bool) -> None:
+    """Refuse a folder that cannot be written to, or is not empty, before any work.
+
+    Args:
+        target: The folder, which may not exist yet.
+        overwrite: Whether it may hold files.
+
+    Raises:
+        FileExistsError: If it is not empty.
+        NotADirectoryError: If it, or what it would lie in, is a file.
+        PermissionError: If it cannot be written to.
+    """
+    existing = target
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(
+            f"`{existing}` is a file, so nothing can be exported to `{target}`. Choose a folder."
+        )
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise FileExistsError(
+            f"The folder `{target}` is not empty. Choose another one, or pass `overwrite=True` "
+            "(`--overwrite` on the command line) to replace an earlier export."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"The folder `{existing}` cannot be written to. Choose another one or change its "
+            "permissions."
+        )
+
+
+def names(what: str, values: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return the given names without repetition, each checked against the known ones.
+
+    Raises:
+        ValueError: If one is unknown, with close matches, or none is given.
+    """
+    names = [values] if isinstance(values, str) else list(values)
+    if not names:
+        raise ValueError(f"`{what}` is empty. Pass at least one of {list(known)}.")
+    for value in names:
+        if value not in known:
+            close = difflib.get_close_matches(str(value), known, 1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            raise ValueError(f"`{value}` is none of the {what} {list(known)}.{hint}")
+    return list(dict.fromkeys(names))
+
+
+def check_settings(max_drop: float | None, objective: str, opset: int, name: str) -> None:
+    """Check the plain settings of an export; see `export_model` for their meaning."""
+    if max_drop is not None and not 0 <= max_drop <= 1:
+        raise ValueError(
+            f"`max_drop` must lie in [0, 1], as a share of the samples, or be None. "
+            f"Received: max_drop={max_drop!r}; one point of accuracy is 0.01."
+        )
+    names("objective", objective, ("size", "latency"))
+    if opset not in OPSETS:
+        raise ValueError(
+            f"`opset` must lie in {OPSETS[0]}..{OPSETS[-1]}, the range that tf2onnx writes. "
+            f"Received: opset={opset!r}."
+        )
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ValueError(
+            f"`name` is the first part of a file name, without folders. Received: name={name!r}."
+        )
+
+
+def check_packages(formats: Sequence[str]) -> None:
+    """Refuse formats whose packages are not installed.
+
+    Raises:
+        ImportError: Naming the packages and the extra that brings them.
+    """
+    needed = ["tensorflow"]
+    if "tflite" in formats:
+        needed += ["ai_edge_litert"]
+    if "onnx" in formats:
+        needed += ["onnx", "onnxruntime", "tf2onnx"]
+    missing = [package for package in needed if find_spec(package) is None]
+    if missing:
+        raise ImportError(
+            f"Export to {', '.join(formats)} needs {', '.join(missing)}, which is not installed. "
+            'Install it with `pip install "keras_kd[export]"`.'
+        )
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no built Keras 3 model.
+
+    Raises:
+        TypeError: If it is something else, such as a `tf_keras` model.
+        ValueError: If it is not built.
+    """
+    import keras
+
+    if not isinstance(model, keras.Model):
+        kind = f"{type(model).__module__}.{type(model).__name__}"
+        hint = (
+            " It is a Keras 2 model: rebuild it with Keras 3 and copy the weights."
+            if kind.startswith("tf_keras")
+            else " From a Distiller, pass `distiller.student`."
+        )
+        raise TypeError(f"`model` must be a `keras.Model`. Received: {kind}.{hint}")
+    if not model.built:
+        raise ValueError(
+            f"The model `{model.name}` is not built, so it has no weights to export. Call it on "
+            "one batch first."
+        )
+
+
+def check_quantization_aware(model: Any) -> bool:
+    """Say whether a model carries the fake quantization of `keras_kd.compress`, ready for int8.
+
+    Args:
+        model: Any `keras.Model`.
+
+    Returns:
+        Whether it quantizes its activations, and so needs no calibration data.
+
+    Raises:
+        ValueError: If it does and has never seen data.
+    """
+    # Such a model cannot exist before the package that makes it was imported.
+    compress = sys.modules.get("keras_kd.compress")
+    if compress is None or not compress.has_activation_quantization(model):
+        return False
+    if not compress.is_calibrated(model):
+        raise ValueError(
+            f"The quantization-aware model `{model.name}` has never seen data, so its activations "
+            "have no ranges. Train it, or call `keras_kd.compress.calibrate(model, x)`."
+        )
+    return True
+
+
+def check_data_given(
+    calibration: Any, evaluation: Any, precisions: Sequence[str], quantization_aware: bool
+) -> None:
+    """Refuse an export without the data it needs.
+
+    Raises:
+        ValueError: If int8 lacks calibration data, or there is nothing to verify with.
+    """
+    if calibration is None and "int8" in precisions and not quantization_aware:
+        raise ValueError(
+            "`int8` needs calibration data, and none was given. Pass `calibration=x` with a few "
+            "hundred typical inputs, or leave int8 out of `precisions`."
+        )
+    if evaluation is None and calibration is None:
+        raise ValueError(
+            "No data was given to verify the files with. Pass `evaluation=(x, y)`, or "
+            "`evaluation=x` without labels."
+        )

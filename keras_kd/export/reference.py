@@ -1,0 +1,237 @@
+"""What the Keras model answers: the yardstick of every file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import data, metrics
+from .benchmark import time_calls
+from .checks import check_model, names
+from .signature import Arrays, Signature, describe, is_symbolic, pack
+
+STORED_SAMPLES = 256
+STORED_BYTES = 4_000_000
+"""Samples that travel with the files, and the most bytes that their inputs may take."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The Keras model's answers on the evaluation data.
+
+    Args:
+        signature: Inputs and outputs of the model.
+        inputs: Arrays by input name, `(samples, ...)`.
+        outputs: The model's outputs by name.
+        labels: Labels by output name; empty without labels.
+        kinds: For each output, see `metrics.compare`.
+        figures: `accuracy`, `parameters`, `bytes` (of the weights in float32), `latency_ms`.
+    """
+
+    signature: Signature
+    inputs: Arrays
+    outputs: Arrays
+    labels: Arrays
+    kinds: dict[str, dict[str, Any]]
+    figures: dict[str, Any]
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return len(next(iter(self.inputs.values())))
+
+    @property
+    def stored(self) -> int:
+        """How many samples travel with the files."""
+        each = sum(array[:1].nbytes for array in self.inputs.values())
+        return int(min(self.count, STORED_SAMPLES, max(8, STORED_BYTES // max(each, 1))))
+
+    @property
+    def shapes(self) -> list[list[int]]:
+        """Shape of one sample of each input, batch included."""
+        return [[1, *self.inputs[info.name].shape[1:]] for info in self.signature.inputs]
+
+    def arrays(self) -> Arrays:
+        """Return inputs `x<i>`, outputs `y<i>` and labels `t<i>` for an archive.
+
+        Tensors go by number, since their names may hold characters that no file name may.
+        """
+        arrays = {f"x{i}": self.inputs[info.name] for i, info in enumerate(self.signature.inputs)}
+        for i, info in enumerate(self.signature.outputs):
+            arrays[f"y{i}"] = self.outputs[info.name]
+            if info.name in self.labels:
+                arrays[f"t{i}"] = self.labels[info.name]
+        return arrays
+
+
+def answer(model: Any, x: Any, y: Any) -> Reference:
+    """Run the Keras model on the evaluation data.
+
+    Args:
+        model: A built model.
+        x: Its inputs, nested as it takes them.
+        y: Labels, or `None`.
+
+    Returns:
+        The reference.
+
+    Raises:
+        ValueError: If inputs or labels do not fit the model, or it gives NaN.
+    """
+    import keras
+
+    if is_symbolic(model):
+        # The graph declares its inputs, so the data is checked before the model sees it.
+        draft = describe(model, x, [_empty(tensor) for tensor in model.outputs])
+        inputs = data.by_name(x, draft, "evaluation")
+        result = model.predict(_nest(draft, inputs, model), batch_size=256, verbose=0)
+        signature = describe(model, x, result)
+    else:
+        result = model.predict(x, batch_size=256, verbose=0)
+        signature = describe(model, x, result)
+        inputs = data.by_name(x, signature, "evaluation")
+    outputs = {
+        info.name: np.ascontiguousarray(np.asarray(array), info.dtype)
+        for info, array in zip(signature.outputs, keras.tree.flatten(result), strict=True)
+    }
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(
+                f"The Keras model itself gives NaN or infinite values at output `{name}` on the "
+                "evaluation data. Mend the model before exporting it."
+            )
+    labels = _labels(y, signature)
+    kinds = {
+        name: {
+            "kind": metrics.kind_of(array, labels.get(name)),
+            "probabilities": metrics.is_probability(array),
+        }
+        for name, array in outputs.items()
+    }
+    one = _nest(signature, {name: array[:1] for name, array in inputs.items()}, model)
+    figures = _figures(model, metrics.compare(outputs, outputs, labels, kinds)["accuracy"], one)
+    return Reference(signature, inputs, outputs, labels, kinds, figures)
+
+
+def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any] | None:
+    """Return the figures of the teacher: measured, or as given in a dict.
+
+    Args:
+        teacher: A Keras model with the student's inputs and outputs, a dict, or `None`.
+        x: Evaluation inputs, nested as Keras takes them.
+        reference: Of the student.
+
+    Returns:
+        Some of `accuracy`, `parameters`, `bytes`, `latency_ms`.
+
+    Raises:
+        ValueError: If the dict has other keys, or the teacher other outputs.
+    """
+    if teacher is None:
+        return None
+    if isinstance(teacher, dict):
+        known = ("accuracy", "parameters", "bytes", "latency_ms")
+        return {
+            key: teacher[key]
+            for key in names("figures of `teacher`", list(teacher), known)
+            if teacher[key] is not None
+        }
+    check_model(teacher)
+    import keras
+
+    flat = keras.tree.flatten(teacher.predict(x, batch_size=256, verbose=0))
+    shapes = [array.shape for array in reference.outputs.values()]
+    if [np.shape(array) for array in flat] != shapes:
+        raise ValueError(
+            f"The teacher `{teacher.name}` has outputs of shape {[np.shape(a) for a in flat]} on "
+            f"the evaluation data, the student {shapes}. Pass a teacher for the same task, or a "
+            "dict of its figures."
+        )
+    # The teacher may end in another activation than the student.
+    kinds = {
+        name: {**kind, "probabilities": metrics.is_probability(np.asarray(array))}
+        for (name, kind), array in zip(reference.kinds.items(), flat, strict=True)
+    }
+    outputs = {name: np.asarray(a, np.float32) for name, a in zip(kinds, flat, strict=True)}
+    accuracy = metrics.compare(outputs, outputs, reference.labels, kinds)["accuracy"]
+    return _figures(teacher, accuracy, keras.tree.map_structure(lambda array: array[:1], x))
+
+
+def check_class_names(labels: Sequence[str] | None, reference: Reference) -> None:
+    """Refuse class names that are not as many as the first output has classes.
+
+    Raises:
+        ValueError: Saying how many there should be.
+    """
+    if labels is None:
+        return
+    name, first = next(iter(reference.outputs.items()))
+    units = first.shape[-1]
+    if isinstance(labels, str) or len(labels) not in ({units} if units > 1 else {1, 2}):
+        raise ValueError(
+            f"`labels` must name the {units} classes of output `{name}`. Received: {labels!r}."
+        )
+
+
+def _figures(model: Any, accuracy: float | None, one: Any) -> dict[str, Any]:
+    return {
+        "accuracy": accuracy,
+        "parameters": int(model.count_params()),
+        "bytes": int(sum(4 * np.prod(weight.shape) for weight in model.weights)),
+        "latency_ms": float(np.median(time_calls(lambda: model.predict_on_batch(one)))) * 1e3,
+    }
+
+
+def _empty(tensor: Any) -> np.ndarray:
+    dtype = str(tensor.dtype)
+    shape = [1 if size is None else size for size in tensor.shape]
+    return np.zeros(shape, np.float32 if "float" in dtype else dtype)
+
+
+def _nest(signature: Signature, arrays: Arrays, model: Any) -> Any:
+    return pack(model, signature, [arrays[info.name] for info in signature.inputs])
+
+
+def _labels(y: Any, signature: Signature) -> Arrays:
+    if y is None:
+        return {}
+    known = [info.name for info in signature.outputs]
+    if isinstance(y, dict):
+        unknown = sorted(set(y) - set(known))
+        if unknown:
+            raise ValueError(
+                f"The evaluation labels name the outputs {unknown}, which the model does not have; "
+                f"its outputs are {known}."
+            )
+        rows = dict(y)
+    elif isinstance(y, (list, tuple)) and len(known) > 1:
+        if len(y) != len(known):
+            raise ValueError(
+                f"The evaluation labels are {len(y)} arrays, the model has the {len(known)} "
+                f"outputs {known}. Pass a dict by output name to label only some."
+            )
+        rows = dict(zip(known, y, strict=True))
+    elif len(known) > 1:
+        raise ValueError(
+            f"One array of evaluation labels was given, the model has the outputs {known}. Pass a "
+            "dict by output name."
+        )
+    else:
+        rows = {known[0]: y}
+    result = {}
+    for name, value in rows.items():
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"The evaluation labels for output `{name}` have dtype {array.dtype}; class indices "
+                "or numbers are needed."
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(
+                f"The evaluation labels for output `{name}` hold NaN or infinite values."
+            )
+        result[name] = array
+    return result
