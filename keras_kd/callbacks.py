@@ -23,6 +23,8 @@ class _Annealing(keras.callbacks.Callback):
     restart with `initial_epoch` or a restored optimizer.
     """
 
+    value: float | None = None
+
     def __init__(
         self,
         start: float | None,
@@ -103,6 +105,7 @@ class _Annealing(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Fail before the first step if the model has no such value."""
         self._variable()
+        self.value = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Set the value of this epoch."""
@@ -117,7 +120,15 @@ class _Annealing(keras.callbacks.Callback):
     def _set(self, position: int) -> None:
         value = float(ops.convert_to_numpy(self.schedule(position)))
         self._check(value, f"the value at {position}")
-        self._variable().assign(value)
+        if value != self.value:
+            self._variable().assign(value)
+            self.value = value
+            # From there the distiller puts it into the logs, ahead of every
+            # callback, whatever their order.
+            self.model.live_values[self._log_name()] = value
+
+    def _log_name(self) -> str:
+        raise NotImplementedError
 
 
 class TemperatureAnnealing(_Annealing):
@@ -161,6 +172,9 @@ class TemperatureAnnealing(_Annealing):
     def _variable(self) -> Any:
         return _live(self.model, "temperature", self.what)
 
+    def _log_name(self) -> str:
+        return "temperature"
+
 
 class AlphaAnnealing(_Annealing):
     """Change the weight of the hard loss during training.
@@ -195,6 +209,9 @@ class AlphaAnnealing(_Annealing):
 
     def _variable(self) -> Any:
         return _live(self.model, "alpha", self.what)
+
+    def _log_name(self) -> str:
+        return "alpha"
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Fail before the first step if `alpha` weighs nothing."""
@@ -252,17 +269,8 @@ class TransferWeightAnnealing(_Annealing):
             )
         return transfers[self.transfer].weight
 
-    def _log(self, logs: Any) -> None:
-        if logs is not None:
-            logs[f"{self.transfer}_weight"] = float(ops.convert_to_numpy(self._variable()))
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Add the value to the logs of the batch."""
-        self._log(logs)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Add the value to the logs of the epoch."""
-        self._log(logs)
+    def _log_name(self) -> str:
+        return f"{self.transfer}_weight"
 
 
 class StudentCheckpoint(keras.callbacks.ModelCheckpoint):

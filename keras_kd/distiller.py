@@ -1,6 +1,5 @@
 """One batch in, one optimizer step out: the hard loss, the teacher's, and the regularizers."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from keras_kd.taps import Answer, Reader, inference
 from keras_kd.teachers import Teacher
 from keras_kd.transfer import Transfer
 from keras_kd.typing import Tensor
+from keras_kd.watch import Watch
 
 
 class Batch(NamedTuple):
@@ -600,7 +600,7 @@ class Distiller(keras.Model):
         shapes = self._student_shapes()
         checks.training_data(x, y, self.loss, shapes, self.metrics_need_labels)
         self._inspect(x)
-        watch = _Watch()
+        watch = Watch()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             watch.set_model(self)
             callbacks.callbacks.insert(0, watch)
@@ -631,6 +631,16 @@ class Distiller(keras.Model):
         setup.teacher.inspect(self._for_teacher(batch))
         setup.student.inspect(self._for_student(batch))
         self._check_outputs(setup.placed, len(setup.order))
+
+    @property
+    def distills(self) -> bool:
+        """Whether anything is transferred from a teacher."""
+        return bool(self._setup.placed)
+
+    @property
+    def live_values(self) -> dict[str, float]:
+        """What callbacks are changing at the moment, by the name it has in the logs."""
+        return self._setup.live_values
 
     @property
     def weighs_by_alpha(self) -> bool:
@@ -823,61 +833,7 @@ class _Setup:
         self.maps_inputs: dict[str, bool] = {}
         self.frozen: set[int] = set()
         self.shared: list[Any] = []
-
-
-class _Watch(keras.callbacks.Callback):
-    """Puts the live values into the logs and stops when the teacher fails.
-
-    First in the list, so that every other callback sees the values.
-    """
-
-    async_safe = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.epoch = 0
-        self.batches = 0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.batches += 1
-        if logs is None:
-            return
-        if math.isnan(logs.get("distillation_loss", 0.0)):
-            self._stop_if_teacher(batch)
-        self._add(logs)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if self.batches == 0:
-            raise ValueError(
-                "The training data are empty: no batch came out of them. Check that the dataset "
-                "yields at least one batch (a `drop_remainder` with too few samples yields none)."
-            )
-        if logs is not None:
-            self._add(logs)
-
-    def _add(self, logs: dict[str, Any]) -> None:
-        setup = self.model._setup
-        if not setup.placed:
-            return
-        logs["temperature"] = float(ops.convert_to_numpy(self.model.temperature))
-        if self.model.weighs_by_alpha:
-            logs["alpha"] = float(ops.convert_to_numpy(self.model.alpha))
-
-    def _stop_if_teacher(self, batch: int) -> None:
-        """Raise if the student's weights are sound, so that the NaN is the teacher's."""
-        if all(
-            bool(ops.all(ops.isfinite(ops.cast(v, "float32"))))
-            for v in self.model.student.trainable_variables
-        ):
-            raise FloatingPointError(
-                f"The outputs of the teacher `{self.model._setup.teacher.name}` are NaN or "
-                f"infinite in batch {batch + 1} of epoch {self.epoch + 1}. Training stopped; the "
-                "student has learned nothing from that batch, and checkpoints of earlier epochs "
-                "are untouched. Check that batch's inputs and the teacher's weights."
-            )
+        self.live_values: dict[str, float] = {}
 
 
 def load_distiller(

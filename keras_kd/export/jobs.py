@@ -72,7 +72,8 @@ def convert(
     if keras.backend.backend() != "tensorflow":
         message = (
             f"the model cannot be handed to the converter: {reason}. Define its classes in a "
-            "module that can be imported, registered with `keras.saving.register_keras_serializable`"
+            "module that can be imported and register them with "
+            "`keras.saving.register_keras_serializable`"
         )
         return {task["id"]: {"error": message, "crashed": False} for task in tasks}
     try:

@@ -34,7 +34,7 @@ def kind_of(reference: np.ndarray, labels: np.ndarray | None) -> str:
         if low < 0 or high >= units:
             raise ValueError(
                 f"The evaluation labels run from {low} to {high}, but the model has {units} "
-                f"outputs, so labels lie in 0..{units - 1}. Check the labels or the model's last layer."
+                f"outputs, so labels lie in 0..{units - 1}. Check the labels or the last layer."
             )
         return "classes"
     if labels.shape != reference.shape:
@@ -100,7 +100,7 @@ def agreement(
 
 
 def sqnr(reference: np.ndarray, outputs: np.ndarray) -> float:
-    """Return the ratio of signal to quantization noise, `10 log10(sum r**2 / sum (r - o)**2)`, in dB.
+    """Return the signal-to-quantization-noise ratio, `10 log10(sum r**2 / sum (r - o)**2)`, in dB.
 
     Args:
         reference: Outputs of the Keras model, any shape.

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive
-from keras_kd.losses.geometry import common_grid, flattened, require_maps, unit
+from keras_kd.losses.geometry import common_grid, flattened, require_maps, scaled, unit
 from keras_kd.typing import Shape, Tensor
 
 
@@ -99,8 +99,7 @@ def attention_map(features: Tensor, power: float) -> Tensor:
     Returns:
         Tensor `(batch, positions)`.
     """
-    # The scale is lost to the normalization, and squares past 65504 to float16.
-    features = unit(features, axis=tuple(range(1, len(features.shape))))
+    features = scaled(features, axis=tuple(range(1, len(features.shape))))
     size = ops.square(features) if power == 2 else ops.power(ops.abs(features), power)
     return unit(flattened(ops.mean(size, axis=-1)))
 
@@ -157,8 +156,7 @@ def channel_correlation(features: Tensor) -> Tensor:
     Returns:
         Tensor `(batch, channels, channels)`.
     """
-    maps = _positions(features)
-    maps = unit(maps, axis=(1, 2))
+    maps = scaled(_positions(features), axis=(1, 2))
     return unit(ops.matmul(ops.transpose(maps, (0, 2, 1)), maps), axis=-1)
 
 

@@ -7,6 +7,16 @@ from keras import ops
 from keras_kd.typing import Tensor
 
 
+def scaled(x: Tensor, axis: int | tuple[int, ...]) -> Tensor:
+    """`x` divided by its largest size along `axis`, which counts as a constant.
+
+    For what does not depend on the scale: squares of features past 256 overflow
+    in float16.
+    """
+    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
+    return x / ops.where(ops.equal(largest, 0), ops.ones_like(largest), largest)
+
+
 def unit(x: Tensor, axis: int | tuple[int, ...] = -1) -> Tensor:
     """`x` divided by its Euclidean length along `axis`.
 
@@ -20,10 +30,7 @@ def unit(x: Tensor, axis: int | tuple[int, ...] = -1) -> Tensor:
     Returns:
         Tensor of the same shape.
     """
-    # Lengths do not matter, so the largest entry is brought to 1 first: squares
-    # of features past 256 overflow in float16.
-    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
-    x = x / ops.where(ops.equal(largest, 0), ops.ones_like(largest), largest)
+    x = scaled(x, axis)
     squares = ops.sum(ops.square(x), axis=axis, keepdims=True)
     return x / ops.sqrt(ops.where(ops.equal(squares, 0), ops.ones_like(squares), squares))
 

@@ -21,6 +21,11 @@ def layer_precision(dtype: str) -> Any:
     return dtype
 
 
+def _normalization(precision: Any) -> Any:
+    """Batch normalization with the constants of the papers' reference code."""
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=precision)
+
+
 def factor_difference(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean absolute difference of flattened factors of length 1; `(batch,)`."""
     return ops.mean(ops.abs(unit(flattened(teacher)) - unit(flattened(student))), axis=-1)
@@ -190,7 +195,6 @@ class FactorTransfer(FeatureLoss):
         }
 
 
-@keras.saving.register_keras_serializable(package="keras_kd")
 class _LogScale(keras.layers.Layer):
     """`softplus(rho) + floor`: a positive number per channel, learned."""
 
@@ -370,7 +374,7 @@ class SimKD(FeatureLoss):
             stack.append(
                 keras.layers.Conv2D(filters, size, padding="same", use_bias=False, dtype=precision)
             )
-            stack.append(keras.layers.BatchNormalization(dtype=precision))
+            stack.append(_normalization(precision))
             stack.append(keras.layers.ReLU(dtype=precision))
         self.projector = keras.Sequential(stack, name=f"{self.name}_projector")
         self.projector.build((None, None, None, student_shape[-1]))
@@ -397,15 +401,23 @@ class _Fusion(keras.layers.Layer):
     def __init__(self, width: int, channels: int, deepest: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         precision = self.dtype_policy
-        self.reduce = keras.layers.Conv2D(width, 1, use_bias=False, dtype=precision)
-        self.reduce_norm = keras.layers.BatchNormalization(dtype=precision)
+        start = "lecun_uniform"
+        self.reduce = keras.layers.Conv2D(
+            width, 1, use_bias=False, kernel_initializer=start, dtype=precision
+        )
+        self.reduce_norm = _normalization(precision)
         self.attend = (
             None if deepest else keras.layers.Conv2D(2, 1, activation="sigmoid", dtype=precision)
         )
         self.expand = keras.layers.Conv2D(
-            channels, 3, padding="same", use_bias=False, dtype=precision
+            channels,
+            3,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=start,
+            dtype=precision,
         )
-        self.expand_norm = keras.layers.BatchNormalization(dtype=precision)
+        self.expand_norm = _normalization(precision)
         self.width = width
         self.channels = channels
 

@@ -1,0 +1,81 @@
+"""What the distiller itself watches while it trains."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+
+class Watch(keras.callbacks.Callback):
+    """Puts the live values into the logs and stops when the teacher fails.
+
+    First in the list, so that every other callback sees the values. Batch ends
+    may run in a thread of their own, beside the next step, so they only take
+    notes; variables are read where Keras waits for the callbacks.
+    """
+
+    async_safe = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoch = 0
+        self.batches = 0
+        self.suspect: int | None = None
+        self.live_values: dict[str, float] = {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Forget the values of an earlier `fit`."""
+        self.live_values = self.model.live_values
+        self.live_values.clear()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Remember which epoch this is."""
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Stop before the next step if the teacher has failed."""
+        self._stop_if_teacher()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Note the first batch whose distillation loss is not a number."""
+        self.batches += 1
+        if logs is None:
+            return
+        if math.isnan(logs.get("distillation_loss", 0.0)):
+            self.suspect = batch if self.suspect is None else min(batch, self.suspect)
+        logs.update(self.live_values)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Add the live values to the logs of the epoch."""
+        if self.batches == 0:
+            raise ValueError(
+                "The training data are empty: no batch came out of them. Check that the dataset "
+                "yields at least one batch (a `drop_remainder` with too few samples yields none)."
+            )
+        self._stop_if_teacher()
+        distiller = self.model
+        if logs is None or not distiller.distills:
+            return
+        logs["temperature"] = float(ops.convert_to_numpy(distiller.temperature))
+        if distiller.weighs_by_alpha:
+            logs["alpha"] = float(ops.convert_to_numpy(distiller.alpha))
+        logs.update(self.live_values)
+
+    def _stop_if_teacher(self) -> None:
+        """Raise if the student's weights are sound, so that the NaN is the teacher's."""
+        if self.suspect is None:
+            return
+        distiller = self.model
+        if all(
+            bool(ops.all(ops.isfinite(ops.cast(v, "float32"))))
+            for v in distiller.student.trainable_variables
+        ):
+            raise FloatingPointError(
+                f"The outputs of the teacher `{distiller.teacher.name}` are NaN or infinite in "
+                f"batch {self.suspect + 1} of epoch {self.epoch + 1}. Training stopped; the "
+                "student has learned nothing of the teacher from that batch, and checkpoints of "
+                "earlier epochs are untouched. Check that batch's inputs and the teacher's weights."
+            )
+        # The student itself diverged, which is for `TerminateOnNaN` to handle.
+        self.suspect = None
