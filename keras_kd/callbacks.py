@@ -322,9 +322,10 @@ class _Saver:
         self.student = student
         self.distiller = distiller
 
-    def jax_state_sync(self) -> None:
-        """Bring the weights back from the step; Keras asks for it on the JAX backend."""
-        self.distiller.jax_state_sync()
+    def __getattr__(self, name: str) -> Any:
+        # Everything but saving is the distiller's: its metrics say what is
+        # better, and on JAX it brings the weights back from the step.
+        return getattr(self.distiller, name)
 
     def save(self, filepath: str, overwrite: bool = True, **kwargs: Any) -> None:
         """Save under a temporary name and rename."""

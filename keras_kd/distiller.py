@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_kd import checks, teachers
+from keras_kd import backends, checks, teachers
 from keras_kd.losses.base import joint_mask
 from keras_kd.losses.logits import BinarySoftTargets, SoftTargets
+from keras_kd.masks import keras_mask, with_keras_mask
 from keras_kd.taps import Answer, Reader, inference
 from keras_kd.teachers import Teacher
 from keras_kd.transfer import Transfer
@@ -178,6 +179,7 @@ class Distiller(keras.Model):
         self,
         optimizer: Any = "adam",
         loss: Any = None,
+        *,
         metrics: Any = None,
         distillation_loss: Any = None,
         alpha: float | None = None,
@@ -401,8 +403,9 @@ class Distiller(keras.Model):
             transfer.build(_shapes(theirs), _shapes(ours))
         return theirs, ours
 
-    def _with_answer(self, data: Any) -> Any:
+    def _with_answer(self, data: Any, state: Sequence[Any] = ()) -> Any:
         """The batch with the teacher's answer, computed where no gradient is taken."""
+        data, weights = backends.supplied(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         setup = self._setup
         teacher = setup.teacher
@@ -413,9 +416,35 @@ class Distiller(keras.Model):
         else:
             x, record = teacher.split(x)
             indices = record.get("indices") if isinstance(record, dict) else None
-            answer = teacher.read(self._for_teacher(x), record, setup.binary)
+            values = list(zip(self._teacher_variables(), weights or ()))
+            if state:
+                # What the student shares with the teacher is in the state.
+                values.extend(zip(self.non_trainable_variables, state[1]))
+            with backends.inference_only(values):
+                answer = teacher.read(self._for_teacher(x), record, setup.binary)
             answer, finite = _stopped(answer)
         return Batch(self._for_student(x), answer, indices, finite), y, sample_weight
+
+    def _teacher_variables(self) -> list[Any]:
+        """The teacher's variables that the student does not share."""
+        teacher = self._setup.teacher
+        models = teacher.models if teacher is not None else []
+        found = {id(v): v for model in models for v in model.variables}
+        return [v for key, v in found.items() if key not in self._frozen]
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Compile the train step, as `keras.Model` does."""
+        before = self.train_function
+        super().make_train_function(force)
+        if self.train_function is not before and self._setup.placed:
+            self.train_function = backends.supplying(self.train_function, self._teacher_variables)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Compile the test step, as `keras.Model` does."""
+        before = self.test_function
+        super().make_test_function(force)
+        if self.test_function is not before and self._setup.evaluate_distillation:
+            self.test_function = backends.supplying(self.test_function, self._teacher_variables)
 
     def train_step(self, *args: Any) -> Any:
         """Take one optimizer step on one batch.
@@ -427,7 +456,7 @@ class Distiller(keras.Model):
             The logs; on the JAX backend the logs and the new state.
         """
         *state, data = args
-        return super().train_step(*state, self._with_answer(data))
+        return super().train_step(*state, self._with_answer(data, *state))
 
     def test_step(self, *args: Any) -> Any:
         """Evaluate one batch: the student alone, unless the teacher was asked for.
@@ -440,7 +469,7 @@ class Distiller(keras.Model):
         """
         if self._setup.evaluate_distillation and self._setup.placed:
             *state, data = args
-            return super().test_step(*state, self._with_answer(data))
+            return super().test_step(*state, self._with_answer(data, *state))
         result = super().test_step(*args)
         if isinstance(result, tuple):
             logs, *state = result
@@ -970,10 +999,7 @@ def _stopped(answer: Answer) -> tuple[Answer, Tensor]:
 
     def clean(tensor: Any) -> Any:
         cleaned = ops.stop_gradient(ops.where(finite, tensor, ops.zeros_like(tensor)))
-        mask = getattr(tensor, "_keras_mask", None)
-        if mask is not None:
-            cleaned._keras_mask = mask
-        return cleaned
+        return with_keras_mask(cleaned, keras_mask(tensor))
 
     logits, tensors = keras.tree.map_structure(clean, read)
     # The output beside its logits is read by losses between final outputs.

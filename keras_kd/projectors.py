@@ -5,6 +5,7 @@ channels)` or `(batch, depth, height, width, channels)`. A dimension that is `No
 before a batch arrives; it counts as equal to the other side's.
 """
 
+import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +25,18 @@ class _CannotJoinError(ValueError):
     """Why one kind of projector cannot join two shapes."""
 
 
-def make(kind: str, teacher_shape: Shape, student_shape: Shape, name: str) -> keras.layers.Layer:
+def require_kind(kind: str) -> None:
+    """Raise `ValueError` unless `kind` names a projector."""
+    if kind not in PROJECTORS:
+        matches = difflib.get_close_matches(kind, PROJECTORS, n=1)
+        raise ValueError(
+            f"`projector={kind!r}` is unknown. Expected None, "
+            f"{', '.join(repr(k) for k in PROJECTORS)} or a layer."
+            + (f" Did you mean {matches[0]!r}?" if matches else "")
+        )
+
+
+def make(kind: str, teacher_shape: Shape, student_shape: Shape, name: str) -> "Projector":
     """Make the projector that joins two feature shapes.
 
     Args:
@@ -60,11 +72,7 @@ def make(kind: str, teacher_shape: Shape, student_shape: Shape, name: str) -> ke
     Raises:
         ValueError: If the kind is unknown or cannot join the shapes.
     """
-    if kind not in PROJECTORS:
-        raise ValueError(
-            f"`projector={kind!r}` of transfer `{name}` is unknown. Expected None, "
-            f"{', '.join(repr(k) for k in PROJECTORS)} or a layer."
-        )
+    require_kind(kind)
     teacher, student = tuple(teacher_shape), tuple(student_shape)
     try:
         for side, shape in (("teacher", teacher), ("student", student)):
@@ -81,10 +89,9 @@ def make(kind: str, teacher_shape: Shape, student_shape: Shape, name: str) -> ke
     except _CannotJoinError as error:
         raise ValueError(
             f"`projector={kind!r}` of transfer `{name}` cannot join the teacher's {teacher} with "
-            f"the student's {student}: {error}."
-            + ("" if kind == "auto" else " Try `projector='auto'`, or pass")
-            + (" Pass" if kind == "auto" else "")
-            + " a layer that maps the student's shape to the teacher's."
+            f"the student's {student}: {error}. `projector` may also be "
+            + ("" if kind == "auto" else "'auto', or ")
+            + "a layer that maps one shape to the other."
         ) from None
 
 
@@ -103,11 +110,10 @@ def describe(kind: str, teacher_shape: Shape, student_shape: Shape) -> str:
     Raises:
         ValueError: If the kind is unknown.
     """
+    require_kind(kind)
     try:
         return make(kind, teacher_shape, student_shape, "pair").description
     except ValueError:
-        if kind not in PROJECTORS:
-            raise
         return "cannot join"
 
 
@@ -228,11 +234,15 @@ class _ClassTokenApart(keras.layers.Layer):
     def __init__(self, side: int, target: int, name: str) -> None:
         super().__init__(name=name, dtype="float32")
         self.target = target
-        self.steps = [
+        self.steps: list[Any] = [
             _ToGrid(side, side, "grid"),
             _AreaPooling((target, target), "pool"),
             _ToTokens(target * target, False, "tokens"),
         ]
+
+    def build(self, input_shape: Any) -> None:
+        for step in self.steps:
+            step.built = True
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (input_shape[0], self.target * self.target + 1, input_shape[-1])
@@ -292,6 +302,7 @@ def _conv(teacher: Shape, student: Shape, name: str) -> Projector:
         "dtype": "float32",
         "name": "conv",
     }
+    make_conv: Any
     if all(stride >= 1 for stride in strides):
         kernel = tuple(int(s) + 1 if s > 1 else 1 for s in strides)
         down = tuple(int(s) for s in strides)
@@ -448,9 +459,7 @@ def _positions_agree(teacher: Shape, student: Shape) -> bool:
 
 def _require_positions(teacher: Shape, student: Shape) -> None:
     if not _positions_agree(teacher, student):
-        raise _CannotJoinError(
-            "it changes the last axis alone. Tap layers of the same resolution"
-        )
+        raise _CannotJoinError("it changes the last axis alone. Tap layers of the same resolution")
 
 
 def _strides(teacher: Shape, student: Shape) -> list[float] | None:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_kd.masks import keras_mask, with_keras_mask
+
 KINDS = ("output", "input", "preactivation", "query", "key", "value", "scores")
 
 
@@ -517,7 +519,6 @@ def _logits_from(probabilities: Any, binary: bool) -> Any:
 
 def _with_mask_of(tensor: Any, output: Any) -> Any:
     """The tapped logits, carrying the mask that Keras put on the output."""
-    mask = getattr(output, "_keras_mask", None)
-    if mask is not None and getattr(tensor, "_keras_mask", None) is None:
-        tensor._keras_mask = mask
-    return tensor
+    if keras_mask(tensor) is not None:
+        return tensor
+    return with_keras_mask(tensor, keras_mask(output))

@@ -29,8 +29,10 @@ class Transfer(keras.layers.Layer):
             `":scores"`; a list of paths for losses that read several layers.
             `None` reads the final output.
         student: The same for the student.
-        projector: `None`; `"linear"`, a learned `z = Wx + b` over the last
-            axis; or a layer. It trains with the student and stays out of it.
+        projector: `None`; `"auto"`, chosen from the shapes; `"linear"`, a
+            learned `z = Wx + b` over the last axis; `"conv"`, `"pool"`,
+            `"tokens"` or `"mlp"`, as in `keras_kd.projectors.make`; or a
+            layer. It trains with the student and stays out of it.
         weight: Non-negative float, dimensionless; live as `transfer.weight`.
         name: Name in the logs. Defaults to the name of the loss.
 
@@ -77,9 +79,11 @@ class Transfer(keras.layers.Layer):
                 )
         if projector is not None and not isinstance(projector, str | keras.layers.Layer):
             raise TypeError(
-                "`projector` of a transfer is None, 'linear' or a layer. "
+                "`projector` of a transfer is None, 'auto', another kind by name, or a layer. "
                 f"Received: projector={projector!r}."
             )
+        if isinstance(projector, str):
+            projectors.require_kind(projector)
         super().__init__(name=name or getattr(loss, "name", None) or loss.__name__, autocast=False)
         self.loss = loss
         self.teacher = list(teacher) if isinstance(teacher, list | tuple) else teacher

@@ -348,7 +348,7 @@ def test_temperature_and_alpha_are_live(how):
     student = keras.Model(inputs, layers.Dense(CLASSES)(counted(inputs)))
     teacher = mlp(name="teacher")
     distiller = kd.Distiller(student, teacher)
-    transfer = kd.Transfer(kd.losses.LogitMSE(), weight=0.5)
+    transfer = kd.Transfer(kd.losses.LogitMSE(temperature=None), weight=0.5)
     distiller.compile(
         keras.optimizers.SGD(0.0),
         loss=crossentropy(),

@@ -212,6 +212,8 @@ def _fit(
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
+        # A step of these networks takes about as long as Python needs to start it.
+        steps_per_execution=8,
     )
 
     def report(epoch: int, logs: dict[str, float]) -> None:

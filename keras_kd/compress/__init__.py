@@ -1,5 +1,54 @@
 """Smaller models: quantization-aware training, pruning, clustering, and back to plain Keras."""
 
+from keras_kd.compress import tfmot
+from keras_kd.compress.channels import remove_channels
 from keras_kd.compress.cluster import ClusteredLayer, cluster, kmeans
+from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights
+from keras_kd.compress.finalize import finalize, sparsity, summary
 from keras_kd.compress.fold import fold_batch_normalization
-from keras_kd.compress.prune import PrunedLayer, prune
+from keras_kd.compress.observe import (
+    FreezeObservers,
+    activation_ranges,
+    calibrate,
+    has_activation_quantization,
+    is_calibrated,
+)
+from keras_kd.compress.prune import PrunedLayer, magnitude_mask, n_of_m_mask, prune
+from keras_kd.compress.quantize import Annotation, is_quantize_aware, quantize_aware
+from keras_kd.compress.quantized_layers import QuantizedAffine, QuantizedLayer
+from keras_kd.compress.quantized_sequences import (
+    QuantizedAttention,
+    QuantizedLayerNormalization,
+    QuantizedRecurrent,
+)
+
+__all__ = [
+    "Annotation",
+    "ClusteredLayer",
+    "FakeQuantize",
+    "FreezeObservers",
+    "PrunedLayer",
+    "QuantizedAffine",
+    "QuantizedAttention",
+    "QuantizedLayer",
+    "QuantizedLayerNormalization",
+    "QuantizedRecurrent",
+    "activation_ranges",
+    "calibrate",
+    "cluster",
+    "finalize",
+    "fold_batch_normalization",
+    "has_activation_quantization",
+    "is_calibrated",
+    "is_quantize_aware",
+    "kmeans",
+    "magnitude_mask",
+    "n_of_m_mask",
+    "prune",
+    "quantize_aware",
+    "quantized_weights",
+    "remove_channels",
+    "sparsity",
+    "summary",
+    "tfmot",
+]

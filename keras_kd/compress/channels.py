@@ -178,7 +178,9 @@ def remove_channels(
             finish.append((new, weights))
         return new
 
-    smaller = keras.models.clone_model(graph.model, clone_function=clone)
+    smaller = keras.models.clone_model(
+        graph.model, input_tensors=graph.fresh_inputs(), clone_function=clone
+    )
     for layer, weights in finish:
         layer.set_weights(weights)
     return smaller
@@ -223,8 +225,7 @@ def _propagate(
     if not sources or not graph.called_once(name) or any(atoms is None for atoms in sources):
         return fixed()
     first = sources[0]
-    assert_last = layer.get_config().get("data_format", "channels_last") == "channels_last"
-    if not assert_last and kind not in ("Flatten",):
+    if layer.get_config().get("data_format", "channels_last") != "channels_last":
         return fixed()
     if type(layer) in SLICED and len(sources) == 1 and layer.get_config().get("groups", 1) == 1:
         weights = layer.get_weights()
@@ -237,9 +238,8 @@ def _propagate(
         return atoms
     if type(layer) in DEPTHWISE:
         return np.repeat(first, layer.depth_multiplier)
-    if kind == "BatchNormalization" and layer.axis % len(layer.output.shape) != (
-        len(layer.output.shape) - 1
-    ):
+    rank = len(graph.input_shape(name) or ())
+    if kind == "BatchNormalization" and layer.axis % rank != rank - 1:
         return fixed()
     if kind in PER_CHANNEL and len(sources) == 1:
         return first
@@ -251,11 +251,10 @@ def _propagate(
                 channels.join(int(one), int(other))
         return first
     if kind == "Concatenate":
-        rank = len(layer.output.shape)
         if layer.axis % rank == rank - 1:
             return np.concatenate([atoms for atoms in sources if atoms is not None])
-    if kind == "Flatten" and assert_last:
-        shape = layer.input.shape
+    if kind == "Flatten":
+        shape = graph.input_shape(name) or ()
         if None not in shape[1:]:
             return np.tile(first, int(np.prod(shape[1:-1])))
     return fixed()

@@ -146,11 +146,20 @@ class FakeQuantize(keras.layers.Layer):
             return fake_quantized(inputs, low, high, self.bits)
         low, high = ops.convert_to_tensor(self.minimum), ops.convert_to_tensor(self.maximum)
         if observe and (training or self.calibrating):
-            low, high = self._follow(inputs, low, high)
+            low, high = self.follow(inputs)
         # Two quantization steps at least: a constant zero has no range.
         return fake_quantized(inputs, low, ops.maximum(high, low + 1e-6), self.bits)
 
-    def _follow(self, inputs: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def follow(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the range towards that of a batch, unless it is frozen.
+
+        Args:
+            inputs: Float tensor of any shape.
+
+        Returns:
+            The new minimum and maximum, scalars.
+        """
+        low, high = ops.convert_to_tensor(self.minimum), ops.convert_to_tensor(self.maximum)
         values = ops.cast(ops.stop_gradient(inputs), "float32")
         batch_low = ops.minimum(ops.min(values), 0.0)
         batch_high = ops.maximum(ops.max(values), 0.0)

@@ -14,6 +14,7 @@ from keras_kd.compress.graph import (
     occurrences,
     rebuild,
 )
+from keras_kd.compress.wrap import base_layer
 from keras_kd.typing import Tensor
 
 CHANNEL_AXIS = {
@@ -37,7 +38,7 @@ def foldable_into(layer: Any, graph: Graph, uses: dict[int, int]) -> Any | None:
     """The BatchNormalization that follows a layer and may be written into its weights.
 
     Args:
-        layer: Layer of the graph.
+        layer: Layer of the graph, or a wrapper of one.
         graph: The graph it stands in.
         uses: Result of `occurrences`: a layer shared between graphs is left alone.
 
@@ -46,19 +47,20 @@ def foldable_into(layer: Any, graph: Graph, uses: dict[int, int]) -> Any | None:
         place, if another layer reads what stands between them, if an activation does, or if they
         do not share the channel axis.
     """
-    if type(layer) not in CHANNEL_AXIS or uses[id(layer)] != 1:
+    base = base_layer(layer)
+    if type(base) not in CHANNEL_AXIS or uses[id(layer)] != 1:
         return None
     norm = graph.only_consumer(layer.name)
     if type(norm) is not keras.layers.BatchNormalization or uses[id(norm)] != 1:
         return None
     if graph.fixed_argument(norm.name, "training"):
         return None
-    config = layer.get_config()
+    config = base.get_config()
     if config["activation"] != "linear" or config.get("lora_rank") is not None:
         return None
-    if type(layer.dtype_policy) is not keras.dtype_policies.DTypePolicy:
+    if type(base.dtype_policy) is not keras.dtype_policies.DTypePolicy:
         return None
-    rank = len(norm.input.shape)
+    rank = len(graph.input_shape(norm.name) or ())
     channels_first = config.get("data_format") == "channels_first"
     return norm if norm.axis % rank == (1 if channels_first else rank - 1) else None
 
@@ -169,8 +171,8 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
 
     def make(layer: Any, graph: Graph) -> Any:
         if id(layer) in norms:
-            return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy)
-        norm = foldable_into(layer, graph, uses)
+            return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy.name)
+        norm = foldable_into(layer, graph, uses) if type(layer) in CHANNEL_AXIS else None
         if norm is None:
             new = copy_layer(layer)
             if isinstance(layer, keras.layers.Layer):

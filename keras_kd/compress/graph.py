@@ -45,9 +45,11 @@ class Graph:
 
     Args:
         model: Model for which `is_graph` holds.
+        outermost: Whether the model is nested in no other.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, outermost: bool = True) -> None:
+        self.outermost = outermost
         if isinstance(model, keras.Sequential):
             inputs, outputs = model.inputs[0], model.outputs[0]
         else:
@@ -62,11 +64,24 @@ class Graph:
         config = self.model.get_config()
         for layer in config["layers"]:
             self.calls[layer["name"]] = layer["inbound_nodes"]
-            for producer in _histories(layer["inbound_nodes"]):
+            for tensor in _tensors(layer["inbound_nodes"]):
+                producer = tensor["keras_history"][0]
                 self.consumers[producer].append(layer["name"])
                 self.producers[layer["name"]].append(producer)
         for producer in _output_names(config["output_layers"]):
             self.consumers[producer].append(OUTPUT)
+
+    def fresh_inputs(self) -> Any:
+        """New inputs of the same structure, shapes and names as the model's."""
+        names = {
+            id(layer.output): layer.name
+            for layer in self.layers.values()
+            if isinstance(layer, keras.layers.InputLayer)
+        }
+        return keras.tree.map_structure(
+            lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=names[id(t)]),
+            self.model.input,
+        )
 
     def called_once(self, name: str) -> bool:
         """Whether the layer stands at exactly one place of the graph."""
@@ -79,22 +94,28 @@ class Graph:
             return None
         return self.layers[readers[0]] if self.called_once(readers[0]) else None
 
+    def input_shape(self, name: str) -> tuple[int | None, ...] | None:
+        """Shape of the first tensor that the layer reads; None for layers that read none."""
+        for tensor in _tensors(self.calls[name][:1]):
+            return tuple(tensor["shape"])
+        return None
+
     def fixed_argument(self, name: str, argument: str) -> Any:
         """The value of a keyword argument written into the graph at the layer's first call."""
         calls = self.calls[name]
         return calls[0]["kwargs"].get(argument) if calls else None
 
 
-def _histories(node: Any) -> Iterator[str]:
-    """Names of the layers whose outputs a serialized call reads, one for each reading."""
+def _tensors(node: Any) -> Iterator[dict[str, Any]]:
+    """Descriptions of the tensors that serialized calls read, one for each reading."""
     if isinstance(node, dict):
         if node.get("class_name") == "__keras_tensor__":
-            yield node["config"]["keras_history"][0]
+            yield node["config"]
             return
         node = list(node.values())
     if isinstance(node, (list, tuple)):
         for item in node:
-            yield from _histories(item)
+            yield from _tensors(item)
 
 
 def _output_names(outputs: Any) -> Iterator[str]:
@@ -208,7 +229,7 @@ def rebuild(model: keras.Model, make: Make, call: Call | None = None) -> keras.M
     made: dict[int, Any] = {}
 
     def visit(inner: keras.Model) -> keras.Model:
-        graph = Graph(inner)
+        graph = Graph(inner, outermost=inner is model)
         sources: dict[int, Any] = {}
 
         def clone(layer: Any) -> Any:
@@ -223,7 +244,10 @@ def rebuild(model: keras.Model, make: Make, call: Call | None = None) -> keras.M
             return call(sources[id(new)], new, graph, args, kwargs)
 
         clone_of = keras.models.clone_model(
-            graph.model, clone_function=clone, call_function=connect
+            graph.model,
+            input_tensors=graph.fresh_inputs(),
+            clone_function=clone,
+            call_function=connect,
         )
         if not inner.trainable:
             # Setting True would thaw layers that are frozen one by one.

@@ -73,10 +73,11 @@ class QuantizedLayer(WeightWrapper):
         self.norm = norm
         self.weight_bits = weight_bits
         self.axes = {name: tuple(value) for name, value in axes.items()}
-        self.activation = keras.activations.get(activation)
+        # `keras.activations.get(None)` is the identity, which would count as an activation.
+        self.activation = None if activation is None else keras.activations.get(activation)
         self.activation_bits = activation_bits
         self.linear_quantizer = (
-            FakeQuantize(activation_bits, name="linear_quantizer")
+            FakeQuantize(activation_bits, name="linear_quantizer", dtype=self.dtype_policy)
             if activation is not None and activation_bits is not None
             else None
         )
@@ -238,7 +239,7 @@ class QuantizedLayer(WeightWrapper):
 
     def get_config(self) -> dict[str, Any]:
         """Configuration, the layer's and its normalization's included."""
-        activation = None if self.activation is None else self.activation
+        activation = self.activation
         return {
             **super().get_config(),
             "norm": keras.saving.serialize_keras_object(self.norm) if self.norm else None,

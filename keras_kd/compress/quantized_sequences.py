@@ -8,9 +8,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.compress.fake_quantize import FIXED_RANGES, FakeQuantize, quantized_weights
+from keras_kd.compress.fake_quantize import (
+    FIXED_RANGES,
+    FakeQuantize,
+    fake_quantized,
+    quantized_weights,
+)
 from keras_kd.compress.quantized_layers import per_channel_affine
-from keras_kd.compress.wrap import WeightWrapper
+from keras_kd.compress.wrap import WeightWrapper, kernels
 from keras_kd.typing import Tensor
 
 
@@ -32,7 +37,9 @@ class _Stepwise(WeightWrapper):
         super().__init__(layer, **kwargs)
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
-        self.observers = [FakeQuantize(activation_bits, name=step) for step in self.steps]
+        self.observers = [
+            FakeQuantize(activation_bits, name=step, dtype=self.dtype_policy) for step in self.steps
+        ]
 
     def observe(self, step: str, value: Tensor, training: bool | None) -> Tensor:
         """Quantize what a step gives with the step's own range."""
@@ -40,8 +47,8 @@ class _Stepwise(WeightWrapper):
 
     def bounded(self, kind: str, value: Tensor) -> Tensor:
         """Apply softmax, sigmoid or tanh and quantize to the range TFLite prescribes."""
-        quantize = FakeQuantize(self.activation_bits, fixed=FIXED_RANGES[kind])
-        return quantize(keras.activations.get(kind)(value))
+        low, high = FIXED_RANGES[kind]
+        return fake_quantized(keras.activations.get(kind)(value), low, high, self.activation_bits)
 
     def weight(self, variable: Any, values: dict[int, Tensor], shape: tuple[int, ...]) -> Tensor:
         """A kernel as a matrix, rounded with a step for each output."""
@@ -49,6 +56,18 @@ class _Stepwise(WeightWrapper):
         if value is None:
             value = ops.convert_to_tensor(variable)
         return quantized_weights(ops.reshape(value, shape), self.weight_bits, (-1,))
+
+    def matrix_shape(self, variable: Any) -> tuple[int, int]:
+        """The shape in which a kernel is a matrix `(inputs, outputs)`."""
+        return int(variable.shape[0]), -1
+
+    def rounded_pairs(self) -> list[tuple[Any, Tensor]]:
+        """The kernels and what they are rounded to at inference."""
+        values = {id(variable): tensor for variable, tensor in self.effective(False)}
+        return [
+            (v, ops.reshape(self.weight(v, values, self.matrix_shape(v)), v.shape))
+            for v in kernels(self.layer)
+        ]
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -121,16 +140,6 @@ class QuantizedAttention(_Stepwise):
         super().__init__(layer, weight_bits, activation_bits, **kwargs)
         self.seeds = keras.random.SeedGenerator(self.base.get_config().get("seed"))
 
-    def build(
-        self,
-        query_shape: Any,
-        value_shape: Any,
-        key_shape: Any | None = None,
-    ) -> None:
-        """Build the attention layer."""
-        if not self.layer.built:
-            self.layer.build(query_shape, value_shape, key_shape)
-
     def call(
         self,
         query: Tensor,
@@ -166,6 +175,12 @@ class QuantizedAttention(_Stepwise):
         kernel = self.weight(dense.kernel, values, (context.shape[-1], -1))
         return _matmul(context, kernel, dense.bias)
 
+    def matrix_shape(self, variable: Any) -> tuple[int, int]:
+        """The output kernel has its two inputs, heads and values, in front."""
+        if variable is self.base.output_dense.kernel:
+            return -1, int(variable.shape[-1])
+        return super().matrix_shape(variable)
+
     def compute_mask(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """Masks are not supported, so none goes on."""
         return None
@@ -187,7 +202,7 @@ class QuantizedRecurrent(_Stepwise):
         - [Cho et al., 2014](https://arxiv.org/abs/1406.1078)
     """
 
-    steps = ("input", "recurrent", "gates", "new", "kept", "cell", "state")
+    steps = ("input", "recurrent", "gates", "new", "kept", "distance", "cell", "state")
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Run all steps."""
@@ -207,10 +222,20 @@ class QuantizedRecurrent(_Stepwise):
         step = self._lstm if lstm else self._gru
         state: tuple[Tensor, ...] = ()
         outputs = []
+        seen: dict[str, list[Tensor]] = {name: [] for name in self.steps}
         for index in reversed(order) if config["go_backwards"] else order:
-            state = step(projected[:, index], state, recurrent, biases[1], training)
+            state = step(projected[:, index], state, recurrent, biases[1], seen)
             outputs.append(state[0])
+        for observer in self.observers:
+            # A range holds for all time steps, so it follows all of them at once.
+            if seen[observer.name] and (training or observer.calibrating):
+                observer.follow(ops.concatenate(seen[observer.name], axis=-1))
         return ops.stack(outputs, axis=1) if config["return_sequences"] else outputs[-1]
+
+    def _held(self, name: str, value: Tensor, seen: dict[str, list[Tensor]]) -> Tensor:
+        """Quantize with the range as it is, and note the value for its next move."""
+        seen[name].append(value)
+        return self.observers[self.steps.index(name)](value, observe=False)
 
     def _lstm(
         self,
@@ -218,21 +243,20 @@ class QuantizedRecurrent(_Stepwise):
         state: tuple[Tensor, ...],
         recurrent: Tensor,
         bias: Tensor | None,
-        training: bool | None,
+        seen: dict[str, list[Tensor]],
     ) -> tuple[Tensor, ...]:
         gates = inputs
         if state:
-            past = self.observe("recurrent", ops.matmul(state[0], recurrent), training)
-            gates = self.observe("gates", inputs + past, training)
+            past = self._held("recurrent", ops.matmul(state[0], recurrent), seen)
+            gates = self._held("gates", inputs + past, seen)
         enter, forget, candidate, leave = ops.split(gates, 4, axis=-1)
         new = self.bounded("sigmoid", enter) * self.bounded("tanh", candidate)
-        cell = self.observe("new", new, training)
+        cell = self._held("new", new, seen)
         if state:
-            kept = self.observe("kept", self.bounded("sigmoid", forget) * state[1], training)
-            cell = kept + cell
-        cell = self.observe("cell", cell, training)
+            kept = self._held("kept", self.bounded("sigmoid", forget) * state[1], seen)
+            cell = self._held("cell", kept + cell, seen)
         output = self.bounded("sigmoid", leave) * self.bounded("tanh", cell)
-        return self.observe("state", output, training), cell
+        return self._held("state", output, seen), cell
 
     def _gru(
         self,
@@ -240,20 +264,41 @@ class QuantizedRecurrent(_Stepwise):
         state: tuple[Tensor, ...],
         recurrent: Tensor,
         bias: Tensor | None,
-        training: bool | None,
+        seen: dict[str, list[Tensor]],
     ) -> tuple[Tensor, ...]:
-        past = state[0] if state else ops.zeros_like(inputs[:, : recurrent.shape[0]])
-        product = ops.matmul(past, recurrent)
-        product = self.observe("recurrent", product if bias is None else product + bias, training)
         update_in, reset_in, new_in = ops.split(inputs, 3, axis=-1)
+        if not state:
+            # Of a state of zeros only the biases are left, and they go in as exact 1x1 products:
+            # a sum with a constant has no int8 form.
+            biases = [None] * 3 if bias is None else ops.split(bias, 3)
+            update = self._gate(update_in, biases[0], seen)
+            new_past = None
+            if bias is not None:
+                reset = self._gate(reset_in, biases[1], seen)
+                new_past = per_channel_affine(reset, biases[2], ops.zeros_like(biases[2]))
+                new_past = self._held("kept", new_past, seen)
+            new = new_in if new_past is None else new_in + new_past
+            new = self.bounded("tanh", self._held("new", new, seen))
+            change = self._held("cell", update * new, seen)
+            return (self._held("state", new - change, seen),)
+        past = state[0]
+        product = ops.matmul(past, recurrent)
+        product = self._held("recurrent", product if bias is None else product + bias, seen)
         update_past, reset_past, new_past = ops.split(product, 3, axis=-1)
-        update = self.bounded("sigmoid", self.observe("gates", update_in + update_past, training))
-        reset = self.bounded("sigmoid", self.observe("gates", reset_in + reset_past, training))
-        kept = self.observe("kept", reset * new_past, training)
-        new = self.bounded("tanh", self.observe("new", new_in + kept, training))
+        update = self.bounded("sigmoid", self._held("gates", update_in + update_past, seen))
+        reset = self.bounded("sigmoid", self._held("gates", reset_in + reset_past, seen))
+        kept = self._held("kept", reset * new_past, seen)
+        new = self.bounded("tanh", self._held("new", new_in + kept, seen))
         # update * past + (1 - update) * new, without the constant.
-        change = self.observe("cell", update * self.observe("cell", past - new, training), training)
-        return (self.observe("state", new + change, training),)
+        distance = self._held("distance", past - new, seen)
+        change = self._held("cell", update * distance, seen)
+        return (self._held("state", new + change, seen),)
+
+    def _gate(self, inputs: Tensor, bias: Tensor | None, seen: dict[str, list[Tensor]]) -> Tensor:
+        if bias is not None:
+            inputs = per_channel_affine(inputs, ops.ones_like(bias), bias)
+            inputs = self._held("gates", inputs, seen)
+        return self.bounded("sigmoid", inputs)
 
 
 def _matmul(inputs: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:

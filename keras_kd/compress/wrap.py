@@ -147,11 +147,12 @@ def run_with(layer: Any, pairs: list[tuple[Any, Tensor]], *args: Any, **kwargs: 
     # that a new scope would not see.
     before = [(v, ops.convert_to_tensor(v)) for v in others]
     with keras.StatelessScope(state_mapping=[*pairs, *before]) as scope:
+        old = [scope.get_current_value(variable) for variable in others]
         outputs = layer(*args, **kwargs)
-    for variable, old in before:
-        new = scope.get_current_value(variable)
-        if new is not None and new is not old:
-            variable.assign(new)
+        new = [scope.get_current_value(variable) for variable in others]
+    for variable, was, is_now in zip(others, old, new, strict=True):
+        if is_now is not was:
+            variable.assign(is_now)
     return outputs
 
 

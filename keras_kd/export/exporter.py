@@ -14,6 +14,7 @@ import numpy as np
 from . import budget, checks, data, jobs, manifest
 from .checks import FORMATS, PRECISIONS
 from .jobs import Progress
+from .naming import layer_names
 from .reference import Reference, answer, check_class_names, teacher_figures
 from .report import Report
 from .signature import Arrays, is_symbolic
@@ -213,6 +214,7 @@ def _rows(
             "sample": str(scratch / "sample.npz"),
             "calibration": None if calibrated is None else str(scratch / "calibration.npz"),
             "signature": signature.to_dict(),
+            "layers": layer_names(model),
         },
         tell,
     )

@@ -95,14 +95,14 @@ def _classes(config: Any) -> set[tuple[str, str, str | None]]:
     # Every serialized object says where its class comes from; Keras's own need no import.
     found: set[tuple[str, str, str | None]] = set()
     if isinstance(config, dict):
-        if isinstance(config.get("class_name"), str) and "config" in config:
-            module = config.get("module") or ""
-            registered = config.get("registered_name")
-            own = module == "builtins" or module == "keras" or module.startswith("keras.")
-            if not own and config["class_name"] not in ("__tuple__", "__typespec__", "__tensor__"):
-                found.add((module, config["class_name"], registered))
-        for value in config.values():
-            found |= _classes(value)
+        module = config.get("module")
+        if isinstance(module, str) and "class_name" in config:
+            if module.split(".")[0] not in ("keras", "builtins"):
+                found.add((module, config["class_name"], config.get("registered_name")))
+        for key, value in config.items():
+            # The loss of a compiled model is not needed to run it.
+            if key != "compile_config":
+                found |= _classes(value)
     elif isinstance(config, (list, tuple)):
         for value in config:
             found |= _classes(value)

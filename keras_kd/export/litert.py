@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 
+from .naming import shorten, unique
 from .signature import Arrays, Signature
 from .source import Source
 
@@ -38,8 +39,8 @@ class LiteRT:
                 "the batch size is fixed at 1: this model does not convert with a free one"
             )
         blob = self._run(precision, notes)
-        blob = rename(blob, self._source.signature)
-        return blob, {"batch": "static" if self._static else "dynamic", "notes": notes}
+        blob = rename(blob, self._source.signature, self._source.layers)
+        return blob, {"batch": "dynamic" if _free_batch(blob) else "static", "notes": notes}
 
     def _needs_static_batch(self) -> bool:
         try:
@@ -59,15 +60,20 @@ class LiteRT:
         endpoint = "static" if self._static else "dynamic"
         if precision != "int8":
             return self._convert(self._converter(endpoint), precision, strict=False)
+        # Calibrating a loop ends the process with a segmentation fault; unrolled, it has no loop.
+        unroll = self._source.recurrent
+        if unroll:
+            endpoint = "dynamic"
+            notes[:] = ["recurrent layers are unrolled: the number of time steps is fixed"]
         try:
-            return self._convert(self._converter(endpoint), "int8", strict=True)
+            return self._convert(self._converter(endpoint, unroll), "int8", strict=True)
         except Exception as error:
             reason = _first_line(error)
-        blob = self._convert(self._converter(endpoint), "int8", strict=False)
+        blob = self._convert(self._converter(endpoint, unroll), "int8", strict=False)
         notes.append(f"some operators have no int8 form and stay float ({reason})")
         return blob
 
-    def _converter(self, endpoint: str, *, unroll: bool = False) -> Any:
+    def _converter(self, endpoint: str, unroll: bool = False) -> Any:
         import tensorflow as tf
 
         return tf.lite.TFLiteConverter.from_saved_model(
@@ -130,7 +136,14 @@ def _runs_with_batch(blob: bytes, source: Source) -> bool:
     return all(len(array) == 3 for array in result.values())
 
 
-def rename(blob: bytes, signature: Signature) -> bytes:
+def _free_batch(blob: bytes) -> bool:
+    from ai_edge_litert.interpreter import Interpreter
+
+    details = Interpreter(model_content=blob).get_input_details()
+    return all(len(row["shape_signature"]) and row["shape_signature"][0] == -1 for row in details)
+
+
+def rename(blob: bytes, signature: Signature, layers: Collection[str] = ()) -> bytes:
     """Give the tensors at the borders of a TFLite file their Keras names.
 
     The converter names them `serving_default_x:0` and `StatefulPartitionedCall_1:0`. Clients that
@@ -139,6 +152,7 @@ def rename(blob: bytes, signature: Signature) -> bytes:
     Args:
         blob: The file.
         signature: Of the Keras model.
+        layers: Names of its layers, after which the inner tensors are named.
 
     Returns:
         The file with renamed tensors and one signature, `serving_default`.
@@ -147,6 +161,7 @@ def rename(blob: bytes, signature: Signature) -> bytes:
 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(blob))
     known = {info.name for info in (*signature.inputs, *signature.outputs)}
+    fixed: set[tuple[int, int]] = set()
     for definition in model.signatureDefs:
         definition.signatureKey = b"serving_default"
         graph = model.subgraphs[definition.subgraphIndex]
@@ -155,6 +170,15 @@ def rename(blob: bytes, signature: Signature) -> bytes:
             if name not in known:
                 raise ValueError(f"the converter renamed a tensor of the signature to `{name}`")
             graph.tensors[entry.tensorIndex].name = entry.name
+            fixed.add((definition.subgraphIndex, entry.tensorIndex))
+    for number, graph in enumerate(model.subgraphs):
+        used = set(known)
+        # What the function was called carries a counter of the converting process.
+        graph.name = b"main" if number == 0 else f"subgraph_{number}".encode()
+        for index, tensor in enumerate(graph.tensors):
+            if (number, index) not in fixed:
+                name = shorten(tensor.name.decode(), layers)
+                tensor.name = unique(name, used).encode()
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 

@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from .metrics import sqnr
+from .onnx_graph import name_borders, name_inside, slim
 from .signature import Arrays, Signature
 from .source import Source
-
-OPSETS = range(13, 19)
-"""Operator sets that tf2onnx writes and that per-channel quantization can live in."""
-
-DEFAULT_OPSET = 17
 
 
 class ONNX:
@@ -46,7 +43,7 @@ class ONNX:
         elif precision == "dynamic":
             blob = self._dynamic(path)
         else:
-            blob = self._static(path)
+            blob = self._static(path, notes)
         return blob, {"batch": "dynamic", "notes": notes}
 
     def _float_file(self) -> Path:
@@ -70,22 +67,58 @@ class ONNX:
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )
-        return target.read_bytes()
+        import onnx
 
-    def _static(self, path: Path) -> bytes:
-        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+        return _slimmed(onnx.load(target), path)
 
-        target = self._scratch / "int8.onnx"
+    def _static(self, path: Path, notes: list[str]) -> bytes:
+        from onnxruntime.quantization import QuantFormat
+
+        # Signed 8-bit weights are left out: on x86 without VNNI, ONNX Runtime adds pairs of their
+        # products in 16 bits and saturates (39 dB became 18), so answers would depend on the
+        # processor. Unsigned weights take another path, and 7-bit ones stay within 16 bits.
+        found = {}
+        for name, unsigned in (("8-bit unsigned weights", True), ("7-bit weights", False)):
+            blob = self._quantize(path, QuantFormat.QDQ, unsigned=unsigned)
+            found[name] = (self._sqnr(blob, path), blob)
+        best = max(found, key=lambda name: found[name][0])
+        others = ", ".join(f"{name} {found[name][0]:.1f} dB" for name in found)
+        notes.append(f"{best} chosen by their SQNR on the calibration data ({others})")
+        return found[best][1]
+
+    def _quantize(self, path: Path, layout: Any, *, unsigned: bool) -> bytes:
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_static
+
+        target = self._scratch / "static.onnx"
+        kind = QuantType.QUInt8 if unsigned else QuantType.QInt8
         quantize_static(
             self._prepared(path),
             target,
             _Reader(self._source.signature, self._calibration or {}),
-            quant_format=QuantFormat.QDQ,
+            quant_format=layout,
             per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
+            activation_type=kind,
+            weight_type=kind,
+            reduce_range=not unsigned,
         )
-        return target.read_bytes()
+        return _slimmed(onnx.load(target), path)
+
+    def _sqnr(self, blob: bytes, path: Path) -> float:
+        # Against the float file, on the calibration samples: the evaluation data must not choose.
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        outputs = []
+        arrays = self._calibration or {}
+        feed = {name: array[:64] for name, array in arrays.items()}
+        for model in (str(path), blob):
+            session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+            outputs.append(session.run(None, feed))
+        return min(sqnr(a, b) for a, b in zip(*outputs, strict=True))
 
     def _prepared(self, path: Path) -> Path:
         # Folding and fusing first keeps BatchNorm and activations out of the quantized graph.
@@ -129,7 +162,9 @@ def _from_keras(source: Source, opset: int) -> Any:
         custom_op_handlers={"Erfc": (_erfc, [])},
     )
     _fold_captures(model, concrete)
-    _rename(model, concrete, source.signature)
+    # tf2onnx keeps the order of the function's arguments and results.
+    name_borders(model, source.signature)
+    name_inside(model, source.layers)
     return model
 
 
@@ -175,67 +210,20 @@ def _fold_captures(model: Any, concrete: Any) -> None:
     model.graph.input.extend(kept)
 
 
-def _rename(model: Any, concrete: Any, signature: Signature) -> None:
-    # tf2onnx keeps the order of the function's arguments and results.
-    inputs = {
-        entry.name: info.name
-        for entry, info in zip(model.graph.input, signature.inputs, strict=True)
-    }
-    outputs = {
-        entry.name: info.name
-        for entry, info in zip(model.graph.output, signature.outputs, strict=True)
-    }
-    wanted = {**inputs, **outputs}
-    taken = set(wanted.values()) - set(wanted)
-    # An inner tensor that already has one of these names moves out of the way.
-    shift = {name: f"{name}__inner" for name in taken}
+def _slimmed(model: Any, original: Path) -> bytes:
+    # The names of the float file stay: they say which layer a tensor comes from.
+    import onnx
 
-    def new(name: str) -> str:
-        return wanted.get(name) or shift.get(name) or name
-
-    _rename_graph(model.graph, new)
-    batch = "batch"
-    for entries, infos in (
-        (model.graph.input, signature.inputs),
-        (model.graph.output, signature.outputs),
-    ):
-        for entry, info in zip(entries, infos, strict=True):
-            dims = entry.type.tensor_type.shape.dim
-            if len(dims) != len(info.shape):
-                # tf2onnx lost the rank, as it does behind some loops.
-                del dims[:]
-                for _ in info.shape:
-                    dims.add()
-            for axis, (dim, size) in enumerate(zip(dims, info.shape, strict=True)):
-                dim.Clear()
-                if axis == 0:
-                    dim.dim_param = batch
-                elif size is None:
-                    dim.dim_param = f"{info.name}_{axis}"
-                else:
-                    dim.dim_value = size
-
-
-def _rename_graph(graph: Any, new: Any) -> None:
-    for node in graph.node:
-        node.input[:] = [new(name) for name in node.input]
-        node.output[:] = [new(name) for name in node.output]
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _rename_graph(attribute.g, new)
-            for inner in attribute.graphs:
-                _rename_graph(inner, new)
-    for entries in (graph.input, graph.output, graph.value_info, graph.initializer):
-        for entry in entries:
-            entry.name = new(entry.name)
+    graph = onnx.load(original).graph
+    slim(model, {name for node in graph.node for name in node.output})
+    return model.SerializeToString()
 
 
 def _float16(path: Path) -> bytes:
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    model = convert_float_to_float16(onnx.load(path), keep_io_types=True)
-    return model.SerializeToString()
+    return _slimmed(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
 
 
 def _load(path: Path) -> None:

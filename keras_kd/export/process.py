@@ -106,7 +106,8 @@ def _run_once(
             process.wait()
     if code == 0:
         return None
-    return f"the process crashed ({_name(code)}){_tail(box / 'log')}"
+    # A signal leaves no message of its own; the last line in the log is then about something else.
+    return f"the process crashed ({_name(code)}){'' if code < 0 else _tail(box / 'log')}"
 
 
 def _environment() -> dict[str, str]:

@@ -30,13 +30,14 @@ class Source:
     Args:
         job: `model` (path), `handover` ("keras" or "savedmodel"), `signature`, `needs` (modules and
             classes), `shapes` (of one sample), `sample` (path of a small `.npz`: inputs and the
-            outputs that the caller's own model gave for them).
+            outputs that the caller's own model gave for them), `layers` (their names).
         scratch: Folder for intermediate files.
     """
 
     def __init__(self, job: dict[str, Any], scratch: Path) -> None:
         self.signature = Signature.from_dict(job["signature"])
         self.shapes: list[list[int]] = job["shapes"]
+        self.layers: frozenset[str] = frozenset(job["layers"])
         self.quantized = False
         self.recurrent = False
         self._path = Path(job["model"])

@@ -16,8 +16,17 @@ def require_positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ValueError(
             f"`{name}` must be positive and finite. Received: {name}={value!r}. "
-            "Typical values lie between 1 and 8."
+            "Pass a number above 0."
         )
+
+
+def require_weights(**weights: float) -> None:
+    """Raise `ValueError` unless every weight is finite and not negative."""
+    for name, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise ValueError(
+                f"`{name}` is a weight: finite and not negative. Received: {name}={weight!r}."
+            )
 
 
 class DistillationLoss(keras.losses.Loss):
@@ -50,6 +59,9 @@ class DistillationLoss(keras.losses.Loss):
 
     reads_logits: ClassVar[bool] = False
     """Whether the tensors compared are class logits, so that probabilities are turned back."""
+
+    reads_indices: bool = False
+    """Whether `call` needs `self.indices`, the row numbers of the batch in the data."""
 
     per_position: ClassVar[bool] = False
     """Whether `call` returns one value per token or pixel, on which a mask acts.
@@ -155,6 +167,13 @@ class DistillationLoss(keras.losses.Loss):
             setattr(bound, name, value)
         bound.temperature = _in_force(bound.temperature, None)
         return bound
+
+    def __copy__(self) -> Self:
+        # Keras copies a loss by saving and loading it, which is slow and loses
+        # the layers that it owns: a copy here shares them.
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this loss."""

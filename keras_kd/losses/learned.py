@@ -7,8 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.losses.base import FeatureLoss, require_positive
-from keras_kd.losses.classes import require_weights
+from keras_kd.losses.base import FeatureLoss, require_positive, require_weights
 from keras_kd.losses.features import paired_layers, same_shape
 from keras_kd.losses.geometry import averaged_to, common_grid, flattened, require_maps, unit
 from keras_kd.typing import Shape, Tensor

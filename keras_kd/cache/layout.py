@@ -1,0 +1,261 @@
+"""What a cache looks like on disk: the records, the manifest, and the names of the files.
+
+```
+cache/
+  manifest.json              what is cached, of which teacher and data; checksums of all shards
+  records-000-00000.bin      epoch 0, shard 0: fixed-size records, one after the other
+  inputs-00000.crc           shard 0: four bytes a sample, the CRC-32 of its inputs
+  shard-000-00000.json       a finished shard's entry, until the manifest is complete
+```
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+FORMAT = "keras_kd.cache"
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """One flat output of the teacher.
+
+    Attributes:
+        shape: Shape of one sample's logits, classes last.
+        kind: `"logits"`, `"softmax"` or `"sigmoid"`: how the model made its
+            output; what is stored are always logits.
+        binary: Whether the units are independent.
+        top_k: How many classes are stored, `None` for all.
+    """
+
+    shape: tuple[int, ...]
+    kind: str = "logits"
+    binary: bool = False
+    top_k: int | None = None
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.shape[-1]
+
+    @property
+    def index_dtype(self) -> str:
+        """The narrowest unsigned integer that counts the classes."""
+        return "uint16" if self.classes <= 65536 else "uint32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The fields of one record, in the order in which they lie on disk.
+
+    Attributes:
+        outputs: The teacher's flat outputs.
+        taps: Path and shape of each tapped feature.
+        dtype: `"float16"` or `"float32"`: of logits, top-k values and taps.
+        seeded: Whether each record begins with the seed of its view.
+    """
+
+    outputs: tuple[Output, ...]
+    taps: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    dtype: str = "float16"
+    seeded: bool = False
+
+    @property
+    def record(self) -> np.dtype:
+        """The packed NumPy dtype of one record, little-endian."""
+        value = np.dtype(self.dtype).newbyteorder("<")
+        fields: list[Any] = [("seed", "<u4")] if self.seeded else []
+        for i, output in enumerate(self.outputs):
+            if output.top_k is None:
+                fields.append((f"logits_{i}", value, output.shape))
+                continue
+            shape = (*output.shape[:-1], output.top_k)
+            index = np.dtype(output.index_dtype).newbyteorder("<")
+            fields += [(f"classes_{i}", index, shape), (f"values_{i}", value, shape)]
+        fields += [(f"tap_{i}", value, shape) for i, (_, shape) in enumerate(self.taps)]
+        return np.dtype(fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout as the manifest keeps it."""
+        return {
+            "outputs": [dataclasses.asdict(output) for output in self.outputs],
+            "taps": [{"path": path, "shape": list(shape)} for path, shape in self.taps],
+            "dtype": self.dtype,
+            "seeded": self.seeded,
+            "record_bytes": self.record.itemsize,
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Layout":
+        """The layout that a manifest describes."""
+        return cls(
+            tuple(Output(**{**each, "shape": tuple(each["shape"])}) for each in saved["outputs"]),
+            tuple((tap["path"], tuple(tap["shape"])) for tap in saved["taps"]),
+            saved["dtype"],
+            saved["seeded"],
+        )
+
+
+def record_bytes(
+    output_shape: Sequence[int] | int,
+    top_k: int | None = None,
+    dtype: str = "float16",
+    tap_shapes: Sequence[Sequence[int]] = (),
+    augmented: bool = False,
+) -> int:
+    """Compute the bytes that a cache takes for each sample and epoch.
+
+    `4·augmented + b·prod(shape) + b·sum(prod(tap))` with all classes, and
+    `4·augmented + K·(i + b)·positions + b·sum(prod(tap))` with the top K, where
+    `b` is 2 for float16 and 4 for float32, `i` is 2 up to 65,536 classes and 4
+    beyond, and `positions` counts the tokens or pixels of one sample, 1 for a
+    classifier. Beside that the cache takes four bytes a sample, whatever the
+    number of epochs, to recognize the inputs, and one manifest.
+
+    Args:
+        output_shape: Shape of one sample's logits, classes last; a single
+            integer is the number of classes.
+        top_k: How many classes are stored; `None` stores all.
+        dtype: `"float16"` or `"float32"`.
+        tap_shapes: Shapes of one sample's tapped features.
+        augmented: Whether each record holds the seed of its view.
+
+    Returns:
+        Bytes a record.
+
+    Raises:
+        ValueError: If `top_k` or `dtype` is none of those that `write` takes.
+
+    Example:
+        >>> record_bytes(1000, top_k=100, augmented=True)
+        404
+
+    Reference:
+        - [Wu et al., 2022](https://arxiv.org/abs/2207.10666), section 3.1
+    """
+    require_dtype(dtype)
+    shape = (output_shape,) if isinstance(output_shape, int) else tuple(output_shape)
+    require_top_k(top_k, shape[-1])
+    taps = tuple((str(i), tuple(tap)) for i, tap in enumerate(tap_shapes))
+    return Layout((Output(shape, top_k=top_k),), taps, dtype, augmented).record.itemsize
+
+
+def require_dtype(dtype: str) -> None:
+    """Raise `ValueError` unless logits can be stored in this dtype."""
+    if dtype not in ("float16", "float32"):
+        raise ValueError(
+            f"`dtype` of a cache is 'float16' or 'float32'. Received: dtype={dtype!r}."
+        )
+
+
+def require_top_k(top_k: int | None, classes: int) -> None:
+    """Raise `ValueError` unless there are `top_k` classes to store."""
+    if top_k is None:
+        return
+    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
+        raise ValueError(
+            f"`top_k` is the number of classes stored a sample, a positive integer, or None for "
+            f"all. Received: top_k={top_k!r}."
+        )
+    if top_k > classes:
+        raise ValueError(
+            f"`top_k` is larger than the number of classes. Received: top_k={top_k} and a teacher "
+            f"of {classes} classes. Pass at most {classes}, or None to store all."
+        )
+
+
+@dataclasses.dataclass
+class Manifest:
+    """What a cache holds: `manifest.json`.
+
+    Attributes:
+        teacher: `{"name", "fingerprint"}` of the model or ensemble.
+        layout: The fields of a record.
+        template: Names of the teacher's outputs, structured like them, or `None`.
+        inputs: `{"shape", "dtype"}` of each flat input of one sample.
+        augment: `{"name", "seed"}` where views are replayed, else `None`.
+        epochs: How many views there are of each sample.
+        shard_size: Samples a shard.
+        count: Samples, or `None` while it is not known.
+        order: SHA-256 over the CRC-32 of all inputs in their order.
+        shards: Entries of the finished shards: file names, samples, SHA-256.
+        complete: Whether all shards are there.
+        versions: What wrote it.
+    """
+
+    teacher: dict[str, str]
+    layout: Layout
+    template: Any
+    inputs: list[dict[str, Any]]
+    augment: dict[str, Any] | None
+    epochs: int
+    shard_size: int
+    count: int | None = None
+    order: str | None = None
+    shards: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    complete: bool = False
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one record."""
+        return self.layout.record.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all records."""
+        return self.record_bytes * self.epochs * (self.count or 0)
+
+    def shard_count(self, count: int) -> int:
+        """How many shards `count` samples of one epoch take."""
+        return math.ceil(count / self.shard_size)
+
+    def dumps(self) -> str:
+        """The manifest as JSON."""
+        saved = {"format": FORMAT, "version": VERSION, **vars(self)}
+        saved["layout"] = self.layout.to_json()
+        return json.dumps(saved, indent=1) + "\n"
+
+    @classmethod
+    def loads(cls, text: str, path: Any) -> "Manifest":
+        """Read a manifest.
+
+        Raises:
+            ValueError: If the text is no manifest of this version.
+        """
+        try:
+            saved = json.loads(text)
+            known, version = saved.pop("format") == FORMAT, saved.pop("version")
+            if known and version == VERSION:
+                saved["layout"] = Layout.from_json(saved["layout"])
+                return cls(**saved)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"`{path}` is damaged: it is no manifest of a teacher's cache ({error!r}). Write "
+                "the cache again; the shards beside it cannot be told apart without it."
+            ) from error
+        raise ValueError(
+            f"`{path}` is not a cache of format {FORMAT} {VERSION}. Received: version {version!r}. "
+            "Write the cache again with `keras_kd.cache.write`."
+        )
+
+
+def records_file(epoch: int, shard: int) -> str:
+    """Name of the file with the records of a shard."""
+    return f"records-{epoch:03d}-{shard:05d}.bin"
+
+
+def inputs_file(shard: int) -> str:
+    """Name of the file that identifies the inputs of a shard."""
+    return f"inputs-{shard:05d}.crc"
+
+
+def entry_file(epoch: int, shard: int) -> str:
+    """Name of the file that says that a shard is finished."""
+    return f"shard-{epoch:03d}-{shard:05d}.json"

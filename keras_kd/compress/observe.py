@@ -1,0 +1,200 @@
+"""The ranges of a quantization-aware model: found, read, and held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_kd.compress.fake_quantize import FakeQuantize
+from keras_kd.compress.quantized_layers import QuantizedLayer
+from keras_kd.compress.quantized_sequences import _Stepwise
+from keras_kd.compress.wrap import every_layer
+
+
+def observers(model: keras.Model) -> dict[str, FakeQuantize]:
+    """The layers that round activations, by path; those inside a layer after its path and a colon.
+
+    Args:
+        model: Quantization-aware model.
+
+    Returns:
+        Mapping from path to observer, in the order of the graph.
+    """
+    found: dict[str, FakeQuantize] = {}
+    for path, layer in every_layer(model):
+        if isinstance(layer, FakeQuantize):
+            found.setdefault(path, layer)
+        elif isinstance(layer, QuantizedLayer) and layer.linear_quantizer is not None:
+            found[f"{path}:linear"] = layer.linear_quantizer
+        elif isinstance(layer, _Stepwise):
+            for observer in layer.observers:
+                found[f"{path}:{observer.name}"] = observer
+    return found
+
+
+def has_activation_quantization(model: keras.Model) -> bool:
+    """Whether a model rounds activations, and not weights alone.
+
+    Args:
+        model: Any Keras model.
+
+    Returns:
+        True if there is an observer.
+    """
+    return bool(observers(model))
+
+
+def is_calibrated(model: keras.Model) -> bool:
+    """Whether every observer has seen data, so that the ranges mean something.
+
+    Args:
+        model: Quantization-aware model.
+
+    Returns:
+        False if an observer is still at its initial range of -6 to 6.
+    """
+    return all(o.fixed is not None or float(o.seen) > 0 for o in observers(model).values())
+
+
+def activation_ranges(model: keras.Model) -> dict[str, tuple[float, float]]:
+    """The range of each rounded activation.
+
+    Args:
+        model: Quantization-aware model.
+
+    Returns:
+        Mapping from path to `(minimum, maximum)`; an activation's path is that of the layer that
+        gives it with `_quantize` appended.
+    """
+    return {path: observer.limits() for path, observer in observers(model).items()}
+
+
+def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int = 32) -> None:
+    """Find the ranges of a quantization-aware model from data, without training.
+
+    Args:
+        model: Quantization-aware model. Its observers are changed, nothing else.
+        data: Inputs as for `predict`: an array (or a list or dict of arrays for several inputs),
+            or an iterable of input batches such as a `tf.data.Dataset`; of pairs `(x, y)` the
+            first is taken.
+        batch_size: Samples at a time, for arrays.
+        batches: Most batches to read.
+
+    Raises:
+        ValueError: If the model has no observers, or the data is empty, not finite, or does not fit
+            the model's inputs. The ranges are unchanged then, unless an iterable failed later.
+    """
+    found = observers(model)
+    if not found:
+        raise ValueError(
+            f"Model `{model.name}` has no activation to calibrate. Expected the result of "
+            "`quantize_aware` with `activation_bits=8`."
+        )
+    count = 0
+    try:
+        for batch in _batches(data, batch_size, batches):
+            _check(model, batch)
+            for observer in found.values():
+                observer.calibrating = True
+            model(batch, training=False)
+            count += 1
+    finally:
+        for observer in found.values():
+            observer.calibrating = False
+    if count == 0:
+        raise ValueError(
+            "The calibration data is empty. Give some hundred inputs of the kind the model will "
+            "see, scaled as in training."
+        )
+
+
+def _batches(data: Any, batch_size: int, batches: int) -> Iterable[Any]:
+    arrays = keras.tree.flatten(data) if isinstance(data, (dict, list, tuple, np.ndarray)) else []
+    if arrays and all(hasattr(array, "shape") and len(array.shape) for array in arrays):
+        length = min(len(array) for array in arrays)
+        for start in range(0, min(length, batch_size * batches), batch_size):
+            yield keras.tree.map_structure(lambda a, s=start: a[s : s + batch_size], data)
+        return
+    for index, batch in enumerate(data):
+        if index == batches:
+            return
+        yield batch[0] if isinstance(batch, tuple) else batch
+
+
+def _check(model: keras.Model, batch: Any) -> None:
+    leaves = keras.tree.flatten(batch)
+    inputs = keras.tree.flatten(model.input)
+    if len(leaves) != len(inputs):
+        raise ValueError(
+            f"Model `{model.name}` has {len(inputs)} inputs, the calibration data {len(leaves)}."
+        )
+    if isinstance(batch, dict):
+        leaves = [batch[key] for key in sorted(batch)]
+        if isinstance(model.input, dict):
+            inputs = [model.input[key] for key in sorted(model.input)]
+    for leaf, tensor in zip(leaves, inputs, strict=True):
+        value = keras.ops.convert_to_numpy(leaf)
+        wanted = tuple(tensor.shape)
+        fits = len(value.shape) == len(wanted) and all(
+            b is None or a == b for a, b in zip(value.shape[1:], wanted[1:], strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"The calibration data has shape {value.shape}; model `{model.name}` takes "
+                f"{wanted}. Give batches of inputs, without labels."
+            )
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(
+                "The calibration data holds NaN or infinite values. Clean it, or leave those "
+                "samples out."
+            )
+
+
+class FreezeObservers(keras.callbacks.Callback):
+    """Hold the ranges and the folded statistics still for the last epochs.
+
+    From `epoch` on, activation ranges and the moving statistics of folded BatchNormalization no
+    longer follow the batches, so the weights settle on the integers they will have on the device.
+
+    Args:
+        epoch: First epoch, counted from 0, with frozen observers; negative counts from the end, so
+            `-1` is the last epoch.
+
+    Raises:
+        ValueError: If `epoch` is no integer.
+
+    Example:
+        >>> callback = FreezeObservers(epoch=-2)
+
+    Reference:
+        - [Krishnamoorthi, 2018](https://arxiv.org/abs/1806.08342), section 3.2.2
+    """
+
+    def __init__(self, epoch: int = -1) -> None:
+        super().__init__()
+        if isinstance(epoch, bool) or not isinstance(epoch, int):
+            raise ValueError(f"`epoch` must be an integer. Received: epoch={epoch!r}.")
+        self.epoch = epoch
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Look for observers."""
+        if not self._flags():
+            raise ValueError(
+                "FreezeObservers found no observers. Expected a model made by `quantize_aware`, or "
+                "a distiller whose student is one."
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Freeze from the given epoch on, and thaw before it."""
+        first = self.epoch
+        if first < 0:
+            first += int((self.params or {}).get("epochs") or 0)
+        for flag in self._flags():
+            flag.assign(1.0 if epoch >= first else 0.0)
+
+    def _flags(self) -> list[Any]:
+        # By name, so that it works for a model around the quantized one, such as a distiller.
+        return [v for v in self.model.variables if v.name == "observer_frozen"]

@@ -1,0 +1,503 @@
+"""Quantization-aware training: the model computes in float what the device will compute in int8."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from keras_kd.compress.fake_quantize import FakeQuantize
+from keras_kd.compress.fold import CHANNEL_AXIS, foldable_into, require_built
+from keras_kd.compress.graph import OUTPUT, Graph, copy_built, occurrences, rebuild
+from keras_kd.compress.prune import PrunedLayer
+from keras_kd.compress.quantized_layers import (
+    FUSED_ACTIVATIONS,
+    QuantizedAffine,
+    QuantizedLayer,
+)
+from keras_kd.compress.quantized_sequences import (
+    QuantizedAttention,
+    QuantizedLayerNormalization,
+    QuantizedRecurrent,
+)
+from keras_kd.compress.select import look_up, require_graph
+from keras_kd.compress.support import Treatment, treatment
+from keras_kd.compress.wrap import WeightWrapper, base_layer, every_layer, kernels
+from keras_kd.typing import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """How one layer is to be quantized, where the class alone does not say.
+
+    Args:
+        weights: For each variable name to round, the axes that have a step for each index:
+            `{"matrix": (-1,)}`, or `()` for one step in all. None for the usual kernels of a known
+            layer, and no weights of a custom one.
+        output: Whether the output is quantized.
+        float: True to leave the layer as it is, weights and output.
+    """
+
+    weights: dict[str, tuple[int, ...]] | None = None
+    output: bool = True
+    float: bool = False
+
+
+def quantize_aware(
+    model: keras.Model,
+    weight_bits: int = 8,
+    activation_bits: int | None = 8,
+    annotations: dict[str, Annotation] | None = None,
+    calibration: Any = None,
+    momentum: float = 0.99,
+    keep_zeros: bool = False,
+) -> keras.Model:
+    """Make a copy of a model that trains with the rounding errors of its int8 file.
+
+    Weights are rounded to symmetric integers for each channel, BatchNormalization folded in first;
+    activations to asymmetric integers within a range that follows the training data. Gradients
+    pass the rounding unchanged. Masks and clusters of `prune` and `cluster` are kept. What stays
+    float, and why, is in `summary`.
+
+    The TFLite converter turns the trained model, with `optimizations=[DEFAULT]`, int8 input and
+    output and no representative data, into an int8 file.
+
+    Args:
+        model: Built Functional or Sequential model, trained as a rule. It is not changed.
+        weight_bits: Integer width of the weights, 2 to 8.
+        activation_bits: 8, or None to leave activations float (weight-only quantization, as for
+            4-bit weights).
+        annotations: By layer path (`"backbone/mixer"`), what differs from the rule.
+        calibration: Inputs, as for `calibrate`, to find the first ranges with. Without them the
+            ranges come from the first training batches.
+        momentum: Weight of the past in the moving ranges.
+        keep_zeros: Whether weights that are zero now stay zero (for a model pruned and finalized
+            before).
+
+    Returns:
+        New Functional model with the layer names of `model`, not compiled.
+
+    Raises:
+        TypeError: If `model` is no Keras model.
+        ValueError: If the model's graph is not known, it is quantized already, a width is out of
+            range, or an annotation names no layer.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> quantized = quantize_aware(model)
+        >>> is_quantize_aware(quantized)
+        True
+
+    Reference:
+        - [Jacob et al., 2018](https://arxiv.org/abs/1712.05877)
+        - [Krishnamoorthi, 2018](https://arxiv.org/abs/1806.08342)
+    """
+    require_built(model)
+    require_graph(model, "quantize")
+    if is_quantize_aware(model):
+        raise ValueError(
+            f"Model `{model.name}` is quantization-aware already. Pass the float model, or "
+            "`finalize` it first."
+        )
+    if isinstance(weight_bits, bool) or weight_bits not in range(2, 9):
+        raise ValueError(
+            f"`weight_bits` must be an integer from 2 to 8, such as 8 or 4. Received: "
+            f"weight_bits={weight_bits!r}."
+        )
+    if activation_bits not in (None, 8):
+        raise ValueError(
+            "`activation_bits` must be 8, or None to leave activations float. Received: "
+            f"activation_bits={activation_bits!r}."
+        )
+    by_layer = _annotations(model, annotations or {})
+    maker = _Maker(model, weight_bits, activation_bits, by_layer, momentum, keep_zeros)
+    quantized = rebuild(model, maker.make, maker.call)
+    if calibration is not None and activation_bits is not None:
+        from keras_kd.compress.observe import calibrate
+
+        calibrate(quantized, calibration)
+    return quantized
+
+
+def is_quantize_aware(model: keras.Model) -> bool:
+    """Whether a model holds layers made by `quantize_aware`.
+
+    Args:
+        model: Any Keras model.
+
+    Returns:
+        True if a layer, nested or not, rounds weights or activations.
+    """
+    return any(isinstance(layer, QUANTIZED) for _, layer in every_layer(model))
+
+
+QUANTIZED = (
+    FakeQuantize,
+    QuantizedLayer,
+    QuantizedAffine,
+    QuantizedAttention,
+    QuantizedLayerNormalization,
+    QuantizedRecurrent,
+)
+"""The classes that `quantize_aware` puts in."""
+
+
+def _annotations(model: keras.Model, annotations: dict[str, Annotation]) -> dict[int, Annotation]:
+    found = {}
+    for path, annotation in annotations.items():
+        if not isinstance(annotation, Annotation):
+            raise TypeError(
+                f"`annotations[{path!r}]` must be a `kd.compress.Annotation`. Received: "
+                f"{annotation!r} (of type {type(annotation).__name__})."
+            )
+        layer = look_up(model, path, "annotations")
+        names = {v.name for v in getattr(base_layer(layer), "variables", [])}
+        for name in annotation.weights or {}:
+            if name not in names:
+                raise ValueError(
+                    f"Layer `{path}` has no weight `{name}`. It has: {', '.join(sorted(names))}."
+                )
+        found[id(layer)] = annotation
+    return found
+
+
+class _Separable:
+    """A separable convolution as its two halves, which have a quantized value between them."""
+
+    def __init__(self, depthwise: Any, pointwise: Any) -> None:
+        self.halves = (depthwise, pointwise)
+
+
+class _Maker:
+    """What `rebuild` asks for: a new layer for each old one, and where its output is rounded."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        weight_bits: int,
+        activation_bits: int | None,
+        annotations: dict[int, Annotation],
+        momentum: float,
+        keep_zeros: bool,
+    ) -> None:
+        self.uses = occurrences(model)
+        self.bits = weight_bits
+        self.activation_bits = activation_bits
+        self.annotations = annotations
+        self.momentum = momentum
+        self.keep_zeros = keep_zeros
+        self.folded: dict[int, Any] = {}
+        self.plans: dict[int, _Plan] = {}
+        self.quantizers: dict[tuple[int, str], FakeQuantize] = {}
+        # The new graph's tensors that are no inputs, kept so that no id is used again.
+        self.produced: dict[int, Tensor] = {}
+        self.entered: dict[int, Tensor] = {}
+
+    # -- layers -------------------------------------------------------------------------------
+
+    def make(self, layer: Any, graph: Graph) -> Any:
+        """The layer that stands for `layer`."""
+        if id(layer) in self.folded:
+            return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy.name)
+        annotation = self.annotations.get(id(layer), Annotation())
+        chosen = treatment(layer, graph)
+        if annotation.float:
+            return copy_built(layer)
+        if annotation.weights is not None and chosen.kind != "weights":
+            return QuantizedLayer(
+                copy_built(layer),
+                weight_bits=self.bits,
+                axes=annotation.weights,
+                activation_bits=None,
+            )
+        if chosen.kind in ("weights", "embedding"):
+            return self._weighted(layer, graph, annotation)
+        if chosen.kind == "separable":
+            return self._separable(layer, graph)
+        if self.activation_bits is None:
+            return copy_built(layer)
+        wrapper = {
+            "affine": QuantizedAffine,
+            "attention": QuantizedAttention,
+            "layer norm": QuantizedLayerNormalization,
+            "recurrent": QuantizedRecurrent,
+        }.get(chosen.kind)
+        if wrapper is None:
+            return copy_built(layer)
+        if wrapper is QuantizedAffine:
+            return wrapper(copy_built(layer))
+        return wrapper(copy_built(layer), self.bits, self.activation_bits)
+
+    def _weighted(self, layer: Any, graph: Graph, annotation: Annotation) -> Any:
+        base = base_layer(layer)
+        activation = base.get_config().get("activation")
+        separate = activation is not None and not _fuses(activation)
+        norm = foldable_into(layer, graph, self.uses)
+        if norm is not None:
+            self.folded[id(norm)] = layer
+        inner = self._with_zeros(_copy_linear(layer) if separate else copy_built(layer))
+        return QuantizedLayer(
+            inner,
+            norm=None if norm is None else copy_built(norm),
+            weight_bits=self.bits,
+            axes=annotation.weights,
+            activation=activation if separate else None,
+            activation_bits=self.activation_bits,
+        )
+
+    def _with_zeros(self, inner: Any) -> Any:
+        if not self.keep_zeros or isinstance(inner, WeightWrapper) or not kernels(inner):
+            return inner
+        pruned = PrunedLayer(inner)
+        pruned.build_from_config({"layer": None})
+        pruned.apply_mask(None)
+        return pruned
+
+    def _separable(self, layer: Any, graph: Graph) -> _Separable:
+        config = layer.get_config()
+        one = type(layer) is keras.layers.SeparableConv1D
+        shared = {k: config[k] for k in ("data_format", "dtype", "trainable")}
+        depthwise = (keras.layers.DepthwiseConv1D if one else keras.layers.DepthwiseConv2D)(
+            config["kernel_size"],
+            strides=config["strides"],
+            padding=config["padding"],
+            dilation_rate=config["dilation_rate"],
+            depth_multiplier=config["depth_multiplier"],
+            use_bias=False,
+            name=layer.name + "_depthwise",
+            **shared,
+        )
+        separate = not _fuses(config["activation"])
+        pointwise = (keras.layers.Conv1D if one else keras.layers.Conv2D)(
+            config["filters"],
+            1,
+            use_bias=config["use_bias"],
+            activation=None if separate else config["activation"],
+            name=layer.name,
+            **shared,
+        )
+        shape = layer.input.shape
+        depthwise.build(shape)
+        pointwise.build(depthwise.compute_output_shape(shape))
+        weights = layer.get_weights()
+        depthwise.set_weights(weights[:1])
+        pointwise.set_weights(weights[1:])
+        norm = foldable_into(layer, graph, self.uses)
+        if norm is not None:
+            self.folded[id(norm)] = layer
+        return _Separable(
+            QuantizedLayer(
+                self._with_zeros(depthwise),
+                weight_bits=self.bits,
+                activation_bits=self.activation_bits,
+            ),
+            QuantizedLayer(
+                self._with_zeros(pointwise),
+                norm=None if norm is None else copy_built(norm),
+                weight_bits=self.bits,
+                activation=config["activation"] if separate else None,
+                activation_bits=self.activation_bits,
+            ),
+        )
+
+    # -- connections --------------------------------------------------------------------------
+
+    def call(
+        self, layer: Any, new: Any, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Call the new layer on quantized inputs and round what it gives."""
+        plan = self._plan(graph)
+        reads_floats = type(base_layer(layer)) is not keras.layers.Embedding
+        if reads_floats and self.activation_bits is not None and graph.outermost:
+            args, kwargs = keras.tree.map_structure(
+                lambda value: self._enter(value, graph, plan), (args, kwargs)
+            )
+        if id(layer) in self.folded:
+            # The arguments `mask` and `training` of a normalization mean nothing to its stand-in.
+            outputs = new(args[0])
+        elif isinstance(new, _Separable):
+            between = new.halves[0](*args)
+            if self.activation_bits is not None:
+                between = FakeQuantize(
+                    self.activation_bits,
+                    self.momentum,
+                    name=layer.name + "_depthwise_quantize",
+                )(between)
+            outputs = new.halves[1](between)
+        else:
+            if isinstance(new, WeightWrapper):
+                kwargs = {key: value for key, value in kwargs.items() if value is not None}
+            outputs = new(*args, **kwargs)
+        name = layer.name
+        if self.activation_bits is not None and name in plan.rounded:
+            outputs = self._round(outputs, graph, plan, name)
+        return keras.tree.map_structure(self._keep, outputs)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self.produced[id(tensor)] = tensor
+        return tensor
+
+    def _enter(self, value: Any, graph: Graph, plan: _Plan) -> Any:
+        """An input of the model, rounded once for all its readers."""
+        if not isinstance(value, keras.KerasTensor) or id(value) in self.produced:
+            return value
+        if value.name not in plan.rounded:
+            return value
+        if id(value) not in self.entered:
+            rounded = self._round(value, graph, plan, value.name)
+            self.entered[id(value)] = self._keep(rounded)
+            self._keep(value)
+            return rounded
+        return self.entered[id(value)]
+
+    def _round(self, outputs: Tensor, graph: Graph, plan: _Plan, name: str) -> Tensor:
+        if "float" not in keras.backend.standardize_dtype(outputs.dtype):
+            return outputs
+        group, observes = plan.rounded[name]
+        key = (id(graph), group)
+        if key not in self.quantizers:
+            self.quantizers[key] = FakeQuantize(
+                self.activation_bits or 8,
+                self.momentum,
+                fixed=plan.fixed.get(group),
+                name=plan.labels[group] + "_quantize",
+                dtype=_float_policy(graph.layers[name]),
+            )
+        quantizer = self.quantizers[key]
+        if not observes:
+            return quantizer(outputs, observe=False)
+        return quantizer(outputs)
+
+    def _plan(self, graph: Graph) -> _Plan:
+        if id(graph) not in self.plans:
+            self.plans[id(graph)] = _Plan(graph, self.annotations, self.uses)
+        return self.plans[id(graph)]
+
+
+class _Plan:
+    """Where the values of one graph are rounded, and which share a range.
+
+    TFLite's concatenation, maximum and minimum need one scale for inputs and output, so these form
+    a group with one observer, which follows the joined output. Layers that only move values
+    (pooling by maximum, reshaping) have the scale of what they read.
+    """
+
+    def __init__(self, graph: Graph, annotations: dict[int, Annotation], uses: Any) -> None:
+        self.graph = graph
+        self.labels: dict[str, str] = {}
+        self.rounded: dict[str, tuple[str, bool]] = {}
+        self.fixed: dict[str, tuple[float, float]] = {}
+        kinds = {name: treatment(layer, graph) for name, layer in graph.layers.items()}
+        leader = {name: name for name in graph.layers}
+
+        def find(name: str) -> str:
+            while leader[name] != name:
+                name = leader[name]
+            return name
+
+        folded = {
+            norm.name
+            for layer in graph.layers.values()
+            if type(base_layer(layer)) in CHANNEL_AXIS
+            and (norm := foldable_into(layer, graph, uses)) is not None
+        }
+        for name, kind in kinds.items():
+            if kind.kind in ("moves", "average", "joins") or name in folded:
+                for producer in graph.producers[name]:
+                    leader[find(producer)] = find(name)
+        joins = [name for name, kind in kinds.items() if kind.kind == "joins"]
+        for name, kind in kinds.items():
+            layer = graph.layers[name]
+            annotation = annotations.get(id(layer), Annotation())
+            if annotation.float or not annotation.output or isinstance(layer, keras.Model):
+                continue
+            if kind.kind in ("moves", "embedding", "integer") or self._deferred(
+                name, kinds, folded
+            ):
+                continue
+            if isinstance(layer, keras.layers.InputLayer) and not (
+                graph.outermost and _read_as_float(layer, graph)
+            ):
+                continue
+            group = find(name)
+            members = [join for join in joins if find(join) == group]
+            observes = kind.kind != "average" and (not members or name in members)
+            if observes and name in members:
+                # Of joins that feed one another the last holds all values.
+                observes = not any(self._feeds(name, other, kinds) for other in members)
+            self.rounded[name] = (group, observes)
+            if observes:
+                self.labels[group] = name
+            if kind.range is not None and not members:
+                self.fixed[group] = kind.range
+
+        for name, (group, _) in self.rounded.items():
+            if group not in self.labels:
+                # What an average reads is rounded elsewhere, in a nested model for instance.
+                self.labels[group] = name
+                self.rounded[name] = (group, True)
+
+    def _deferred(self, name: str, kinds: dict[str, Treatment], folded: set[str]) -> bool:
+        """Whether the value is rounded later: after the normalization or activation it is fused
+        with."""
+        graph = self.graph
+        if not graph.called_once(name):
+            return False
+        readers = graph.consumers[name]
+        if name in folded:
+            producer = graph.producers[name][0]
+            if not kinds[producer].fuses:
+                return False
+        if len(readers) != 1 or readers[0] == OUTPUT or not graph.called_once(readers[0]):
+            return False
+        if readers[0] in folded:
+            return True
+        return (kinds[name].fuses or name in folded) and kinds[readers[0]].fusable
+
+    def _feeds(self, name: str, other: str, kinds: dict[str, Treatment]) -> bool:
+        """Whether `other` reads `name` through layers that only move values."""
+        for reader in self.graph.consumers[name]:
+            if reader == other:
+                return True
+            if (
+                reader != OUTPUT
+                and kinds[reader].kind in ("moves", "average", "joins")
+                and self._feeds(reader, other, kinds)
+            ):
+                return True
+        return False
+
+
+def _read_as_float(layer: Any, graph: Graph) -> bool:
+    if "float" not in keras.backend.standardize_dtype(layer.output.dtype):
+        return False
+    readers = [graph.layers[name] for name in graph.consumers[layer.name] if name != OUTPUT]
+    return not readers or any(
+        type(base_layer(reader)) is not keras.layers.Embedding for reader in readers
+    )
+
+
+def _float_policy(layer: Any) -> Any:
+    policy = layer.dtype_policy if isinstance(layer, keras.layers.Layer) else None
+    return policy if type(policy) is keras.dtype_policies.DTypePolicy else None
+
+
+def _fuses(activation: Any) -> bool:
+    return isinstance(activation, str) and activation in FUSED_ACTIVATIONS
+
+
+def _copy_linear(layer: Any) -> Any:
+    """A copy of a layer, or of the layer within its wrappers, without its activation."""
+    if not isinstance(layer, WeightWrapper):
+        copy = type(layer).from_config({**layer.get_config(), "activation": None})
+        copy.build_from_config(layer.get_build_config())
+    else:
+        config = layer.get_config()
+        config["layer"] = keras.saving.serialize_keras_object(_copy_linear(layer.layer))
+        copy = type(layer).from_config(config)
+        copy.build_from_config(layer.get_build_config())
+    copy.set_weights(layer.get_weights())
+    return copy
+
+

@@ -1,0 +1,136 @@
+"""Editing ONNX graphs: names, dimensions, leftovers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from .naming import shorten, unique
+from .signature import Signature
+
+
+def name_borders(model: Any, signature: Signature) -> None:
+    """Give inputs and outputs their Keras names, and their first dimension the name `batch`.
+
+    Args:
+        model: An `onnx.ModelProto` whose inputs and outputs are in the signature's order.
+        signature: Of the Keras model.
+    """
+    wanted = {}
+    for entries, infos in (
+        (model.graph.input, signature.inputs),
+        (model.graph.output, signature.outputs),
+    ):
+        for entry, info in zip(entries, infos, strict=True):
+            wanted[entry.name] = info.name
+            dims = entry.type.tensor_type.shape.dim
+            if len(dims) != len(info.shape):
+                # tf2onnx lost the rank, as it does behind some loops.
+                del dims[:]
+                for _ in info.shape:
+                    dims.add()
+            for axis, (dim, size) in enumerate(zip(dims, info.shape, strict=True)):
+                dim.Clear()
+                if axis == 0:
+                    dim.dim_param = "batch"
+                elif size is None:
+                    dim.dim_param = f"{info.name}_{axis}"
+                else:
+                    dim.dim_value = size
+    inner = {name: f"{name}__inner" for name in set(wanted.values()) - set(wanted)}
+    rename(model.graph, lambda name: wanted.get(name) or inner.get(name) or name)
+
+
+def name_inside(model: Any, layers: Collection[str]) -> None:
+    """Name the inner tensors after the layers they come from, and drop what only takes space.
+
+    Args:
+        model: An `onnx.ModelProto`, changed in place.
+        layers: Names of the Keras model's layers.
+    """
+    fixed = borders(model)
+    mapping: dict[str, str] = {}
+    used = set(fixed)
+    for name in _tensors(model.graph):
+        if name in fixed or name in mapping:
+            continue
+        mapping[name] = unique(shorten(name, layers), used)
+    rename(model.graph, lambda name: mapping.get(name, name))
+    strip(model)
+
+
+def slim(model: Any, keep: Collection[str]) -> None:
+    """Shorten every name outside a set to a few letters, and drop what only takes space.
+
+    Args:
+        model: An `onnx.ModelProto`, changed in place.
+        keep: Names that stay, besides those of inputs and outputs.
+    """
+    fixed = borders(model) | set(keep)
+    mapping: dict[str, str] = {}
+    for name in _tensors(model.graph):
+        if name and name not in fixed and name not in mapping:
+            mapping[name] = f"q{len(mapping)}"
+    rename(model.graph, lambda name: mapping.get(name, name))
+    strip(model)
+
+
+def strip(model: Any) -> None:
+    """Drop names of nodes, notes, inferred shapes, unused weights and unused operator sets."""
+    domains = set()
+    for graph in _graphs(model.graph):
+        used = {name for node in graph.node for name in node.input}
+        used |= {entry.name for entry in graph.output}
+        used |= {name for inner in _graphs(graph) for node in inner.node for name in node.input}
+        kept = [entry for entry in graph.initializer if entry.name in used]
+        if len(kept) < len(graph.initializer):
+            copies = [type(entry).FromString(entry.SerializeToString()) for entry in kept]
+            del graph.initializer[:]
+            graph.initializer.extend(copies)
+        del graph.value_info[:]
+        graph.doc_string = ""
+        graph.name = "model"
+        for node in graph.node:
+            node.name = ""
+            node.doc_string = ""
+            domains.add(node.domain)
+    for i in reversed(range(len(model.opset_import))):
+        if model.opset_import[i].domain not in domains | {""}:
+            del model.opset_import[i]
+    del model.metadata_props[:]
+    model.doc_string = ""
+    model.producer_name, model.producer_version = "keras_kd", ""
+
+
+def borders(model: Any) -> set[str]:
+    """Return the names of inputs and outputs."""
+    return {entry.name for entry in (*model.graph.input, *model.graph.output)}
+
+
+def rename(graph: Any, new: Callable[[str], str]) -> None:
+    """Rename all tensors of a graph and of the graphs inside it."""
+    for inner in _graphs(graph):
+        for node in inner.node:
+            node.input[:] = [new(name) for name in node.input]
+            node.output[:] = [new(name) for name in node.output]
+        for entries in (inner.input, inner.output, inner.value_info, inner.initializer):
+            for entry in entries:
+                entry.name = new(entry.name)
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+            for inner in attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _tensors(graph: Any) -> Iterator[str]:
+    for inner in _graphs(graph):
+        for entry in (*inner.input, *inner.initializer):
+            yield entry.name
+        for node in inner.node:
+            yield from (name for name in node.output if name)

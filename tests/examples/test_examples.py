@@ -1,0 +1,35 @@
+"""Every example runs from a fresh kernel, and its notebook holds the same cells."""
+
+import importlib.util
+from pathlib import Path
+
+import jupytext
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+spec = importlib.util.spec_from_file_location("_notebooks", EXAMPLES / "_notebooks.py")
+notebooks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(notebooks)
+
+
+@pytest.mark.parametrize("script", notebooks.examples(), ids=lambda path: path.stem)
+def test_the_notebook_is_the_script(script):
+    written = jupytext.read(script).cells
+    paired = jupytext.read(script.with_suffix(".ipynb")).cells
+    assert [(c.cell_type, c.source) for c in paired] == [(c.cell_type, c.source) for c in written]
+    code = [cell for cell in paired if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code), "run `make notebooks`: outputs are missing"
+    assert not [o for c in code for o in c.outputs if o.output_type == "error"]
+
+
+@pytest.mark.parametrize("script", notebooks.examples(), ids=lambda path: path.stem)
+def test_the_script_runs(script):
+    printed = "".join(
+        output["text"]
+        for cell in notebooks.execute(script).cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type == "stream"
+    )
+    assert printed.strip()
