@@ -28,7 +28,7 @@ def convnet(shape, classes, widths, name):
     x = inputs = keras.Input(shape)
     for width in widths:
         x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-        x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+        x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
         x = keras.layers.MaxPooling2D()(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, keras.layers.Dense(classes)(x), name=name)

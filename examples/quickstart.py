@@ -54,7 +54,7 @@ def convnet(name, *widths):
     x = inputs = keras.Input(digits.input_shape, name="image")
     for i, width in enumerate(widths):
         x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{i}")(x)
-        x = keras.layers.BatchNormalization(name=f"norm{i}")(x)
+        x = keras.layers.BatchNormalization(momentum=0.9, name=f"norm{i}")(x)
         x = keras.layers.ReLU(name=f"relu{i}")(x)
         if i % 2:
             x = keras.layers.MaxPooling2D(name=f"pool{i}")(x)
@@ -63,7 +63,7 @@ def convnet(name, *widths):
 
 
 teacher = convnet("teacher", 32, 32, 64, 64)
-student = convnet("student", 8, 16)
+student = convnet("student", 8, 8, 16)
 print(f"parameters: teacher {teacher.count_params():,}, student {student.count_params():,}")
 
 # %%

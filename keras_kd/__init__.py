@@ -9,7 +9,11 @@ __version__ = "0.1.0"
 # `import keras_kd` costs no more than `import keras` and loads no backend.
 _PUBLIC = {
     "Distiller": "keras_kd.distiller",
+    "MutualLearning": "keras_kd.mutual",
+    "SelfDistillation": "keras_kd.mutual",
     "Transfer": "keras_kd.transfer",
+    "born_again": "keras_kd.chain",
+    "distill_chain": "keras_kd.chain",
     "load_distiller": "keras_kd.distiller",
 }
 _MODULES = ("callbacks", "compress", "datasets", "export", "losses", "teachers")

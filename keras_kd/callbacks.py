@@ -12,6 +12,8 @@ from keras.optimizers.schedules import (
     PolynomialDecay,
 )
 
+__all__ = ["AlphaAnnealing", "StudentCheckpoint", "TemperatureAnnealing", "TransferWeightAnnealing"]
+
 KINDS = ("linear", "cosine", "exponential")
 
 

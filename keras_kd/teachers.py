@@ -1,5 +1,6 @@
 """What may stand as a teacher: a model, several models, or outputs read from disk."""
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -82,9 +83,24 @@ class Teacher:
         """
         return x, None
 
-    def joins(self, x: Any) -> bool:
-        """Whether the teacher must join its outputs to these arrays before `fit`."""
-        return False
+    def join_fit(
+        self, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
+    ) -> tuple[Any, Any, int | None, dict[str, Any]]:
+        """Change what `fit` was given, where outputs must be joined to the data.
+
+        Args:
+            x: Inputs, or a dataset.
+            y: Labels.
+            batch_size: Samples a step.
+            arguments: The other arguments of `fit`.
+
+        Returns:
+            The same four for `keras.Model.fit`.
+        """
+        return x, y, batch_size, arguments
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Take note that this epoch of the training begins."""
 
     def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
         """Answer one batch, with `training=False`.
@@ -199,19 +215,8 @@ class Ensemble(Teacher):
     ) -> None:
         if not models:
             raise ValueError("An ensemble needs at least one model. Received: models=[].")
-        if combine not in ("probabilities", "logits"):
-            raise ValueError(
-                "`combine` of an ensemble is 'probabilities' or 'logits'. "
-                f"Received: combine={combine!r}."
-            )
-        weights = list(weights) if weights is not None else [1.0] * len(models)
-        if len(weights) != len(models) or not all(np.isfinite(w) and w > 0 for w in weights):
-            raise ValueError(
-                f"`weights` of an ensemble holds one positive number a model, {len(models)} here. "
-                f"Received: weights={weights!r}."
-            )
+        self.weights = mixture_weights(weights, len(models), combine, "models")
         self.members = [ModelTeacher(model, from_logits) for model in models]
-        self.weights = [w / sum(weights) for w in weights]
         self.combine = combine
         self.name = "+".join(member.name for member in self.members)
         counts = {len(member.kinds) for member in self.members}
@@ -268,7 +273,7 @@ class Ensemble(Teacher):
         """Answer one batch."""
         answers = [member.read(x, None, binary) for member in self.members]
         logits = [
-            self._combined(list(each), i < len(binary) and binary[i])
+            combined(list(each), self.weights, self.combine, i < len(binary) and binary[i])
             for i, each in enumerate(zip(*(answer.logits for answer in answers)))
         ]
         tensors = {
@@ -279,21 +284,60 @@ class Ensemble(Teacher):
         output = keras.tree.pack_sequence_as(answers[0].output, logits)
         return Answer(output, logits, tensors)
 
-    def _combined(self, logits: list[Tensor], binary: bool) -> Tensor:
-        logits = [ops.cast(z, "float32") for z in logits]
-        if self.combine == "logits":
-            return _sum(w * z for w, z in zip(self.weights, logits))
-        if binary:
-            positive = _log_mixture(self.weights, [ops.log_sigmoid(z) for z in logits])
-            negative = _log_mixture(self.weights, [ops.log_sigmoid(-z) for z in logits])
-            return positive - negative
-        return _log_mixture(self.weights, [ops.log_softmax(z, axis=-1) for z in logits])
-
     def fingerprint(self) -> str:
         """Identify the ensemble by its models and weights."""
         parts = [member.fingerprint() for member in self.members]
         text = f"{self.combine}{self.weights}{parts}"
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def mixture_weights(
+    weights: Sequence[float] | None, count: int, combine: str, what: str
+) -> list[float]:
+    """Weights of several teachers, scaled to sum 1.
+
+    Args:
+        weights: One positive float each, or `None` for equal weights.
+        count: How many there are.
+        combine: `"probabilities"` or `"logits"`.
+        what: `"models"` or `"caches"`, for the message.
+
+    Raises:
+        ValueError: If the weights do not fit, or `combine` is unknown.
+    """
+    if combine not in ("probabilities", "logits"):
+        raise ValueError(
+            f"`combine` of several {what} is 'probabilities' or 'logits'. "
+            f"Received: combine={combine!r}."
+        )
+    given = list(weights) if weights is not None else [1.0] * count
+    if len(given) != count or not all(np.isfinite(w) and w > 0 for w in given):
+        raise ValueError(
+            f"`weights` of {count} {what} holds one positive number for each. "
+            f"Received: weights={given!r}."
+        )
+    return [w / sum(given) for w in given]
+
+
+def combined(
+    logits: Sequence[Tensor], weights: Sequence[float], combine: str, binary: bool
+) -> Tensor:
+    """The logits of several teachers as one: see `Ensemble`.
+
+    Args:
+        logits: One tensor a teacher, all of one shape.
+        weights: One float a teacher, of sum 1.
+        combine: `"probabilities"` or `"logits"`.
+        binary: Whether the units are independent.
+    """
+    logits = [ops.cast(z, "float32") for z in logits]
+    if combine == "logits":
+        return _sum(w * z for w, z in zip(weights, logits))
+    if binary:
+        positive = _log_mixture(weights, [ops.log_sigmoid(z) for z in logits])
+        negative = _log_mixture(weights, [ops.log_sigmoid(-z) for z in logits])
+        return positive - negative
+    return _log_mixture(weights, [ops.log_softmax(z, axis=-1) for z in logits])
 
 
 def _log_mixture(weights: Sequence[float], logs: Sequence[Tensor]) -> Tensor:
@@ -307,6 +351,21 @@ def _sum(terms: Any) -> Tensor:
     for term in terms:
         total = total + term
     return total
+
+
+def apart(teacher: Teacher) -> Teacher:
+    """A teacher of the same models that reads layers of its own choice."""
+    if isinstance(teacher, Ensemble):
+        twin = copy.copy(teacher)
+        twin.members = [_apart(member) for member in teacher.members]
+        return twin
+    return _apart(teacher) if isinstance(teacher, ModelTeacher) else teacher
+
+
+def _apart(teacher: ModelTeacher) -> ModelTeacher:
+    twin = copy.copy(teacher)
+    twin._reader = copy.copy(teacher._reader)
+    return twin
 
 
 def make(teacher: Any, from_logits: bool | None) -> Teacher | None:
@@ -356,3 +415,7 @@ def output_template(model: Any) -> Any:
     if not names or len(names) != len(flat):
         names = [f"output_{i}" for i in range(len(flat))]
     return keras.tree.pack_sequence_as(structure, list(names))
+
+
+# Last, since it builds on the classes above.
+from keras_kd.cache.teacher import CachedTeacher as CachedTeacher  # noqa: E402

@@ -10,6 +10,7 @@ cache/
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -211,6 +212,19 @@ class Manifest:
     def nbytes(self) -> int:
         """Bytes of all records."""
         return self.record_bytes * self.epochs * (self.count or 0)
+
+    @property
+    def identity(self) -> str:
+        """A SHA-256 of what is cached, and how: the same for all processes that write it."""
+        parts = [
+            self.teacher["fingerprint"],
+            self.layout.to_json(),
+            self.inputs,
+            self.augment,
+            self.epochs,
+            self.shard_size,
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def shard_count(self, count: int) -> int:
         """How many shards `count` samples of one epoch take."""

@@ -142,6 +142,16 @@ def _lock(stream: Any) -> None:
     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def size(file: Any) -> int | None:
+    """Bytes of a file, or `None` where there is none."""
+    if is_remote(file):
+        return int(file.stat().length) if file.exists() else None
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
+
+
 def checksum(file: Any) -> str:
     """The SHA-256 of a file, read piece by piece."""
     digest = hashlib.sha256()

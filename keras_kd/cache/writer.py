@@ -1,11 +1,14 @@
 """Runs the teacher once over the data and keeps what it says."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
+import itertools
 import json
+import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -15,8 +18,7 @@ from keras import ops
 from keras_kd import teachers
 from keras_kd.cache import layout, samples, sources, storage
 from keras_kd.cache.layout import Layout, Manifest, Output
-
-_STORED = "the cache may hold"
+from keras_kd.cache.reader import has_manifest, read_manifest
 
 
 def write(
@@ -137,9 +139,15 @@ def write(
             "`tf.data.Dataset` or a `keras.utils.PyDataset`."
         )
     root = _writable(storage.folder(path))
-    writer = _Writer(root, made, source, epochs, augment, seed, teacher_inputs, binary, progress)
-    writer.process = (process_index, process_count)
-    return writer.run(list(taps), top_k, dtype, shard_size)
+    writer = _Writer(
+        root=root,
+        source=source,
+        teacher=_Teacher(made, list(taps), top_k, dtype, teacher_inputs, binary),
+        views=_Views(augment, seed, epochs),
+        process=(process_index, process_count),
+        progress=progress or (lambda done, total: None),
+    )
+    return writer.run(shard_size)
 
 
 def _check_arguments(**given: Any) -> None:
@@ -175,7 +183,7 @@ def _writable(root: Any) -> Any:
 
 
 class _Answers(keras.Model):
-    """The teacher's answers in the form in which they are stored; compiled as `predict` is."""
+    """What is stored of a batch, computed as `predict` computes."""
 
     def __init__(self, run: Callable[[Any], dict[str, Any]]) -> None:
         super().__init__(name="keras_kd_cache", autocast=False)
@@ -186,128 +194,474 @@ class _Answers(keras.Model):
         return self._run(inputs)
 
 
-class _Shard:
-    """A shard that is being written, under a temporary name and a lock."""
+class _Teacher:
+    """The teacher and the form in which its answers are stored."""
 
-    def __init__(self, root: Any, epoch: int, index: int, stack: contextlib.ExitStack) -> None:
-        self.epoch, self.index = epoch, index
-        name = layout.records_file(epoch, index)
-        stack.enter_context(
-            storage.claimed(root / f"{name}.lock", f"shard {index} of epoch {epoch} of `{root}`")
+    layout: Layout
+
+    def __init__(
+        self,
+        teacher: teachers.Teacher,
+        taps: list[str],
+        top_k: int | None,
+        dtype: str,
+        teacher_inputs: Callable[[Any], Any] | None,
+        binary: bool | None,
+    ) -> None:
+        self.teacher = teacher
+        self.taps = taps
+        self.top_k = top_k
+        self.dtype = dtype
+        self.reads = teacher_inputs or (lambda x: x)
+        self.binary = binary
+        self.is_binary: list[bool] = []
+        self._shapes: list[tuple[int, ...]] = []
+        self._compiled: Any = None
+
+    def prepare(self, x: Any, seeded: bool) -> np.ndarray:
+        """Find the form of a record from a first batch, and give that batch's records."""
+        if "unknown" in self.teacher.kinds:
+            self.teacher.inspect(self.reads(x))
+        kinds = ["logits" if kind == "unknown" else kind for kind in self.teacher.kinds]
+        self.is_binary = [bool(self.binary) or kind == "sigmoid" for kind in kinds]
+        shapes = self.teacher.output_shapes()
+        if shapes is not None:
+            self._find_one_unit(shapes)
+        self._compiled = _Answers(self._run)
+        answers = self._compiled.predict_on_batch(x)
+        if shapes is None and self._find_one_unit(self._shapes):
+            self._compiled = _Answers(self._run)
+            answers = self._compiled.predict_on_batch(x)
+        self.layout = Layout(
+            tuple(
+                Output(shape, kind, binary, self.top_k)
+                for shape, kind, binary in zip(self._shapes, kinds, self.is_binary)
+            ),
+            tuple((path, answers[f"tap_{i}"].shape[1:]) for i, path in enumerate(self.taps)),
+            self.dtype,
+            seeded,
         )
-        # Another process may have finished it while this one was on its way.
-        self.finished = (root / layout.entry_file(epoch, index)).exists()
-        self._stream = None
-        if not self.finished:
-            self._stream = stack.enter_context(storage.replacing(root / name))
+        return self._records(answers, 0)
+
+    def _find_one_unit(self, shapes: Sequence[Any]) -> bool:
+        """Count outputs of one unit as binary; tells whether that was news."""
+        if self.binary is not None:
+            return False
+        before = list(self.is_binary)
+        self.is_binary = [known or shape[-1] == 1 for known, shape in zip(before, shapes)]
+        return before != self.is_binary
+
+    def records(self, x: Any, row: int) -> np.ndarray:
+        """The records of a batch that begins at row `row`."""
+        return self._records(self._compiled.predict_on_batch(x), row)
+
+    def _run(self, x: Any) -> dict[str, Any]:
+        answer = self.teacher.read(self.reads(x), None, self.is_binary)
+        # Known while the function is traced, and needed for the form of a record.
+        self._shapes = [tuple(int(n) for n in z.shape[1:]) for z in answer.logits]
+        stored: dict[str, Any] = {}
+        finite = []
+        for i, logits in enumerate(answer.logits):
+            logits = ops.cast(logits, "float32")
+            finite.append(logits)
+            if self.top_k is None:
+                stored[f"logits_{i}"] = logits
+                continue
+            if self.is_binary[i]:
+                raise ValueError(
+                    f"`top_k` keeps the most probable of exclusive classes. Received: top_k="
+                    f"{self.top_k} and the teacher `{self.teacher.name}`, whose output {i} has "
+                    "independent units. Pass `top_k=None`."
+                )
+            layout.require_top_k(self.top_k, int(logits.shape[-1]))
+            log_p = ops.log_softmax(logits, axis=-1)
+            # float16 holds no more than 65504; nothing is lost below exp(-60000).
+            stored[f"values_{i}"], stored[f"classes_{i}"] = ops.top_k(
+                ops.maximum(log_p, -60000.0), self.top_k
+            )
+        for i, path in enumerate(self.taps):
+            stored[f"tap_{i}"] = ops.cast(answer.tensors[path], "float32")
+            finite.append(stored[f"tap_{i}"])
+        result = {
+            name: tensor if name.startswith("classes") else ops.cast(tensor, self.dtype)
+            for name, tensor in stored.items()
+        }
+        result["finite"] = _all_finite(finite)
+        held = [t for name, t in result.items() if name.startswith(("logits", "tap"))]
+        result["held"] = _all_finite(held) if held else result["finite"]
+        return result
+
+    def _records(self, answers: dict[str, Any], row: int) -> np.ndarray:
+        for name, reason in (
+            ("finite", "are NaN or infinite. Check that sample and the teacher's weights"),
+            ("held", 'are larger than float16 holds, 65504. Write the cache with dtype="float32"'),
+        ):
+            if not answers[name].all():
+                first = row + int(np.flatnonzero(~answers[name])[0])
+                raise ValueError(
+                    f"The answers of the teacher `{self.teacher.name}` to row {first} {reason}. "
+                    "Finished shards are untouched."
+                )
+        records = np.empty(len(answers["finite"]), self.layout.record)
+        for name in self.layout.record.names:
+            if name != "seed":
+                records[name] = answers[name]
+        return records
+
+
+def _all_finite(tensors: Sequence[Any]) -> Any:
+    """For each sample whether all its values are finite."""
+    result: Any = None
+    for tensor in tensors:
+        flat = ops.isfinite(ops.reshape(tensor, (ops.shape(tensor)[0], -1)))
+        every = ops.all(flat, axis=-1)
+        result = every if result is None else ops.logical_and(result, every)
+    return result
+
+
+@dataclasses.dataclass
+class _Views:
+    """Which view of the data each epoch shows."""
+
+    augment: Callable[[Any, int], Any] | None
+    seed: int
+    epochs: int
+
+    def __call__(self, x: Any, epoch: int, row: int, count: int) -> tuple[Any, Any]:
+        """One batch as the teacher sees it, and the seeds or `None`."""
+        if self.augment is None:
+            return x, None
+        seed = samples.seeds(self.seed, epoch, np.arange(row, row + count))
+        return samples.views(self.augment, x, seed), seed
+
+    def to_json(self) -> dict[str, Any] | None:
+        if self.augment is None:
+            return None
+        return {"name": samples.name_of(self.augment), "seed": self.seed}
+
+
+class _Shard:
+    """A shard that is being written, under a temporary name and a lock.
+
+    Args:
+        root: The cache's folder.
+        epoch: Its epoch.
+        index: Its number.
+        cache: What tells this cache from another.
+        stack: Closes what is open if anything fails.
+    """
+
+    def __init__(
+        self, root: Any, epoch: int, index: int, cache: str, stack: contextlib.ExitStack
+    ) -> None:
+        self.root, self.epoch, self.index = root, epoch, index
+        self._cache = cache
+        file = root / layout.records_file(epoch, index)
+        lock = root / f"{file.name}.lock"
+        self._lock = stack.enter_context(contextlib.ExitStack())
+        self._lock.enter_context(storage.claimed(lock, f"shard {index} of `{root}`"))
+        self._file = stack.enter_context(contextlib.ExitStack())
+        self._stream = self._file.enter_context(storage.replacing(file))
         self._digest = hashlib.sha256()
+        self._crc: list[np.ndarray] = []
         self.samples = 0
-        self.crc: list[np.ndarray] = []
 
     def append(self, records: np.ndarray, crc: np.ndarray) -> None:
+        data = np.ascontiguousarray(records).view("u1").data
+        self._stream.write(data)
+        self._digest.update(data)
+        self._crc.append(crc)
         self.samples += len(records)
-        self.crc.append(crc)
-        if self._stream is not None:
-            data = memoryview(np.ascontiguousarray(records).view("u1")).cast("B")
-            self._stream.write(data)
-            self._digest.update(data)
 
-    def entry(self) -> dict[str, Any]:
-        return {
+    def finish(self) -> dict[str, Any]:
+        """Give the shard its name, and only then say that it is there."""
+        self._file.close()
+        if self.epoch == 0:
+            with storage.replacing(self.root / layout.inputs_file(self.index)) as stream:
+                stream.write(np.concatenate(self._crc).astype("<u4").tobytes())
+        entry = {
             "epoch": self.epoch,
             "shard": self.index,
             "samples": self.samples,
             "sha256": self._digest.hexdigest(),
         }
+        name = layout.entry_file(self.epoch, self.index)
+        storage.write_text(self.root / name, json.dumps({**entry, "cache": self._cache}) + "\n")
+        self._lock.close()
+        return entry
 
 
 class _Writer:
     """One call of `write`."""
 
-    process = (0, 1)
     manifest: Manifest
 
     def __init__(
         self,
         root: Any,
-        teacher: teachers.Teacher,
         source: sources.Source,
-        epochs: int,
-        augment: Callable[[Any, int], Any] | None,
-        seed: int,
-        teacher_inputs: Callable[[Any], Any] | None,
-        binary: bool | None,
-        progress: Callable[[int, int | None], None] | None,
+        teacher: _Teacher,
+        views: _Views,
+        process: tuple[int, int],
+        progress: Callable[[int, int | None], None],
     ) -> None:
         self.root = root
-        self.teacher = teacher
         self.source = source
-        self.epochs = epochs
-        self.augment = augment
-        self.seed = seed
-        self.teacher_inputs = teacher_inputs or (lambda x: x)
-        self.binary = binary
-        self.progress = progress or (lambda done, total: None)
+        self.teacher = teacher
+        self.views = views
+        self.index, self.processes = process
+        self.progress = progress
         self.finished: dict[tuple[int, int], dict[str, Any]] = {}
         self.done = 0
-        self.is_binary: list[bool] = []
+        # The inputs of the shard that was compared last.
+        self._known: tuple[int, Any] = (-1, None)
 
-    # -------------------------------------------------------------- what to write
-
-    def run(
-        self, taps: list[str], top_k: int | None, dtype: str, shard_size: int | None
-    ) -> Manifest:
+    def run(self, shard_size: int | None) -> Manifest:
         earlier = read_manifest(self.root) if has_manifest(self.root) else None
         x = self.source.first()
-        sources.require_batched(x, self.teacher.models[0])
-        self._describe(x, taps, top_k, dtype, shard_size)
+        sources.require_batched(x, self.teacher.teacher.models[0])
+        view, seed = self.views(x, 0, 0, len(keras.tree.flatten(x)[0]))
+        self.first = self.teacher.prepare(view, seed is not None)
+        teacher = self.teacher.teacher
+        self.manifest = Manifest(
+            teacher={"name": teacher.name, "fingerprint": teacher.fingerprint()},
+            layout=self.teacher.layout,
+            template=teacher.output_template(),
+            inputs=samples.describe(x),
+            augment=self.views.to_json(),
+            epochs=self.views.epochs,
+            shard_size=shard_size or self._shard_size(),
+            count=self.source.count,
+            versions=_versions(),
+        )
         if earlier is not None:
-            _require_same(earlier, self.manifest, self.root, shard_size)
+            require_same(earlier, self.manifest, self.root, shard_size)
             self.manifest.shard_size = earlier.shard_size
             self._find_finished(earlier)
         self._require_space()
         if earlier is None:
             storage.write_text(self.root / layout.MANIFEST, self.manifest.dumps())
-        for epoch in range(self.epochs):
-            self._write_epoch(epoch)
-        return self._complete()
+        for epoch in range(self.views.epochs):
+            with contextlib.ExitStack() as stack:
+                self._write_epoch(epoch, stack)
+        return self._complete(earlier)
 
-    def _describe(
-        self, x: Any, taps: list[str], top_k: int | None, dtype: str, shard_size: int | None
+    def _shard_size(self) -> int:
+        """A sixteenth of the data within bounds, so that a kill costs little."""
+        estimate = self.source.estimate
+        sixteenth = 16384 if estimate is None else math.ceil(estimate / 16)
+        fitting = max(1, (256 << 20) // self.teacher.layout.record.itemsize)
+        return min(max(sixteenth, 1024), 65536, fitting)
+
+    def _find_finished(self, earlier: Manifest) -> None:
+        """Which shards are there in full, by their entries and the sizes of their files."""
+        entries = []
+        for file in self.root.iterdir():
+            if file.name.startswith("shard-") and file.name.endswith(".json"):
+                entry = json.loads(file.read_text())
+                # Not one that an earlier cache left in the same folder.
+                if entry.pop("cache") == self.manifest.identity:
+                    entries.append(entry)
+        for entry in [*entries, *earlier.shards]:
+            epoch, shard = entry["epoch"], entry["shard"]
+            sizes = (
+                (layout.records_file(epoch, shard), entry["samples"] * earlier.record_bytes),
+                (layout.inputs_file(shard), entry["samples"] * 4),
+            )
+            if all(storage.size(self.root / name) == size for name, size in sizes):
+                self.finished.setdefault((epoch, shard), entry)
+
+    def _require_space(self) -> None:
+        """Refuse a disk that is too small before the teacher runs."""
+        if self.source.count is None or storage.is_remote(self.root):
+            return
+        there = sum(entry["samples"] for entry in self.finished.values())
+        total = self.source.count * self.views.epochs
+        need = (total - there) * self.manifest.record_bytes // self.processes
+        free = shutil.disk_usage(self.root).free
+        if need > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"The cache takes {need:,} bytes more in `{self.root}`, and {free:,} are free. "
+                'Free some, store fewer classes with `top_k`, or pass dtype="float16"',
+            )
+
+    def _mine(self, shard: int) -> bool:
+        return shard % self.processes == self.index
+
+    def _total(self) -> int | None:
+        """How many records this process answers for."""
+        count, size = self.source.estimate, self.manifest.shard_size
+        if count is None:
+            return None
+        shards = range(self.index, self.manifest.shard_count(count), self.processes)
+        return self.views.epochs * sum(min(size, count - shard * size) for shard in shards)
+
+    def _write_epoch(self, epoch: int, stack: contextlib.ExitStack) -> None:
+        size = self.manifest.shard_size
+        rows, total = 0, self._total()
+        shard: _Shard | None = None
+        for row, x in self.source.batches(size):
+            count = len(keras.tree.flatten(x)[0])
+            rows = row + count
+            wanted = [i for i in range(row // size, -(-rows // size)) if self._mine(i)]
+            if not wanted:
+                continue
+            inputs = samples.arrays(x)
+            crc = samples.digests(inputs)
+            self._compare_inputs(epoch, row, inputs, crc, wanted)
+            records: Any = None
+            for i in wanted:
+                start, stop = max(row, i * size), min(rows, (i + 1) * size)
+                if (epoch, i) not in self.finished:
+                    if records is None:
+                        records = self._answer(x, epoch, row, count)
+                    if shard is None:
+                        shard = self._open(epoch, i, stack)
+                    with self._named_failure(i):
+                        shard.append(records[start - row : stop - row], crc[start - row : stop - row])
+                        if stop == (i + 1) * size:
+                            self.finished[epoch, i] = shard.finish()
+                            shard = None
+                self.done += stop - start
+            self.progress(self.done, total)
+        if shard is not None:
+            with self._named_failure(shard.index):
+                self.finished[epoch, shard.index] = shard.finish()
+        self._require_length(epoch, rows)
+
+    def _open(self, epoch: int, index: int, stack: contextlib.ExitStack) -> _Shard:
+        with self._named_failure(index):
+            return _Shard(self.root, epoch, index, self.manifest.identity, stack)
+
+    def _answer(self, x: Any, epoch: int, row: int, count: int) -> np.ndarray:
+        if epoch == 0 == row and len(self.first) == count:
+            return self.first
+        view, seed = self.views(x, epoch, row, count)
+        records = self.teacher.records(view, row)
+        if seed is not None:
+            records["seed"] = seed
+        return records
+
+    @contextlib.contextmanager
+    def _named_failure(self, shard: int) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"Shard {shard} of `{self.root}` could not be written: {error.strerror or error}. "
+                f"{len(self.finished)} finished shards are untouched; mend the disk and call "
+                "`write` again, which goes on there",
+            ) from error
+
+    def _compare_inputs(
+        self, epoch: int, row: int, inputs: Any, crc: np.ndarray, shards: Sequence[int]
     ) -> None:
-        """Find the form of the records from one batch of answers."""
-        view, seed = self._view(x, 0, 0)
-        if "unknown" in self.teacher.kinds:
-            self.teacher.inspect(self.teacher_inputs(view))
-        shapes = self.teacher.output_shapes()
-        one_unit = [shape[-1] == 1 for shape in shapes] if shapes else []
-        self._prepare(top_k, dtype, one_unit)
-        answers = self._answers(view)
-        found = [tuple(answers[f"shape_{i}"]) for i in range(len(self.is_binary))]
-        if shapes is None and self.binary is None and any(shape[-1] == 1 for shape in found):
-            self._prepare(top_k, dtype, [shape[-1] == 1 for shape in found])
-            answers = self._answers(view)
-        kinds = ["logits" if kind == "unknown" else kind for kind in self.teacher.kinds]
-        outputs = tuple(
-            Output(tuple(int(n) for n in shape), kind, binary, top_k)
-            for shape, kind, binary in zip(found, kinds, self.is_binary)
+        """Find data that differ from those of an earlier call or epoch."""
+        size = self.manifest.shard_size
+        described = samples.describe(inputs)
+        if described != self.manifest.inputs:
+            raise ValueError(
+                f"The inputs change within the data: from row {row} on they are {described}, and "
+                f"the first are {self.manifest.inputs}. Give all samples one shape and dtype."
+            )
+        for i in shards:
+            if (0, i) not in self.finished:
+                continue
+            if self._known[0] != i:
+                self._known = i, np.frombuffer((self.root / layout.inputs_file(i)).read_bytes(), "<u4")
+            known = self._known[1]
+            start, stop = max(row, i * size), min(row + len(crc), (i + 1) * size)
+            known, found = known[start - i * size : stop - i * size], crc[start - row : stop - row]
+            if len(known) != len(found) or (known != found).any():
+                short = len(known) < len(found)
+                first = start + (len(known) if short else int(np.argmax(known != found)))
+                when = "earlier in this call" if epoch else "when the shards were written"
+                raise ValueError(
+                    f"The data are not those of the cache `{self.root}`: row {first} differs from "
+                    f"what it was {when}. Pass the same samples in the same order (no shuffling "
+                    "before the cache), or choose another path."
+                )
+
+    def _require_length(self, epoch: int, rows: int) -> None:
+        count = self.manifest.count
+        if count is None:
+            self.manifest.count = count = rows
+        there = sum(entry["samples"] for (e, _), entry in self.finished.items() if e == epoch)
+        if rows != count or there > rows:
+            raise ValueError(
+                f"The data have {rows} samples in epoch {epoch}, and the cache `{self.root}` was "
+                f"begun with {max(count, there)}. Pass the same data, or choose another path."
+            )
+
+    def _complete(self, earlier: Manifest | None) -> Manifest:
+        """Put all checksums into the manifest if every shard is there."""
+        manifest = self.manifest
+        count = manifest.count or 0
+        wanted = list(
+            itertools.product(range(manifest.epochs), range(manifest.shard_count(count)))
         )
-        shapes_of_taps = tuple(
-            (path, tuple(int(n) for n in answers[f"tap_{i}"].shape[1:]))
-            for i, path in enumerate(taps)
-        )
-        form = Layout(outputs, shapes_of_taps, dtype, self.augment is not None)
-        self.manifest = Manifest(
-            teacher={"name": self.teacher.name, "fingerprint": self.teacher.fingerprint()},
-            layout=form,
-            template=self.teacher.output_template(),
-            inputs=samples.describe(x),
-            augment=None
-            if self.augment is None
-            else {"name": samples.name_of(self.augment), "seed": self.seed},
-            epochs=self.epochs,
-            shard_size=shard_size or _shard_size(self.source.estimate, form.record.itemsize),
-            count=self.source.count,
-            versions=_versions(),
-        )
-        self._first = self._records(answers, seed, 0)
+        if earlier is not None and earlier.complete:
+            # What other processes completed in the meantime counts as well.
+            manifest.versions = earlier.versions
+        self._find_finished(read_manifest(self.root))
+        if not all(key in self.finished for key in wanted):
+            return manifest
+        order = hashlib.sha256()
+        for shard in range(manifest.shard_count(count)):
+            order.update((self.root / layout.inputs_file(shard)).read_bytes())
+        manifest.order = order.hexdigest()
+        manifest.shards = [self.finished[key] for key in wanted]
+        manifest.complete = True
+        storage.write_text(self.root / layout.MANIFEST, manifest.dumps())
+        for epoch, shard in wanted:
+            (self.root / layout.entry_file(epoch, shard)).unlink(missing_ok=True)
+        return manifest
+
+
+def require_same(earlier: Manifest, now: Manifest, root: Any, shard_size: int | None) -> None:
+    """Raise `ValueError` where a folder holds another cache than the one to be written.
+
+    Args:
+        earlier: The manifest in the folder.
+        now: The one that would be written.
+        root: The folder.
+        shard_size: What the user asked for.
+    """
+    pairs = [
+        (
+            f"the cache of another teacher, `{earlier.teacher['name']}`",
+            earlier.teacher["fingerprint"],
+            now.teacher["fingerprint"],
+        ),
+        ("records of another form", earlier.layout.to_json(), now.layout.to_json()),
+        ("answers to other inputs", earlier.inputs, now.inputs),
+        ("other views", earlier.augment, now.augment),
+        ("another number of epochs", earlier.epochs, now.epochs),
+        ("shards of another size", earlier.shard_size, shard_size or earlier.shard_size),
+        (
+            "answers to another number of samples",
+            earlier.count,
+            earlier.count if now.count is None else now.count,
+        ),
+    ]
+    for what, there, given in pairs:
+        if there is not None and there != given:
+            raise ValueError(
+                f"`{root}` holds {what}: {there} there, {given} now. Choose another path, or "
+                "delete the folder to write it anew."
+            )
+
+
+def _versions() -> dict[str, str]:
+    import keras_kd
+
+    return {
+        "keras_kd": keras_kd.__version__,
+        "keras": keras.version(),
+        "numpy": np.__version__,
+        "backend": keras.backend.backend(),
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -18,9 +18,13 @@ app = typer.Typer(
     help="Distill a Keras model, export it to TFLite and ONNX, and prove that the files work.",
     epilog="Exit codes: 0 done, 1 a file failed its check, 2 bad input, 130 interrupted.",
 )
-app.command()(demo.demo)
-app.command()(export.export)
-app.command()(verify.verify)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "export": export.export,
+    "verify": verify.verify,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
 
 # Typer's base class of all usage errors is not public under one name in all of its versions; it is
 # the parent of `BadParameter`, which is.
@@ -57,8 +61,7 @@ def run(arguments: Sequence[str]) -> int:
         code = app(args=list(arguments), prog_name="keras-kd", standalone_mode=False)
     except _UsageError as error:
         command = next((word for word in arguments if not word.startswith("-")), "")
-        known = {command.name or command.callback.__name__ for command in app.registered_commands}
-        page = f"keras-kd {command} --help" if command in known else "keras-kd --help"
+        page = f"keras-kd {command} --help" if command in _COMMANDS else "keras-kd --help"
         reason = _one_line(str(error)).rstrip(".")
         return _fail(f"{reason}. See `{page}`.", 2)
     except (KeyboardInterrupt, typer.Abort):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -104,7 +105,7 @@ def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: in
     Returns:
         The table, without colors or markup of its own.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < left else "right", no_wrap=True)
     for row in rows:
@@ -112,29 +113,33 @@ def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: in
     return table
 
 
-def import_keras() -> Any:
-    """Import Keras and its backend without the lines that the backend's C++ parts print.
-
-    Returns:
-        The module `keras`.
-    """
-    # They come from before TensorFlow's own log level is read, straight to file descriptor 2.
-    try:
-        descriptor = os.dup(2)
-    except OSError:
+def import_keras() -> None:
+    """Import Keras and start its backend, without what they log on the way."""
+    with native_silence():
         import keras
 
-        return keras
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            import keras
-        except BaseException:
-            os.dup2(descriptor, 2)
-            said.seek(0)
-            os.write(2, said.read())
-            raise
-        finally:
-            os.dup2(descriptor, 2)
-            os.close(descriptor)
-    return keras
+        # The first tensor makes TensorFlow look for devices and say what it did not find.
+        keras.ops.zeros(())
+    # Advice on tracing and the like concerns who writes the code, not who runs the command.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def native_silence() -> Iterator[None]:
+    """Hold back what C++ parts write straight to file descriptor 2, unless an error follows."""
+    descriptor = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as said:
+            os.dup2(said.fileno(), 2)
+            try:
+                yield
+            except BaseException:
+                os.dup2(descriptor, 2)
+                said.seek(0)
+                os.write(2, said.read())
+                raise
+            finally:
+                os.dup2(descriptor, 2)
+    finally:
+        os.close(descriptor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,7 +39,9 @@ def export(
         bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes or progress bars.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No notes or progress bars.")
+    ] = False,
 ) -> None:
     """Export a model to TFLite and ONNX, run every file, and say which one to take.
 
@@ -56,14 +58,14 @@ def export(
 
     keras_kd.export.check_folder(folder, overwrite)
     model = inputs.load_model(student, "model")
-    given: dict[str, object] = {}
+    given: dict[str, Any] = {}
     for role, path in (("calibration", calibration), ("evaluation", evaluation)):
         if path is not None:
             x, y, note = inputs.read_samples(path, role, model)
             terminal.note(note)
             given[role] = x if role == "calibration" or y is None else (x, y)
     with terminal.working() as work:
-        report = keras_kd.export(
+        report = keras_kd.export.export_model(
             model,
             folder,
             formats=_words(formats),
@@ -80,7 +82,7 @@ def export(
         report.to_dict(),
         report.table(),
         "",
-        f"Files and report.html are in {folder}. Check them anywhere with: keras-kd verify {folder}",
+        f"Files and report.html are in {folder}. Check them with: keras-kd verify {folder}",
     )
     raise typer.Exit(0 if report.best is not None else 1)
 

@@ -46,8 +46,8 @@ def load_model(path: str, what: str) -> Any:
             raise ValueError(f"`{path}` has a damaged `metadata.json`. {advice}.") from error
     if version.startswith("2."):
         raise ValueError(
-            f"The {what} `{path}` was written by tf_keras {version} (Keras 2), which Keras 3 cannot "
-            "read. Rebuild the model with Keras 3, copy its weights and save it again."
+            f"The {what} `{path}` was written by tf_keras {version} (Keras 2), which Keras 3 "
+            "cannot read. Rebuild the model with Keras 3, copy its weights and save it again."
         )
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)

@@ -45,7 +45,7 @@ class Run:
     Args:
         model: The student.
         seed: Its seed.
-        history: Loss and metrics by epoch.
+        history: Loss and metrics, one value an epoch.
         validation_accuracy: Share of right answers, 0..1, on the validation samples.
         accuracy: The same on the test samples.
         agreement: Share of the test samples on which it answers like the teacher.
@@ -53,7 +53,7 @@ class Run:
 
     model: Any = dataclasses.field(repr=False)
     seed: int
-    history: dict[str, list[float]] = dataclasses.field(repr=False)
+    history: dict[str, Sequence[float]] = dataclasses.field(repr=False)
     validation_accuracy: float
     accuracy: float
     agreement: float
@@ -102,7 +102,8 @@ def network(data: Dataset, filters: Sequence[int], name: str) -> Any:
         if index:
             x = layers.MaxPooling2D(2, padding="same")(x)
         x = layers.Conv2D(count, 3, padding="same", use_bias=False)(x)
-        x = layers.BatchNormalization()(x)
+        # The usual 0.99 averages over more steps than a short run has.
+        x = layers.BatchNormalization(momentum=0.9)(x)
         x = layers.ReLU()(x)
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, layers.Dense(data.num_classes, name="logits")(x), name=name)
@@ -184,7 +185,14 @@ def best_run(runs: Sequence[Run]) -> Run:
 
 def decide(model: Any, x: Any) -> Any:
     """Give the class that a model names for each image, `(samples,)`."""
-    return np.argmax(np.asarray(model.predict(x, batch_size=256, verbose=0)), axis=-1)
+    # Called directly: `predict` would compile each of many small models anew.
+    import keras
+
+    parts = [
+        keras.ops.convert_to_numpy(model(x[start : start + 256], training=False))
+        for start in range(0, len(x), 256)
+    ]
+    return np.argmax(np.concatenate(parts), axis=-1)
 
 
 def share(decisions: Any, truth: Any) -> float:
@@ -202,7 +210,7 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
 
 def _fit(
     model: Any, student: Any, data: Dataset, plan: Plan, work: Work, stage: str
-) -> dict[str, list[float]]:
+) -> dict[str, Sequence[float]]:
     import keras
 
     steps = plan.epochs * -(-len(data.x_train) // plan.batch_size)

@@ -32,7 +32,9 @@ def verify(
     if problems:
         verdict = f"{len(problems)} of {len(checked)} files do not answer as when exported:"
         verdict = "\n".join([verdict, *(f"  {problem}" for problem in problems)])
-        verdict += "\nExport again on this machine, or take a runtime of the versions in the manifest."
+        verdict += (
+            "\nExport again on this machine, or take a runtime of the versions in the manifest."
+        )
     else:
         verdict = (
             f"Verified: {len(checked)} of {len(checked)} files have the recorded hash, load, and "

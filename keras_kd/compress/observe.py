@@ -100,6 +100,13 @@ def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int 
             for observer in found.values():
                 observer.calibrating = True
             model(batch, training=False)
+            if count == 0:
+                # A recurrent layer's ranges are those of the batch before: the first batch is read
+                # again from these.
+                for observer in found.values():
+                    if observer.fixed is None:
+                        observer.seen.assign(0.0)
+                model(batch, training=False)
             count += 1
     finally:
         for observer in found.values():

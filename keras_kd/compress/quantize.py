@@ -412,7 +412,7 @@ class _Plan:
             annotation = annotations.get(id(layer), Annotation())
             if annotation.float or not annotation.output or isinstance(layer, keras.Model):
                 continue
-            if kind.kind in ("moves", "embedding", "integer") or self._deferred(
+            if kind.kind in ("moves", "embedding", "recurrent") or self._deferred(
                 name, kinds, folded
             ):
                 continue

@@ -15,7 +15,7 @@ from keras_kd.compress.fake_quantize import (
     quantized_weights,
 )
 from keras_kd.compress.quantized_layers import per_channel_affine
-from keras_kd.compress.wrap import WeightWrapper, kernels
+from keras_kd.compress.wrap import WeightWrapper, base_layer, kernels
 from keras_kd.typing import Tensor
 
 
@@ -30,6 +30,7 @@ class _Stepwise(WeightWrapper):
     """
 
     steps: tuple[str, ...] = ()
+    """Names of the steps, each with a range of its own."""
 
     def __init__(
         self, layer: Any, weight_bits: int = 8, activation_bits: int = 8, **kwargs: Any
@@ -37,9 +38,15 @@ class _Stepwise(WeightWrapper):
         super().__init__(layer, **kwargs)
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
+        self.steps = self.steps_of(base_layer(layer))
         self.observers = [
             FakeQuantize(activation_bits, name=step, dtype=self.dtype_policy) for step in self.steps
         ]
+
+    @classmethod
+    def steps_of(cls, layer: Any) -> tuple[str, ...]:
+        """The steps that a layer has."""
+        return cls.steps
 
     def observe(self, step: str, value: Tensor, training: bool | None) -> Tensor:
         """Quantize what a step gives with the step's own range."""
@@ -202,7 +209,12 @@ class QuantizedRecurrent(_Stepwise):
         - [Cho et al., 2014](https://arxiv.org/abs/1406.1078)
     """
 
-    steps = ("input", "recurrent", "gates", "new", "kept", "distance", "cell", "state")
+    @classmethod
+    def steps_of(cls, layer: Any) -> tuple[str, ...]:
+        """The steps of an LSTM or a GRU."""
+        if type(layer) is keras.layers.LSTM:
+            return ("input", "recurrent", "gates", "new", "kept", "cell", "state")
+        return ("input", "recurrent", "gates", "new", "kept", "distance", "cell", "state")
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Run all steps."""

@@ -97,7 +97,7 @@ class Treatment:
     Args:
         kind: `"weights"`, `"separable"`, `"embedding"`, `"affine"`, `"layer norm"`, `"attention"`,
             `"recurrent"`, `"activation"`, `"observed"`, `"moves"`, `"average"`, `"joins"`,
-            `"integer"`, `"model"` or `"float"`.
+            `"model"` or `"float"`.
         reason: Why a layer stays float; empty otherwise.
         range: Range of the output that TFLite prescribes.
         fuses: Whether TFLite computes a ReLU after it in the same operator.

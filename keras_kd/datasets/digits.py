@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_kd.datasets.dataset import Dataset, assemble
+from keras_kd.datasets.dataset import Dataset, assemble, stratified
 
 
 def load() -> Dataset:
@@ -37,5 +37,15 @@ def load() -> Dataset:
             'Install it with: pip install "keras_kd[data]"'
         ) from error
     source = load_digits()
-    images = (source.images / 16.0).astype(np.float32)
-    return assemble("digits", (images, source.target), validation_fraction=0.15)
+    x = (source.images[..., np.newaxis] / 16.0).astype(np.float32)
+    y = source.target
+    test = stratified(y, 0.2)
+    rest = np.flatnonzero(~test)
+    chosen = stratified(y[rest], 0.15)
+    train, validation = rest[~chosen], rest[chosen]
+    return assemble(
+        "digits",
+        (x[train], y[train]),
+        test=(x[test], y[test]),
+        validation=(x[validation], y[validation]),
+    )

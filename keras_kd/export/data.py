@@ -286,6 +286,6 @@ def check_same_scale(calibration: Arrays, evaluation: Arrays) -> None:
                 f"The calibration data for input `{name}` is of another scale than the evaluation "
                 f"data: values from {got.min():.4g} to {got.max():.4g} (mean {mean_c:.4g}, "
                 f"standard deviation {std_c:.4g}) against {reference.min():.4g} to "
-                f"{reference.max():.4g} (mean {mean_e:.4g}, standard deviation {std_e:.4g}). Prepare both the "
-                "same way, for example divide both by 255."
+                f"{reference.max():.4g} (mean {mean_e:.4g}, standard deviation {std_e:.4g}). "
+                "Prepare both the same way, for example divide both by 255."
             )

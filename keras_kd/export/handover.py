@@ -96,9 +96,9 @@ def _classes(config: Any) -> set[tuple[str, str, str | None]]:
     found: set[tuple[str, str, str | None]] = set()
     if isinstance(config, dict):
         module = config.get("module")
-        if isinstance(module, str) and "class_name" in config:
-            if module.split(".")[0] not in ("keras", "builtins"):
-                found.add((module, config["class_name"], config.get("registered_name")))
+        own = not isinstance(module, str) or module.split(".")[0] in ("keras", "builtins")
+        if not own and "class_name" in config:
+            found.add((str(module), config["class_name"], config.get("registered_name")))
         for key, value in config.items():
             # The loss of a compiled model is not needed to run it.
             if key != "compile_config":

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_kd.losses.temperatures import AdaptiveTemperature
+from keras_kd.masks import keras_mask
 from keras_kd.typing import Shape, Tensor
 
 
@@ -242,14 +243,6 @@ def _tensors(value: Tensor, dtype: str) -> Tensor:
     numbers = all(isinstance(leaf, (int, float)) for leaf in keras.tree.flatten(value))
     # Nested lists of plain numbers are one tensor; a list of arrays is several.
     return convert(value) if numbers else keras.tree.map_structure(convert, value)
-
-
-def keras_mask(tensor: Tensor) -> Tensor:
-    """The boolean mask that Keras attached to `tensor`, or `None`.
-
-    Keras has no public reader for the attribute its layers set.
-    """
-    return getattr(tensor, "_keras_mask", None)
 
 
 def joint_mask(teacher: Tensor, student: Tensor) -> Tensor:

@@ -550,7 +550,8 @@ class ReviewKD(FeatureLoss):
         value, deeper = 0.0, None
         for fusion, (teacher, student) in zip(self.fusions, reversed(pairs)):
             teacher, student = _as_map(teacher), _as_map(student)
-            fused, deeper = fusion(student, deeper, teacher.shape[1:3], training=self.training)
+            grid = tuple(teacher.shape[1:3])
+            fused, deeper = fusion(student, deeper=deeper, grid=grid, training=self.training)
             value = value + pyramid_mse(teacher, fused, self.levels)
         return value
 

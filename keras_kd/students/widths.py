@@ -202,7 +202,7 @@ class _Tracer:
         if is_graph(layer):
             return self._nested(layer, dims, prefix)
         known = self.sites.get(id(layer))
-        if known is not None and getattr(layer, "weights", ()):
+        if known is not None and isinstance(layer, keras.layers.Layer) and layer.weights:
             # A layer that is called again reads and makes the same widths.
             for before, now in zip(known.inputs, dims):
                 tie(before, now)
@@ -268,28 +268,78 @@ def _held(shape: Any) -> Dim:
 # --------------------------------------------------------------------------- rules
 
 _SAME = {
-    "Activation", "ActivityRegularization", "AlphaDropout", "AveragePooling1D", "AveragePooling2D",
-    "AveragePooling3D", "CenterCrop", "Cropping1D", "Cropping2D", "Cropping3D", "Dropout", "ELU",
-    "GaussianDropout", "GaussianNoise", "GlobalAveragePooling1D", "GlobalAveragePooling2D",
-    "GlobalAveragePooling3D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D",
-    "Identity", "LeakyReLU", "Masking", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D",
-    "RandomBrightness", "RandomContrast", "RandomCrop", "RandomFlip", "RandomRotation",
-    "RandomTranslation", "RandomZoom", "ReLU", "RepeatVector", "Rescaling", "Resizing", "Softmax",
-    "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "UnitNormalization",
-    "UpSampling1D", "UpSampling2D", "UpSampling3D", "ZeroPadding1D", "ZeroPadding2D",
-    "ZeroPadding3D",
-}  # fmt: skip
-"""Layers without weights that leave the last axis as it is."""
+    "Activation",
+    "ActivityRegularization",
+    "AlphaDropout",
+    "AveragePooling",
+    "CenterCrop",
+    "Cropping",
+    "Dropout",
+    "ELU",
+    "GaussianDropout",
+    "GaussianNoise",
+    "GlobalAveragePooling",
+    "GlobalMaxPooling",
+    "Identity",
+    "LeakyReLU",
+    "Masking",
+    "MaxPooling",
+    "RandomBrightness",
+    "RandomContrast",
+    "RandomCrop",
+    "RandomFlip",
+    "RandomRotation",
+    "RandomTranslation",
+    "RandomZoom",
+    "ReLU",
+    "RepeatVector",
+    "Rescaling",
+    "Resizing",
+    "Softmax",
+    "SpatialDropout",
+    "UnitNormalization",
+    "UpSampling",
+    "ZeroPadding",
+}
+"""Layers without weights that leave the last axis as it is, without `1D`, `2D`, `3D`."""
 
 _SAME_OPERATIONS = {
-    "Absolute", "Cast", "Clip", "Elu", "Exp", "Gelu", "HardSigmoid", "HardSilu", "Identity",
-    "LeakyRelu", "LogSoftmax", "Negative", "Relu", "Relu6", "Selu", "Sigmoid", "Silu", "Softmax",
-    "Softplus", "Softsign", "Sqrt", "Square", "StopGradient", "Tanh",
-}  # fmt: skip
+    "Absolute",
+    "Cast",
+    "Clip",
+    "Elu",
+    "Exp",
+    "Gelu",
+    "HardSigmoid",
+    "HardSilu",
+    "Identity",
+    "LeakyRelu",
+    "LogSoftmax",
+    "Negative",
+    "Relu",
+    "Relu6",
+    "Selu",
+    "Sigmoid",
+    "Silu",
+    "Softmax",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Square",
+    "StopGradient",
+    "Tanh",
+}
 
 _TOGETHER = {
-    "Add", "Average", "Divide", "Maximum", "Minimum", "Multiply", "Subtract", "TrueDivide",
-}  # fmt: skip
+    "Add",
+    "Average",
+    "Divide",
+    "Maximum",
+    "Minimum",
+    "Multiply",
+    "Subtract",
+    "TrueDivide",
+}
 """Layers and operations that compute position by position and channel by channel."""
 
 _REDUCTIONS = {"Max", "Mean", "Min", "Sum"}
@@ -314,7 +364,8 @@ def _site(layer: Any, arguments: dict[Any, list[_Read]], reads: list[_Read], cal
         raise _UnknownError("it reads nothing of the graph.")
     dim, shape = reads[0]
     is_layer = isinstance(layer, keras.layers.Layer)
-    if kind in (_SAME if is_layer else _SAME_OPERATIONS):
+    same = kind[:-2] in _SAME if kind.endswith(("1D", "2D", "3D")) else kind in _SAME
+    if same if is_layer else kind in _SAME_OPERATIONS:
         return _plain(layer, [dim])
     if kind in _TOGETHER:
         return _plain(layer, [_together(reads, call)])
@@ -376,14 +427,17 @@ def _making(layer: Any, kind: str, dim: Dim) -> Site:
         out = one(Width(layer.filters))
         inner = _multiplied(dim, layer.depth_multiplier)
         window: tuple[None, ...] = (None,) * layer.rank
-        weights = {"depthwise_kernel": (*window, dim, None), "pointwise_kernel": (*window, inner, out)}
+        weights = {
+            "depthwise_kernel": (*window, dim, None),
+            "pointwise_kernel": (*window, inner, out),
+        }
         size = "filters"
     elif kind.startswith("DepthwiseConv"):
         out = _multiplied(dim, layer.depth_multiplier)
         weights = {"depthwise_kernel": (*(None,) * layer.rank, dim, None)}
         if layer.use_bias:
             weights["bias"] = (out,)
-        return Site("", layer, {}, _by_attribute(weights), (), [], [out])
+        return Site("", layer, {}, weights, (), [], [out])
     else:
         raise _UnknownError("what this class does with its channels is not known.")
     maker = list(weights)[-1]
@@ -391,11 +445,7 @@ def _making(layer: Any, kind: str, dim: Dim) -> Site:
         weights["bias"] = (out,)
     axis = next(i for i, d in enumerate(weights[maker]) if d is out)
     config = {size: lambda resolve: size_of(out, resolve)}
-    return Site("", layer, config, _by_attribute(weights), ((maker, axis),), [], [out])
-
-
-def _by_attribute(weights: dict[str, tuple[Dim | None, ...]]) -> dict[str, tuple[Dim | None, ...]]:
-    return weights
+    return Site("", layer, config, weights, ((maker, axis),), [], [out])
 
 
 def _multiplied(dim: Dim, multiplier: int) -> Dim:
@@ -443,11 +493,19 @@ def _attention(layer: Any, arguments: dict[Any, list[_Read]]) -> Site:
     heads = Width(layer.num_heads, "heads")
     # Heads are dropped whole, as they are; a single head can only grow narrower.
     single = layer.num_heads == 1
-    key_dim, value_dim = Width(layer.key_dim, held=not single), Width(layer.value_dim, held=not single)
-    if layer.get_config().get("output_shape") is not None:
-        out = one(Width(layer.output_dense.output.shape[-1], held=True))
-    else:
+    key_dim, value_dim = (
+        Width(layer.key_dim, held=not single),
+        Width(layer.value_dim, held=not single),
+    )
+    config: dict[str, Callable[[Resolve], Any]] = {}
+    given = layer.get_config().get("output_shape")
+    if given is None:
         out = query
+    elif isinstance(given, int) or len(given) == 1:
+        out = one(Width(given if isinstance(given, int) else given[0]))
+        config["output_shape"] = lambda resolve: (size_of(out, resolve),)
+    else:
+        raise _UnknownError("its `output_shape` has several axes.")
     heads_, keys_, values_ = one(heads), one(key_dim), one(value_dim)
     weights: dict[str, tuple[Dim | None, ...]] = {
         "query_dense/kernel": (query, heads_, keys_),
@@ -459,11 +517,9 @@ def _attention(layer: Any, arguments: dict[Any, list[_Read]]) -> Site:
         weights["query_dense/bias"] = weights["key_dense/bias"] = (heads_, keys_)
         weights["value_dense/bias"] = (heads_, values_)
         weights["output_dense/bias"] = (out,)
-    config: dict[str, Callable[[Resolve], Any]] = {
-        "num_heads": lambda resolve: size_of(heads_, resolve),
-        "key_dim": lambda resolve: size_of(keys_, resolve),
-        "value_dim": lambda resolve: size_of(values_, resolve),
-    }
+    config["num_heads"] = lambda resolve: size_of(heads_, resolve)
+    config["key_dim"] = lambda resolve: size_of(keys_, resolve)
+    config["value_dim"] = lambda resolve: size_of(values_, resolve)
     makes = (
         ("query_dense/kernel", 1),
         ("key_dense/kernel", 1),
@@ -501,7 +557,10 @@ def _concatenated(layer: Any, reads: list[_Read]) -> Dim:
 def _taken(dim: Dim, shape: Any, output_shape: Any, key: Any) -> Dim:
     """The last axis of `x[key]`."""
     key = key if isinstance(key, list) else [key]
-    if any(item is None or (isinstance(item, dict) and "slice" not in item["class_name"]) for item in key):
+    if any(
+        item is None or (isinstance(item, dict) and "slice" not in item["class_name"])
+        for item in key
+    ):
         raise _UnknownError("its index is not understood; use whole numbers and slices.")
     if len(key) == len(shape):
         last = key[-1]
@@ -518,15 +577,14 @@ def _reshaped(layer: Any, kind: str, dim: Dim, shape: Any) -> Site:
         operation = not isinstance(layer, keras.layers.Layer)
         key = "newshape" if operation else "target_shape"
         target = tuple(layer.newshape if operation else layer.target_shape)
-        if operation:
-            if target[0] not in (-1, None) or -1 in target[1:]:
-                raise _UnknownError("its target shape leaves more than the batch open.")
+        if operation and (target[0] not in (-1, None) or -1 in target[1:]):
+            raise _UnknownError("its target shape leaves more than the batch open.")
     if kind == "Flatten" or len(output) == 2:
         if None in positions:
             raise _UnknownError("the number of positions it flattens is not known.")
-        dim = expand(dim) * math.prod(positions) if len(expand(dim)) > 1 else tuple(
-            (width, repeat * math.prod(positions)) for width, repeat in dim
-        )
+        count, whole = math.prod(positions), expand(dim)
+        # One width is repeated; several follow one another at every position.
+        dim = ((whole[0][0], whole[0][1] * count),) if len(whole) == 1 else whole * count
         if kind == "Flatten":
             return _plain(layer, [dim])
     elif output[-1] != shape[-1]:

@@ -1,0 +1,464 @@
+"""Puts the cached answers beside the data, row by row, in whatever order these are drawn."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_kd.cache import reader, samples
+
+UNJOINED = (
+    "The teacher's answers are read from a cache, and nobody joined them to these data. Join the "
+    "dataset in the order in which it was cached, before shuffling: `cached.join(dataset)`. "
+    "Arrays given to `fit` are joined by themselves."
+)
+
+
+class Joined(NamedTuple):
+    """One batch of inputs with what the teacher said of it.
+
+    Attributes:
+        x: What the data deliver.
+        record: The fields of the cache by name, and the row numbers as
+            `indices`.
+    """
+
+    x: Any
+    record: Any
+
+
+def are_arrays(x: Any) -> bool:
+    """Whether these are arrays and no dataset."""
+    leaves = keras.tree.flatten(x)
+    return bool(leaves) and all(hasattr(leaf, "__array__") for leaf in leaves)
+
+
+def is_joined(x: Any) -> bool:
+    """Whether one element of a dataset is joined already."""
+    return isinstance(keras.utils.unpack_x_y_sample_weight(x)[0], Joined)
+
+
+# ------------------------------------------------------------------------ arrays
+
+
+def for_fit(
+    teacher: Any, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
+) -> tuple[Any, Any, int | None, dict[str, Any]]:
+    """What `keras.Model.fit` is given in place of what the user gave.
+
+    Args:
+        teacher: The `CachedTeacher`.
+        x: What `fit` was given.
+        y: Labels.
+        batch_size: Samples a step.
+        arguments: The other arguments of `fit`.
+
+    Returns:
+        The same four.
+
+    Raises:
+        ValueError: If the data are not those of the cache, or are not joined.
+    """
+    if not are_arrays(x):
+        _require_joined(x)
+        return x, y, batch_size, arguments
+    arguments = dict(arguments)
+    weight = arguments.pop("sample_weight", None)
+    split = arguments.pop("validation_split", 0.0)
+    if weight is not None and keras.tree.is_nested(y) and not keras.tree.is_nested(weight):
+        weight = keras.tree.map_structure(lambda _: weight, y)
+    data = keras.tree.map_structure(_plain, (x, y, weight), none_is_leaf=False)
+    _check_arrays(teacher, data)
+    used = teacher.count
+    if split and arguments.get("validation_data") is None:
+        used = _split(split, teacher.count)
+        arguments["validation_data"] = _cut(data, used, teacher.count)
+    steps = arguments.get("steps_per_epoch")
+    size = batch_size or (math.ceil(used / steps) if steps else 32)
+    if are_arrays(keras.tree.flatten(arguments.get("validation_data"))[:1]):
+        # Keras would fall back to its default size beside a dataset.
+        arguments["validation_batch_size"] = arguments.get("validation_batch_size") or size
+    shuffle = arguments.pop("shuffle", True)
+    arguments["shuffle"] = False
+    rows = _Rows(teacher, data, used, size, shuffle)
+    if keras.backend.backend() == "tensorflow":
+        return rows.tf_dataset(), None, None, arguments
+    return rows.py_dataset(), None, None, arguments
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    """An array as Keras would take it: floats in its own precision."""
+    array = keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else np.asarray(leaf)
+    if array.dtype.kind == "f" and array.dtype.name != keras.config.floatx():
+        return array.astype(keras.config.floatx())
+    return array
+
+
+def _check_arrays(teacher: Any, data: Any) -> None:
+    x = data[0]
+    lengths = {len(leaf) for leaf in keras.tree.flatten(data, none_is_leaf=False)}
+    for length in sorted(lengths):
+        reader.require_count(teacher.caches[0], length)
+    for start in range(0, teacher.count, 4096):
+        reader.require_inputs(teacher.caches[0], _cut((x,), start, start + 4096)[0], start)
+    _check_view(teacher, _cut((x,), 0, 1)[0])
+
+
+def _check_view(teacher: Any, x: Any) -> None:
+    """Find an augmentation that is not the one of the cache."""
+    saved = teacher.caches[0].manifest.augment
+    if saved is None:
+        return
+    first = keras.tree.map_structure(lambda leaf: leaf[:1], x)
+    found = int(samples.digests(teacher.view(first, np.zeros(1, "int64")))[0])
+    if found != saved["first_view"]:
+        raise ValueError(
+            f"The augmentation `{samples.name_of(teacher.augment)}` gives another view of row 0 "
+            "than when the cache was written. It must depend on the sample and the seed alone; if "
+            "it was changed, write the cache again."
+        )
+
+
+def _split(fraction: float, count: int) -> int:
+    """How many rows are left for training, as Keras counts them."""
+    used = math.floor(count * (1.0 - fraction))
+    if not 0 < used < count:
+        raise ValueError(
+            f"`validation_split` leaves no rows on one side. Received: validation_split={fraction} "
+            f"for {count} samples."
+        )
+    return used
+
+
+def _cut(data: Any, start: int, stop: int) -> Any:
+    return keras.tree.map_structure(lambda leaf: leaf[start:stop], data, none_is_leaf=False)
+
+
+class _Rows:
+    """Arrays and a cache, drawn together by row."""
+
+    def __init__(self, teacher: Any, data: Any, count: int, batch_size: int, shuffle: Any) -> None:
+        self.teacher = teacher
+        self.data = data
+        self.count = count
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.steps = math.ceil(count / batch_size)
+
+    def batch(self, rows: np.ndarray) -> tuple[Any, ...]:
+        """The batch of these rows, as `fit` reads it."""
+        epoch = self.teacher.epoch
+        x, y, weight = keras.tree.map_structure(
+            lambda leaf: leaf[rows], self.data, none_is_leaf=False
+        )
+        record = self.teacher.fetch(rows, epoch)
+        return _packed(Joined(self.teacher.view(x, rows, epoch), record), y, weight)
+
+    def py_dataset(self) -> Any:
+        """For the backends that read NumPy."""
+        rows = self
+
+        class Drawn(keras.utils.PyDataset):
+            """Batches by row; the order is drawn as Keras draws it for arrays."""
+
+            order = np.arange(rows.count)
+
+            @property
+            def num_batches(self) -> int:
+                return rows.steps
+
+            def on_epoch_begin(self) -> None:
+                if rows.shuffle and rows.shuffle != "batch":
+                    self.order = np.random.permutation(rows.count)
+
+            def __getitem__(self, index: int) -> Any:
+                chosen = self.order[index * rows.batch_size : (index + 1) * rows.batch_size]
+                if rows.shuffle == "batch":
+                    chosen = np.random.permutation(chosen)
+                return rows.batch(chosen)
+
+        return Drawn()
+
+    def tf_dataset(self) -> Any:
+        """For TensorFlow: rows in the order in which Keras draws those of arrays.
+
+        The permutation is the first random operation of its function, as it is
+        in Keras, so that one seed gives one order with and without a cache.
+        """
+        import tensorflow as tf
+
+        def permutation(_: Any) -> Any:
+            rows = tf.range(self.count, dtype=tf.int64)
+            return tf.random.shuffle(rows) if self.shuffle and self.shuffle != "batch" else rows
+
+        def batches(rows: Any) -> Any:
+            return tf.data.Dataset.from_tensor_slices(rows).batch(self.batch_size)
+
+        chosen = tf.data.Dataset.range(1).map(permutation).prefetch(1).flat_map(batches)
+        if self.shuffle == "batch":
+            chosen = chosen.map(tf.random.shuffle)
+        x, y, weight = self.data
+        held = keras.tree.map_structure(tf.constant, (x, y, weight), none_is_leaf=False)
+        zipped = tf.data.Dataset.zip((chosen, tf.data.Dataset.from_tensors(held).repeat()))
+        augmented = self.teacher.augment is not None
+
+        def gather(rows: Any, held: Any) -> Any:
+            drawn = keras.tree.map_structure(
+                lambda leaf: tf.gather(leaf, rows), held, none_is_leaf=False
+            )
+            x, y, weight = drawn
+            record = _tf_record(self.teacher, rows)
+            if augmented:
+                x = _tf_view(self.teacher, x, rows)
+            return _packed(Joined(x, record), y, weight)
+
+        dataset = zipped.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.steps))
+        options = tf.data.Options()
+        # Graph rewriting costs more than it saves here; Keras turns it off too.
+        options.experimental_optimization.apply_default_optimizations = False
+        options.experimental_distribute.auto_shard_policy = (
+            tf.data.experimental.AutoShardPolicy.DATA
+        )
+        return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _packed(x: Joined, y: Any, weight: Any) -> tuple[Any, ...]:
+    """One element as `fit` unpacks it; always a tuple, since `Joined` is one itself."""
+    if weight is not None:
+        return (x, y, weight)
+    return (x,) if y is None else (x, y)
+
+
+def _tf_record(teacher: Any, rows: Any, epoch: Any = None) -> dict[str, Any]:
+    """`teacher.fetch` inside a `tf.data` function."""
+    import tensorflow as tf
+
+    example = teacher.fetch(np.zeros(1, "int64"))
+    names = list(example)
+
+    def fetch(rows: np.ndarray, epoch: Any = None) -> list[np.ndarray]:
+        found = teacher.fetch(rows, teacher.epoch if epoch is None else int(epoch))
+        return [found[name] for name in names]
+
+    arguments = [rows] if epoch is None else [rows, epoch]
+    types = [tf.as_dtype(example[name].dtype) for name in names]
+    tensors = tf.numpy_function(fetch, arguments, types)
+    for name, tensor in zip(names, tensors):
+        tensor.set_shape([rows.shape[0], *example[name].shape[1:]])
+    return dict(zip(names, tensors))
+
+
+def _tf_view(teacher: Any, x: Any, rows: Any, epoch: Any = None) -> Any:
+    """`teacher.view` inside a `tf.data` function."""
+    import tensorflow as tf
+
+    leaves = keras.tree.flatten(x)
+
+    def view(rows: np.ndarray, epoch: np.ndarray, *flat: np.ndarray) -> list[np.ndarray]:
+        at = teacher.epoch if epoch < 0 else int(epoch)
+        seen = teacher.view(keras.tree.pack_sequence_as(x, list(flat)), rows, at)
+        return [np.asarray(leaf) for leaf in keras.tree.flatten(seen)]
+
+    example = view(
+        np.zeros(1, "int64"),
+        np.zeros((), "int64"),
+        *[np.zeros((1, *leaf.shape[1:]), leaf.dtype.as_numpy_dtype) for leaf in leaves],
+    )
+    at = tf.constant(-1, tf.int64) if epoch is None else epoch
+    seen = tf.numpy_function(
+        view, [rows, at, *leaves], [tf.as_dtype(leaf.dtype) for leaf in example]
+    )
+    for tensor, leaf in zip(seen, example):
+        tensor.set_shape([rows.shape[0], *leaf.shape[1:]])
+    return keras.tree.pack_sequence_as(x, seen)
+
+
+# ---------------------------------------------------------------------- datasets
+
+
+def _require_joined(x: Any) -> None:
+    """Raise `ValueError` for a dataset that was not joined, where it can be told."""
+    if hasattr(x, "element_spec"):
+        spec = x.element_spec
+        if is_joined(spec if isinstance(spec, tuple) and not _is_record(spec) else (spec,)):
+            return
+    elif isinstance(x, keras.utils.PyDataset):
+        if is_joined(x[0]):
+            return
+    else:
+        # A generator shows what it yields when it is read; `read` tells then.
+        return
+    raise ValueError(UNJOINED)
+
+
+def _is_record(spec: Any) -> bool:
+    return isinstance(spec, Joined)
+
+
+def dataset(teacher: Any, data: Any) -> Any:
+    """Join a dataset; see `CachedTeacher.join`."""
+    if hasattr(data, "element_spec"):
+        return _tf_join(teacher, data)
+    if isinstance(data, keras.utils.PyDataset):
+        return _PyJoin(teacher, data)
+    if inspect.isgenerator(data):
+        return _generated(teacher, data)
+    raise TypeError(
+        "`join` takes a `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of batches; "
+        f"arrays go to `fit` as they are. Received: data of type {type(data).__name__}."
+    )
+
+
+def _checked(teacher: Any, x: Any, row: int) -> np.ndarray:
+    """The row numbers of a batch that begins at `row` and was found to be the cached one."""
+    count = reader.require_inputs(teacher.caches[0], x, row)
+    return np.arange(row, row + count)
+
+
+def _joined(teacher: Any, batch: Any, row: int, epoch: int) -> tuple[tuple[Any, ...], int]:
+    """A batch with its answers, and the row after it."""
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    rows = _checked(teacher, x, row)
+    record = teacher.fetch(rows, epoch)
+    joined = Joined(teacher.view(x, rows, epoch), record)
+    return _packed(joined, y, weight), row + len(rows)
+
+
+def _generated(teacher: Any, data: Iterator[Any]) -> Iterator[Any]:
+    """A generator that may run through the data several times, in the same order."""
+    row, epoch = 0, 0
+    for batch in data:
+        if row == teacher.count:
+            row, epoch = 0, epoch + 1
+        joined, row = _joined(teacher, batch, row, epoch)
+        yield joined
+    reader.require_count(teacher.caches[0], row)
+
+
+class _PyJoin(keras.utils.PyDataset):
+    """A `PyDataset` with the cached answers; all but the last batch have one size."""
+
+    def __init__(self, teacher: Any, data: Any) -> None:
+        super().__init__(
+            workers=data.workers,
+            use_multiprocessing=False,
+            max_queue_size=data.max_queue_size,
+        )
+        self.teacher = teacher
+        self.data = data
+        first, self.size = _joined(teacher, data[0], 0, 0)
+        _check_view(teacher, keras.utils.unpack_x_y_sample_weight(data[0])[0])
+        if data.num_batches is None or data.num_batches != math.ceil(teacher.count / self.size):
+            raise ValueError(
+                f"The PyDataset has {data.num_batches} batches of {self.size} samples, and the "
+                f"cache `{teacher.caches[0].root}` has {teacher.count} samples. Pass the dataset "
+                "that the cache was written from, with batches of one size but for the last."
+            )
+
+    @property
+    def num_batches(self) -> int:
+        return int(self.data.num_batches)
+
+    def __getitem__(self, index: int) -> Any:
+        return _joined(self.teacher, self.data[index], index * self.size, self.teacher.epoch)[0]
+
+    def on_epoch_begin(self) -> None:
+        self.data.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self.data.on_epoch_end()
+
+
+def _tf_join(teacher: Any, data: Any) -> Any:
+    import tensorflow as tf
+
+    spec = data.element_spec
+    plain = isinstance(spec, tuple)
+    x_spec = spec[0] if plain else spec
+    leaves = keras.tree.flatten(x_spec)
+    ranks = [len(each["shape"]) for each in teacher.caches[0].manifest.inputs]
+    batched = [leaf.shape.rank for leaf in leaves] != ranks
+    _check_first(teacher, data, batched)
+    count = teacher.count
+
+    def place(row: Any, element: Any) -> Any:
+        x = keras.tree.flatten(element[0] if plain else element)
+        size = tf.shape(x[0], tf.int64)[0] if batched else tf.constant(1, tf.int64)
+        return row + size, (row, element)
+
+    seen = _Seen(teacher)
+
+    def join(epoch: Any) -> Callable[..., Any]:
+        def with_record(row: Any, element: Any) -> Any:
+            parts = element if plain else (element,)
+            x, *rest = parts
+            if not batched:
+                x = keras.tree.map_structure(lambda leaf: tf.expand_dims(leaf, 0), x)
+            flat = keras.tree.flatten(x)
+            rows = tf.numpy_function(seen.rows, [row, *flat], tf.int64)
+            rows.set_shape([flat[0].shape[0]])
+            record = _tf_record(teacher, rows, epoch)
+            if teacher.augment is not None:
+                x = _tf_view(teacher, x, rows, epoch)
+            joined = Joined(x, record)
+            if not batched:
+                joined = keras.tree.map_structure(lambda leaf: leaf[0], joined)
+            return (joined, *rest)
+
+        return with_record
+
+    def one_pass(_: Any) -> Any:
+        epoch = tf.numpy_function(lambda: np.int64(teacher.epoch), [], tf.int64)
+        epoch.set_shape([])
+        placed = data.scan(tf.constant(0, tf.int64), place)
+        return placed.map(join(epoch), num_parallel_calls=tf.data.AUTOTUNE)
+
+    def end(_: Any) -> Any:
+        # Reached when all before it was read: here it shows whether rows are missing.
+        none = tf.numpy_function(seen.end, [], tf.int64)
+        none.set_shape([])
+        return one_pass(0).take(none)
+
+    once = tf.data.Dataset.range(1)
+    joined = once.flat_map(one_pass).concatenate(once.flat_map(end))
+    length = int(data.cardinality())
+    if not batched and length >= 0 and length != count:
+        reader.require_count(teacher.caches[0], length)
+    if length >= 0:
+        joined = joined.apply(tf.data.experimental.assert_cardinality(length))
+    return joined
+
+
+class _Seen:
+    """Compares what passes with what the teacher was given, and counts it."""
+
+    def __init__(self, teacher: Any) -> None:
+        self.teacher = teacher
+        self.count = 0
+
+    def rows(self, row: np.ndarray, *flat: np.ndarray) -> np.ndarray:
+        """The row numbers of a batch, checked."""
+        rows = _checked(self.teacher, list(flat), int(row))
+        self.count = len(rows) + (max(self.count, int(row)) if row else 0)
+        return rows
+
+    def end(self) -> np.int64:
+        """Nothing more; raises if rows are missing."""
+        reader.require_count(self.teacher.caches[0], self.count)
+        return np.int64(0)
+
+
+def _check_first(teacher: Any, data: Any, batched: bool) -> None:
+    """Look at the beginning at once, where a shuffled dataset shows."""
+    element = next(iter(data.take(1)), None)
+    if element is None:
+        raise ValueError("The dataset yields nothing to join.")
+    x = element[0] if isinstance(element, tuple) else element
+    if not batched:
+        x = keras.tree.map_structure(lambda leaf: leaf[None], x)
+    _checked(teacher, x, 0)
+    _check_view(teacher, x)

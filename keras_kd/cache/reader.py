@@ -1,0 +1,318 @@
+"""Reads records anywhere in a cache; in memory is no more than what was asked for."""
+
+import hashlib
+import mmap
+from typing import Any
+
+import numpy as np
+
+from keras_kd.cache import layout, storage
+from keras_kd.cache.layout import Manifest
+from keras_kd.typing import Tensor
+
+CHECKED_AT_OPENING = 1 << 30
+"""Bytes up to which a cache is compared with its checksums when it is opened: about a second."""
+
+# Pages of a mapped file that were touched count as memory of this process.
+# They are given back after so many rows, since each may have brought in the
+# 64 KiB around it.
+_ROWS_KEPT = 2048
+_BYTES_KEPT = 64 << 20
+
+
+def has_manifest(root: Any) -> bool:
+    """Whether a folder holds a cache, finished or not."""
+    return bool((root / layout.MANIFEST).exists())
+
+
+def read_manifest(root: Any) -> Manifest:
+    """Read the manifest of a cache, finished or not.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged.
+    """
+    file = root / layout.MANIFEST
+    if not has_manifest(root):
+        shards = root.exists() and any(
+            each.name.startswith("records-") for each in root.iterdir()
+        )
+        raise FileNotFoundError(
+            f"`{root}` holds no teacher's cache: there is no `{layout.MANIFEST}`"
+            + (" beside its shards" if shards else "")
+            + ". Write it with `keras_kd.cache.write(teacher, data, path)`."
+        )
+    return Manifest.loads(file.read_text(), file)
+
+
+class Records:
+    """The records of a finished cache.
+
+    Args:
+        path: Folder of the cache, or a URL.
+        verify: Whether every byte is compared with the checksums now. Defaults
+            to `None`: up to 1 GiB.
+
+    Raises:
+        FileNotFoundError: If there is no cache.
+        ValueError: If it is not finished, or a file is missing or damaged.
+    """
+
+    def __init__(self, path: Any, verify: bool | None = None) -> None:
+        self.root = storage.folder(path)
+        self.manifest = read_manifest(self.root)
+        if not self.manifest.complete:
+            raise ValueError(
+                f"The cache `{self.root}` is half written. Call `keras_kd.cache.write` with the "
+                "same arguments again; it goes on where it stopped."
+            )
+        if verify is None:
+            verify = self.manifest.nbytes <= CHECKED_AT_OPENING
+        problems = find_problems(self.root, self.manifest, verify)
+        if problems:
+            raise ValueError(_listed(self.root, problems))
+        self.count: int = self.manifest.count or 0
+        self._local = storage.Local()
+        self._maps: dict[tuple[int, int], tuple[Any, np.ndarray]] = {}
+        self._inputs: dict[int, np.ndarray] = {}
+        self._rows_read = 0
+
+    def read(self, rows: np.ndarray, epoch: int = 0) -> np.ndarray:
+        """Read records.
+
+        Args:
+            rows: `(n,)` row numbers, in any order.
+            epoch: Which view of the samples.
+
+        Returns:
+            `(n,)` records, a copy.
+
+        Raises:
+            IndexError: If a row is not in the cache.
+        """
+        rows = self._checked(rows)
+        item = self.manifest.record_bytes
+        result = np.empty((len(rows), item), "u1")
+        shards = rows // self.manifest.shard_size
+        offsets = rows - shards * self.manifest.shard_size
+        first = int(shards[0]) if len(rows) else 0
+        if (shards == first).all():
+            np.take(self._shard(epoch, first), offsets, 0, result, "clip")
+        else:
+            order = np.argsort(shards, kind="stable")
+            found, starts = np.unique(shards[order], return_index=True)
+            for shard, part in zip(found.tolist(), np.split(order, starts[1:])):
+                result[part] = self._shard(epoch, shard).take(offsets[part], 0, mode="clip")
+        self._give_back(len(rows))
+        return result.view(self.manifest.layout.record)[:, 0]
+
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """The CRC-32 of the inputs of these rows, `(n,)` of uint32."""
+        rows = self._checked(rows)
+        size = self.manifest.shard_size
+        result = np.empty(len(rows), "<u4")
+        shards = rows // size
+        for shard in np.unique(shards).tolist():
+            part = shards == shard
+            result[part] = self._crc(shard)[rows[part] - shard * size]
+        return result
+
+    def _checked(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows, "int64")
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.count):
+            raise IndexError(
+                f"The cache `{self.root}` holds rows 0 to {self.count - 1}. Received: rows from "
+                f"{rows.min()} to {rows.max()}."
+            )
+        return rows
+
+    def _shard(self, epoch: int, shard: int) -> np.ndarray:
+        known = self._maps.get((epoch, shard))
+        if known is None:
+            file = self._local(self.root / layout.records_file(epoch, shard))
+            with file.open("rb") as stream:
+                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            if hasattr(mmap, "MADV_RANDOM"):
+                mapped.madvise(mmap.MADV_RANDOM)
+            array = np.frombuffer(mapped, "u1").reshape(-1, self.manifest.record_bytes)
+            known = self._maps[epoch, shard] = (mapped, array)
+        return known[1]
+
+    def _crc(self, shard: int) -> np.ndarray:
+        if shard not in self._inputs:
+            file = self._local(self.root / layout.inputs_file(shard))
+            self._inputs[shard] = np.memmap(file, "<u4", "r")
+        return self._inputs[shard]
+
+    def _give_back(self, rows: int) -> None:
+        """Let the system take back the pages that were read; they stay in its own cache."""
+        self._rows_read += rows
+        if self._rows_read < _ROWS_KEPT:
+            return
+        self._rows_read = 0
+        mapped = sum(array.nbytes for _, array in self._maps.values())
+        if mapped > _BYTES_KEPT and hasattr(mmap, "MADV_DONTNEED"):
+            for each, _ in self._maps.values():
+                each.madvise(mmap.MADV_DONTNEED)
+
+
+def decode(records: np.ndarray) -> dict[str, Tensor]:
+    """The fields of records as contiguous arrays that any backend takes.
+
+    Args:
+        records: `(n,)` records.
+
+    Returns:
+        `logits_i`, `values_i`, `tap_i` in the dtype on disk, `classes_i` as
+        int32, without seeds.
+    """
+    return {
+        name: np.ascontiguousarray(
+            records[name], "int32" if name.startswith("classes") else None
+        )
+        for name in records.dtype.names or ()
+        if name != "seed"
+    }
+
+
+def find_problems(root: Any, manifest: Manifest, whole: bool) -> list[str]:
+    """What is wrong with the files of a cache, one sentence each.
+
+    Args:
+        root: The folder.
+        manifest: Its manifest.
+        whole: Whether checksums are computed, or files are only counted and
+            measured.
+    """
+    problems = []
+    order = hashlib.sha256()
+    for entry in manifest.shards:
+        epoch, shard, samples = entry["epoch"], entry["shard"], entry["samples"]
+        file = root / layout.records_file(epoch, shard)
+        problem = _problem(file, samples * manifest.record_bytes)
+        if problem is None and whole and storage.checksum(file) != entry["sha256"]:
+            problem = f"`{file.name}` is damaged: its SHA-256 is not that of the manifest"
+        if problem is not None:
+            problems.append(problem)
+        if epoch == 0:
+            inputs = root / layout.inputs_file(shard)
+            problem = _problem(inputs, samples * 4)
+            if problem is not None:
+                problems.append(problem)
+            elif whole:
+                order.update(inputs.read_bytes())
+    if whole and not problems and order.hexdigest() != manifest.order:
+        problems.append(
+            "an `inputs-*.crc` is damaged: their SHA-256 is not that of the manifest"
+        )
+    return problems
+
+
+def _problem(file: Any, size: int) -> str | None:
+    found = storage.size(file)
+    if found is None:
+        return f"`{file.name}` is missing"
+    if found != size:
+        return f"`{file.name}` is half written: it has {found} of {size} bytes"
+    return None
+
+
+def _listed(root: Any, problems: list[str]) -> str:
+    shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if problems[5:] else "")
+    return (
+        f"The cache `{root}` cannot be read: {shown}. Delete the files named and call "
+        "`keras_kd.cache.write` again; it writes only these."
+    )
+
+
+def verify(path: Any, teacher: Any = None, data: Any = None) -> Manifest:
+    """Compare every byte of a cache with its checksums.
+
+    Args:
+        path: Folder of the cache, or a URL.
+        teacher: The model, list or `Teacher` whose answers these should be, or
+            `None`.
+        data: The data they should belong to, as for `write`, or `None`.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        FileNotFoundError: If there is no cache.
+        ValueError: If it is not finished, files are missing or damaged, or the
+            teacher or the data are others.
+
+    Example:
+        >>> keras_kd.cache.verify("cache").count
+        60000
+    """
+    from keras_kd import teachers
+    from keras_kd.cache import sources
+
+    records = Records(path, verify=True)
+    if teacher is not None:
+        require_teacher(records, teachers.make(teacher, None))
+    if data is not None:
+        rows = 0
+        for row, x in sources.source(data, 1024).batches(1 << 30):
+            rows = row + require_inputs(records, x, row)
+        require_count(records, rows)
+    return records.manifest
+
+
+def require_teacher(records: Records, teacher: Any) -> None:
+    """Raise `ValueError` unless the cache holds the answers of this teacher."""
+    saved = records.manifest.teacher
+    if teacher.fingerprint() != saved["fingerprint"]:
+        raise ValueError(
+            f"`{records.root}` is the cache of another teacher, `{saved['name']}`, whose layers or "
+            f"weights differ from those of the given `{teacher.name}`. Pass that teacher, or write "
+            "a cache of this one to another path."
+        )
+
+
+def require_count(records: Records, rows: int) -> None:
+    """Raise `ValueError` unless the data have as many samples as the cache."""
+    if rows != records.count:
+        raise ValueError(
+            f"The data have {rows} samples, and the cache `{records.root}` has {records.count}. "
+            "Pass the data that the cache was written from, in full."
+        )
+
+
+def require_inputs(records: Records, x: Any, row: int) -> int:
+    """Raise `ValueError` unless a batch is the one that the teacher answered.
+
+    Args:
+        records: The cache.
+        x: Inputs as they were when the cache was written.
+        row: The row number of the first.
+
+    Returns:
+        How many samples the batch has.
+    """
+    from keras_kd.cache import samples
+
+    inputs = samples.arrays(x)
+    described = samples.describe(inputs)
+    if described != records.manifest.inputs:
+        raise ValueError(
+            f"The data are not those of the cache `{records.root}`: it answers inputs of the form "
+            f"{records.manifest.inputs}. Received: {described}. Pass the very inputs that the "
+            "teacher was given."
+        )
+    found = samples.digests(inputs)
+    if row + len(found) > records.count:
+        raise ValueError(
+            f"The data have more samples than the cache `{records.root}`, which has "
+            f"{records.count}. Pass the data that the cache was written from."
+        )
+    known = records.inputs(np.arange(row, row + len(found)))
+    if (found != known).any():
+        first = row + int(np.argmax(found != known))
+        raise ValueError(
+            f"The data are not those of the cache `{records.root}`, or not in its order: row "
+            f"{first} is another sample. Pass the same data in the order in which they were "
+            "cached; join them before shuffling and augmenting."
+        )
+    return len(found)

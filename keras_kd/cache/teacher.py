@@ -1,0 +1,358 @@
+"""A teacher whose answers are read from disk."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd.cache import join, reader, samples, storage
+from keras_kd.cache.layout import Output
+from keras_kd.cache.reader import Records
+from keras_kd.taps import Answer
+from keras_kd.teachers import Teacher, combined, make, mixture_weights
+from keras_kd.typing import Tensor
+
+
+class CachedTeacher(Teacher):
+    """The answers of a teacher, or of several, that `keras_kd.cache.write` put on disk.
+
+    Several caches are averaged as the models of an `Ensemble` are, without any
+    of these models at hand: with `combine="probabilities"` the logits are
+    `log(sum_k w_k softmax(z_k))`, with `combine="logits"` they are
+    `sum_k w_k z_k`.
+
+    A `keras_kd.Distiller` joins arrays by row by itself, whatever the order in
+    which `fit` draws them. A dataset is joined before, with `join`.
+
+    Args:
+        path: Folder of a cache, a URL that `etils.epath` reads, or a list of
+            them.
+        weights: One positive float a cache, scaled to sum 1. `None` weighs
+            them equally.
+        combine: `"probabilities"` or `"logits"`, for several caches.
+        teacher: The model, list of models or `Teacher` whose answers these
+            should be; it is only compared. `None` compares nothing.
+        augment: The `fn(sample, seed)` that the cache was written with, where
+            it was.
+        verify: Whether every byte is compared with its checksum now. Defaults
+            to `None`: up to 1 GiB.
+
+    Raises:
+        FileNotFoundError: If there is no cache.
+        ValueError: If a cache is half written, damaged, of another teacher, or
+            needs `augment`; if several do not belong to the same data or have
+            other outputs; if `weights` or `combine` do not fit.
+
+    Example:
+        >>> keras_kd.cache.write(teacher, x, "cache")
+        >>> distiller = keras_kd.Distiller(student, CachedTeacher("cache"))
+        >>> distiller.compile(optimizer="adam", loss=None)
+        >>> history = distiller.fit(x)
+
+    Reference:
+        - [Wu et al., 2022](https://arxiv.org/abs/2207.10666), section 3.1
+        - [Lin et al., 2020](https://arxiv.org/abs/2006.07242), section 3
+    """
+
+    def __init__(
+        self,
+        path: Any,
+        weights: Sequence[float] | None = None,
+        combine: str = "probabilities",
+        *,
+        teacher: Any = None,
+        augment: Callable[[Any, int], Any] | None = None,
+        verify: bool | None = None,
+    ) -> None:
+        paths = list(path) if isinstance(path, list | tuple) else [path]
+        if not paths:
+            raise ValueError("A cached teacher needs at least one cache. Received: path=[].")
+        self.weights = mixture_weights(weights, len(paths), combine, "caches")
+        self.combine = combine
+        self.caches = [Records(each, verify) for each in paths]
+        self.augment = augment
+        self.epoch = 0
+        self.names = [records.manifest.teacher["name"] for records in self.caches]
+        self.name = "+".join(self.names)
+        _require_alike(self.caches)
+        _require_augment(self.caches[0], augment)
+        if teacher is not None:
+            if len(paths) > 1:
+                raise ValueError(
+                    "`teacher` is compared with one cache. Received: a teacher and "
+                    f"{len(paths)} caches. Open each alone to compare it."
+                )
+            reader.require_teacher(self.caches[0], make(teacher, None))
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return self.caches[0].count
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The flat outputs, as they are stored in the first cache."""
+        return self.caches[0].manifest.layout.outputs
+
+    @property
+    def kinds(self) -> list[str]:
+        """How each flat output was made."""
+        return [output.kind for output in self.outputs]
+
+    def output_template(self) -> Any:
+        """The structure of the outputs with names at its leaves, or `None` if unknown."""
+        return self.caches[0].manifest.template
+
+    def output_shapes(self) -> list[Any]:
+        """The shapes of the flat outputs."""
+        return [(None, *output.shape) for output in self.outputs]
+
+    def taps(self) -> list[str]:
+        """The tapped tensors that the caches hold, by the paths a `Transfer` names."""
+        return [
+            self._tap(i, path)
+            for i, records in enumerate(self.caches)
+            for path, _ in records.manifest.layout.taps
+        ]
+
+    def _tap(self, cache: int, path: str) -> str:
+        # As in an ensemble, the model's name comes first.
+        return path if len(self.caches) == 1 else f"{self.names[cache]}/{path}"
+
+    def reset(self, paths: Sequence[str]) -> None:
+        """Read these layers from now on.
+
+        Raises:
+            ValueError: If a layer is not in the cache.
+        """
+        held = self.taps()
+        for path in paths:
+            if path not in held:
+                raise ValueError(
+                    f"`{path}` is not in the cache `{self.caches[0].root}`, which holds "
+                    f"{', '.join(f'`{tap}`' for tap in held) or 'no layers'}."
+                    + storage.close_names(path, held)
+                    + " Write the cache again with `taps=[...]`."
+                )
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Replay the views of this epoch; beyond the last one they begin anew."""
+        self.epoch = epoch
+
+    def fetch(self, rows: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
+        """Read what was said of some rows.
+
+        Args:
+            rows: `(n,)` row numbers.
+            epoch: The epoch of the training.
+
+        Returns:
+            Arrays `(n, ...)` by name: the row numbers as `indices`, and the
+            fields of each cache, `"0/logits_0"`.
+        """
+        record = {"indices": np.asarray(rows, "int32")}
+        for i, records in enumerate(self.caches):
+            view = epoch % records.manifest.epochs
+            for name, field in reader.decode(records.read(rows, view)).items():
+                record[f"{i}/{name}"] = field
+        return record
+
+    def view(self, x: Any, rows: np.ndarray, epoch: int = 0) -> Any:
+        """The inputs of some rows as the teacher saw them in an epoch.
+
+        Args:
+            x: Inputs of these rows as the data deliver them.
+            rows: `(n,)` row numbers.
+            epoch: The epoch of the training.
+
+        Returns:
+            `x`, or its augmented views.
+        """
+        if self.augment is None:
+            return x
+        manifest = self.caches[0].manifest
+        base = (manifest.augment or {})["seed"]
+        seed = samples.seeds(base, epoch % manifest.epochs, rows)
+        return samples.views(self.augment, x, seed)
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        """Separate what the models read from what was joined to it."""
+        return (x.x, x.record) if isinstance(x, join.Joined) else (x, None)
+
+    def join_fit(
+        self, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
+    ) -> tuple[Any, Any, int | None, dict[str, Any]]:
+        """Join arrays by row, and refuse data that nobody joined.
+
+        Args:
+            x: What `fit` was given.
+            y: Labels.
+            batch_size: Samples a step.
+            arguments: The other arguments of `fit`.
+
+        Returns:
+            The same four for `keras.Model.fit`.
+
+        Raises:
+            ValueError: If the data are not those of the cache, or a dataset is
+                not joined.
+        """
+        return join.for_fit(self, x, y, batch_size, arguments)
+
+    def join(self, data: Any) -> Any:
+        """Join the answers to a dataset, in the order in which it was cached.
+
+        What is done to the dataset afterwards, such as shuffling, batching and
+        repeating, keeps each sample with its answer. Each batch is compared
+        with the inputs that the teacher was given.
+
+        Args:
+            data: A `tf.data.Dataset` of samples or of batches, a
+                `keras.utils.PyDataset` of batches, or a generator of batches.
+
+        Returns:
+            The same kind of dataset for `fit`.
+
+        Raises:
+            ValueError: If the data are not those of the cache, or come in
+                another order.
+            TypeError: If they are of another type.
+
+        Example:
+            >>> train = CachedTeacher("cache").join(dataset).shuffle(1000).batch(64)
+        """
+        return join.dataset(self, data)
+
+    def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
+        """Answer one batch from its record.
+
+        Raises:
+            ValueError: If nothing was joined to the batch.
+        """
+        if record is None:
+            raise ValueError(join.UNJOINED)
+        each = [self._answer(i, record) for i in range(len(self.caches))]
+        logits = [
+            combined(list(parts), self.weights, self.combine, output.binary)
+            if len(each) > 1
+            else parts[0]
+            for output, *parts in zip(self.outputs, *(answer.logits for answer in each))
+        ]
+        tensors = {path: tensor for answer in each for path, tensor in answer.tensors.items()}
+        flat = [_output(z, output.kind) for z, output in zip(logits, self.outputs)]
+        template = self.output_template()
+        if template is None:
+            output = flat[0] if len(flat) == 1 else flat
+        else:
+            output = keras.tree.pack_sequence_as(template, flat)
+        return Answer(output, logits, tensors)
+
+    def _answer(self, cache: int, record: Any) -> Answer:
+        """The answer of one cache."""
+        layout = self.caches[cache].manifest.layout
+        logits = []
+        for i, output in enumerate(layout.outputs):
+            if output.top_k is None:
+                logits.append(ops.cast(record[f"{cache}/logits_{i}"], "float32"))
+            else:
+                values, classes = record[f"{cache}/values_{i}"], record[f"{cache}/classes_{i}"]
+                logits.append(from_top_k(values, classes, output.classes))
+        tensors = {
+            self._tap(cache, path): ops.cast(record[f"{cache}/tap_{i}"], "float32")
+            for i, (path, _) in enumerate(layout.taps)
+        }
+        return Answer(None, logits, tensors)
+
+    def fingerprint(self) -> str:
+        """Identify the teacher that was cached, or the ensemble of those that were."""
+        parts = [records.manifest.teacher["fingerprint"] for records in self.caches]
+        if len(parts) == 1:
+            return parts[0]
+        text = f"{self.combine}{self.weights}{parts}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def from_top_k(values: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Logits of all classes from the log-probabilities of the K most probable.
+
+    Each other class has the log-probability of its part of what is left,
+    `log((1 - sum_k exp(v_k)) / (C - K))`. Where rounding leaves nothing, or
+    more than the least of the K, that part is held between 1e-9 and the least.
+
+    Args:
+        values: `(batch, ..., K)` log-probabilities at temperature 1, in
+            descending order.
+        classes: `(batch, ..., K)` integer indices.
+        count: Number of classes C.
+
+    Returns:
+        `(batch, ..., C)` log-probabilities, which are logits at temperature 1.
+    """
+    values = ops.cast(values, "float32")
+    shape = tuple(values.shape)
+    k = shape[-1]
+    if k == count:
+        rest = values[..., :1]
+    else:
+        p = ops.exp(values)
+        even = (1.0 - ops.sum(p, axis=-1, keepdims=True)) / (count - k)
+        rest = ops.minimum(ops.log(ops.maximum(even, 1e-9)), values[..., -1:])
+    flat = ops.reshape(values, (-1, k))
+    rows = ops.shape(flat)[0]
+    base = ops.broadcast_to(ops.reshape(rest, (-1, 1)), (rows, count))
+    row = ops.repeat(ops.expand_dims(ops.arange(rows, dtype="int32"), 1), k, axis=1)
+    places = ops.stack([row, ops.reshape(ops.cast(classes, "int32"), (-1, k))], axis=-1)
+    logits = ops.scatter_update(base, ops.reshape(places, (-1, 2)), ops.reshape(flat, (-1,)))
+    return ops.reshape(logits, (-1, *shape[1:-1], count))
+
+
+def _output(logits: Tensor, kind: str) -> Tensor:
+    """What the model returned, from its logits."""
+    if kind == "softmax":
+        return ops.softmax(logits, axis=-1)
+    return ops.sigmoid(logits) if kind == "sigmoid" else logits
+
+
+def _require_alike(caches: Sequence[Records]) -> None:
+    """Raise `ValueError` unless several caches answer the same data in the same form."""
+    first = caches[0].manifest
+    for records in caches[1:]:
+        manifest = records.manifest
+        pairs = {
+            "data": (first.order, manifest.order),
+            "number of samples": (first.count, manifest.count),
+            "outputs": (_shapes(first), _shapes(manifest)),
+            "views": ((first.augment, first.epochs), (manifest.augment, manifest.epochs)),
+        }
+        for what, (one, other) in pairs.items():
+            if one != other:
+                raise ValueError(
+                    f"The caches `{caches[0].root}` and `{records.root}` differ in their {what}: "
+                    f"{one} and {other}. Only caches of the same data and classes are averaged."
+                )
+
+
+def _shapes(manifest: Any) -> list[Any]:
+    return [output.shape for output in manifest.layout.outputs]
+
+
+def _require_augment(records: Records, augment: Callable[[Any, int], Any] | None) -> None:
+    saved = records.manifest.augment
+    if saved is not None and augment is None:
+        raise ValueError(
+            f"The cache `{records.root}` was written with the augmentation `{saved['name']}`, and "
+            "functions are not saved. Pass it: `CachedTeacher(path, augment=fn)`."
+        )
+    if saved is None and augment is not None:
+        raise ValueError(
+            f"The cache `{records.root}` was written without augmentation, so that its answers "
+            "are not those to augmented samples. Write it with `augment=` and `epochs=`."
+        )
+    if saved is not None and samples.name_of(augment) != saved["name"]:  # type: ignore[arg-type]
+        raise ValueError(
+            f"The cache `{records.root}` was written with the augmentation `{saved['name']}`. "
+            f"Received: augment=`{samples.name_of(augment)}`."  # type: ignore[arg-type]
+        )

@@ -1,0 +1,112 @@
+"""Distillation in stages: through assistants, and from generation to generation."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_kd import teachers
+from keras_kd.distiller import Distiller
+
+
+def distill_chain(
+    models: Sequence[Any],
+    *fit_args: Any,
+    compile: dict[str, Any] | Callable[[int], dict[str, Any]],
+    **fit_kwargs: Any,
+) -> list[Any]:
+    """Distil through assistants: each model teaches the next (TAKD).
+
+    Plain distillation from `models[0]` to `models[1]`, from there to
+    `models[2]`, and so on; the last one is the student. An assistant of middle
+    size helps where the teacher is far larger than the student.
+
+    Args:
+        models: The trained teacher, the assistants from large to small, and
+            the student: at least two `keras.Model`s.
+        *fit_args: Positional arguments of `Distiller.fit`: the data.
+        compile: Arguments of `Distiller.compile`, or `fn(stage)` that returns
+            them, `stage` counting from 0. Each stage gets an optimizer of its
+            own, made anew from the configuration of the one given.
+        **fit_kwargs: Keyword arguments of `Distiller.fit`.
+
+    Returns:
+        One Keras `History` a stage. The models are trained in place.
+
+    Raises:
+        ValueError: If there are fewer than two models, or one stands twice.
+
+    Example:
+        >>> histories = distill_chain(
+        ...     [teacher, assistant, student], x, y,
+        ...     compile={"optimizer": "adam", "loss": "sparse_categorical_crossentropy"},
+        ...     epochs=20,
+        ... )
+
+    Reference:
+        - [Mirzadeh et al., 2020](https://arxiv.org/abs/1902.03393), section 3
+    """
+    if len(models) < 2:
+        raise ValueError(
+            "A chain needs a teacher and a student, with any assistants between them. Received: "
+            f"{len(models)} models."
+        )
+    if len({id(model) for model in models}) != len(models):
+        raise ValueError("A model stands twice in the chain. Each learns from the one before it.")
+    # Every pair is checked before the first stage trains for hours.
+    for model in models[1:]:
+        teachers.require_model(model, "student")
+    teachers.ModelTeacher(models[0])
+    histories = []
+    for stage, (teacher, student) in enumerate(itertools.pairwise(models)):
+        arguments = dict(compile(stage) if callable(compile) else compile)
+        arguments["optimizer"] = _fresh(arguments.get("optimizer", "adam"))
+        distiller = Distiller(student, teacher)
+        distiller.compile(**arguments)
+        histories.append(distiller.fit(*fit_args, **fit_kwargs))
+    return histories
+
+
+def born_again(
+    model: Any,
+    *fit_args: Any,
+    generations: int,
+    compile: dict[str, Any] | Callable[[int], dict[str, Any]],
+    **fit_kwargs: Any,
+) -> list[Any]:
+    """Distil a model into fresh copies of its own kind, one generation after the other.
+
+    Args:
+        model: The trained first teacher, a `keras.Model` that can be cloned.
+        *fit_args: Positional arguments of `Distiller.fit`: the data.
+        generations: How many copies are trained, at least 1.
+        compile: As in `distill_chain`.
+        **fit_kwargs: Keyword arguments of `Distiller.fit`.
+
+    Returns:
+        The generations in order. `keras_kd.teachers.Ensemble([model, *these])`
+        is the ensemble of the paper.
+
+    Raises:
+        ValueError: If `generations` is less than 1.
+
+    Example:
+        >>> children = born_again(
+        ...     model, x, y, generations=2, compile={"loss": loss}, epochs=20
+        ... )
+
+    Reference:
+        - [Furlanello et al., 2018](https://arxiv.org/abs/1805.04770), section 3
+    """
+    if generations < 1:
+        raise ValueError(f"`generations` is at least 1. Received: generations={generations}.")
+    children = [keras.models.clone_model(model) for _ in range(generations)]
+    distill_chain([model, *children], *fit_args, compile=compile, **fit_kwargs)
+    return children
+
+
+def _fresh(optimizer: Any) -> Any:
+    """An optimizer without state: one that has stepped belongs to other variables."""
+    made = keras.optimizers.get(optimizer)
+    return type(made).from_config(made.get_config())

@@ -1,0 +1,353 @@
+"""`keras-kd demo`: teacher, students, files and a table, from one command."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from keras_kd import datasets
+from keras_kd.cli import inputs, trial
+from keras_kd.cli.console import Terminal, import_keras, native_silence, plain_table
+
+
+def demo(
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help="`digits`, `tfds:NAME` or `FILE.npz`.")
+    ] = "digits",
+    data_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where TFDS keeps its data.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Resize TFDS images to N by N pixels."),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.keras", help="Your own teacher; one is trained without."),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="For every model.  [default: 5 to 30, by sample count]"),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs of each student.  [default: 3, large data 1]"),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder to write.  [default: runs/DATA]")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No notes or progress bars.")
+    ] = False,
+) -> None:
+    """Train a teacher, distill a student, export it, and prove the files.
+
+    The same student is trained with and without the teacher, from equal seeds in equal steps. The
+    distilled one with the highest validation accuracy is exported to TFLite and ONNX, every file
+    is run, and a table shows what each step cost and gained on the test samples.
+    """
+    started = time.monotonic()
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    folder = Path(out) if out is not None else Path("runs") / _slug(data)
+    import_keras()
+    import keras_kd.export
+
+    keras_kd.export.check_folder(folder, overwrite)
+    with terminal.working():
+        loaded = datasets.load(
+            data,
+            data_dir=data_dir,
+            image_size=None if image_size is None else (image_size, image_size),
+        )
+    model = None
+    if teacher is not None:
+        model = inputs.load_model(teacher, "teacher")
+        inputs.check_classifier(model, "teacher", loaded)
+    plan = trial.make_plan(loaded, epochs, seeds)
+    terminal.note(_introduction(loaded, plan, epochs, seeds))
+
+    with terminal.working() as work:
+        if model is None:
+            model = trial.train_teacher(loaded, plan, work)
+        runs = trial.train_students(loaded, model, plan, work)
+        chosen = trial.best_run(runs["distilled"])
+        report = keras_kd.export.export_model(
+            chosen.model,
+            folder,
+            calibration=loaded.x_train,
+            evaluation=(loaded.x_validation, loaded.y_validation),
+            labels=loaded.class_names,
+            history=chosen.history,
+            teacher=model,
+            overwrite=overwrite,
+            progress=_stages(work, "export: "),
+        )
+        proof = keras_kd.export.verify(folder, progress=_stages(work, "check again: "))
+        result = _result(loaded, plan, model, runs, chosen, report, proof)
+        result["seconds"] = round(time.monotonic() - started, 1)
+        _write(folder / "student.keras", chosen.model.save)
+        _write(folder / "teacher.keras", model.save)
+        report.save_html(folder / "report.html")
+        _write(
+            folder / "demo.json",
+            lambda path: Path(path).write_text(
+                json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+            ),
+        )
+    terminal.result({**result, "out": str(folder)}, _table(result), "", *_remarks(result, folder))
+    raise typer.Exit(0 if result["best"] is not None else 1)
+
+
+def _slug(name: str) -> str:
+    stem = Path(name).stem if name.endswith(".npz") else name.removeprefix("tfds:")
+    return (
+        "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem) or "demo"
+    )
+
+
+def _introduction(
+    data: datasets.Dataset, plan: trial.Plan, epochs: int | None, seeds: int | None
+) -> str:
+    sizes = data.sizes
+    shape = " x ".join(map(str, data.input_shape))
+    lines = [
+        f"{data.name}: {sizes['train']:,} training, {sizes['validation']:,} validation and "
+        f"{sizes['test']:,} test images of {shape}, {data.num_classes} classes.",
+        *data.notes,
+        f"{plan.epochs} epochs{'' if epochs else ' (--epochs sets it)'} and {plan.seeds} "
+        f"{'seed' if plan.seeds == 1 else 'seeds'}{'' if seeds else ' (--seeds sets it)'}, "
+        f"{plan.batch_size} images a step.",
+    ]
+    return "\n".join(lines)
+
+
+def _stages(work: Any, prefix: str) -> Callable[[str, int, int], None]:
+    return lambda stage, done, total: work(f"{prefix}{stage}", done, total)
+
+
+def _write(path: Path, writer: Callable[[str], Any]) -> None:
+    """Write a file under a temporary name beside it and rename it."""
+    # Keras wants to see the suffix; `mkstemp` takes it at the end.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    os.close(handle)
+    try:
+        writer(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _result(
+    data: datasets.Dataset,
+    plan: trial.Plan,
+    teacher: Any,
+    runs: dict[str, list[trial.Run]],
+    chosen: trial.Run,
+    report: Any,
+    proof: Any,
+) -> dict[str, Any]:
+    """Everything that was measured, as plain JSON values."""
+    from keras_kd.export.runtime import open_file, run_all
+
+    answers = trial.decide(teacher, data.x_test)
+    keras_rows = {row["name"]: row for row in report.rows() if row["name"] in ("teacher", "keras")}
+    models: dict[str, Any] = {
+        "teacher": {
+            "accuracy": trial.share(answers, data.y_test),
+            **{key: keras_rows["teacher"][key] for key in ("parameters", "bytes", "latency_ms")},
+        }
+    }
+    for kind, done in runs.items():
+        models[kind] = {
+            "accuracy": trial.spread([run.accuracy for run in done]),
+            "agreement": trial.spread([run.agreement for run in done]),
+            "runs": [
+                {
+                    "seed": run.seed,
+                    "accuracy": run.accuracy,
+                    "agreement": run.agreement,
+                    "validation_accuracy": run.validation_accuracy,
+                }
+                for run in done
+            ],
+            **{key: keras_rows["keras"][key] for key in ("parameters", "bytes", "latency_ms")},
+        }
+    pairs = zip(runs["distilled"], runs["plain"], strict=True)
+    gain = trial.spread([distilled.accuracy - plain.accuracy for distilled, plain in pairs])
+    proven = {artifact.file: artifact.passed for artifact in proof.artifacts}
+    files = []
+    for artifact in report.artifacts:
+        row = {
+            "name": f"{artifact.format} {artifact.precision}",
+            "file": artifact.file,
+            "bytes": artifact.bytes,
+            "gzip_bytes": artifact.gzip_bytes,
+            "latency_ms": artifact.latency_ms,
+            "accuracy": None,
+            "agreement": None,
+            "verified": artifact.passed and proven[artifact.file],
+            "reason": artifact.reason,
+            "flags": list(artifact.flags),
+        }
+        if artifact.passed:
+            with native_silence():
+                runtime = open_file(artifact.path)
+                name = runtime.signature()["inputs"][0]["name"]
+                outputs = next(iter(run_all(runtime, {name: data.x_test}).values()))
+            decisions = outputs.argmax(axis=-1)
+            row["accuracy"] = trial.share(decisions, data.y_test)
+            row["agreement"] = trial.share(decisions, answers)
+        files.append(row)
+    best = None if proof.best is None else proof.best.file
+    return {
+        "data": {
+            "name": data.name,
+            "samples": data.sizes,
+            "input_shape": list(data.input_shape),
+            "classes": list(data.class_names),
+            "notes": list(data.notes),
+        },
+        "epochs": plan.epochs,
+        "seeds": plan.seeds,
+        "batch_size": plan.batch_size,
+        "models": models,
+        "gain": gain,
+        "exported_seed": chosen.seed,
+        "files": files,
+        "best": best,
+        "max_drop": report.manifest["settings"]["max_drop"],
+    }
+
+
+def _table(result: dict[str, Any]) -> Any:
+    from keras_kd.export.report import latency, size
+
+    models = result["models"]
+    teacher = models["teacher"]
+    rows = [
+        [
+            "teacher",
+            _percent(teacher["accuracy"]),
+            "",
+            f"{teacher['parameters']:,}",
+            size(teacher["bytes"]),
+            "",
+            latency(teacher["latency_ms"]),
+            "",
+        ]
+    ]
+    for kind in ("plain", "distilled"):
+        row = models[kind]
+        rows.append(
+            [
+                f"student, {kind}",
+                _mean(row["accuracy"]),
+                _percent(row["agreement"]["mean"]),
+                f"{row['parameters']:,}",
+                size(row["bytes"]),
+                "",
+                latency(row["latency_ms"]),
+                "",
+            ]
+        )
+    if result["seeds"] > 1:
+        seed = result["exported_seed"]
+        run = models["distilled"]["runs"][seed]
+        rows.append(
+            [f"  its seed {seed}", _percent(run["accuracy"]), _percent(run["agreement"])] + [""] * 5
+        )
+    for row in result["files"]:
+        mark = "* " if row["file"] is not None and row["file"] == result["best"] else "  "
+        rows.append(
+            [
+                mark + row["name"],
+                _percent(row["accuracy"]),
+                _percent(row["agreement"]),
+                "",
+                size(row["bytes"]),
+                size(row["gzip_bytes"]),
+                latency(row["latency_ms"]),
+                "yes" if row["verified"] else "no",
+            ]
+        )
+    headings = ["", "accuracy %", "agree", "params", "size", "gzip", "ms", "verified"]
+    return plain_table(headings, rows)
+
+
+def _remarks(result: dict[str, Any], folder: Path) -> list[str]:
+    samples = result["data"]["samples"]
+    lines = [_verdict(result)]
+    best = next((row for row in result["files"] if row["file"] == result["best"]), None)
+    if best is None:
+        lines.append("No file passed its check: the reasons are below and in report.html.")
+    else:
+        ratio = result["models"]["teacher"]["bytes"] / best["bytes"]
+        lines.append(
+            f"* Take {best['file']}: the smallest that lost at most {100 * result['max_drop']:g} "
+            f"% on the {samples['validation']:,} validation images; {ratio:.1f} times smaller "
+            "than the teacher's weights."
+        )
+    for row in result["files"]:
+        lines.extend(f"! {row['name']}: {flag}." for flag in row["flags"])
+        if row["reason"]:
+            lines.append(f"x {row['name']}: {row['reason']}.")
+    lines.append(
+        f"Accuracy and agreement with the teacher: on the {samples['test']:,} test images, which "
+        "chose nothing. Size: the file, for Keras models the float32 weights. Time: one image, one "
+        "thread, median; for Keras models one call of `predict_on_batch`."
+    )
+    lines.append(
+        f"Written to {folder} in {result['seconds']:.0f} s. Open {folder / 'report.html'}, and "
+        f"check the files anywhere with: keras-kd verify {folder}"
+    )
+    return lines
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    gain = result["gain"]
+    points = 100 * gain["mean"]
+    if gain["std"] is None:
+        how = "one seed, so chance plays a part: --seeds 5 shows the spread"
+        clear = points != 0
+    else:
+        how = f"mean and standard deviation of {result['seeds']} seeds, equal steps"
+        # Twice the standard error of the mean: less than that is within the noise of the seeds.
+        clear = abs(gain["mean"]) > 2 * gain["std"] / result["seeds"] ** 0.5
+    figure = (
+        f"{_signed(points)} points"
+        if gain["std"] is None
+        else (f"{_signed(points)} ± {100 * gain['std']:.2f} points")
+    )
+    if points > 0 and clear:
+        word = "Distillation helped"
+    elif points < 0 and clear:
+        word = "Distillation did not help here, the plain student is better"
+    else:
+        word = "Distillation made no clear difference here"
+    return f"{word}: {figure} of accuracy over the plain student ({how})."
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _mean(values: dict[str, float | None]) -> str:
+    mean, std = values["mean"], values["std"]
+    return _percent(mean) if std is None else f"{_percent(mean)} ± {100 * std:.2f}"

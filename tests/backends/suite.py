@@ -1,0 +1,420 @@
+"""What must hold on every backend; `test_backends.py` runs it once for each, in a process of its own.
+
+Named so that pytest does not collect it by itself. The folder in `KERAS_KD_SUITE` holds the
+weights and data that all backends share, `shared.npz`, and takes what they are compared by.
+"""
+
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_kd as kd
+
+BACKEND = keras.config.backend()
+FOLDER = Path(os.environ["KERAS_KD_SUITE"])
+CLASSES = 4
+
+
+def crossentropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def mlp(width, name, **options):
+    inputs = keras.Input((6,))
+    x = layers.Dense(width, name="hidden", **options)(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.Activation("relu", name="relu")(x)
+    return keras.Model(inputs, layers.Dense(CLASSES, name="logits", **options)(x), name=name)
+
+
+@pytest.fixture
+def shared():
+    return np.load(FOLDER / "shared.npz")
+
+
+def take(model, shared, prefix):
+    """Give a model the weights that every backend starts from."""
+    model.set_weights([shared[f"{prefix}{i}"] for i in range(len(model.weights))])
+    return model
+
+
+@pytest.fixture
+def pair(shared):
+    return take(mlp(5, "student"), shared, "student"), take(mlp(9, "teacher"), shared, "teacher")
+
+
+@pytest.fixture
+def rows(shared):
+    return shared["x"], shared["y"]
+
+
+class Record(keras.callbacks.Callback):
+    """The logs of every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.logs = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.logs.append({name: float(value) for name, value in logs.items()})
+
+
+def weights_of(model):
+    return [np.array(w) for w in model.get_weights()]
+
+
+def same(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def softened_kl(teacher, student, temperature):
+    def log_softmax(z):
+        z = np.asarray(z, "float64") / temperature
+        return z - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)) - z.max(
+            -1, keepdims=True
+        )
+
+    p, q = log_softmax(teacher), log_softmax(student)
+    return temperature**2 * (np.exp(p) * (p - q)).sum(-1)
+
+
+def test_twenty_steps(pair, rows, shared):
+    """Two transfers, a projector, two annealings, sample weights: compared between backends."""
+    student, teacher = pair
+    before = weights_of(teacher)
+    x, y = rows
+    hint = kd.Transfer(
+        kd.losses.Hint(), teacher="hidden", student="hidden", projector="linear", weight=0.5
+    )
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(
+        optimizer=keras.optimizers.Adam(0.01),
+        loss=crossentropy(),
+        metrics=["accuracy"],
+        distillation_loss=[kd.losses.SoftTargets(), hint],
+    )
+    distiller(x[:2])
+    hint.projection.set_weights(
+        [shared[f"projection{i}"] for i in range(len(hint.projection.weights))]
+    )
+    record = Record()
+    history = distiller.fit(
+        x,
+        y,
+        sample_weight=shared["weights"],
+        batch_size=10,
+        epochs=4,
+        shuffle=False,
+        verbose=0,
+        validation_data=(x, y),
+        callbacks=[
+            record,
+            kd.callbacks.TemperatureAnnealing(start=4.0, end=1.0, steps=20, kind="cosine"),
+            kd.callbacks.AlphaAnnealing(start=0.1, end=0.9, epochs=4),
+        ],
+    ).history
+    assert len(record.logs) == 20
+    assert same(before, weights_of(teacher))
+    assert len(student.trainable_variables) == 6
+    parts = ("loss", "student_loss", "distillation_loss", "soft_targets", "hint", "agreement")
+    np.savez(
+        FOLDER / f"{BACKEND}.npz",
+        *weights_of(student),
+        **{f"batch_{name}": [logs[name] for logs in record.logs] for name in parts},
+        **{f"epoch_{name}": values for name, values in history.items()},
+    )
+
+
+def test_masks(shared):
+    """Padded positions count for nothing, in the logits and in tapped layers."""
+
+    def tokens(width, name):
+        inputs = keras.Input((5,), dtype="int32")
+        x = layers.Embedding(11, width, mask_zero=True, name="embedding")(inputs)
+        return keras.Model(inputs, layers.Dense(CLASSES, name="logits")(x), name=name)
+
+    student, teacher = tokens(3, "student"), tokens(4, "teacher")
+    x, y = shared["tokens"], shared["token_labels"]
+    expected = softened_kl(teacher(x), student(x), 2.0)[x != 0].mean()
+    agreement = (np.argmax(teacher(x), -1) == np.argmax(student(x), -1))[x != 0].mean()
+    embedding = np.mean(ops.convert_to_numpy(teacher.get_layer("embedding")(x))[x != 0] ** 2)
+    distiller = kd.Distiller(student, teacher)
+    zero = kd.Transfer(
+        kd.losses.HiddenState(), teacher="embedding", student="embedding", projector="linear"
+    )
+    distiller.compile(
+        "sgd",
+        loss=crossentropy(),
+        distillation_loss=[kd.losses.SoftTargets(), zero],
+        evaluate_distillation=True,
+    )
+    distiller(x)
+    zero.projection.set_weights([np.zeros_like(w) for w in zero.projection.get_weights()])
+    logs = distiller.evaluate(x, y, batch_size=len(x), return_dict=True, verbose=0)
+    np.testing.assert_allclose(logs["soft_targets"], expected, rtol=1e-5)
+    np.testing.assert_allclose(logs["agreement"], agreement, rtol=1e-5)
+    np.testing.assert_allclose(logs["hidden_state"], embedding, rtol=1e-5)
+    after = distiller.fit(x, y, batch_size=len(x), epochs=3, verbose=0).history["soft_targets"]
+    np.testing.assert_allclose(after[0], expected, rtol=1e-5)
+    assert after[-1] < after[0]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(policy, rows):
+    x, y = rows
+    student, teacher = mlp(5, "student", dtype=policy), mlp(9, "teacher", dtype=policy)
+    before = weights_of(teacher)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(
+        keras.optimizers.Adam(0.02),
+        loss=crossentropy(),
+        distillation_loss=[
+            kd.losses.SoftTargets(),
+            kd.Transfer(kd.losses.Hint(), teacher="relu", student="relu", projector="linear"),
+        ],
+    )
+    history = distiller.fit(x, y, batch_size=25, epochs=4, verbose=0).history
+    assert np.isfinite(list(history.values())).all()
+    assert history["loss"][-1] < history["loss"][0]
+    assert same(before, weights_of(teacher))
+    scaled = type(distiller.optimizer).__name__ == "LossScaleOptimizer"
+    assert scaled == (policy == "mixed_float16")
+
+
+def test_without_labels(pair, rows):
+    student, teacher = pair
+    x, _ = rows
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.Adam(0.02), loss=None)
+    history = distiller.fit(x, epochs=3, batch_size=25, verbose=0).history
+    assert history["soft_targets"][-1] < history["soft_targets"][0]
+    assert "student_loss" not in history
+
+
+def test_several_outputs_by_name(rows):
+    x, y = rows
+
+    def heads(width, name):
+        inputs = keras.Input((6,))
+        hidden = layers.Dense(width, activation="relu", name="hidden")(inputs)
+        return keras.Model(
+            inputs,
+            {
+                "kind": layers.Dense(CLASSES, name="kind")(hidden),
+                "flags": layers.Dense(3, activation="sigmoid", name="flags")(hidden),
+            },
+            name=name,
+        )
+
+    flags = (x[:, :3] > 0).astype("float32")
+    distiller = kd.Distiller(heads(4, "student"), heads(8, "teacher"))
+    distiller.compile(
+        keras.optimizers.Adam(0.02),
+        loss={"kind": crossentropy(), "flags": "binary_crossentropy"},
+        distillation_loss={
+            "kind": kd.losses.SoftTargets(),
+            "flags": kd.losses.BinarySoftTargets(),
+        },
+    )
+    history = distiller.fit(
+        x, {"kind": y, "flags": flags}, epochs=3, batch_size=25, verbose=0
+    ).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert {"kind_soft_targets", "flags_binary_soft_targets"} <= set(history)
+    assert set(distiller.predict(x[:3], verbose=0)) == {"kind", "flags"}
+
+
+def test_saved_and_resumed_bit_for_bit(pair, rows, tmp_path):
+    student, teacher = pair
+    x, y = rows
+
+    def compiled(distiller):
+        distiller.compile(
+            keras.optimizers.Adam(0.01),
+            loss=crossentropy(),
+            distillation_loss=[
+                kd.losses.SoftTargets(),
+                kd.Transfer(kd.losses.VID(), teacher="relu", student="relu"),
+            ],
+            temperature=3.0,
+        )
+        return distiller
+
+    whole = compiled(kd.Distiller(student, teacher))
+    whole.fit(x, y, epochs=1, batch_size=25, shuffle=False, verbose=0)
+    whole.save(tmp_path / "d.keras")
+    resumed = kd.load_distiller(tmp_path / "d.keras", teacher=teacher)
+    for distiller in (whole, resumed):
+        distiller.fit(x, y, epochs=2, batch_size=25, shuffle=False, verbose=0)
+    assert same(weights_of(whole.student), weights_of(resumed.student))
+    assert float(resumed.temperature) == 3.0
+    student.save(tmp_path / "student.keras")
+    smaller, larger = (os.path.getsize(tmp_path / f) for f in ("student.keras", "d.keras"))
+    assert larger < 6 * smaller
+
+
+def test_ensemble(pair, rows):
+    student, teacher = pair
+    x, y = rows
+    other = mlp(7, "other")
+    distiller = kd.Distiller(student, kd.teachers.Ensemble([teacher, other], weights=[3.0, 1.0]))
+    distiller.compile("sgd", loss=crossentropy(), evaluate_distillation=True)
+    logs = distiller.evaluate(x, y, batch_size=len(x), return_dict=True, verbose=0)
+
+    def softmax(z):
+        z = np.exp(np.asarray(ops.convert_to_numpy(z), "float64"))
+        return z / z.sum(-1, keepdims=True)
+
+    mixed = np.log(0.75 * softmax(teacher(x)) + 0.25 * softmax(other(x)))
+    expected = softened_kl(mixed, ops.convert_to_numpy(student(x)), 2.0).mean()
+    np.testing.assert_allclose(logs["distillation_loss"], expected, rtol=1e-5)
+    distiller.fit(x, y, epochs=1, batch_size=25, verbose=0)
+
+
+def test_evaluate_changes_nothing(pair, rows):
+    student, teacher = pair
+    x, y = rows
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", loss=crossentropy(), metrics=["accuracy"], evaluate_distillation=True)
+    before = weights_of(distiller)
+    logs = distiller.evaluate(x, y, batch_size=20, return_dict=True, verbose=0)
+    expected = softened_kl(ops.convert_to_numpy(teacher(x)), ops.convert_to_numpy(student(x)), 2.0)
+    np.testing.assert_allclose(logs["soft_targets"], expected.mean(), rtol=1e-5)
+    assert same(before, weights_of(distiller))
+    np.testing.assert_allclose(
+        distiller.predict(x, verbose=0), ops.convert_to_numpy(student(x)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_failing_teacher_stops_the_fit(pair, rows):
+    student, teacher = pair
+    x, y = rows
+    broken = teacher.get_weights()
+    broken[-1][0] = np.nan
+    teacher.set_weights(broken)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", loss=crossentropy())
+    with pytest.raises(FloatingPointError, match="teacher"):
+        distiller.fit(x, y, epochs=2, batch_size=25, verbose=0)
+    assert all(np.isfinite(w).all() for w in student.get_weights())
+
+
+def test_teacher_works_during_and_after_fit(pair, rows):
+    """Its weights are neither given away to the step nor frozen into it."""
+    student, teacher = pair
+    x, y = rows
+    before = weights_of(teacher)
+    arrays = [variable.value for variable in teacher.variables]
+    answers = []
+
+    class Ask(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            answers.append(ops.convert_to_numpy(teacher(x[:3])))
+
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", loss=None)
+    # A batch of all rows and a learning rate of zero: the loss depends on the teacher alone.
+    distiller.optimizer.learning_rate = 0.0
+    first = distiller.fit(x, batch_size=len(x), verbose=0, callbacks=[Ask()], shuffle=False)
+    assert same(answers, [ops.convert_to_numpy(teacher(x[:3]))])
+    assert same(before, weights_of(teacher))
+    assert same(before, [ops.convert_to_numpy(array) for array in arrays])
+    teacher.set_weights([2 * w for w in before])
+    second = distiller.fit(x, batch_size=len(x), verbose=0, shuffle=False)
+    assert first.history["loss"] != second.history["loss"]
+
+
+def test_teacher_leaves_nothing_in_the_step(pair, rows):
+    """No graph for its gradients on PyTorch, no constants of its size on JAX."""
+    student, teacher = pair
+    x, y = rows
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", loss=crossentropy())
+    distiller.fit(x, y, batch_size=25, verbose=0)
+    if BACKEND == "torch":
+        seen = []
+        with_grad = teacher.get_layer("logits").call
+
+        def call(inputs):
+            result = with_grad(inputs)
+            seen.append(result.requires_grad)
+            return result
+
+        teacher.get_layer("logits").call = call
+        distiller.fit(x, y, batch_size=25, verbose=0)
+        assert seen
+        assert not any(seen)
+    elif BACKEND == "jax":
+        import jax
+
+        from keras_kd import backends
+
+        state = tuple(
+            [v.value for v in variables]
+            for variables in (
+                distiller.trainable_variables,
+                distiller.non_trainable_variables,
+                distiller.optimizer.variables,
+                distiller.metrics_variables,
+            )
+        )
+        weights = [v.value for v in teacher.variables]
+        batch = backends.Supplied((x[:25], y[:25]), weights)
+        traced = jax.make_jaxpr(distiller.train_step)(state, batch)
+        assert all(np.size(constant) < 2 for constant in traced.consts)
+
+
+def test_shared_backbone_stays(rows):
+    x, y = rows
+    inputs = keras.Input((6,))
+    backbone = keras.Sequential(
+        [layers.Dense(8), layers.BatchNormalization(), layers.ReLU()], name="backbone"
+    )
+    features = backbone(inputs)
+    teacher = keras.Model(inputs, layers.Dense(CLASSES)(features), name="teacher")
+    student = keras.Model(inputs, layers.Dense(CLASSES)(features), name="student")
+    before = weights_of(teacher)
+    head = weights_of(student.layers[-1])
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("adam", loss=crossentropy())
+    distiller.fit(x, y, epochs=2, batch_size=25, verbose=0)
+    assert same(before, weights_of(teacher))
+    assert not same(head, weights_of(student.layers[-1]))
+    assert len(distiller.trainable_variables) == 2
+
+
+def test_live_temperature_without_retracing(pair, rows):
+    student, teacher = pair
+    x, y = rows
+    traced = []
+
+    class Count(layers.Layer):
+        def call(self, inputs):
+            traced.append(1)
+            return inputs
+
+    inputs = keras.Input((6,))
+    student = keras.Model(inputs, Count()(student(inputs)))
+    traced.clear()
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.0), loss=None)
+    losses = []
+    for temperature in (1.0, 4.0):
+        distiller.temperature.assign(temperature)
+        losses.append(
+            distiller.fit(x, batch_size=len(x), verbose=0, shuffle=False).history["loss"][0]
+        )
+        np.testing.assert_allclose(
+            losses[-1],
+            softened_kl(
+                ops.convert_to_numpy(teacher(x)),
+                student.predict(x, verbose=0, batch_size=len(x)),
+                temperature,
+            ).mean(),
+            rtol=2e-2 if temperature == 1.0 else 1.0,
+        )
+    assert losses[0] != losses[1]

@@ -1,0 +1,184 @@
+"""Assistants, generations, peers and exits, against the sums their papers state."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_kd as kd
+
+
+def dense(units, name, activation=None):
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(units, activation="relu")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(3, activation=activation)(hidden), name=name)
+
+
+@pytest.fixture
+def data():
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(12, 4)).astype("float32"), generator.integers(0, 3, 12)
+
+
+def log_softmax(z):
+    z = np.asarray(z, "float64")
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def cross_entropy(z, y):
+    return -log_softmax(z)[np.arange(len(y)), y].mean()
+
+
+def kl(p, q):
+    return (np.exp(log_softmax(p)) * (log_softmax(p) - log_softmax(q))).sum(-1).mean()
+
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def test_mutual_learning_is_its_formula_for_three_students(data):
+    keras.utils.set_random_seed(0)
+    x, y = data
+    students = [dense(2, "a"), dense(3, "b"), dense(4, "c")]
+    z = [student.predict(x, verbose=0) for student in students]
+    peers = kd.MutualLearning(students)
+    peers.compile(keras.optimizers.SGD(0.0), LOSS, metrics=["accuracy"], weight=0.5)
+    logs = peers.train_on_batch(x, y, return_dict=True)
+    mutual = sum(np.mean([kl(z[j], z[i]) for j in range(3) if j != i]) for i in range(3))
+    np.testing.assert_allclose(logs["distillation_loss"], mutual, rtol=1e-5)
+    np.testing.assert_allclose(
+        logs["loss"], sum(cross_entropy(each, y) for each in z) + 0.5 * mutual, rtol=1e-5
+    )
+    for name, each in zip("abc", z):
+        np.testing.assert_allclose(logs[f"{name}_loss"], cross_entropy(each, y), rtol=1e-5)
+        np.testing.assert_allclose(logs[f"{name}_accuracy"], (each.argmax(-1) == y).mean())
+
+
+def test_no_gradient_passes_between_the_peers(data):
+    """A student's step depends on its peers' answers as on constants."""
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)
+    x, y = data
+    students = [dense(2, "a"), dense(3, "b")]
+    z_b = students[1].predict(x, verbose=0)
+    with tf.GradientTape() as tape:
+        z_a = students[0](x)
+        p = tf.nn.softmax(z_b)
+        total = LOSS(y, z_a) + tf.reduce_mean(
+            tf.reduce_sum(p * (tf.nn.log_softmax(z_b) - tf.nn.log_softmax(z_a)), -1)
+        )
+    gradients = tape.gradient(total, students[0].trainable_variables)
+    expected = [v.numpy() - 0.1 * g.numpy() for v, g in zip(students[0].weights, gradients)]
+    peers = kd.MutualLearning(students)
+    peers.compile(keras.optimizers.SGD(0.1), LOSS)
+    peers.train_on_batch(x, y)
+    for got, want in zip(students[0].get_weights(), expected):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_softmax_students_are_compared_by_their_logits(data):
+    keras.utils.set_random_seed(0)
+    x, y = data
+    students = [dense(2, "a", "softmax"), dense(3, "b", "softmax")]
+    p, q = (np.log(student.predict(x, verbose=0)) for student in students)
+    peers = kd.MutualLearning(students)
+    peers.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    logs = peers.train_on_batch(x, y, return_dict=True)
+    np.testing.assert_allclose(logs["distillation_loss"], kl(p, q) + kl(q, p), rtol=1e-4)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_the_last_exit_teaches_the_others(data, as_dict):
+    keras.utils.set_random_seed(0)
+    x, y = data
+    inputs = keras.Input((4,))
+    first = keras.layers.Dense(5, activation="relu")(inputs)
+    second = keras.layers.Dense(5, activation="relu")(first)
+    exits = [
+        keras.layers.Dense(3, name="shallow")(first),
+        keras.layers.Dense(3, name="deep")(second),
+    ]
+    outputs = {"shallow": exits[0], "deep": exits[1]} if as_dict else exits
+    model = keras.Model(inputs, outputs)
+    z = model.predict(x, verbose=0)
+    shallow, deep = (z["shallow"], z["deep"]) if as_dict else z
+    trainer = kd.SelfDistillation(model)
+    trainer.compile(keras.optimizers.SGD(0.0), LOSS, metrics=["accuracy"])
+    logs = trainer.train_on_batch(x, y, return_dict=True)
+    np.testing.assert_allclose(logs["distillation_loss"], kl(deep, shallow), rtol=1e-5)
+    np.testing.assert_allclose(
+        logs["loss"],
+        cross_entropy(shallow, y) + cross_entropy(deep, y) + kl(deep, shallow),
+        rtol=1e-5,
+    )
+    history = trainer.fit(x, y, epochs=2, validation_data=(x, y), verbose=0).history
+    assert {"shallow_accuracy", "deep_accuracy", "val_deep_loss"} <= set(history)
+    assert [p.shape for p in trainer.predict(x, verbose=0)] == [(12, 3), (12, 3)]
+
+
+def test_a_chain_teaches_each_from_the_one_before(data):
+    keras.utils.set_random_seed(0)
+    x, y = data
+    teacher, assistant, student = dense(8, "teacher"), dense(4, "assistant"), dense(2, "student")
+    before = teacher.get_weights()
+    seen = []
+
+    def stage_arguments(stage):
+        seen.append(stage)
+        return {"optimizer": keras.optimizers.Adam(0.1), "loss": LOSS, "alpha": 0.0}
+
+    histories = kd.distill_chain(
+        [teacher, assistant, student], x, y, compile=stage_arguments, epochs=60, verbose=0
+    )
+    assert seen == [0, 1]
+    assert [len(h.history["loss"]) for h in histories] == [60, 60]
+    for a, b in zip(before, teacher.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    # The assistant learned the teacher, so that it had something to hand on.
+    assert histories[0].history["distillation_loss"][-1] < 0.02
+    assert kl(assistant.predict(x, verbose=0), student.predict(x, verbose=0)) < 0.1
+
+
+def test_generations_are_fresh_copies_taught_by_their_parents(data):
+    keras.utils.set_random_seed(0)
+    x, y = data
+    model = dense(4, "model")
+    before = model.get_weights()
+    children = kd.born_again(
+        model, x, y, generations=2, compile={"optimizer": "adam", "loss": LOSS}, verbose=0
+    )
+    assert len(children) == 2
+    for a, b in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    assert not np.allclose(children[0].get_weights()[0], children[1].get_weights()[0])
+    kd.Distiller(dense(2, "student"), kd.teachers.Ensemble([model, *children]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: kd.MutualLearning([dense(2, "a")]), "at least two students"),
+        (lambda: kd.MutualLearning([dense(2, "a"), dense(3, "a")]), "`a` is used twice"),
+        (lambda: kd.SelfDistillation(dense(2, "a")), "at least two exits"),
+        (lambda: kd.distill_chain([dense(2, "a")], compile={}), "a teacher and a student"),
+        (
+            lambda: kd.MutualLearning([dense(2, "a"), dense(2, "b")]).compile("adam"),
+            "needs labels",
+        ),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_peers_save_and_load(data, tmp_path):
+    x, y = data
+    peers = kd.MutualLearning([dense(2, "a"), dense(3, "b")])
+    peers.compile("sgd", LOSS)
+    peers.fit(x, y, verbose=0)
+    peers.save(tmp_path / "peers.keras")
+    loaded = keras.saving.load_model(tmp_path / "peers.keras")
+    for a, b in zip(peers.predict(x, verbose=0), loaded.predict(x, verbose=0)):
+        np.testing.assert_array_equal(a, b)
