@@ -5,11 +5,12 @@ import math
 import os
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 
 def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> None:
@@ -24,8 +25,31 @@ def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> Non
             )
 
 
+def objective(loss: Any, distillation_loss: Any, distills: bool) -> None:
+    """Raise `ValueError` if there is nothing to minimize, or nothing to learn it from."""
+    if distills:
+        return
+    if distillation_loss is not None:
+        raise ValueError(
+            "A `distillation_loss` was given, and the distiller has no teacher. Pass one, "
+            "`Distiller(student, teacher)`, or leave the distillation loss out."
+        )
+    if loss is None:
+        raise ValueError(
+            "There is nothing to minimize: the distiller has no teacher and `loss=None`. "
+            "Pass a teacher, or a loss on the labels."
+        )
+
+
+def _number(name: str, value: Any) -> None:
+    """Raise `TypeError` unless `value` is a single number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
+
+
 def temperature(value: float) -> None:
     """Raise `ValueError` unless the temperature is positive and finite."""
+    _number("temperature", value)
     if not 0 < value < math.inf:
         raise ValueError(
             f"`temperature` must be positive and finite. Received: temperature={value!r}. "
@@ -37,6 +61,14 @@ def weights(
     alpha: float | None, student: float | None, distillation: float | None, labeled: bool
 ) -> None:
     """Raise `ValueError` for weights that are out of range or contradict each other."""
+    given = {
+        "alpha": alpha,
+        "student_loss_weight": student,
+        "distillation_loss_weight": distillation,
+    }
+    for name, value in given.items():
+        if value is not None:
+            _number(name, value)
     if alpha is not None and (student is not None or distillation is not None):
         raise ValueError(
             "`alpha` and the explicit weights are two ways to say the same. Received: "
@@ -52,6 +84,11 @@ def weights(
         raise ValueError(
             f"`alpha` weighs the hard loss, and there is none with `loss=None`. Received: "
             f"alpha={alpha!r}. Leave it out, or pass a `loss`."
+        )
+    if student and not labeled:
+        raise ValueError(
+            f"`student_loss_weight` weighs the hard loss, and there is none with `loss=None`. "
+            f"Received: student_loss_weight={student!r}. Leave it out, or pass a `loss`."
         )
     for name, value in (
         ("student_loss_weight", student),
@@ -162,7 +199,27 @@ def same_classes(teacher: Any, student: Any) -> None:
         )
 
 
-def training_data(x: Any, y: Any, loss: Any, shapes: Any, metrics: bool) -> None:
+def per_output(values: Any, template: Any) -> list[Any]:
+    """Losses, labels or weights for each flat output; a single one serves all.
+
+    Args:
+        values: One for all outputs, or as many as there are, by name or in order.
+        template: The outputs with names at the leaves, or `None` where they are
+            not known, which stands for a single output.
+
+    Returns:
+        One entry for each flat output, `None` where there is none.
+    """
+    names = keras.tree.flatten(template) if template is not None else [None]
+    if isinstance(values, dict):
+        return [values.get(name) for name in names]
+    flat = keras.tree.flatten(values)
+    if len(flat) == 1:
+        return flat * len(names)
+    return flat if len(flat) == len(names) else [None] * len(names)
+
+
+def training_data(x: Any, y: Any, loss: Any, student: Any, metrics: bool) -> None:
     """Raise `ValueError` for data that cannot be trained on.
 
     Arrays are looked at whole; of a `tf.data.Dataset` the element types and
@@ -172,46 +229,146 @@ def training_data(x: Any, y: Any, loss: Any, shapes: Any, metrics: bool) -> None
         x: What `fit` was given.
         y: Labels, or `None`.
         loss: The hard loss, or `None`.
-        shapes: Shapes of the student's flat outputs, or `None`.
+        student: The `Reader` of the student, which knows its outputs.
         metrics: Whether metrics read labels.
     """
     if hasattr(x, "element_spec"):
-        _dataset(x, loss)
+        _dataset(x, loss, metrics, student.template)
         return
-    arrays = [leaf for leaf in keras.tree.flatten(x) if isinstance(leaf, np.ndarray)]
-    for array in arrays:
-        if len(array) == 0:
-            raise ValueError("The training data are empty: `x` has no rows.")
-        _finite(array, "x")
-    if arrays and y is None and (loss is not None or metrics):
+    if isinstance(x, keras.utils.PyDataset):
+        if x.num_batches == 0:
+            raise ValueError(_EMPTY + "the dataset yields no batch.")
+        return
+    if not _are_arrays(x):
+        return
+    _arrays(x, "x")
+    if y is None and (loss is not None or metrics):
         raise ValueError(
             "There are no labels, and `compile` was given a loss or metrics that read them. Pass "
             "`y`, or compile with `loss=None` and no metrics to distil without labels."
         )
-    labels, losses = keras.tree.flatten(y), keras.tree.flatten(loss)
-    if len(losses) == 1:
-        losses = losses * len(labels)
-    for i, (one, label) in enumerate(zip(losses, labels)):
-        if isinstance(label, np.ndarray):
-            classes = shapes[i][-1] if shapes is not None and i < len(shapes) else None
-            _labels(label, one, classes)
+    _labels(y, loss, student)
 
 
-def _dataset(dataset: Any, loss: Any) -> None:
+def more_data(arguments: dict[str, Any], loss: Any, student: Any) -> None:
+    """Raise `ValueError` for weights and validation data that cannot be used.
+
+    Args:
+        arguments: The other arguments of `fit`.
+        loss: The hard loss, or `None`.
+        student: The `Reader` of the student.
+    """
+    weight, validation = arguments.get("sample_weight"), arguments.get("validation_data")
+    if weight is not None:
+        _arrays(weight, "sample_weight")
+    if isinstance(validation, list | tuple) and _are_arrays(validation[0]):
+        _arrays(validation[0], "the `x` of `validation_data`")
+        _labels(validation[1] if len(validation) > 1 else None, loss, student)
+
+
+_EMPTY = "The training data are empty: "
+
+
+def _are_arrays(x: Any) -> bool:
+    leaves = keras.tree.flatten(x)
+    return bool(leaves) and all(hasattr(leaf, "__array__") for leaf in leaves)
+
+
+def _arrays(values: Any, name: str) -> None:
+    for leaf in keras.tree.flatten(values):
+        array = np.asarray(leaf)
+        if array.ndim and len(array) == 0:
+            raise ValueError(f"{_EMPTY}{_quoted(name)} has no rows.")
+        _finite(array, name)
+
+
+def _dataset(dataset: Any, loss: Any, metrics: bool, template: Any) -> None:
     cardinality = getattr(dataset, "cardinality", None)
     if cardinality is not None and int(cardinality()) == 0:
-        raise ValueError("The training data are empty: the dataset yields no batch.")
-    spec = dataset.element_spec
-    if isinstance(spec, tuple) and len(spec) > 1:
-        labels, losses = keras.tree.flatten(spec[1]), keras.tree.flatten(loss)
-        for label, one in zip(labels, losses if len(losses) > 1 else losses * len(labels)):
-            if _is_sparse(one) and hasattr(label, "dtype") and label.dtype.is_floating:
-                _refuse_float_labels(label.dtype.name)
-    elif loss is not None:
+        raise ValueError(_EMPTY + "the dataset yields no batch.")
+    labels = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)[1]
+    if labels is None and (loss is not None or metrics):
         raise ValueError(
-            "The dataset yields no labels, and `compile` was given a loss that reads them. Yield "
-            "`(x, y)`, or compile with `loss=None` to distil without labels."
+            "The dataset yields no labels, and `compile` was given a loss or metrics that read "
+            "them. Yield `(x, y)`, or compile with `loss=None` to distil without labels."
         )
+    for spec, one in zip(per_output(labels, template), per_output(loss, template)):
+        dtype = getattr(spec, "dtype", None)
+        if _is_sparse(one) and dtype is not None and dtype.is_floating:
+            _refuse_float_labels(dtype.name)
+
+
+def first_rows(x: Any, must_be_real: bool, count: int = 8) -> tuple[Any, bool, Any]:
+    """A few rows of what `fit` was given.
+
+    Args:
+        x: What `fit` was given.
+        must_be_real: Whether zeros in the shape of the data are not enough.
+            Those spare a `tf.data.Dataset`, which cannot be looked into
+            without starting its pipeline.
+        count: How many rows.
+
+    Returns:
+        The rows, or `None` where nothing can be read; whether they are rows of
+        the data; and what takes the place of `x`, since a generator that was
+        looked into begins with its second batch.
+
+    Raises:
+        ValueError: If there is no first batch.
+    """
+
+    def head(batch: Any) -> Any:
+        rows = keras.utils.unpack_x_y_sample_weight(batch)[0]
+        return keras.tree.map_structure(lambda leaf: leaf[:count], rows)
+
+    if _are_arrays(x):
+        rows = keras.tree.map_structure(lambda leaf: leaf[:count], x)
+        # Data frames have no shape that a model reads.
+        pandas = any(type(leaf).__module__.startswith("pandas") for leaf in keras.tree.flatten(x))
+        return keras.tree.map_structure(np.asarray, rows) if pandas else rows, True, x
+    if hasattr(x, "element_spec") and hasattr(x, "take"):
+        spec = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
+        if not must_be_real and all(_has_shape(leaf) for leaf in keras.tree.flatten(spec)):
+            zeros = keras.tree.map_structure(
+                lambda leaf: np.zeros((1, *leaf.shape[1:]), leaf.dtype.as_numpy_dtype), spec
+            )
+            return zeros, False, x
+        for batch in x.take(1):
+            return head(batch), True, x
+        raise ValueError(_EMPTY + "the dataset yields no batch.")
+    if isinstance(x, keras.utils.PyDataset):
+        return head(x[0]), True, x
+    if isinstance(x, Iterator):
+        try:
+            first = next(x)
+        except StopIteration:
+            raise ValueError(_EMPTY + "the generator yields no batch.") from None
+        return head(first), True, _again(first, x)
+    return None, False, x
+
+
+def _has_shape(spec: Any) -> bool:
+    shape = getattr(spec, "shape", None)
+    known = shape is not None and shape.rank is not None and None not in tuple(shape[1:])
+    return bool(known and shape.rank and (spec.dtype.is_floating or spec.dtype.is_integer))
+
+
+def _again(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def finite(values: Any) -> bool:
+    """Whether every number in a structure of arrays is finite."""
+    for leaf in keras.tree.flatten(values):
+        array = ops.convert_to_numpy(leaf)
+        if array.dtype.kind not in "iubSUO" and not np.isfinite(array.astype("float64")).all():
+            return False
+    return True
+
+
+def _quoted(name: str) -> str:
+    return name if "`" in name else f"`{name}`"
 
 
 def _finite(array: np.ndarray, name: str) -> None:
@@ -223,12 +380,20 @@ def _finite(array: np.ndarray, name: str) -> None:
     if not (np.isfinite(low) and np.isfinite(high)):
         rows = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
         raise ValueError(
-            f"`{name}` holds NaN or infinite values in {len(rows)} of {len(array)} rows, the "
-            f"first is row {rows[0]}. Remove or repair them before training."
+            f"{_quoted(name)} holds NaN or infinite values in {len(rows)} of {len(array)} rows, "
+            f"the first is row {rows[0]}. Remove or repair them before training."
         )
 
 
-def _labels(labels: np.ndarray, loss: Any, classes: int | None) -> None:
+def _labels(labels: Any, loss: Any, student: Any) -> None:
+    """Check the labels of each output against its loss."""
+    template, shapes = student.template, student.shapes
+    for i, (label, one) in enumerate(zip(per_output(labels, template), per_output(loss, template))):
+        if label is not None and hasattr(label, "__array__"):
+            _labels_of(np.asarray(label), one, shapes[i] if shapes is not None else None)
+
+
+def _labels_of(labels: np.ndarray, loss: Any, shape: Any) -> None:
     _finite(labels, "y")
     if not _is_sparse(loss):
         return
@@ -236,8 +401,14 @@ def _labels(labels: np.ndarray, loss: Any, classes: int | None) -> None:
         _refuse_float_labels(str(labels.dtype))
     ignored = getattr(loss, "ignore_class", None)
     counted = labels if ignored is None else labels[labels != ignored]
-    if classes is None or counted.size == 0:
+    if shape is None or shape[-1] is None or counted.size == 0:
         return
+    classes = shape[-1]
+    if labels.ndim == len(shape) and labels.shape[-1] == classes > 1:
+        raise ValueError(
+            f"The loss reads one label a sample, and `y` of shape {labels.shape} looks one-hot. "
+            "Convert it with `y.argmax(-1)`, or use `keras.losses.CategoricalCrossentropy`."
+        )
     low, high = int(counted.min()), int(counted.max())
     if low < 0 or high >= classes:
         raise ValueError(
@@ -260,20 +431,6 @@ def _is_sparse(loss: Any) -> bool:
         isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
         or loss is keras.losses.sparse_categorical_crossentropy
     )
-
-
-def first_batch(x: Any, size: int = 32) -> Any:
-    """A few rows of what `fit` was given, or `None` where reading would use them up."""
-    if hasattr(x, "element_spec"):
-        batch = next(iter(x.take(1)), None)
-    elif isinstance(x, keras.utils.PyDataset):
-        batch = x[0]
-    else:
-        leaves = keras.tree.flatten(x)
-        if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
-            return None
-        return keras.tree.map_structure(lambda leaf: leaf[:size], x)
-    return None if batch is None else keras.utils.unpack_x_y_sample_weight(batch)[0]
 
 
 def keras_file(path: Any) -> None:

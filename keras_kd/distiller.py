@@ -1,20 +1,22 @@
 """One batch in, one optimizer step out: the hard loss, the teacher's, and the regularizers."""
 
+import contextlib
+import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from keras_kd import backends, checks, teachers
+from keras_kd import backends, checks, outputs, projectors, table, teachers, watch
 from keras_kd.losses.base import joint_mask
-from keras_kd.losses.logits import BinarySoftTargets, SoftTargets
 from keras_kd.masks import keras_mask, with_keras_mask
+from keras_kd.outputs import Placed
 from keras_kd.taps import Answer, Reader, inference
 from keras_kd.teachers import Teacher
 from keras_kd.transfer import Transfer
 from keras_kd.typing import Tensor
-from keras_kd.watch import Watch
 
 
 class Batch(NamedTuple):
@@ -33,18 +35,11 @@ class Batch(NamedTuple):
     finite: Any
 
 
-class _Placed(NamedTuple):
-    """A transfer and the flat output that it reads where it names no layer."""
-
-    transfer: Transfer
-    output: int
-
-
 class _Books:
     """The distiller's own metrics, kept where Keras does not track them twice."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.means = {name: keras.metrics.Mean(name=name) for name in names}
+    def __init__(self, names: Sequence[str], known: dict[str, Any]) -> None:
+        self.means = {name: known.get(name) or keras.metrics.Mean(name=name) for name in names}
 
     def add(self, name: str, values: Tensor, weight: Tensor) -> None:
         self.means[name].update_state(ops.stop_gradient(values), sample_weight=weight)
@@ -104,6 +99,9 @@ class Distiller(keras.Model):
     # Read by properties while Keras is still constructing the model.
     _setup: Any = None
     _books: "_Books | None" = None
+    # Keras's own, made by `make_train_function` and `make_test_function`.
+    train_function: Any
+    test_function: Any
 
     def __init__(
         self,
@@ -136,6 +134,8 @@ class Distiller(keras.Model):
         self.alpha = _live(DEFAULT_ALPHA, "alpha")
         self.student_loss_weight = _live(DEFAULT_ALPHA, "student_loss_weight")
         self.distillation_loss_weight = _live(1 - DEFAULT_ALPHA, "distillation_loss_weight")
+        # Without it Keras warns of masks that end here, those of the teacher's answer too.
+        self.supports_masking = True
         # The student builds itself when it is first called.
         self.built = True
         self._attach(teachers.make(teacher, from_logits.get("teacher")))
@@ -222,137 +222,118 @@ class Distiller(keras.Model):
         """
         setup = self._setup
         teacher = setup.teacher
-        if loss is None and teacher is None and not setup.loaded:
-            raise ValueError(
-                "There is nothing to minimize: the distiller has no teacher and `loss=None`. "
-                "Pass a teacher, or a loss on the labels."
-            )
+        restored = setup.restored
+        checks.objective(loss, distillation_loss, teacher is not None or restored is not None)
         checks.weights(alpha, student_loss_weight, distillation_loss_weight, loss is not None)
         if temperature is not None:
             checks.temperature(temperature)
         checks.student_loss(loss, setup.student.kinds())
-        explicit = student_loss_weight is not None or distillation_loss_weight is not None
-        placed = setup.restored or []
+        placed = restored or []
         if teacher is not None:
-            placed = self._place(distillation_loss, loss)
-        names = [transfer.name for transfer in dict.fromkeys(p.transfer for p in placed)]
-        checks.unique(names, "transfer")
-        if teacher is not None:
-            setup.student.reset(_paths(p.transfer.student for p in placed))
-            teacher.reset(_paths(p.transfer.teacher for p in placed))
+            placed = self._plan(distillation_loss, loss)
         # Nothing of the distiller changes before this line.
-        setup.explicit = explicit
+        setup.explicit = student_loss_weight is not None or distillation_loss_weight is not None
         setup.labeled = loss is not None
         setup.evaluate_distillation = evaluate_distillation
+        setup.prepared = False
         setup.compiled_with = {
-            "optimizer": optimizer,
             "loss": loss,
             "metrics": metrics,
             "distillation_loss": distillation_loss,
             "evaluate_distillation": evaluate_distillation,
             **kwargs,
         }
-        # Clearing the tracked list in place makes Keras forget old projectors.
-        self.transfers.clear()
-        for transfer in dict.fromkeys(p.transfer for p in placed):
-            self.transfers.append(transfer)
-        setup.placed = placed
-        if not placed:
+        self._books = None
+        self._adopt(placed)
+        if not self.distills:
             alpha, student_loss_weight = 1.0, 1.0 if student_loss_weight is None else None
         elif loss is None:
             alpha = 0.0
         self.temperature.assign(DEFAULT_TEMPERATURE if temperature is None else temperature)
         self.alpha.assign(DEFAULT_ALPHA if alpha is None else alpha)
-        if explicit:
+        if setup.explicit:
             self.student_loss_weight.assign(_or_one(student_loss_weight))
             self.distillation_loss_weight.assign(_or_one(distillation_loss_weight))
-        books = ["student_loss"] if loss is not None else []
-        if placed:
-            books += ["distillation_loss", *names, "agreement"]
-        self._books = _Books(books)
         # Keras keeps the loss and metrics of an earlier `compile` beside `None`.
         self.loss, self._compile_loss, self._compile_metrics = None, None, None
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
-    def _place(self, distillation_loss: Any, hard: Any) -> list[_Placed]:
-        """Every transfer with the flat output it reads."""
-        template = teachers.output_template(self.student)
-        count = 1 if template is None else len(keras.tree.flatten(template))
+    def _plan(self, distillation_loss: Any, hard: Any) -> list[Placed]:
+        """What is transferred where, checked as far as the models are known."""
+        setup = self._setup
+        if setup.student.template is None and isinstance(distillation_loss, dict):
+            # A model without a graph shows the names of its outputs with the first batch.
+            return []
         if distillation_loss is None:
-            distillation_loss = self._default_loss(hard, count)
-        shaped = template is not None and _shaped_like(distillation_loss, template)
-        placed: list[_Placed] = []
-        if shaped:
-            for i, entry in enumerate(_aligned(distillation_loss, template)):
-                for loss in entry if isinstance(entry, list | tuple) else [entry]:
-                    if loss is not None:
-                        placed.append(_Placed(_as_transfer(loss, i, count, template), i))
-        elif isinstance(distillation_loss, dict):
-            checks.known_keys(distillation_loss, _flat_names(template), "distillation_loss")
-        else:
-            entries = (
-                list(distillation_loss)
-                if isinstance(distillation_loss, list | tuple)
-                else [distillation_loss]
-            )
-            for entry in entries:
-                on_layers = isinstance(entry, Transfer) and None not in (
-                    entry.teacher,
-                    entry.student,
-                )
-                for i in range(1 if on_layers else count):
-                    placed.append(_Placed(_as_transfer(entry, i, count, template), i))
-        self._check_outputs(placed, count)
+            distillation_loss = outputs.default_loss(setup.student, hard)
+        placed = outputs.place(distillation_loss, setup.student.template)
+        checks.unique([transfer.name for transfer in _transfers(placed)], "transfer")
+        student, teacher = copy.copy(setup.student), teachers.apart(setup.teacher)
+        student.reset(_paths(p.transfer.student for p in placed))
+        teacher.reset(_paths(p.transfer.teacher for p in placed))
+        outputs.match(placed, student, teacher)
         return placed
 
-    def _default_loss(self, hard: Any, count: int) -> Any:
-        """`SoftTargets`, or `BinarySoftTargets` where the outputs are independent."""
-        kinds, shapes = self._setup.student.kinds(), self._student_shapes()
-        chosen = []
-        for i in range(count):
-            one_unit = shapes is not None and shapes[i][-1] == 1
-            sigmoid = kinds[i if i < len(kinds) else 0] == "sigmoid"
-            if one_unit and not sigmoid:
-                checks.one_unit_is_binary(hard, self.student.name)
-            chosen.append(BinarySoftTargets() if one_unit or sigmoid else SoftTargets())
-        if count == 1:
-            return chosen[0]
-        return keras.tree.pack_sequence_as(teachers.output_template(self.student), chosen)
-
-    def _student_shapes(self) -> list[Any] | None:
-        outputs = getattr(self.student, "outputs", None)
-        return [tuple(t.shape) for t in keras.tree.flatten(outputs)] if outputs else None
-
-    def _check_outputs(self, placed: Sequence[_Placed], count: int) -> None:
-        """Refuse outputs that cannot be compared, before any work starts."""
+    def _adopt(self, placed: list[Placed]) -> None:
+        """Transfer this from now on."""
         setup = self._setup
-        if setup.teacher is None:
+        setup.placed = placed
+        if setup.teacher is not None:
+            setup.student.reset(_paths(p.transfer.student for p in placed))
+            setup.teacher.reset(_paths(p.transfer.teacher for p in placed))
+            setup.match = outputs.match(placed, setup.student, setup.teacher)
+        # Clearing the tracked list in place makes Keras forget old projectors.
+        self.transfers.clear()
+        for transfer in _transfers(placed):
+            self.transfers.append(transfer)
+        books = ["student_loss"] if setup.labeled else []
+        if self.distills:
+            books += ["distillation_loss", *(t.name for t in self.transfers), "agreement"]
+        # A step that was traced before writes into the metrics of that time.
+        self._books = _Books(books, self._books.means if self._books else {})
+
+    def _prepare(self, rows: Any, real: bool = True) -> None:
+        """Look at a few rows before the first step: build what they show, refuse what cannot work.
+
+        Args:
+            rows: A few rows of the data, `None` where nothing can be read.
+            real: Whether they are rows of the data, or zeros in their shape.
+        """
+        setup = self._setup
+        if setup.prepared or setup.teacher is None or rows is None:
             return
-        theirs = setup.teacher.output_template()
-        ours = teachers.output_template(self.student)
-        setup.order = list(range(count))
-        if theirs is not None and ours is not None:
-            setup.order = checks.output_order(ours, theirs)
-        binary = [False] * count
-        shapes, teacher_shapes = self._student_shapes(), setup.teacher.output_shapes()
-        student_kinds, teacher_kinds = setup.student.kinds(), setup.teacher.kinds
-        for transfer, output in placed:
-            if not transfer.reads_logits:
-                continue
-            is_binary = isinstance(transfer.loss, BinarySoftTargets)
-            binary[output] = binary[output] or is_binary
-            if transfer.student is None and shapes is not None:
-                checks.logit_loss_fits(
-                    transfer, is_binary, student_kinds[output], shapes[output], "student"
-                )
-            if transfer.teacher is None and teacher_shapes is not None:
-                index = setup.order[output]
-                checks.logit_loss_fits(
-                    transfer, is_binary, teacher_kinds[index], teacher_shapes[index], "teacher"
-                )
-                if transfer.student is None and shapes is not None:
-                    checks.same_classes(teacher_shapes[index], shapes[output])
-        setup.binary = binary
+        x, record = setup.teacher.split(rows)
+        mine, theirs = self._for_student(x), self._for_teacher(x)
+        with self._scope():
+            known = setup.student.settled
+            setup.teacher.inspect(theirs)
+            setup.student.inspect(mine)
+            if known or setup.loaded is not None:
+                setup.match = outputs.match(setup.placed, setup.student, setup.teacher)
+            else:
+                compiled = setup.compiled_with
+                self._adopt(self._plan(compiled["distillation_loss"], compiled["loss"]))
+            student = setup.student.read(mine, False, setup.match.binary)
+            if record is not None or setup.teacher.models:
+                answer = setup.teacher.read(theirs, record, setup.match.binary)
+                if real and checks.finite(x) and not checks.finite((answer.logits, answer.tensors)):
+                    raise ValueError(
+                        f"The outputs of the teacher `{setup.teacher.name}` are NaN or infinite on "
+                        "the first rows of the data, which are finite. Check the teacher's "
+                        "weights: it may have diverged, or overflow in half precision."
+                    )
+                for placed in setup.placed:
+                    self._sides(placed, answer, student)
+                if not self.optimizer.built:
+                    # Slots that exist before the first step can be restored by callbacks.
+                    self.optimizer.build(self.trainable_variables)
+        setup.prepared = True
+
+    def _scope(self) -> Any:
+        """Where variables are created, under `tf.distribute` too."""
+        if keras.config.backend() == "tensorflow":
+            return self.distribute_strategy.scope()
+        return contextlib.nullcontext()
 
     # --------------------------------------------------------------------- step
 
@@ -367,15 +348,20 @@ class Distiller(keras.Model):
             The student's output.
         """
         setup = self._setup
-        if isinstance(inputs, Batch):
-            with inference(self._shared):
-                return setup.student.read(inputs.x, bool(training), setup.binary)
-        x, record = setup.teacher.split(inputs) if setup.teacher else (inputs, None)
-        if not all(transfer.built for transfer in self.transfers):
-            return self._build_transfers(x, record)
+        whole = isinstance(inputs, Batch)
+        if whole:
+            x = inputs.x
+        else:
+            x = setup.teacher.split(inputs)[0] if setup.teacher else inputs
+            x = self._for_student(x)
         with inference(self._shared):
-            reading = setup.student.read(self._for_student(x), bool(training), setup.binary)
-        return reading.output
+            if not whole:
+                return setup.student.run(x, bool(training))
+            return setup.student.read(x, bool(training), setup.match.binary)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Return nothing: the student's outputs carry their masks."""
+        return
 
     def _for_student(self, x: Any) -> Any:
         return self.student_inputs(x) if self.student_inputs is not None else x
@@ -383,21 +369,22 @@ class Distiller(keras.Model):
     def _for_teacher(self, x: Any) -> Any:
         return self.teacher_inputs(x) if self.teacher_inputs is not None else x
 
-    def _build_transfers(self, x: Any, record: Any) -> Any:
-        """Make projectors for the shapes that one batch shows."""
-        setup = self._setup
-        student = setup.student.read(self._for_student(x), False, setup.binary)
-        if setup.teacher is None:
-            raise ValueError(_NO_TEACHER)
-        answer = setup.teacher.read(self._for_teacher(x), record, setup.binary)
-        for placed in setup.placed:
-            self._sides(placed, answer, student)
-        return student.output
+    def _require_teacher(self) -> None:
+        if self._setup.teacher is None and self.distills:
+            raise ValueError(
+                "This distiller was loaded without its teacher. Load it with "
+                "`keras_kd.load_distiller(path, teacher=teacher)` to go on training."
+            )
 
-    def _sides(self, placed: _Placed, teacher: Answer, student: Answer) -> tuple[Any, Any]:
+    def _reads_outputs(self) -> bool:
+        """Whether a transfer reads what the teacher returned, as it is."""
+        return any(t.teacher is None and not t.reads_logits for t in self.transfers)
+
+    def _sides(self, placed: Placed, teacher: Answer, student: Answer) -> tuple[Any, Any]:
         """What a transfer reads on either side; builds it for these shapes at first sight."""
         transfer, output = placed
-        theirs = _pick(teacher, transfer.teacher, self._setup.order[output], transfer.reads_logits)
+        index = self._setup.match.order[output]
+        theirs = _pick(teacher, transfer.teacher, index, transfer.reads_logits)
         ours = _pick(student, transfer.student, output, transfer.reads_logits)
         if not transfer.built:
             transfer.build(_shapes(theirs), _shapes(ours))
@@ -410,8 +397,7 @@ class Distiller(keras.Model):
         setup = self._setup
         teacher = setup.teacher
         if teacher is None:
-            if setup.placed:
-                raise ValueError(_NO_TEACHER)
+            self._require_teacher()
             answer, indices, finite = Answer(None, [], {}), None, None
         else:
             x, record = teacher.split(x)
@@ -421,8 +407,9 @@ class Distiller(keras.Model):
                 # What the student shares with the teacher is in the state.
                 values.extend(zip(self.non_trainable_variables, state[1]))
             with backends.inference_only(values):
-                answer = teacher.read(self._for_teacher(x), record, setup.binary)
-            answer, finite = _stopped(answer)
+                answer = teacher.read(self._for_teacher(x), record, setup.match.binary)
+            answer, finite = _stopped(answer, self._reads_outputs())
+            x = _zeros_unless(finite, x)
         return Batch(self._for_student(x), answer, indices, finite), y, sample_weight
 
     def _teacher_variables(self) -> list[Any]:
@@ -436,7 +423,7 @@ class Distiller(keras.Model):
         """Compile the train step, as `keras.Model` does."""
         before = self.train_function
         super().make_train_function(force)
-        if self.train_function is not before and self._setup.placed:
+        if self.train_function is not before and self._setup.teacher is not None:
             self.train_function = backends.supplying(self.train_function, self._teacher_variables)
 
     def make_test_function(self, force: bool = False) -> Any:
@@ -467,7 +454,7 @@ class Distiller(keras.Model):
         Returns:
             The logs; on the JAX backend the logs and the new state.
         """
-        if self._setup.evaluate_distillation and self._setup.placed:
+        if self._setup.evaluate_distillation and self.distills:
             *state, data = args
             return super().test_step(*state, self._with_answer(data, *state))
         result = super().test_step(*args)
@@ -507,12 +494,11 @@ class Distiller(keras.Model):
         # Keras's own container of losses has no public door but a total that
         # already includes the regularizers.
         hard = self._compile_loss(y, output, sample_weight) if self._compile_loss else None
-        extra = [ops.sum(ops.cast(loss, "float32")) for loss in self.losses]
+        extra = [self._aggregate_additional_loss(loss) for loss in self.losses]
         if hard is not None:
             self._book("student_loss", hard, size)
-        if not answered or not self._setup.placed:
-            terms = extra if hard is None else [hard, *extra]
-            return _total(terms)
+        if not answered or not self.distills:
+            return _total(extra if hard is None else [hard, *extra])
         distillation = self._distill(x, y, y_pred, sample_weight, training, size)
         if self._setup.explicit:
             weights = (self.student_loss_weight, self.distillation_loss_weight)
@@ -520,18 +506,20 @@ class Distiller(keras.Model):
         else:
             hard_weight = ops.convert_to_tensor(self.alpha)
             distillation_weight = 1.0 - hard_weight
-        terms = [distillation_weight * distillation]
+        terms = [_times(distillation_weight, distillation)]
         if hard is not None:
-            terms.append(hard_weight * hard)
-        return _total(terms + extra)
+            terms.append(_times(hard_weight, hard))
+        total = _total(terms + extra)
+        # A batch that the teacher fails on gives no gradient at all.
+        return ops.where(x.finite, total, ops.zeros_like(total))
 
     def _distill(
         self, batch: Batch, y: Any, student: Answer, sample_weight: Any, training: bool, size: Any
     ) -> Tensor:
         """The weighted sum of the transfers."""
         setup = self._setup
-        count = len(setup.order)
-        labels, weights = _per_output(y, count), _per_output(sample_weight, count)
+        labels = checks.per_output(y, setup.student.template)
+        weights = checks.per_output(sample_weight, setup.student.template)
         # NaN in the logs, but not in the gradient, says that the teacher failed.
         alarm = ops.where(batch.finite, 0.0, float("nan"))
         total: Any = 0.0
@@ -549,10 +537,10 @@ class Distiller(keras.Model):
                 training=training,
             )
             values[transfer.name] = values.get(transfer.name, 0.0) + value
-            total = total + ops.convert_to_tensor(transfer.weight) * value
+            total = total + _times(ops.convert_to_tensor(transfer.weight), value)
         for name, value in values.items():
-            self._book(name, value + alarm, size)
-        self._book("distillation_loss", total + alarm, size)
+            self._book(name, ops.cast(value, "float32") + alarm, size)
+        self._book("distillation_loss", ops.cast(total, "float32") + alarm, size)
         self._book_agreement(batch.answer, student)
         return total
 
@@ -566,14 +554,15 @@ class Distiller(keras.Model):
 
     def _book_agreement(self, teacher: Answer, student: Answer) -> None:
         """Top-1 agreement with the teacher over samples and valid positions."""
+        order, binary = self._setup.match
         for i, ours in enumerate(student.logits):
-            if i >= len(self._setup.order) or self._setup.order[i] >= len(teacher.logits):
+            if i >= len(order) or order[i] >= len(teacher.logits):
                 continue
-            theirs = teacher.logits[self._setup.order[i]]
+            theirs = teacher.logits[order[i]]
             if len(theirs.shape) != len(ours.shape) or theirs.shape[-1] != ours.shape[-1]:
                 continue
             mask = joint_mask(theirs, ours)
-            if self._setup.binary[i]:
+            if binary[i]:
                 same = ops.equal(ops.greater(ours, 0), ops.greater(theirs, 0))
                 same = ops.mean(ops.cast(same, "float32"), axis=-1)
             else:
@@ -618,24 +607,27 @@ class Distiller(keras.Model):
             FloatingPointError: If the teacher's outputs stop being finite.
         """
         setup = self._setup
-        if setup.placed and setup.teacher is None:
-            raise ValueError(_NO_TEACHER)
+        self._require_teacher()
         if not self.trainable_weights and self.student.built:
             raise ValueError(
                 f"No weight of the student `{self.student.name}` is trainable. Set "
                 "`student.trainable = True`, or give it layers that it does not share with the "
                 "teacher."
             )
-        shapes = self._student_shapes()
-        checks.training_data(x, y, self.loss, shapes, self.metrics_need_labels)
-        self._inspect(x)
-        watch = Watch()
+        if self.compiled:
+            checks.training_data(x, y, self.loss, setup.student, self.metrics_need_labels)
+            checks.more_data(kwargs, self.loss, setup.student)
+            if setup.teacher is not None:
+                x, y, batch_size, kwargs = setup.teacher.join_fit(x, y, batch_size, kwargs)
+            rows, real, x = checks.first_rows(x, not self._settled)
+            self._prepare(rows, real)
+        observer = watch.Watch(setup.teacher)
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            watch.set_model(self)
-            callbacks.callbacks.insert(0, watch)
+            observer.set_model(self)
+            callbacks.callbacks.insert(0, observer)
         else:
             given = keras.tree.flatten(callbacks) if callbacks else []
-            callbacks = [watch, *given]
+            callbacks = [observer, *given]
         return super().fit(
             x=x,
             y=y,
@@ -646,25 +638,59 @@ class Distiller(keras.Model):
             **kwargs,
         )
 
-    def _inspect(self, x: Any) -> None:
-        """Look at a few rows where the layers alone do not tell logits from probabilities."""
+    @property
+    def _settled(self) -> bool:
+        """Whether shapes alone tell all there is to know of the models."""
         setup = self._setup
-        if setup.teacher is None or not any(p.transfer.reads_logits for p in setup.placed):
-            return
-        if "unknown" not in (*setup.student.kinds(), *setup.teacher.kinds):
-            return
-        batch = checks.first_batch(x)
-        if batch is None:
-            return
-        batch, _ = setup.teacher.split(batch)
-        setup.teacher.inspect(self._for_teacher(batch))
-        setup.student.inspect(self._for_student(batch))
-        self._check_outputs(setup.placed, len(setup.order))
+        teacher_known = setup.teacher is None or setup.teacher.settled
+        return setup.student.settled and teacher_known
+
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """Evaluate the student, as `keras.Model.evaluate` does.
+
+        Args:
+            x: Inputs: arrays, or a dataset that yields batches.
+            y: Labels.
+            **kwargs: As in `keras.Model.evaluate`.
+
+        Returns:
+            The loss, or the logs with `return_dict=True`.
+        """
+        if self._setup.evaluate_distillation and not self._setup.prepared:
+            self._require_teacher()
+            rows, real, x = checks.first_rows(x, not self._settled)
+            self._prepare(rows, real)
+        return super().evaluate(x, y, **kwargs)
+
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Take one optimizer step, as `keras.Model.train_on_batch` does.
+
+        Args:
+            x: Inputs.
+            y: Labels.
+            *args: As in `keras.Model.train_on_batch`.
+            **kwargs: As in `keras.Model.train_on_batch`.
+
+        Returns:
+            The loss, or the logs with `return_dict=True`.
+
+        Raises:
+            FloatingPointError: If the teacher's outputs are not finite.
+        """
+        self._require_teacher()
+        if self.compiled and not self._setup.prepared:
+            self._prepare(checks.first_rows(x, True)[0])
+        result = super().train_on_batch(x, y, *args, **kwargs)
+        if self.distills and self._books is not None:
+            loss = self._books.means["distillation_loss"].result()
+            if not checks.finite(loss) and checks.finite(self.student.trainable_variables):
+                raise watch.teacher_failed(self._setup.teacher.name, "this batch")
+        return result
 
     @property
     def distills(self) -> bool:
         """Whether anything is transferred from a teacher."""
-        return bool(self._setup.placed)
+        return self._setup.teacher is not None or bool(self._setup.placed)
 
     @property
     def live_values(self) -> dict[str, float]:
@@ -675,7 +701,7 @@ class Distiller(keras.Model):
     def weighs_by_alpha(self) -> bool:
         """Whether `alpha` weighs the hard loss against the distillation loss."""
         setup = self._setup
-        return bool(setup.placed) and setup.labeled and not setup.explicit
+        return self.distills and setup.labeled and not setup.explicit
 
     @property
     def metrics_need_labels(self) -> bool:
@@ -767,7 +793,8 @@ class Distiller(keras.Model):
         config = {
             name: keras.saving.serialize_keras_object(value)
             for name, value in setup.compiled_with.items()
-            if name not in ("distillation_loss", "optimizer")
+            # The transfers made of it, below, hold its weights.
+            if name != "distillation_loss"
         }
         config["optimizer"] = keras.saving.serialize_keras_object(self.optimizer)
         config["transfers"] = [
@@ -778,18 +805,15 @@ class Distiller(keras.Model):
             for transfer in self.transfers
         ]
         config["placed"] = [[self.transfers.index(p.transfer), p.output] for p in setup.placed]
-        config["setup"] = {
-            "explicit": setup.explicit,
-            "order": setup.order,
-            "binary": setup.binary,
-        }
+        live = ("student_loss_weight", "distillation_loss_weight")
+        # Only which form was chosen: the values come with the weights.
+        config |= dict.fromkeys(live, 1.0) if setup.explicit else {}
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile with a saved configuration; live values come with the weights."""
         config = dict(config)
-        saved, placed = config.pop("transfers"), config.pop("placed")
-        setup_config = config.pop("setup")
+        saved, places = config.pop("transfers"), config.pop("placed")
         arguments = {
             name: keras.saving.deserialize_keras_object(value) for name, value in config.items()
         }
@@ -799,14 +823,10 @@ class Distiller(keras.Model):
             if entry["shapes"] is not None and not transfer.built:
                 transfer.build_from_config(entry["shapes"])
             transfers.append(transfer)
-        setup = self._setup
-        setup.restored = [_Placed(transfers[i], output) for i, output in placed]
+        self._setup.restored = [Placed(transfers[i], output) for i, output in places]
         self.compile(**arguments)
-        setup.restored = None
-        setup.explicit = setup_config["explicit"]
-        setup.order = setup_config["order"]
-        setup.binary = setup_config["binary"]
-        if self.student.built:
+        self._setup.restored = None
+        if self.student.built and all(transfer.built for transfer in transfers):
             # The optimizer's state is loaded into slots that must exist by then.
             self.optimizer.build(self.trainable_variables)
 
@@ -814,13 +834,48 @@ class Distiller(keras.Model):
         """Return nothing: student and transfers carry their own shapes."""
         return
 
+    def summary(
+        self,
+        line_length: int | None = None,
+        positions: Any = None,
+        print_fn: Callable[[str], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Print the student's summary and a table of the transfers.
+
+        Args:
+            line_length: As in `keras.Model.summary`.
+            positions: As in `keras.Model.summary`, for the student.
+            print_fn: Called with the text. Defaults to `print`.
+            **kwargs: As in `keras.Model.summary`, for the student.
+        """
+        self.student.summary(line_length, positions, print_fn, **kwargs)
+        rows = [
+            (
+                f"{row['name']} (x {row['weight']:g})",
+                _times_shape(row["teacher"], row["teacher_shape"]),
+                _times_shape(row["student"], row["student_shape"]),
+                row["projection"],
+                row["parameters"],
+            )
+            for row in self.summary_of_transfers()
+        ]
+        columns = ("Transfer", "Teacher", "Student", "Projector", "Params")
+        title = f'Transfers of "{self.name}"' + ("" if rows else ": none; compile it first")
+        print_fn = print if print_fn is None else print_fn
+        print_fn(table.render(columns, rows, title, line_length or 80) if rows else title)
+
     def summary_of_transfers(self) -> list[dict[str, Any]]:
         """What is transferred: one row a transfer.
 
         Returns:
             Dicts with `name`, `loss`, `teacher`, `student`, `projector`,
-            `weight`.
+            `weight`; `teacher_shape` and `student_shape`, `None` where only a
+            batch tells; `projection`, what the projector does, in words; and
+            `parameters`, how many numbers of projector and loss train beside
+            the student, `None` before they are made.
         """
+        shapes = self._seen_shapes()
         return [
             {
                 "name": transfer.name,
@@ -829,18 +884,53 @@ class Distiller(keras.Model):
                 "student": transfer.student or "output",
                 "projector": transfer.projector,
                 "weight": float(ops.convert_to_numpy(transfer.weight)),
+                "teacher_shape": shapes.get(transfer, (None, None))[0],
+                "student_shape": shapes.get(transfer, (None, None))[1],
+                "projection": _projection(transfer, shapes.get(transfer)),
+                "parameters": (
+                    sum(math.prod(v.shape) for v in transfer.trainable_variables)
+                    if transfer.built
+                    else None
+                ),
             }
             for transfer in self.transfers
         ]
 
+    def _seen_shapes(self) -> dict[Transfer, tuple[Any, Any]]:
+        """What each transfer reads on both sides, as far as that is known."""
+        setup, shapes = self._setup, {}
+        for transfer in self.transfers:
+            known = transfer.get_build_config()
+            if known is not None:
+                shapes[transfer] = (known["teacher_shape"], known["student_shape"])
+        inputs = getattr(self.student, "inputs", None)
+        if (
+            len(shapes) == len(self.transfers)
+            or not inputs
+            or any(None in tensor.shape[1:] for tensor in inputs)
+            or not setup.teacher.models
+            or self.student_inputs is not None
+            or self.teacher_inputs is not None
+        ):
+            return shapes
+        # One row of zeros shows the shapes; nothing is built or booked.
+        zeros = keras.tree.map_structure(
+            lambda tensor: ops.zeros((1, *tensor.shape[1:]), dtype=tensor.dtype),
+            inputs[0] if len(inputs) == 1 else self.student.input,
+        )
+        student = setup.student.read(zeros, False, setup.match.binary)
+        teacher = setup.teacher.read(zeros, None, setup.match.binary)
+        for transfer, output in setup.placed:
+            theirs = _pick(
+                teacher, transfer.teacher, setup.match.order[output], transfer.reads_logits
+            )
+            ours = _pick(student, transfer.student, output, transfer.reads_logits)
+            shapes.setdefault(transfer, (_shapes(theirs), _shapes(ours)))
+        return shapes
+
 
 DEFAULT_ALPHA = 0.5
 DEFAULT_TEMPERATURE = 2.0
-
-_NO_TEACHER = (
-    "This distiller was loaded without its teacher. Load it with "
-    "`keras_kd.load_distiller(path, teacher=teacher)` to go on training."
-)
 
 
 class _Setup:
@@ -850,10 +940,10 @@ class _Setup:
         self.from_logits = from_logits
         self.teacher: Teacher | None = None
         self.student: Any = None
-        self.placed: list[_Placed] = []
-        self.restored: list[_Placed] | None = None
-        self.order: list[int] = [0]
-        self.binary: list[bool] = [False]
+        self.placed: list[Placed] = []
+        self.restored: list[Placed] | None = None
+        self.match = outputs.Match([0], [False])
+        self.prepared = False
         self.explicit = False
         self.labeled = False
         self.evaluate_distillation = False
@@ -925,9 +1015,8 @@ def load_distiller(
     loaded.teacher_inputs = teacher_inputs
     loaded.student_inputs = student_inputs
     loaded._attach(made)
-    if made is not None:
-        setup.student.reset(_paths(p.transfer.student for p in setup.placed))
-        made.reset(_paths(p.transfer.teacher for p in setup.placed))
+    if made is not None and loaded.compiled:
+        loaded._adopt(setup.placed)
     return loaded
 
 
@@ -966,77 +1055,75 @@ def _pick(answer: Answer, taps: Any, output: int, logits: bool) -> Any:
     return answer.tensors[taps]
 
 
+def _projection(transfer: Transfer, shapes: tuple[Any, Any] | None) -> str:
+    """What stands between the student's features and the loss, in words."""
+    if transfer.projector is None:
+        return "none"
+    if not isinstance(transfer.projector, str):
+        return type(transfer.projector).__name__
+    if shapes is None or not all(isinstance(shape, tuple) for shape in shapes):
+        return transfer.projector
+    return projectors.describe(transfer.projector, *shapes)
+
+
+def _times_shape(taps: Any, shapes: Any) -> str:
+    """Where a transfer reads, and the shapes there without the batch."""
+    taps, shapes = (v if isinstance(v, list) else [v] for v in (taps, shapes))
+    return ", ".join(
+        tap if shape is None else f"{tap} {'x'.join(str(d or '?') for d in shape[1:])}"
+        for tap, shape in zip(taps, shapes)
+    )
+
+
 def _shapes(tensors: Any) -> Any:
     if isinstance(tensors, list):
         return [_shapes(tensor) for tensor in tensors]
     return (None, *tensors.shape[1:])
 
 
+def _transfers(placed: Sequence[Placed]) -> list[Transfer]:
+    """Each transfer once, though it may read several outputs."""
+    return list(dict.fromkeys(each.transfer for each in placed))
+
+
 def _total(terms: Sequence[Tensor]) -> Tensor:
-    total: Any = ops.zeros(())
+    """The sum, in float32 or in double precision where a term has it."""
+    if not terms:
+        return ops.zeros(())
+    dtype = keras.backend.result_type("float32", *(term.dtype for term in terms))
+    total: Any = 0.0
     for term in terms:
-        total = total + ops.cast(term, "float32")
+        total = total + ops.cast(term, dtype)
     return total
 
 
-def _per_output(values: Any, count: int) -> list[Any]:
-    """Labels or weights for each flat output; a single one serves all."""
-    if values is None:
-        return [None] * count
-    flat = keras.tree.flatten(values)
-    if len(flat) == count:
-        return list(flat)
-    return [flat[0]] * count if len(flat) == 1 else [None] * count
+def _times(weight: Tensor, value: Tensor) -> Tensor:
+    """`weight * value`, where the weight is a float32 scalar and the value may be double."""
+    dtype = keras.backend.result_type(weight.dtype, value.dtype)
+    return ops.cast(weight, dtype) * ops.cast(value, dtype)
 
 
-def _stopped(answer: Answer) -> tuple[Answer, Tensor]:
+def _stopped(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
     """The answer without gradients, zeroed and flagged if anything in it is not finite."""
-    read = (answer.logits, answer.tensors)
+    # What nobody reads is left out: each part costs a pass over its tensors.
+    read = Answer(answer.output if with_output else None, answer.logits, answer.tensors)
     finite: Any = ops.convert_to_tensor(True)
-    for tensor in keras.tree.flatten(read):
-        # One sum finds a NaN or infinity without a tensor of booleans.
-        finite = ops.logical_and(finite, ops.isfinite(ops.sum(ops.cast(tensor, "float32"))))
+    for tensor in keras.tree.flatten((answer.logits, answer.tensors)):
+        finite = ops.logical_and(finite, ops.all(ops.isfinite(tensor)))
 
     def clean(tensor: Any) -> Any:
         cleaned = ops.stop_gradient(ops.where(finite, tensor, ops.zeros_like(tensor)))
         return with_keras_mask(cleaned, keras_mask(tensor))
 
-    logits, tensors = keras.tree.map_structure(clean, read)
-    # The output beside its logits is read by losses between final outputs.
-    output = keras.tree.map_structure(clean, answer.output)
-    return Answer(output, logits, tensors), finite
+    return keras.tree.map_structure(clean, read, none_is_leaf=False), finite
 
 
-def _shaped_like(losses: Any, template: Any) -> bool:
-    """Whether losses are given output by output."""
-    if not isinstance(template, list | tuple | dict):
-        return False
-    names = _flat_names(template)
-    if isinstance(losses, dict):
-        return set(losses) <= set(names)
-    if not isinstance(losses, list | tuple) or len(losses) != len(names):
-        return False
-    return not any(isinstance(loss, Transfer) for loss in losses)
+def _zeros_unless(finite: Tensor, x: Any) -> Any:
+    """The batch, or zeros: what makes a teacher fail would make the student fail as well."""
 
+    def gate(tensor: Any) -> Any:
+        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)):
+            return tensor
+        return ops.where(finite, tensor, ops.zeros_like(tensor))
 
-def _flat_names(template: Any) -> list[str]:
-    return list(keras.tree.flatten(template)) if template is not None else []
-
-
-def _aligned(losses: Any, template: Any) -> list[Any]:
-    """One entry a flat output, in the order of the flat outputs."""
-    if isinstance(losses, dict):
-        if isinstance(template, dict):
-            order = list(keras.tree.flatten({key: key for key in template}))
-            return [losses.get(key) for key in order]
-        return [losses.get(name) for name in _flat_names(template)]
-    return list(losses)
-
-
-def _as_transfer(loss: Any, output: int, count: int, template: Any) -> Transfer:
-    if isinstance(loss, Transfer):
-        return loss
-    if count == 1:
-        return Transfer(loss)
-    name = getattr(loss, "name", None) or loss.__name__
-    return Transfer(loss, name=f"{_flat_names(template)[output]}_{name}")
+    return keras.tree.map_structure(gate, x, none_is_leaf=False)

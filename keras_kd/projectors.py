@@ -133,6 +133,8 @@ class Projector(keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
         self.steps = list(steps)
         self.description = description
+        # The loss takes the mask before the projector; Keras need not warn that it ends.
+        self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         """Build every step.

@@ -268,8 +268,32 @@ def read(model: Any, x: Any, taps: Mapping[str, Tap], training: bool) -> Reading
     return Reading(output, {name: values[0] for name, values in seen.items()})
 
 
-def watch_outputs(model: Any, x: Any) -> list[Output]:
-    """How the outputs of a model without a graph are made, seen in one eager pass.
+def calls(model: Any, x: Any, layers: Iterable[Any]) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Run a model once, in inference, and list what these layers return.
+
+    Args:
+        model: A Keras model.
+        x: A batch that the model reads.
+        layers: Layers or operations of the model.
+
+    Returns:
+        What the model returned, and `(layer, output)` of every call, in the order in which the
+        calls end.
+    """
+    seen: list[tuple[Any, Any]] = []
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+
+            def keep(result: Any, layer: Any = layer) -> None:
+                seen.append((layer, result))
+
+            stack.enter_context(_tapped(Tap(layer, "output"), keep))
+        output = _run(model, x, False)
+    return output, seen
+
+
+def watch_outputs(model: Any, x: Any) -> tuple[Any, list[Output]]:
+    """What a model without a graph returns and how that is made, seen in one eager pass.
 
     An output that is the very tensor that an inner layer returned was made by
     that layer.
@@ -279,7 +303,7 @@ def watch_outputs(model: Any, x: Any) -> list[Output]:
         x: A batch that the model reads.
 
     Returns:
-        One `Output` for each flat output.
+        What the model returned, and one `Output` for each flat output.
     """
     made: dict[int, Any] = {}
     kept = []
@@ -293,10 +317,39 @@ def watch_outputs(model: Any, x: Any) -> list[Output]:
 
             stack.enter_context(_tapped(Tap(layer, "output"), keep))
         output = _run(model, x, False)
-    return [
+    return output, [
         _from_operation(made[id(tensor)], 0) if id(tensor) in made else Output("unknown", None)
         for tensor in keras.tree.flatten(output)
     ]
+
+
+def output_template(model: Any) -> Any:
+    """The structure of a model's outputs with their names at the leaves.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        A name, or a list, tuple or dict of names; `None` where the model has
+        no graph.
+    """
+    structure = getattr(model, "output", None)
+    if structure is None:
+        outputs = getattr(model, "outputs", None)
+        if not outputs:
+            return None
+        structure = outputs[0] if len(outputs) == 1 else list(outputs)
+    return _named(structure, getattr(model, "output_names", None))
+
+
+def _named(structure: Any, names: Any) -> Any:
+    """A structure of outputs with their names at the leaves: a flat dict's keys are its names."""
+    if isinstance(structure, dict) and not any(map(keras.tree.is_nested, structure.values())):
+        return {key: key for key in structure}
+    flat = keras.tree.flatten(structure)
+    if not names or len(names) != len(flat):
+        names = [f"output_{i}" for i in range(len(flat))]
+    return keras.tree.pack_sequence_as(structure, list(names))
 
 
 def _run(model: Any, x: Any, training: bool) -> Any:
@@ -441,6 +494,11 @@ class Reader:
         self.from_logits = from_logits
         self.outputs = outputs_of(model)
         self.taps: dict[str, Tap] = {}
+        graph = getattr(model, "outputs", None)
+        self.template: Any = output_template(model)
+        self.shapes: list[Any] | None = (
+            [tuple(t.shape) for t in keras.tree.flatten(graph)] if graph else None
+        )
 
     def reset(self, paths: Iterable[str]) -> None:
         """Read these layers from now on.
@@ -449,6 +507,12 @@ class Reader:
             ValueError: If a path names no layer.
         """
         self.taps = {path: find(self.model, path, self.side) for path in paths}
+
+    @property
+    def settled(self) -> bool:
+        """Whether the layers alone tell what the outputs are and how they are made."""
+        told = self.from_logits is not None or "unknown" not in self.kinds()
+        return told and self.template is not None
 
     def inspect(self, x: Any) -> None:
         """Find out from a batch what the layers alone do not tell.
@@ -460,23 +524,31 @@ class Reader:
             ValueError: If outputs look like probabilities and nothing says how
                 to get their logits.
         """
+        if self.settled:
+            return
+        output, outputs = watch_outputs(self.model, x)
+        if _graph_outputs(self.model) is None:
+            self.outputs = outputs
+        flat = keras.tree.flatten(output)
+        self.template = _named(output, getattr(self.model, "output_names", None))
+        self.shapes = [(None, *tensor.shape[1:]) for tensor in flat]
         if self.from_logits is not None:
             return
-        if any(output.kind == "unknown" for output in self.outputs):
-            self.outputs = watch_outputs(self.model, x)
-        hidden = [i for i, output in enumerate(self.outputs) if output.kind == "unknown"]
-        if not hidden:
-            return
-        flat = keras.tree.flatten(_run(self.model, x, False))
-        for i in hidden:
-            values = ops.convert_to_numpy(ops.cast(flat[i], "float32"))
-            if values.size and values.min() >= 0 and values.max() <= 1:
+        for tensor, made in zip(flat, self.outputs):
+            values = ops.convert_to_numpy(ops.cast(tensor, "float32"))
+            if made.kind != "unknown" or not values.size:
+                continue
+            if values.min() >= 0 and values.max() <= 1:
                 raise ValueError(
                     f"The outputs of the {self.side} `{self.model.name}` lie between 0 and 1 and "
                     "come from no layer whose logits can be read: they look like probabilities. "
                     "Return logits, or pass `from_logits=False` to the distiller and their "
                     "logarithm is distilled (`from_logits=True` if they are logits)."
                 )
+
+    def run(self, x: Any, training: bool) -> Any:
+        """Return what the model returns."""
+        return _run(self.model, x, training)
 
     def kinds(self) -> list[str]:
         """`"logits"`, `"softmax"`, `"sigmoid"` or `"unknown"` for each flat output."""

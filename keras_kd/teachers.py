@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.taps import Answer, Reader
+from keras_kd.taps import output_template as output_template
 from keras_kd.typing import Tensor
 
 
@@ -68,6 +69,11 @@ class Teacher:
     def reset(self, paths: Sequence[str]) -> None:
         """Read these layers from now on."""
         raise NotImplementedError
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left that only a batch can tell of the outputs."""
+        return True
 
     def inspect(self, x: Any) -> None:
         """Find out from a concrete batch what the layers alone do not tell."""
@@ -155,16 +161,20 @@ class ModelTeacher(Teacher):
 
     def output_template(self) -> Any:
         """The structure of the outputs with names at its leaves, or `None` if unknown."""
-        return output_template(self.model)
+        return self._reader.template
 
     def output_shapes(self) -> list[Any] | None:
         """The shapes of the flat outputs, or `None` for a model without a graph."""
-        outputs = getattr(self.model, "outputs", None)
-        return [tuple(t.shape) for t in keras.tree.flatten(outputs)] if outputs else None
+        return self._reader.shapes
 
     def reset(self, paths: Sequence[str]) -> None:
         """Read these layers from now on."""
         self._reader.reset(paths)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the layers tell all there is to know of the outputs."""
+        return self._reader.settled
 
     def inspect(self, x: Any) -> None:
         """Find out from a concrete batch what the layers alone do not tell."""
@@ -263,6 +273,11 @@ class Ensemble(Teacher):
             by_member[owners[0]].append(inner)
         for i, inner_paths in by_member.items():
             self.members[i].reset(inner_paths)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the layers of all models tell all there is to know of the outputs."""
+        return all(member.settled for member in self.members)
 
     def inspect(self, x: Any) -> None:
         """Find out from a concrete batch what the layers alone do not tell."""
@@ -390,31 +405,6 @@ def require_model(model: Any, side: str) -> None:
     raise TypeError(
         f"The {side} must be a `keras.Model`. Received: {side} of type {type(model).__name__}."
     )
-
-
-def output_template(model: Any) -> Any:
-    """The structure of a model's outputs with their names at the leaves.
-
-    Args:
-        model: A Keras model.
-
-    Returns:
-        A name, or a list, tuple or dict of names; `None` where the model has
-        no graph.
-    """
-    structure = getattr(model, "output", None)
-    if structure is None:
-        outputs = getattr(model, "outputs", None)
-        if not outputs:
-            return None
-        structure = outputs[0] if len(outputs) == 1 else list(outputs)
-    if isinstance(structure, dict) and not any(map(keras.tree.is_nested, structure.values())):
-        return {key: key for key in structure}
-    names = getattr(model, "output_names", None)
-    flat = keras.tree.flatten(structure)
-    if not names or len(names) != len(flat):
-        names = [f"output_{i}" for i in range(len(flat))]
-    return keras.tree.pack_sequence_as(structure, list(names))
 
 
 # Last, since it builds on the classes above.

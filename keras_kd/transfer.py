@@ -84,7 +84,7 @@ class Transfer(keras.layers.Layer):
             )
         if isinstance(projector, str):
             projectors.require_kind(projector)
-        super().__init__(name=name or getattr(loss, "name", None) or loss.__name__, autocast=False)
+        super().__init__(name=name or _name_of(loss), autocast=False)
         self.loss = loss
         self.teacher = list(teacher) if isinstance(teacher, list | tuple) else teacher
         self.student = list(student) if isinstance(student, list | tuple) else student
@@ -212,8 +212,14 @@ class _FunctionLoss(keras.losses.Loss):
     """A user's function of teacher and student, weighted and reduced by Keras."""
 
     def __init__(self, function: Any) -> None:
-        super().__init__(name=function.__name__)
+        super().__init__(name=_name_of(function))
         self.call = function
+
+
+def _name_of(loss: Any) -> str:
+    """The name of a loss or function, `lambda` for one without."""
+    name = getattr(loss, "name", None) or getattr(loss, "__name__", None) or type(loss).__name__
+    return str(name).strip("<>")
 
 
 def _fit_weight(sample_weight: Tensor, tensors: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ class Watch(keras.callbacks.Callback):
 
     async_safe = True
 
-    def __init__(self) -> None:
+    def __init__(self, teacher: Any) -> None:
         super().__init__()
+        self.teacher = teacher
         self.epoch = 0
         self.batches = 0
         self.suspect: int | None = None
@@ -30,8 +31,10 @@ class Watch(keras.callbacks.Callback):
         self.live_values.clear()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Remember which epoch this is."""
+        """Remember which epoch this is, and let the teacher know."""
         self.epoch = epoch
+        if self.teacher is not None:
+            self.teacher.begin_epoch(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Stop before the next step if the teacher has failed."""
@@ -71,11 +74,23 @@ class Watch(keras.callbacks.Callback):
             bool(ops.all(ops.isfinite(ops.cast(v, "float32"))))
             for v in distiller.student.trainable_variables
         ):
-            raise FloatingPointError(
-                f"The outputs of the teacher `{distiller.teacher.name}` are NaN or infinite in "
-                f"batch {self.suspect + 1} of epoch {self.epoch + 1}. Training stopped; the "
-                "student has learned nothing of the teacher from that batch, and checkpoints of "
-                "earlier epochs are untouched. Check that batch's inputs and the teacher's weights."
-            )
+            raise teacher_failed(distiller.teacher.name, self._where())
         # The student itself diverged, which is for `TerminateOnNaN` to handle.
         self.suspect = None
+
+    def _where(self) -> str:
+        last = (self.suspect or 0) + 1
+        # Keras shows a callback only the last of the steps that it executes at once.
+        steps = self.model.steps_per_execution
+        first = (last - 1) // steps * steps + 1
+        batches = f"batch {last}" if first == last else f"one of the batches {first} to {last}"
+        return f"{batches} of epoch {self.epoch + 1}"
+
+
+def teacher_failed(name: str, where: str) -> FloatingPointError:
+    """What is raised when the teacher's outputs stop being finite."""
+    return FloatingPointError(
+        f"The outputs of the teacher `{name}` are NaN or infinite in {where}. Training stopped; "
+        "that batch gave the student no gradient, its weights are finite, and checkpoints of "
+        "earlier epochs are untouched. Check that batch's inputs and the teacher's weights."
+    )

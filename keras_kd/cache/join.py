@@ -99,7 +99,7 @@ def _plain(leaf: Any) -> np.ndarray:
 
 def _check_arrays(teacher: Any, data: Any) -> None:
     x = data[0]
-    lengths = {len(leaf) for leaf in keras.tree.flatten(data, none_is_leaf=False)}
+    lengths = {len(leaf) for leaf in keras.tree.flatten(data) if leaf is not None}
     for length in sorted(lengths):
         reader.require_count(teacher.caches[0], length)
     for start in range(0, teacher.count, 4096):
@@ -350,7 +350,7 @@ class _PyJoin(keras.utils.PyDataset):
         )
         self.teacher = teacher
         self.data = data
-        first, self.size = _joined(teacher, data[0], 0, 0)
+        _, self.size = _joined(teacher, data[0], 0, 0)
         _check_view(teacher, keras.utils.unpack_x_y_sample_weight(data[0])[0])
         if data.num_batches is None or data.num_batches != math.ceil(teacher.count / self.size):
             raise ValueError(

@@ -34,9 +34,7 @@ def read_manifest(root: Any) -> Manifest:
     """
     file = root / layout.MANIFEST
     if not has_manifest(root):
-        shards = root.exists() and any(
-            each.name.startswith("records-") for each in root.iterdir()
-        )
+        shards = root.exists() and any(each.name.startswith("records-") for each in root.iterdir())
         raise FileNotFoundError(
             f"`{root}` holds no teacher's cache: there is no `{layout.MANIFEST}`"
             + (" beside its shards" if shards else "")
@@ -167,9 +165,7 @@ def decode(records: np.ndarray) -> dict[str, Tensor]:
         int32, without seeds.
     """
     return {
-        name: np.ascontiguousarray(
-            records[name], "int32" if name.startswith("classes") else None
-        )
+        name: np.ascontiguousarray(records[name], "int32" if name.startswith("classes") else None)
         for name in records.dtype.names or ()
         if name != "seed"
     }
@@ -202,9 +198,7 @@ def find_problems(root: Any, manifest: Manifest, whole: bool) -> list[str]:
             elif whole:
                 order.update(inputs.read_bytes())
     if whole and not problems and order.hexdigest() != manifest.order:
-        problems.append(
-            "an `inputs-*.crc` is damaged: their SHA-256 is not that of the manifest"
-        )
+        problems.append("an `inputs-*.crc` is damaged: their SHA-256 is not that of the manifest")
     return problems
 
 

@@ -121,5 +121,9 @@ def views(augment: Callable[[Any, int], Any], x: Any, seed: np.ndarray) -> Any:
 
 
 def name_of(augment: Callable[..., Any]) -> str:
-    """What an augmentation is called in the manifest."""
-    return f"{getattr(augment, '__module__', '')}.{getattr(augment, '__qualname__', type(augment))}"
+    """What an augmentation is called in the manifest.
+
+    Without its module: the same function is `__main__.augment` in a script and
+    `script.augment` where it is imported.
+    """
+    return str(getattr(augment, "__qualname__", type(augment).__qualname__))

@@ -32,7 +32,7 @@ def folder(path: Any) -> Any:
     if not is_remote(path):
         return pathlib.Path(path)
     try:
-        from etils import epath
+        from etils import epath  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(
             f"`{os.fspath(path)}` is a URL, and URLs are read with etils, which is not installed. "
@@ -186,4 +186,3 @@ def close_names(name: str, known: Iterable[str]) -> str:
     """A hint at names like the one that was not found."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(f'`{match}`' for match in close)}?" if close else ""
-

@@ -13,11 +13,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_kd import teachers
 from keras_kd.cache import layout, samples, sources, storage
-from keras_kd.cache.layout import Layout, Manifest, Output
+from keras_kd.cache.answers import Answers
+from keras_kd.cache.layout import Manifest
 from keras_kd.cache.reader import has_manifest, read_manifest
 
 
@@ -125,8 +125,8 @@ def write(
     made = teachers.make(teacher, from_logits)
     if made is None or not made.models:
         raise TypeError(
-            "The teacher of a cache is a `keras.Model`, a list of them, or an `Ensemble`. Received: "
-            f"teacher={teacher!r}."
+            "The teacher of a cache is a `keras.Model`, a list of them, or an `Ensemble`. "
+            f"Received: teacher={teacher!r}."
         )
     made = teachers.apart(made)
     if isinstance(taps, str):
@@ -142,7 +142,7 @@ def write(
     writer = _Writer(
         root=root,
         source=source,
-        teacher=_Teacher(made, list(taps), top_k, dtype, teacher_inputs, binary),
+        teacher=Answers(made, list(taps), top_k, dtype, teacher_inputs, binary),
         views=_Views(augment, seed, epochs),
         process=(process_index, process_count),
         progress=progress or (lambda done, total: None),
@@ -182,143 +182,6 @@ def _writable(root: Any) -> Any:
     return root
 
 
-class _Answers(keras.Model):
-    """What is stored of a batch, computed as `predict` computes."""
-
-    def __init__(self, run: Callable[[Any], dict[str, Any]]) -> None:
-        super().__init__(name="keras_kd_cache", autocast=False)
-        self._run = run
-        self.built = True
-
-    def call(self, inputs: Any) -> dict[str, Any]:
-        return self._run(inputs)
-
-
-class _Teacher:
-    """The teacher and the form in which its answers are stored."""
-
-    layout: Layout
-
-    def __init__(
-        self,
-        teacher: teachers.Teacher,
-        taps: list[str],
-        top_k: int | None,
-        dtype: str,
-        teacher_inputs: Callable[[Any], Any] | None,
-        binary: bool | None,
-    ) -> None:
-        self.teacher = teacher
-        self.taps = taps
-        self.top_k = top_k
-        self.dtype = dtype
-        self.reads = teacher_inputs or (lambda x: x)
-        self.binary = binary
-        self.is_binary: list[bool] = []
-        self._shapes: list[tuple[int, ...]] = []
-        self._compiled: Any = None
-
-    def prepare(self, x: Any, seeded: bool) -> np.ndarray:
-        """Find the form of a record from a first batch, and give that batch's records."""
-        if "unknown" in self.teacher.kinds:
-            self.teacher.inspect(self.reads(x))
-        kinds = ["logits" if kind == "unknown" else kind for kind in self.teacher.kinds]
-        self.is_binary = [bool(self.binary) or kind == "sigmoid" for kind in kinds]
-        shapes = self.teacher.output_shapes()
-        if shapes is not None:
-            self._find_one_unit(shapes)
-        self._compiled = _Answers(self._run)
-        answers = self._compiled.predict_on_batch(x)
-        if shapes is None and self._find_one_unit(self._shapes):
-            self._compiled = _Answers(self._run)
-            answers = self._compiled.predict_on_batch(x)
-        self.layout = Layout(
-            tuple(
-                Output(shape, kind, binary, self.top_k)
-                for shape, kind, binary in zip(self._shapes, kinds, self.is_binary)
-            ),
-            tuple((path, answers[f"tap_{i}"].shape[1:]) for i, path in enumerate(self.taps)),
-            self.dtype,
-            seeded,
-        )
-        return self._records(answers, 0)
-
-    def _find_one_unit(self, shapes: Sequence[Any]) -> bool:
-        """Count outputs of one unit as binary; tells whether that was news."""
-        if self.binary is not None:
-            return False
-        before = list(self.is_binary)
-        self.is_binary = [known or shape[-1] == 1 for known, shape in zip(before, shapes)]
-        return before != self.is_binary
-
-    def records(self, x: Any, row: int) -> np.ndarray:
-        """The records of a batch that begins at row `row`."""
-        return self._records(self._compiled.predict_on_batch(x), row)
-
-    def _run(self, x: Any) -> dict[str, Any]:
-        answer = self.teacher.read(self.reads(x), None, self.is_binary)
-        # Known while the function is traced, and needed for the form of a record.
-        self._shapes = [tuple(int(n) for n in z.shape[1:]) for z in answer.logits]
-        stored: dict[str, Any] = {}
-        finite = []
-        for i, logits in enumerate(answer.logits):
-            logits = ops.cast(logits, "float32")
-            finite.append(logits)
-            if self.top_k is None:
-                stored[f"logits_{i}"] = logits
-                continue
-            if self.is_binary[i]:
-                raise ValueError(
-                    f"`top_k` keeps the most probable of exclusive classes. Received: top_k="
-                    f"{self.top_k} and the teacher `{self.teacher.name}`, whose output {i} has "
-                    "independent units. Pass `top_k=None`."
-                )
-            layout.require_top_k(self.top_k, int(logits.shape[-1]))
-            log_p = ops.log_softmax(logits, axis=-1)
-            # float16 holds no more than 65504; nothing is lost below exp(-60000).
-            stored[f"values_{i}"], stored[f"classes_{i}"] = ops.top_k(
-                ops.maximum(log_p, -60000.0), self.top_k
-            )
-        for i, path in enumerate(self.taps):
-            stored[f"tap_{i}"] = ops.cast(answer.tensors[path], "float32")
-            finite.append(stored[f"tap_{i}"])
-        result = {
-            name: tensor if name.startswith("classes") else ops.cast(tensor, self.dtype)
-            for name, tensor in stored.items()
-        }
-        result["finite"] = _all_finite(finite)
-        held = [t for name, t in result.items() if name.startswith(("logits", "tap"))]
-        result["held"] = _all_finite(held) if held else result["finite"]
-        return result
-
-    def _records(self, answers: dict[str, Any], row: int) -> np.ndarray:
-        for name, reason in (
-            ("finite", "are NaN or infinite. Check that sample and the teacher's weights"),
-            ("held", 'are larger than float16 holds, 65504. Write the cache with dtype="float32"'),
-        ):
-            if not answers[name].all():
-                first = row + int(np.flatnonzero(~answers[name])[0])
-                raise ValueError(
-                    f"The answers of the teacher `{self.teacher.name}` to row {first} {reason}. "
-                    "Finished shards are untouched."
-                )
-        records = np.empty(len(answers["finite"]), self.layout.record)
-        for name in self.layout.record.names:
-            if name != "seed":
-                records[name] = answers[name]
-        return records
-
-
-def _all_finite(tensors: Sequence[Any]) -> Any:
-    """For each sample whether all its values are finite."""
-    result: Any = None
-    for tensor in tensors:
-        flat = ops.isfinite(ops.reshape(tensor, (ops.shape(tensor)[0], -1)))
-        every = ops.all(flat, axis=-1)
-        result = every if result is None else ops.logical_and(result, every)
-    return result
-
-
 @dataclasses.dataclass
 class _Views:
     """Which view of the data each epoch shows."""
@@ -326,18 +189,26 @@ class _Views:
     augment: Callable[[Any, int], Any] | None
     seed: int
     epochs: int
+    first_view: int | None = None
 
     def __call__(self, x: Any, epoch: int, row: int, count: int) -> tuple[Any, Any]:
         """One batch as the teacher sees it, and the seeds or `None`."""
         if self.augment is None:
             return x, None
         seed = samples.seeds(self.seed, epoch, np.arange(row, row + count))
-        return samples.views(self.augment, x, seed), seed
+        view = samples.views(self.augment, x, seed)
+        if epoch == 0 == row:
+            self.first_view = int(samples.digests(view)[0])
+        return view, seed
 
     def to_json(self) -> dict[str, Any] | None:
         if self.augment is None:
             return None
-        return {"name": samples.name_of(self.augment), "seed": self.seed}
+        return {
+            "name": samples.name_of(self.augment),
+            "seed": self.seed,
+            "first_view": self.first_view,
+        }
 
 
 class _Shard:
@@ -400,7 +271,7 @@ class _Writer:
         self,
         root: Any,
         source: sources.Source,
-        teacher: _Teacher,
+        teacher: Answers,
         views: _Views,
         process: tuple[int, int],
         progress: Callable[[int, int | None], None],
@@ -422,6 +293,8 @@ class _Writer:
         sources.require_batched(x, self.teacher.teacher.models[0])
         view, seed = self.views(x, 0, 0, len(keras.tree.flatten(x)[0]))
         self.first = self.teacher.prepare(view, seed is not None)
+        if seed is not None:
+            self.first["seed"] = seed
         teacher = self.teacher.teacher
         self.manifest = Manifest(
             teacher={"name": teacher.name, "fingerprint": teacher.fingerprint()},
@@ -519,7 +392,9 @@ class _Writer:
                     if shard is None:
                         shard = self._open(epoch, i, stack)
                     with self._named_failure(i):
-                        shard.append(records[start - row : stop - row], crc[start - row : stop - row])
+                        shard.append(
+                            records[start - row : stop - row], crc[start - row : stop - row]
+                        )
                         if stop == (i + 1) * size:
                             self.finished[epoch, i] = shard.finish()
                             shard = None
@@ -572,7 +447,10 @@ class _Writer:
             if (0, i) not in self.finished:
                 continue
             if self._known[0] != i:
-                self._known = i, np.frombuffer((self.root / layout.inputs_file(i)).read_bytes(), "<u4")
+                self._known = (
+                    i,
+                    np.frombuffer((self.root / layout.inputs_file(i)).read_bytes(), "<u4"),
+                )
             known = self._known[1]
             start, stop = max(row, i * size), min(row + len(crc), (i + 1) * size)
             known, found = known[start - i * size : stop - i * size], crc[start - row : stop - row]
@@ -601,9 +479,7 @@ class _Writer:
         """Put all checksums into the manifest if every shard is there."""
         manifest = self.manifest
         count = manifest.count or 0
-        wanted = list(
-            itertools.product(range(manifest.epochs), range(manifest.shard_count(count)))
-        )
+        wanted = list(itertools.product(range(manifest.epochs), range(manifest.shard_count(count))))
         if earlier is not None and earlier.complete:
             # What other processes completed in the meantime counts as well.
             manifest.versions = earlier.versions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ for _name, _command in _COMMANDS.items():
 
 # Typer's base class of all usage errors is not public under one name in all of its versions; it is
 # the parent of `BadParameter`, which is.
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
 # What the checks, the loaders and the exporter raise for input that cannot be used. Anything else
 # is a mistake of this program, and keeps its traceback.
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     except _UsageError as error:
         command = next((word for word in arguments if not word.startswith("-")), "")
         page = f"keras-kd {command} --help" if command in _COMMANDS else "keras-kd --help"
-        reason = _one_line(str(error)).rstrip(".")
+        reason = _one_line(error.format_message()).rstrip(".")
         return _fail(f"{reason}. See `{page}`.", 2)
     except (KeyboardInterrupt, typer.Abort):
         code = 130

@@ -72,8 +72,16 @@ class Terminal:
             disable=self.quiet,
         )
         # Libraries announce downloads and the like on stdout, which `--json` reserves.
-        with contextlib.redirect_stdout(sys.stderr), progress:
-            yield Work(progress)
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                yield Work(progress)
+            except BaseException:
+                # What failed is said in one line: no half-filled bars above it.
+                progress.live.transient = True
+                raise
+            finally:
+                # `progress.stop` would add an empty line where nobody watches.
+                progress.live.stop()
 
 
 class Work:
@@ -90,6 +98,8 @@ class Work:
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """Report `done` of `total` steps of a stage; `detail` stands behind the bar."""
         if stage not in self._bars:
+            # Not before: an empty display would print an empty line.
+            self._progress.start()
             self._bars[stage] = self._progress.add_task(stage, total=total, detail="")
         self._progress.update(self._bars[stage], completed=done, total=total, detail=detail)
 
@@ -105,7 +115,8 @@ def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: in
     Returns:
         The table, without colors or markup of its own.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    gap = 1 if Console().width < 100 else 3
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < left else "right", no_wrap=True)
     for row in rows:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+import keras_kd.export
 from keras_kd import datasets
 from keras_kd.cli import inputs, trial
 from keras_kd.cli.console import Terminal, import_keras, native_silence, plain_table
@@ -60,16 +61,17 @@ def demo(
     started = time.monotonic()
     terminal = Terminal(as_json=as_json, quiet=quiet)
     folder = Path(out) if out is not None else Path("runs") / _slug(data)
-    import_keras()
-    import keras_kd.export
-
+    # The cheap checks come first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
+    if data.startswith("tfds:"):
+        import_keras()
     with terminal.working():
         loaded = datasets.load(
             data,
             data_dir=data_dir,
             image_size=None if image_size is None else (image_size, image_size),
         )
+    import_keras()
     model = None
     if teacher is not None:
         model = inputs.load_model(teacher, "teacher")
@@ -88,6 +90,7 @@ def demo(
             calibration=loaded.x_train,
             evaluation=(loaded.x_validation, loaded.y_validation),
             labels=loaded.class_names,
+            name=_slug(data),
             history=chosen.history,
             teacher=model,
             overwrite=overwrite,
@@ -105,7 +108,7 @@ def demo(
                 json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
             ),
         )
-    terminal.result({**result, "out": str(folder)}, _table(result), "", *_remarks(result, folder))
+    terminal.result({**result, "out": str(folder)}, table(result), "", *remarks(result, folder))
     raise typer.Exit(0 if result["best"] is not None else 1)
 
 
@@ -232,7 +235,15 @@ def _result(
     }
 
 
-def _table(result: dict[str, Any]) -> Any:
+def table(result: dict[str, Any]) -> Any:
+    """Lay the figures out as a table of at most 80 columns.
+
+    Args:
+        result: What `demo.json` holds.
+
+    Returns:
+        A `rich.table.Table`.
+    """
     from keras_kd.export.report import latency, size
 
     models = result["models"]
@@ -287,7 +298,16 @@ def _table(result: dict[str, Any]) -> Any:
     return plain_table(headings, rows)
 
 
-def _remarks(result: dict[str, Any], folder: Path) -> list[str]:
+def remarks(result: dict[str, Any], folder: Path) -> list[str]:
+    """Say what the figures mean, which file to take, and what was seen on the way.
+
+    Args:
+        result: What `demo.json` holds.
+        folder: Where the files are.
+
+    Returns:
+        One paragraph each.
+    """
     samples = result["data"]["samples"]
     lines = [_verdict(result)]
     best = next((row for row in result["files"] if row["file"] == result["best"]), None)
@@ -295,10 +315,11 @@ def _remarks(result: dict[str, Any], folder: Path) -> list[str]:
         lines.append("No file passed its check: the reasons are below and in report.html.")
     else:
         ratio = result["models"]["teacher"]["bytes"] / best["bytes"]
+        limit = 100 * result["max_drop"]
         lines.append(
-            f"* Take {best['file']}: the smallest that lost at most {100 * result['max_drop']:g} "
-            f"% on the {samples['validation']:,} validation images; {ratio:.1f} times smaller "
-            "than the teacher's weights."
+            f"* Take {best['file']}: the smallest that lost at most {limit:g} "
+            f"{'point' if limit == 1 else 'points'} on the {samples['validation']:,} validation "
+            f"images; {ratio:.1f} times smaller than the teacher's weights."
         )
     for row in result["files"]:
         lines.extend(f"! {row['name']}: {flag}." for flag in row["flags"])

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+import keras_kd.export
 from keras_kd.cli import inputs
 from keras_kd.cli.console import Terminal, import_keras
 
@@ -15,11 +16,11 @@ def export(
     student: Annotated[str, typer.Argument(metavar="STUDENT.keras", help="The model to export.")],
     calibration: Annotated[
         str | None,
-        typer.Option(metavar="FILE.npz", help="Typical inputs, for int8: an array `x`."),
+        typer.Option(metavar="DATA", help="Typical inputs, which int8 needs."),
     ] = None,
     evaluation: Annotated[
         str | None,
-        typer.Option(metavar="FILE.npz", help="What the files are tested on: `x`, and `y`."),
+        typer.Option(metavar="DATA", help="Inputs, and labels, to test the files on."),
     ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder to write.  [default: exported/NAME]")
@@ -35,34 +36,36 @@ def export(
     labels: Annotated[
         str | None, typer.Option(help="Names of the classes, separated by commas.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="First part of the file names.  [default: as STUDENT]")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No notes or progress bars.")
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """Export a model to TFLite and ONNX, run every file, and say which one to take.
 
-    FILE.npz holds `x` (and `y`: class numbers, or targets), or one array for each input by its
-    name, or a data set with `x_train`, `y_train`, `x_test`, `y_test`: then training images
-    calibrate and validation images evaluate.
+    DATA is a `.npz` file that holds `x` (and `y`: class numbers, or targets), or one array for
+    each input by its name. It may also be a data set, `digits`, `tfds:NAME` or a `.npz` file with
+    `x_train`, `y_train`, `x_test`, `y_test`: then training images calibrate and validation images
+    evaluate.
 
     Exit code 0 if a file passed, 1 if none did, 2 for bad input.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     folder = Path(out) if out is not None else Path("exported") / Path(student).stem
-    import_keras()
-    import keras_kd.export
-
+    # The cheap check comes first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
+    import_keras()
     model = inputs.load_model(student, "model")
     given: dict[str, Any] = {}
+    notes: list[str] = []
     for role, path in (("calibration", calibration), ("evaluation", evaluation)):
         if path is not None:
             x, y, note = inputs.read_samples(path, role, model)
-            terminal.note(note)
+            notes.append(note)
             given[role] = x if role == "calibration" or y is None else (x, y)
     with terminal.working() as work:
         report = keras_kd.export.export_model(
@@ -73,6 +76,7 @@ def export(
             max_drop=max_drop,
             objective=objective,
             labels=None if labels is None else _words(labels),
+            name=name or Path(student).stem,
             overwrite=overwrite,
             progress=work,
             **given,
@@ -82,6 +86,7 @@ def export(
         report.to_dict(),
         report.table(),
         "",
+        *notes,
         f"Files and report.html are in {folder}. Check them with: keras-kd verify {folder}",
     )
     raise typer.Exit(0 if report.best is not None else 1)

@@ -7,6 +7,7 @@ import os
 import zipfile
 from typing import Any
 
+from keras_kd import datasets
 from keras_kd.datasets import files
 
 
@@ -29,6 +30,8 @@ def load_model(path: str, what: str) -> Any:
     from keras_kd import checks
 
     advice = "Expected a file that `model.save('name.keras')` wrote"
+    if not os.path.exists(path):
+        raise ValueError(f"The {what} `{path}` does not exist. {advice}.")
     if os.path.isdir(path):
         raise ValueError(f"The {what} `{path}` is a folder. {advice}.")
     if os.path.isfile(path) and not path.endswith(".keras"):
@@ -53,9 +56,7 @@ def load_model(path: str, what: str) -> Any:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         # Classes that are not known, lambdas, weights of other shapes: each has its own type.
-        raise ValueError(
-            f"The {what} `{path}` cannot be loaded: {_first_sentence(error)} {_mend(error)}"
-        ) from error
+        raise ValueError(f"The {what} `{path}` cannot be loaded: {_why(error)}") from error
     if not isinstance(model, keras.Model):
         raise ValueError(
             f"The {what} `{path}` holds a {type(model).__name__}, not a model. {advice}."
@@ -106,14 +107,14 @@ def check_classifier(model: Any, what: str, data: Any) -> None:
 
 
 def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
-    """Read inputs, and labels if there are any, for a model from a `.npz` file.
+    """Read inputs, and labels if there are any, for a model.
 
-    The file holds `x` and maybe `y`; or one array for each input of the model by its name, and
-    maybe `y` or one array for each output; or it is a data set with `x_train` and the rest, of
-    which the calibration takes training images and the evaluation validation images.
+    A `.npz` file holds `x` and maybe `y`; or one array for each input of the model by its name, and
+    maybe `y` or one array for each output; or it is a data set with `x_train` and the rest. Of a
+    data set the calibration takes training images and the evaluation validation images.
 
     Args:
-        path: Path of the file.
+        path: Path of the file, or the name of a data set.
         role: `"calibration"` or `"evaluation"`.
         model: The model that reads them.
 
@@ -123,9 +124,15 @@ def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
     Raises:
         ValueError: If the file cannot be read or holds none of these.
     """
+    import keras
+
+    from keras_kd.teachers import output_template
+
+    if not path.endswith(".npz"):
+        return _of_dataset(path, role)
     arrays = files.read(path)
     inputs = [tensor.name for tensor in model.inputs or []]
-    outputs = list(model.output_names or [])
+    outputs = keras.tree.flatten(output_template(model))
     if "x" in arrays:
         x, y = arrays["x"], arrays.get("y")
     elif inputs and set(inputs) <= set(arrays):
@@ -136,10 +143,7 @@ def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
         if y is None and outputs and set(outputs) <= set(arrays):
             y = {name: arrays[name] for name in outputs}
     elif "x_train" in arrays:
-        data = files.load(path)
-        split = "train" if role == "calibration" else "validation"
-        x, y = getattr(data, f"x_{split}"), getattr(data, f"y_{split}")
-        return x, y, f"{role}: {len(x):,} {split} images of `{path}`."
+        return _of_dataset(path, role)
     else:
         wanted = " and ".join(f"`{name}`" for name in inputs) or "one array an input"
         raise ValueError(
@@ -148,18 +152,29 @@ def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
             "or `x_train`, `y_train`, `x_test` and `y_test`."
         )
     count = len(next(iter(x.values()))) if isinstance(x, dict) else len(x)
-    return x, y, f"{role}: {count:,} samples of `{path}`."
+    return x, y, f"{role.capitalize()}: {count:,} samples of {path}."
 
 
-def _first_sentence(error: BaseException) -> str:
+def _of_dataset(name: str, role: str) -> tuple[Any, Any, str]:
+    data = datasets.load(name)
+    if role == "calibration":
+        return data.x_train, None, f"Calibration: the training images of {name}."
+    count = len(data.x_validation)
+    return (
+        data.x_validation,
+        data.y_validation,
+        f"Evaluation: the {count:,} validation images of {name}.",
+    )
+
+
+def _why(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0].rstrip(".")[:240] + "."
-
-
-def _mend(error: BaseException) -> str:
-    text = str(error).lower()
-    if "lambda" in text or "unsafe" in text or "safe_mode" in text:
-        return "Files with code in them are not loaded: put a layer class in place of the Lambda."
-    if "class" in text or "custom" in text or "register" in text:
-        return "Models with classes of your own are exported from Python, where they are imported."
-    return "Save it again with the Keras version in use."
+    if "lambda" in text.lower() or "unsafe" in text.lower():
+        return (
+            "it holds code, as Lambda layers do, and code in files is never run. Put a layer class "
+            "in place of the Lambda and save the model again."
+        )
+    first = text.split(". ")[0].rstrip(".")[:240]
+    if "register" in text.lower() or "custom" in text.lower():
+        return f"{first}. Models with classes of your own are used from Python, which imports them."
+    return f"{first}. Save it again with the Keras version in use."

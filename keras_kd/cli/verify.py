@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from keras_kd.cli.console import Terminal, import_keras
+import keras_kd.export
+from keras_kd.cli.console import Terminal
 
 
 def verify(
@@ -20,9 +21,6 @@ def verify(
     does not answer so, 2 if a file is missing, swapped or edited.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    import_keras()
-    import keras_kd.export
-
     with terminal.working() as work:
         report = keras_kd.export.verify(folder, progress=work)
     problems = list(report.problems)

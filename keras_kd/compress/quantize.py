@@ -192,7 +192,7 @@ class _Maker:
         self.quantizers: dict[tuple[int, str], FakeQuantize] = {}
         # The new graph's tensors that are no inputs, kept so that no id is used again.
         self.produced: dict[int, Tensor] = {}
-        self.entered: dict[int, Tensor] = {}
+        self.entered: dict[int, tuple[Tensor, Tensor]] = {}
 
     # -- layers -------------------------------------------------------------------------------
 
@@ -340,16 +340,15 @@ class _Maker:
 
     def _enter(self, value: Any, graph: Graph, plan: _Plan) -> Any:
         """An input of the model, rounded once for all its readers."""
-        if not isinstance(value, keras.KerasTensor) or id(value) in self.produced:
+        if not isinstance(value, keras.KerasTensor):
             return value
-        if value.name not in plan.rounded:
+        if id(value) in self.entered:
+            return self.entered[id(value)][1]
+        if id(value) in self.produced or value.name not in plan.rounded:
             return value
-        if id(value) not in self.entered:
-            rounded = self._round(value, graph, plan, value.name)
-            self.entered[id(value)] = self._keep(rounded)
-            self._keep(value)
-            return rounded
-        return self.entered[id(value)]
+        rounded = self._keep(self._round(value, graph, plan, value.name))
+        self.entered[id(value)] = (value, rounded)
+        return rounded
 
     def _round(self, outputs: Tensor, graph: Graph, plan: _Plan, name: str) -> Tensor:
         if "float" not in keras.backend.standardize_dtype(outputs.dtype):

@@ -256,6 +256,8 @@ def _recurrent(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> T
     if len(shape) != 3 or shape[1] is None or graph.fixed_argument(name, "initial_state"):
         return Treatment("float", "its number of steps is not fixed, or it is given a state")
     steps = shape[1]
+    if steps < 2:
+        return Treatment("float", "a single step")
     if steps > MOST_RECURRENT_STEPS:
         return Treatment("float", f"unrolling {steps} steps; int8 up to {MOST_RECURRENT_STEPS}")
     if _masked(graph):

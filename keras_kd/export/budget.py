@@ -8,19 +8,23 @@ from typing import Any
 # rounding explains. A lost activation or a misread weight lies far beyond.
 _TOLERANCE = {"float32": (1e-3, 60.0), "float16": (3e-2, 35.0)}
 
+# A quantization-aware model rounds its activations in Keras too, and its float files do not.
+_AWARE_TOLERANCE = (0.5, 10.0)
+
 # Regression has no accuracy to lose: its files must keep nine tenths of the signal's amplitude.
 _LEAST_SQNR = 20.0
 
 _SLOWER = 1.25
 
 
-def judge(rows: list[dict[str, Any]], reference: dict[str, Any], max_drop: float | None) -> None:
+def judge(rows: list[dict[str, Any]], reference: dict[str, Any], max_drop: float | None, aware: bool) -> None:
     """Mark the rows of measured files that fail, and flag what deserves a second look.
 
     Args:
         rows: Entries of the manifest, changed in place.
         reference: Figures of the Keras model.
         max_drop: Accuracy that may be lost, 0..1, or `None`.
+        aware: Whether the Keras model is quantization-aware.
     """
     floats = {row["format"]: row for row in rows if row["precision"] == "float32" and row["bytes"]}
     for row in rows:
@@ -32,18 +36,18 @@ def judge(rows: list[dict[str, Any]], reference: dict[str, Any], max_drop: float
             if figures["accuracy"] is None or reference["accuracy"] is None
             else reference["accuracy"] - figures["accuracy"]
         )
-        stage, reason = _fault(row, max_drop)
+        stage, reason = _fault(row, max_drop, aware)
         if reason:
             row.update(status="failed", stage=stage, reason=reason)
         row["flags"] += _flags(row, floats.get(row["format"]))
 
 
-def _fault(row: dict[str, Any], max_drop: float | None) -> tuple[str, str]:
+def _fault(row: dict[str, Any], max_drop: float | None, aware: bool) -> tuple[str, str]:
     figures = row["metrics"]
     if not figures["finite"]:
         return "verify", "it gives NaN or infinite values on the evaluation data"
     if row["precision"] in _TOLERANCE:
-        relative, decibels = _TOLERANCE[row["precision"]]
+        relative, decibels = _AWARE_TOLERANCE if aware else _TOLERANCE[row["precision"]]
         if figures["relative"] > relative or figures["sqnr"] < decibels:
             return "verify", (
                 f"its outputs differ from the Keras model's by up to {figures['worst']:.3g} "

@@ -52,6 +52,9 @@ def read(data: Any, what: str, *, several_inputs: bool, limit: int | None = None
     x, y = _from_batches(_batches(data, what), what, limit) if _is_stream(data) else _split(data)
     if not several_inputs and isinstance(x, (list, tuple)):
         x = np.asarray(x)
+    if isinstance(y, (list, tuple)) and not any(hasattr(part, "__array__") for part in y):
+        # Plain Python numbers are the rows of one output, arrays one output each.
+        y = np.asarray(y)
     x, y = _map(_array, x), (None if y is None else _map(_array, y))
     lengths = {len(array) if array.ndim else 0 for array in (*_leaves(x), *_leaves(y))}
     if not lengths or 0 in lengths:

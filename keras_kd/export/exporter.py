@@ -145,10 +145,10 @@ def export_model(
             calibrated,
             tasks,
             Path(temporary),
-            {"allow_flex": allow_flex, "opset": opset},
+            {"allow_flex": allow_flex, "opset": opset, "quantized": quantization_aware},
             tell,
         )
-        budget.judge(rows, reference.figures, max_drop)
+        budget.judge(rows, reference.figures, max_drop, quantization_aware)
         arrays = {key: array[: reference.stored] for key, array in reference.arrays().items()}
         np.savez_compressed(stage / "evaluation.npz", **arrays)
         content = {

@@ -60,24 +60,26 @@ class LiteRT:
         endpoint = "static" if self._static else "dynamic"
         if precision != "int8":
             return self._convert(self._converter(endpoint), precision, strict=False)
+        form = "quantized" if self._source.quantized else "float"
         # Calibrating a loop ends the process with a segmentation fault; unrolled, it has no loop.
-        unroll = self._source.recurrent
-        if unroll:
-            endpoint = "dynamic"
+        if self._source.recurrent and not self._source.quantized:
+            endpoint, form = "dynamic", "unrolled"
             notes[:] = ["recurrent layers are unrolled: the number of time steps is fixed"]
+        if self._source.quantized:
+            return self._convert(self._converter(endpoint, form), "int8", strict=False)
         try:
-            return self._convert(self._converter(endpoint, unroll), "int8", strict=True)
+            return self._convert(self._converter(endpoint, form), "int8", strict=True)
         except Exception as error:
             reason = _first_line(error)
-        blob = self._convert(self._converter(endpoint, unroll), "int8", strict=False)
+        blob = self._convert(self._converter(endpoint, form), "int8", strict=False)
         notes.append(f"some operators have no int8 form and stay float ({reason})")
         return blob
 
-    def _converter(self, endpoint: str, unroll: bool = False) -> Any:
+    def _converter(self, endpoint: str, form: str = "float") -> Any:
         import tensorflow as tf
 
         return tf.lite.TFLiteConverter.from_saved_model(
-            self._source.saved_model(unroll=unroll), signature_keys=[endpoint]
+            self._source.saved_model(form), signature_keys=[endpoint]
         )
 
     def _convert(self, converter: Any, precision: str, *, strict: bool) -> bytes:
@@ -90,14 +92,15 @@ class LiteRT:
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
         if precision == "int8":
-            converter.target_spec.supported_ops = (
-                [ops.TFLITE_BUILTINS_INT8]
-                if strict
-                else [ops.TFLITE_BUILTINS_INT8, ops.TFLITE_BUILTINS]
-            )
-            # Fake quantization in the model already carries every range.
+            # Fake quantization in the model already carries every range. The converter accepts the
+            # strict set of operators only together with calibration.
             if not self._source.quantized:
                 converter.representative_dataset = self._representative
+                converter.target_spec.supported_ops = (
+                    [ops.TFLITE_BUILTINS_INT8]
+                    if strict
+                    else [ops.TFLITE_BUILTINS_INT8, ops.TFLITE_BUILTINS]
+                )
             signature = self._source.signature
             if all(info.dtype == "float32" for info in signature.inputs):
                 converter.inference_input_type = tf.int8

@@ -51,7 +51,11 @@ class Measurer:
         path = Path(task["path"])
         blob = path.read_bytes()
         runtime = open_file(path, self._job["threads"])
-        outputs = run_all(runtime, self._inputs)
+        contents = inspect(path)
+        # One range for a whole batch: such a file answers otherwise than on a device that gives it
+        # one sample at a time.
+        batch = 1 if "DynamicQuantizeLinear" in contents["operators"] else 64
+        outputs = run_all(runtime, self._inputs, batch)
         missing = sorted(set(self._references) - set(outputs))
         if missing:
             raise ValueError(f"the file has outputs {sorted(outputs)} and lacks {missing}")
@@ -61,7 +65,7 @@ class Measurer:
             "bytes": len(blob),
             "gzip_bytes": len(gzip.compress(blob, mtime=0)),
             "signature": runtime.signature(),
-            "contents": inspect(path),
+            "contents": contents,
         }
         if self._job["time"]:
             times = time_calls(runtime.prepare({name: x[:1] for name, x in self._inputs.items()}))

@@ -12,6 +12,8 @@ from collections.abc import Collection
 from typing import Any
 
 _COUNTER = re.compile(r"_\d+$")
+# tf2onnx numbers what it adds over the life of the process.
+_RUNNING = re.compile(r"__\d+")
 
 
 def layer_names(model: Any) -> list[str]:
@@ -35,7 +37,7 @@ def shorten(raw: str, layers: Collection[str]) -> str:
     """
     parts = raw.split(";")[0].split(":")[0].split("/")
     path = [layer for part in parts[:-1] if (layer := _layer(part, layers)) is not None]
-    return "/".join([*path, parts[-1]]) or "tensor"
+    return "/".join([*path, _RUNNING.sub("", parts[-1])]) or "tensor"
 
 
 def layer_of(name: str, layers: Collection[str]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .metrics import sqnr
+from .onnx_aware import quantize_on_grid
 from .onnx_graph import name_borders, name_inside, slim
 from .signature import Arrays, Signature
 from .source import Source
@@ -42,13 +43,15 @@ class ONNX:
             blob = _float16(path)
         elif precision == "dynamic":
             blob = self._dynamic(path)
+        elif self._source.quantized:
+            blob = self._aware()
         else:
             blob = self._static(path, notes)
         return blob, {"batch": "dynamic", "notes": notes}
 
     def _float_file(self) -> Path:
         if self._float is None:
-            model = _from_keras(self._source, self._opset)
+            model = _from_keras(self._source, self._opset, "float")
             path = self._scratch / "float32.onnx"
             path.write_bytes(model.SerializeToString())
             _load(path)
@@ -85,6 +88,15 @@ class ONNX:
         others = ", ".join(f"{name} {found[name][0]:.1f} dB" for name in found)
         notes.append(f"{best} chosen by their SQNR on the calibration data ({others})")
         return found[best][1]
+
+    def _aware(self) -> bytes:
+        # The learned ranges come along as quantize and dequantize nodes; tf2onnx folds the weights,
+        # which lie on an integer grid, back to floats.
+        model = _from_keras(self._source, self._opset, "quantized")
+        keep = {name for node in model.graph.node for name in node.output}
+        quantize_on_grid(model)
+        slim(model, keep)
+        return model.SerializeToString()
 
     def _quantize(self, path: Path, layout: Any, *, unsigned: bool) -> bytes:
         import onnx
@@ -150,10 +162,10 @@ class _Reader:
         return {name: array[i : i + 1] for name, array in self._arrays.items()}
 
 
-def _from_keras(source: Source, opset: int) -> Any:
+def _from_keras(source: Source, opset: int, form: str) -> Any:
     import tf2onnx
 
-    function, specs = source.function()
+    function, specs = source.function(form)
     concrete = function.get_concrete_function(*specs)
     model, _ = tf2onnx.convert.from_function(
         function,

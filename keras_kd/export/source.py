@@ -24,8 +24,8 @@ class LoadError(ValueError):
 class Source:
     """A model ready for the converters.
 
-    `quantized` says that it holds the fake quantization of `keras_kd.compress`, `recurrent` that a
-    layer loops over time.
+    `quantized` says that it holds ranges for its activations, learned by `keras_kd.compress`;
+    `recurrent` that a layer loops over time.
 
     Args:
         job: `model` (path), `handover` ("keras" or "savedmodel"), `signature`, `needs` (modules and
@@ -38,7 +38,7 @@ class Source:
         self.signature = Signature.from_dict(job["signature"])
         self.shapes: list[list[int]] = job["shapes"]
         self.layers: frozenset[str] = frozenset(job["layers"])
-        self.quantized = False
+        self.quantized = bool(job["quantized"])
         self.recurrent = False
         self._path = Path(job["model"])
         self._scratch = scratch
@@ -47,27 +47,41 @@ class Source:
         self._keras = job["handover"] == "keras"
         if self._keras:
             config = _config(self._path)
-            self.quantized = _any(config, "module", "keras_kd.compress")
             self.recurrent = any(_any(config, "class_name", name) for name in _RECURRENT)
             self._model = self._load(unroll=False)
+            self._float = self._model
+            if _any(config, "module", "keras_kd.compress"):
+                from keras_kd import compress
+
+                self.quantized = compress.has_activation_quantization(self._model)
+                self._float = compress.finalize(self._model)
             self._check(job["sample"])
 
-    def saved_model(self, *, unroll: bool = False) -> str:
-        """Return the folder of a SavedModel with the signatures `dynamic` and `static`."""
-        if not self._keras:
-            if unroll:
-                raise LoadError("only a model that loads from a .keras file can be unrolled")
-            return str(self._path)
-        key = "unrolled" if unroll else "plain"
-        if key not in self._folders:
-            model = self._load(unroll=True) if unroll else self._model
-            folder = self._scratch / f"saved-{key}"
-            save_tensorflow(model, self.signature, self.shapes, folder)
-            self._folders[key] = str(folder)
-        return self._folders[key]
+    def saved_model(self, form: str = "float") -> str:
+        """Return the folder of a SavedModel with the signatures `dynamic` and `static`.
 
-    def function(self) -> tuple[Any, list[Any]]:
-        """Return a `tf.function` of the flat inputs with any batch, and its input signature."""
+        Args:
+            form: `"float"`, `"quantized"` (with its fake quantization) or `"unrolled"` (recurrent
+                layers without loops).
+        """
+        if not self._keras:
+            return str(self._path)
+        if form not in self._folders:
+            model = self._load(unroll=True) if form == "unrolled" else self._form(form)
+            folder = self._scratch / f"saved-{form}"
+            save_tensorflow(model, self.signature, self.shapes, folder)
+            self._folders[form] = str(folder)
+        return self._folders[form]
+
+    def _form(self, form: str) -> Any:
+        return self._model if form == "quantized" else self._float
+
+    def function(self, form: str = "float") -> tuple[Any, list[Any]]:
+        """Return a `tf.function` of the flat inputs with any batch, and its input signature.
+
+        Args:
+            form: As for `saved_model`.
+        """
         import keras
         import tensorflow as tf
 
@@ -82,7 +96,7 @@ class Source:
                 result = loaded.dynamic(*flat)
                 return [tf.identity(result[name]) for name in names]
         else:
-            model = self._model
+            model = self._form(form)
 
             def call(*flat: Any) -> list[Any]:
                 result = model(pack(model, self.signature, flat), training=False)

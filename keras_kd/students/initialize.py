@@ -129,8 +129,8 @@ def initialize_from(
     else:
         close = difflib.get_close_matches(layers, CHOICES, n=1)
         raise ValueError(
-            f"`layers={layers!r}` is unknown. Expected {', '.join(map(repr, CHOICES))} or a mapping."
-            + (f" Did you mean {close[0]!r}?" if close else "")
+            f"`layers={layers!r}` is unknown. Expected a mapping, or one of "
+            f"{', '.join(map(repr, CHOICES))}." + (f" Did you mean {close[0]!r}?" if close else "")
         )
     if not any(step.values for step in plan):
         raise ValueError(
@@ -324,7 +324,8 @@ def _add_scores(
 
 def _indices(dim: Dim, kept: dict[Width, np.ndarray]) -> np.ndarray:
     """Positions along an axis of the teacher that the student keeps."""
-    begin, found = 0, []
+    begin = 0
+    found: list[np.ndarray] = []
     for width, repeat in expand(dim):
         size = width.size or 0
         index = kept.get(width, np.arange(size))

@@ -1,0 +1,159 @@
+"""What a teacher says of a batch, in the form in which it is stored."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd import teachers
+from keras_kd.cache import layout
+from keras_kd.cache.layout import Layout, Output
+
+
+class _Compiled(keras.Model):
+    """What is stored of a batch, computed as `predict` computes."""
+
+    def __init__(self, run: Callable[[Any], dict[str, Any]]) -> None:
+        super().__init__(name="keras_kd_cache", autocast=False)
+        self._run = run
+        self.built = True
+
+    def call(self, inputs: Any) -> dict[str, Any]:
+        return self._run(inputs)
+
+
+class Answers:
+    """A teacher, and the form in which its answers are stored.
+
+    Args:
+        teacher: The teacher, which reads the taps.
+        taps: Paths of the layers that are stored too.
+        top_k: How many classes are stored, `None` for all.
+        dtype: `"float16"` or `"float32"`.
+        teacher_inputs: What the teacher reads of a batch, `None` for the batch.
+        binary: Whether the units of the outputs are independent; `None` finds
+            out.
+    """
+
+    layout: Layout
+
+    def __init__(
+        self,
+        teacher: teachers.Teacher,
+        taps: list[str],
+        top_k: int | None,
+        dtype: str,
+        teacher_inputs: Callable[[Any], Any] | None,
+        binary: bool | None,
+    ) -> None:
+        self.teacher = teacher
+        self.taps = taps
+        self.top_k = top_k
+        self.dtype = dtype
+        self.reads = teacher_inputs or (lambda x: x)
+        self.binary = binary
+        self.is_binary: list[bool] = []
+        self._shapes: list[tuple[int, ...]] = []
+        self._compiled: Any = None
+
+    def prepare(self, x: Any, seeded: bool) -> np.ndarray:
+        """Find the form of a record from a first batch, and give that batch's records."""
+        if "unknown" in self.teacher.kinds:
+            self.teacher.inspect(self.reads(x))
+        kinds = ["logits" if kind == "unknown" else kind for kind in self.teacher.kinds]
+        self.is_binary = [bool(self.binary) or kind == "sigmoid" for kind in kinds]
+        shapes = self.teacher.output_shapes()
+        if shapes is not None:
+            self._find_one_unit(shapes)
+        self._compiled = _Compiled(self._run)
+        answers = self._compiled.predict_on_batch(x)
+        if shapes is None and self._find_one_unit(self._shapes):
+            self._compiled = _Compiled(self._run)
+            answers = self._compiled.predict_on_batch(x)
+        self.layout = Layout(
+            tuple(
+                Output(shape, kind, binary, self.top_k)
+                for shape, kind, binary in zip(self._shapes, kinds, self.is_binary)
+            ),
+            tuple((path, answers[f"tap_{i}"].shape[1:]) for i, path in enumerate(self.taps)),
+            self.dtype,
+            seeded,
+        )
+        return self._records(answers, 0)
+
+    def _find_one_unit(self, shapes: Sequence[Any]) -> bool:
+        """Count outputs of one unit as binary; tells whether that was news."""
+        if self.binary is not None:
+            return False
+        before = list(self.is_binary)
+        self.is_binary = [known or shape[-1] == 1 for known, shape in zip(before, shapes)]
+        return before != self.is_binary
+
+    def records(self, x: Any, row: int) -> np.ndarray:
+        """The records of a batch that begins at row `row`."""
+        return self._records(self._compiled.predict_on_batch(x), row)
+
+    def _run(self, x: Any) -> dict[str, Any]:
+        answer = self.teacher.read(self.reads(x), None, self.is_binary)
+        # Known while the function is traced, and needed for the form of a record.
+        self._shapes = [tuple(int(n) for n in z.shape[1:]) for z in answer.logits]
+        stored: dict[str, Any] = {}
+        finite = []
+        for i, logits in enumerate(answer.logits):
+            logits = ops.cast(logits, "float32")
+            finite.append(logits)
+            if self.top_k is None:
+                stored[f"logits_{i}"] = logits
+                continue
+            if self.is_binary[i]:
+                raise ValueError(
+                    f"`top_k` keeps the most probable of exclusive classes. Received: top_k="
+                    f"{self.top_k} and the teacher `{self.teacher.name}`, whose output {i} has "
+                    "independent units. Pass `top_k=None`."
+                )
+            layout.require_top_k(self.top_k, int(logits.shape[-1]))
+            log_p = ops.log_softmax(logits, axis=-1)
+            # float16 holds no more than 65504; nothing is lost below exp(-60000).
+            stored[f"values_{i}"], stored[f"classes_{i}"] = ops.top_k(
+                ops.maximum(log_p, -60000.0), self.top_k
+            )
+        for i, path in enumerate(self.taps):
+            stored[f"tap_{i}"] = ops.cast(answer.tensors[path], "float32")
+            finite.append(stored[f"tap_{i}"])
+        result = {
+            name: tensor if name.startswith("classes") else ops.cast(tensor, self.dtype)
+            for name, tensor in stored.items()
+        }
+        result["finite"] = _all_finite(finite)
+        held = [t for name, t in result.items() if name.startswith(("logits", "tap"))]
+        result["held"] = _all_finite(held) if held else result["finite"]
+        return result
+
+    def _records(self, answers: dict[str, Any], row: int) -> np.ndarray:
+        for name, reason in (
+            ("finite", "are NaN or infinite. Check that sample and the teacher's weights"),
+            ("held", 'are larger than float16 holds, 65504. Write the cache with dtype="float32"'),
+        ):
+            if not answers[name].all():
+                first = row + int(np.flatnonzero(~answers[name])[0])
+                raise ValueError(
+                    f"The answers of the teacher `{self.teacher.name}` to row {first} {reason}. "
+                    "Finished shards are untouched."
+                )
+        records = np.empty(len(answers["finite"]), self.layout.record)
+        for name in self.layout.record.names:
+            if name != "seed":
+                records[name] = answers[name]
+        return records
+
+
+def _all_finite(tensors: Sequence[Any]) -> Any:
+    """For each sample whether all its values are finite."""
+    result: Any = None
+    for tensor in tensors:
+        flat = ops.isfinite(ops.reshape(tensor, (ops.shape(tensor)[0], -1)))
+        every = ops.all(flat, axis=-1)
+        result = every if result is None else ops.logical_and(result, every)
+    return result

@@ -1,0 +1,105 @@
+"""The form of the records, and the manifest that describes it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_kd import cache
+from keras_kd.cache import samples
+from keras_kd.cache.layout import Layout, Manifest, Output
+from keras_kd.cache.reader import read_manifest
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "expected"),
+    [
+        (1000, {"top_k": 100, "augmented": True}, 404),
+        (1000, {"top_k": 100}, 400),
+        (1000, {}, 2000),
+        (1000, {"dtype": "float32"}, 4000),
+        (70_000, {"top_k": 100}, 600),
+        (65_536, {"top_k": 3}, 12),
+        (10, {"top_k": 3, "dtype": "float32"}, 18),
+        ((7, 50), {"top_k": 4}, 7 * 4 * 4),
+        (10, {"tap_shapes": [(8, 8, 3), (16,)]}, 20 + 2 * (192 + 16)),
+    ],
+)
+def test_bytes_of_a_record(shape, options, expected):
+    assert cache.record_bytes(shape, **options) == expected
+
+
+def test_bytes_of_a_record_refuses_what_write_refuses():
+    with pytest.raises(ValueError, match=r"larger than the number of classes.*Pass at most 10"):
+        cache.record_bytes(10, top_k=11)
+    with pytest.raises(ValueError, match=r"'float16' or 'float32'.*'int8'"):
+        cache.record_bytes(10, dtype="int8")
+    with pytest.raises(ValueError, match=r"positive integer.*top_k=0"):
+        cache.record_bytes(10, top_k=0)
+
+
+def test_fields_lie_one_after_the_other():
+    layout = Layout((Output((1000,), top_k=2), Output((3,))), (("a", (4,)),), "float16", True)
+    record = layout.record
+    assert record.names == ("seed", "classes_0", "values_0", "logits_1", "tap_0")
+    assert [record.fields[name][1] for name in record.names] == [0, 4, 8, 12, 18]
+    assert record.itemsize == 26
+    assert Layout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
+
+
+def test_files_are_records_and_nothing_else(written: Path):
+    manifest = read_manifest(written)
+    assert [entry["samples"] for entry in manifest.shards] == [64, 64, 64, 8]
+    sizes = [(written / f"records-000-0000{i}.bin").stat().st_size for i in range(4)]
+    expected = cache.record_bytes(5, dtype="float32", tap_shapes=[(16,)])
+    assert manifest.record_bytes == expected == 4 * (5 + 16)
+    assert sizes == [64 * expected] * 3 + [8 * expected]
+    assert sum(sizes) == manifest.nbytes == 200 * expected
+    assert {file.suffix for file in written.iterdir()} == {".bin", ".crc", ".json"}
+    assert len(list(written.iterdir())) == 9
+
+
+def test_manifest_round_trip(written: Path):
+    manifest = read_manifest(written)
+    assert Manifest.loads(manifest.dumps(), "manifest.json") == manifest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "damaged"),
+        ("[1]", "damaged"),
+        ('{"format": "keras_kd.cache", "version": 1, "layout": {}}', "damaged"),
+        ('{"format": "keras_kd.cache", "version": 99}', "version 99"),
+        ('{"format": "other", "version": 1}', "not a cache of format"),
+    ],
+)
+def test_manifest_that_is_none(text, message):
+    with pytest.raises(ValueError, match=message):
+        Manifest.loads(text, "manifest.json")
+
+
+def test_seeds_do_not_depend_on_the_batch_and_differ():
+    rows = np.arange(100_000)
+    whole = samples.seeds(7, 3, rows)
+    assert np.array_equal(whole[5000:6000], samples.seeds(7, 3, rows[5000:6000]))
+    assert whole.dtype == np.uint32
+    # Of 100,000 draws from 2**32 about one pair is equal by chance.
+    assert len(np.unique(whole)) > 99_990
+    assert abs(whole.mean() / 2**31 - 1) < 0.01
+    assert not np.array_equal(whole, samples.seeds(7, 4, rows))
+    assert not np.array_equal(whole, samples.seeds(8, 3, rows))
+
+
+def test_digests_tell_samples_apart_whatever_the_float_precision():
+    x = np.random.default_rng(0).normal(size=(50, 3, 2)).astype("float16")
+    found = samples.digests(x)
+    assert len(np.unique(found)) == 50
+    assert np.array_equal(found, samples.digests(x.astype("float64")))
+    assert np.array_equal(found[10:20], samples.digests(x[10:20]))
+    changed = x.copy()
+    changed[7, 1, 1] += 1
+    assert np.flatnonzero(found != samples.digests(changed)).tolist() == [7]
+    assert np.array_equal(samples.digests({"a": x, "b": x[:, 0]}), samples.digests([x, x[:, 0]]))
+    assert len(samples.digests(np.array(["a", "b"], object))) == 2

@@ -1,0 +1,399 @@
+"""Training from a cache: the same as with the teacher, whatever feeds the data."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_kd as kd
+from keras_kd import cache
+from keras_kd.cache import teacher as cached_teacher
+from keras_kd.cache.join import Joined
+from keras_kd.teachers import CachedTeacher, Ensemble
+
+_ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+
+def _same(found, expected, bound=1e-6):
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        assert np.abs(np.array(found[name]) - np.array(values)).max() <= bound, name
+
+
+# ------------------------------------------------------------------------ arrays
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 48, "shuffle": _ON_TENSORFLOW or "batch"},
+        {"shuffle": False, "class_weight": {0: 3.0, 1: 0.5}},
+        {"batch_size": 200, "validation_split": 0.25},
+        {"steps_per_epoch": 4, "shuffle": False},
+    ],
+    ids=["shuffled", "class_weight", "validation_split", "steps_per_epoch"],
+)
+def test_arrays_train_as_with_the_live_teacher(written, teacher, x, y, losses, options):
+    _same(losses(CachedTeacher(written), x, y, **options), losses(teacher, x, y, **options))
+
+
+def test_weights_and_validation_data(written, teacher, x, y, losses):
+    weight = np.linspace(0, 2, 200).astype("float32")
+    options = {"sample_weight": weight, "validation_data": (x[:50], y[:50]), "shuffle": False}
+    found = losses(CachedTeacher(written), x, y, **options)
+    _same(found, losses(teacher, x, y, **options))
+    assert "val_loss" in found
+
+
+def test_no_labels(written, teacher, x, losses):
+    _same(
+        losses(CachedTeacher(written), x, loss=None, shuffle=False),
+        losses(teacher, x, loss=None, shuffle=False),
+    )
+
+
+def test_taps_and_softmax_outputs(tmp_path, classifier, x, y, losses):
+    model = classifier(16, 7, activation="softmax")
+    cache.write(model, x.astype("float64"), tmp_path, dtype="float32", taps=["hidden"])
+
+    def distillation():
+        hint = kd.losses.Hint()
+        return [
+            kd.Transfer(hint, teacher="hidden", student="hidden", projector="linear"),
+            kd.losses.SoftTargets(temperature=4.0),
+        ]
+
+    runs = [
+        losses(t, x, y, shuffle=False, compile={"distillation_loss": distillation()})
+        for t in (CachedTeacher(tmp_path), model)
+    ]
+    # A live tap and a stored one differ in the last bit, and the projector's draw is the same.
+    _same(runs[0], runs[1], 1e-5)
+    teacher = CachedTeacher(tmp_path)
+    rows = np.arange(20)
+    answer = teacher.read(None, teacher.fetch(rows), [False])
+    probabilities = model.predict(x[:20], verbose=0)
+    assert np.allclose(keras.ops.convert_to_numpy(answer.output), probabilities, atol=1e-5)
+    with pytest.raises(ValueError, match=r"`hiden` is not in the cache.*Did you mean `hidden`"):
+        teacher.reset(["hiden"])
+
+
+def test_row_numbers_reach_the_losses(written, x, y, classifier):
+    seen = []
+
+    class Spy(kd.losses.SoftTargets):
+        def call(self, y_true, y_pred):
+            seen.append(keras.ops.convert_to_numpy(self.indices))
+            return super().call(y_true, y_pred)
+
+    distiller = kd.Distiller(classifier(4, 2), CachedTeacher(written))
+    distiller.compile(loss=None, distillation_loss=Spy(), run_eagerly=True)
+    distiller.fit(x, batch_size=64, verbose=0)
+    rows = np.concatenate([batch for batch in seen if len(batch)])[-200:]
+    assert sorted(rows.tolist()) == list(range(200))
+    assert rows.tolist() != list(range(200))
+
+
+def test_evaluate_and_predict_need_no_cache(written, x, y, classifier):
+    distiller = kd.Distiller(classifier(4, 2), CachedTeacher(written))
+    distiller.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert np.isfinite(distiller.evaluate(x[:30], y[:30], verbose=0))
+    assert distiller.predict(x[:30], verbose=0).shape == (30, 5)
+
+
+def test_saved_distillers_take_the_cache_for_the_teacher(tmp_path, written, teacher, x, y, losses):
+    cached = CachedTeacher(written, teacher=teacher)
+    assert cached.fingerprint() == kd.teachers.fingerprint(teacher)
+    student = keras.models.clone_model(teacher)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(loss=None)
+    distiller.fit(x, verbose=0)
+    distiller.save(tmp_path / "d.keras")
+    loaded = kd.load_distiller(tmp_path / "d.keras", teacher=cached)
+    loaded.fit(x, verbose=0)
+    assert isinstance(loaded.teacher, CachedTeacher)
+
+
+# ------------------------------------------------------------------------- top K
+
+
+def _numpy_from_top_k(logits, k):
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    top = np.argsort(-p, -1)[..., :k]
+    kept = np.take_along_axis(p, top, -1)
+    rest = (1 - kept.sum(-1, keepdims=True)) / (p.shape[-1] - k)
+    full = np.broadcast_to(rest, p.shape).copy()
+    np.put_along_axis(full, top, kept, -1)
+    return full
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_top_k_spreads_the_rest_evenly(tmp_path, temperature):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(64, 30)).astype("float32") * 3
+    inputs = keras.Input((30,))
+    cache.write(keras.Model(inputs, inputs), logits, tmp_path, top_k=5)
+    teacher = CachedTeacher(tmp_path)
+    rows = rng.permutation(64)
+    answer = teacher.read(None, teacher.fetch(rows), [False])
+    z = keras.ops.convert_to_numpy(answer.logits[0]).astype("float64")
+    expected = _numpy_from_top_k(logits[rows].astype("float64"), 5)
+    assert np.allclose(np.exp(z), expected, rtol=5e-3, atol=1e-3)
+    softened = np.exp(z / temperature)
+    softened /= softened.sum(-1, keepdims=True)
+    powered = expected ** (1 / temperature)
+    powered /= powered.sum(-1, keepdims=True)
+    assert np.allclose(softened, powered, rtol=2e-2, atol=1e-3)
+
+
+def test_top_k_of_confident_and_of_all_classes():
+    confident = np.array([[0.0, -30.0, -31.0]], "float16")
+    z = keras.ops.convert_to_numpy(
+        cached_teacher.from_top_k(confident, np.array([[3, 0, 7]], "int32"), 10)
+    )
+    assert np.isfinite(z).all()
+    assert z[0, [3, 0, 7]].tolist() == [0.0, -30.0, -31.0]
+    # No class is more probable than the least of those that were kept.
+    assert (np.delete(z[0], [3, 0, 7]) == -31.0).all()
+    every = keras.ops.convert_to_numpy(
+        cached_teacher.from_top_k(
+            np.log(np.array([[0.7, 0.2, 0.1]], "float32")), np.array([[2, 0, 1]], "int32"), 3
+        )
+    )
+    assert np.allclose(np.exp(every), [[0.2, 0.1, 0.7]])
+    tokens = np.log(np.array([[[0.6, 0.2], [0.5, 0.3]]], "float32"))
+    z = keras.ops.convert_to_numpy(
+        cached_teacher.from_top_k(tokens, np.array([[[0, 1], [2, 3]]], "int32"), 4)
+    )
+    assert np.allclose(np.exp(z), [[[0.6, 0.2, 0.1, 0.1], [0.1, 0.1, 0.5, 0.3]]], atol=1e-6)
+
+
+def test_training_from_the_top_k(tmp_path, teacher, x, y, losses):
+    cache.write(teacher, x, tmp_path, top_k=5, dtype="float32")
+    found = losses(CachedTeacher(tmp_path), x, y, shuffle=False)
+    _same(found, losses(teacher, x, y, shuffle=False), 1e-5)
+
+
+# ---------------------------------------------------------------- several caches
+
+
+@pytest.mark.parametrize("combine", ["probabilities", "logits"])
+def test_caches_are_averaged_as_models_are(tmp_path, classifier, x, y, losses, combine):
+    models = [classifier(8, 11), classifier(8, 12)]
+    for i, model in enumerate(models):
+        cache.write(model, x, tmp_path / str(i), dtype="float32", taps=["hidden"])
+    paths = [tmp_path / "0", tmp_path / "1"]
+    cached = CachedTeacher(paths, weights=[3, 1], combine=combine)
+    ensemble = Ensemble(models, weights=[3, 1], combine=combine)
+    assert cached.fingerprint() == ensemble.fingerprint()
+    assert cached.taps() == [f"{model.name}/hidden" for model in models]
+    _same(losses(cached, x, y, shuffle=False), losses(ensemble, x, y, shuffle=False))
+
+
+def test_caches_that_do_not_belong_together(tmp_path, written, teacher, classifier, x):
+    cache.write(teacher, x[::-1], tmp_path / "other_data")
+    cache.write(classifier(4, 1, classes=3), x, tmp_path / "other_classes")
+    for name, what in (("other_data", "data"), ("other_classes", "outputs")):
+        with pytest.raises(ValueError, match=f"differ in their {what}"):
+            CachedTeacher([written, tmp_path / name])
+    with pytest.raises(ValueError, match=r"`weights` of 2 caches.*\[1.0, -1.0\]"):
+        CachedTeacher([written, written], weights=[1.0, -1.0])
+    with pytest.raises(ValueError, match=r"`combine` of several caches"):
+        CachedTeacher([written, written], combine="mean")
+    with pytest.raises(ValueError, match=r"at least one cache"):
+        CachedTeacher([])
+    with pytest.raises(ValueError, match=r"compared with one cache"):
+        CachedTeacher([written, written], teacher=teacher)
+
+
+# ---------------------------------------------------------------------- datasets
+
+
+class _Pages(keras.utils.PyDataset):
+    def __init__(self, x, y, size, shuffled=False):
+        super().__init__()
+        self.x, self.y, self.size, self.shuffled = x, y, size, shuffled
+
+    @property
+    def num_batches(self):
+        return -(-len(self.x) // self.size)
+
+    def __getitem__(self, index):
+        part = slice(index * self.size, (index + 1) * self.size)
+        return self.x[part], self.y[part]
+
+
+def _batches(x, y, size, passes=1):
+    for _ in range(passes):
+        for i in range(0, len(x), size):
+            yield x[i : i + size], y[i : i + size]
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("shard", ["whole", "file"])
+def test_tf_data(written, teacher, x, y, losses, batched, shard):
+    tf = pytest.importorskip("tensorflow")
+    samples = tf.data.Dataset.from_tensor_slices((x, y))
+    data = samples.batch(48) if batched else samples
+    if shard == "file":
+        # As from files: neither the length nor the shape of a batch is known.
+        spec = data.element_spec
+        data = tf.data.Dataset.from_generator(lambda d=data: iter(d), output_signature=spec)
+    joined = CachedTeacher(written).join(data)
+    assert int(joined.cardinality()) == int(data.cardinality())
+    finish = (lambda d: d) if batched else (lambda d: d.shuffle(200, seed=1).batch(48))
+    _same(losses(CachedTeacher(written), finish(joined)), losses(teacher, finish(data)))
+
+
+def test_pydataset_and_generator(written, teacher, x, y, losses):
+    cached = CachedTeacher(written)
+    live = losses(teacher, _Pages(x, y, 48), shuffle=False)
+    _same(losses(cached, cached.join(_Pages(x, y, 48)), shuffle=False), live)
+    generated = cached.join(_batches(x, y, 48, passes=4))
+    _same(losses(cached, generated, steps_per_epoch=5), live)
+
+
+def test_validation_with_a_cache_of_its_own(tmp_path, written, teacher, x, y, losses):
+    tf = pytest.importorskip("tensorflow")
+    cache.write(teacher, x[:64], tmp_path, dtype="float32", taps=["hidden"])
+    data = tf.data.Dataset.from_tensor_slices((x[:64], y[:64])).batch(32)
+    options = {"shuffle": False, "compile": {"evaluate_distillation": True}}
+    found = losses(
+        CachedTeacher(written), x, y, validation_data=CachedTeacher(tmp_path).join(data), **options
+    )
+    expected = losses(teacher, x, y, validation_data=data, **options)
+    _same(found, expected)
+    assert "val_distillation_loss" in found
+
+
+def test_an_unjoined_dataset_is_refused_with_advice(written, x, y, classifier):
+    distiller = kd.Distiller(classifier(4, 2), CachedTeacher(written))
+    distiller.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = distiller.student.get_weights()
+    unjoined = [_Pages(x, y, 48), _batches(x, y, 48)]
+    if _ON_TENSORFLOW:
+        import tensorflow as tf
+
+        unjoined.append(tf.data.Dataset.from_tensor_slices((x, y)).batch(48))
+    for data in unjoined:
+        with pytest.raises(ValueError, match=r"Join the dataset .*`cached.join\(dataset\)`"):
+            distiller.fit(data, verbose=0)
+    assert all(np.array_equal(a, b) for a, b in zip(before, distiller.student.get_weights()))
+
+
+def test_a_shuffled_or_other_dataset_is_refused(written, x, y):
+    tf = pytest.importorskip("tensorflow")
+    cached = CachedTeacher(written)
+    samples = tf.data.Dataset.from_tensor_slices((x, y))
+    other = r"row 0 is another sample.*join them before shuffling"
+    for data in (
+        samples.shuffle(200, seed=1),
+        samples.shuffle(200, seed=1).batch(32),
+        _Pages(x[::-1], y, 32),
+    ):
+        with pytest.raises(ValueError, match=other):
+            cached.join(data)
+    with pytest.raises(ValueError, match=other):
+        next(cached.join(_batches(x[::-1], y, 32)))
+    with pytest.raises(ValueError, match=r"have 150 samples, and the cache .* has 200"):
+        cached.join(samples.take(150))
+    with pytest.raises(ValueError, match=r"answers inputs of the form"):
+        cached.join(samples.map(lambda x, y: (x[:5], y)).batch(32))
+    with pytest.raises(ValueError, match=r"has 4 batches of 48 samples, and the cache"):
+        cached.join(_Pages(x[:190], y, 48))
+    with pytest.raises(ValueError, match=r"have 96 samples, and the cache .* has 200"):
+        list(cached.join(_batches(x[:96], y, 48)))
+    with pytest.raises(TypeError, match=r"arrays go to `fit` as they are"):
+        cached.join(x)
+
+
+def test_rows_that_are_missing_or_swapped_are_found_on_the_way(written, x, y):
+    tf = pytest.importorskip("tensorflow")
+    cached = CachedTeacher(written)
+    swapped = x.copy()
+    swapped[[150, 151]] = x[[151, 150]]
+    for data, match in (
+        (tf.data.Dataset.from_tensor_slices((swapped, y)).batch(32), "row 150 is another"),
+        (tf.data.Dataset.from_tensor_slices((x[:190], y[:190])).batch(32), "have 190 samples"),
+        (tf.data.Dataset.from_tensor_slices((np.tile(x, (2, 1)),)).batch(32), "more samples"),
+    ):
+        joined = cached.join(data)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=match):
+            for _ in joined:
+                pass
+    # Taking fewer on purpose is no mistake.
+    whole = tf.data.Dataset.from_tensor_slices((x, y)).batch(32)
+    assert len(list(cached.join(whole).take(2))) == 2
+    assert len(list(cached.join(whole).repeat(3))) == 21
+
+
+def test_other_arrays_are_refused(written, x, y, losses):
+    cached = CachedTeacher(written)
+    changed = x.copy()
+    changed[123, 2] += 1e-3
+    for data, match in (
+        (x[:100], "have 100 samples, and the cache .* has 200"),
+        (x[::-1], "row 0 is another sample"),
+        (changed, "row 123 is another sample"),
+        (x[:, :5], "answers inputs of the form"),
+        (x[:, None], "answers inputs of the form"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            losses(cached, data, y[: len(data)])
+    with pytest.raises(ValueError, match=r"`validation_split` leaves no rows"):
+        losses(cached, x, y, validation_split=0.9999)
+
+
+# ------------------------------------------------------------------------- views
+
+
+def _jitter(sample, seed):
+    return sample + np.random.default_rng(seed).normal(size=sample.shape).astype("float32")
+
+
+def test_training_replays_the_views(tmp_path, classifier, teacher, x, y):
+    cache.write(teacher, x, tmp_path, dtype="float32", augment=_jitter, epochs=2)
+    seen = []
+
+    def spy(batch):
+        seen.append(keras.ops.convert_to_numpy(batch))
+        return batch
+
+    cached = CachedTeacher(tmp_path, augment=_jitter)
+    distiller = kd.Distiller(classifier(4, 2), cached, student_inputs=spy)
+    distiller.compile(loss=None, run_eagerly=True)
+    history = distiller.fit(x, epochs=3, batch_size=200, shuffle=False, verbose=0).history
+    views = [cached.view(x, np.arange(200), epoch) for epoch in range(2)]
+    trained = [batch for batch in seen if len(batch) == 200][-3:]
+    for batch, epoch in zip(trained, (0, 1, 0)):
+        assert np.array_equal(batch, views[epoch])
+
+    live = kd.Distiller(classifier(4, 2), teacher)
+    live.compile(loss=None)
+    for epoch in range(3):
+        logs = live.fit(views[epoch % 2], batch_size=200, shuffle=False, verbose=0).history
+        assert abs(logs["loss"][0] - history["loss"][epoch]) < 1e-6
+
+    tf = pytest.importorskip("tensorflow")
+    again = kd.Distiller(classifier(4, 2), cached)
+    again.compile(loss=None)
+    data = cached.join(tf.data.Dataset.from_tensor_slices(x).batch(200))
+    logs = again.fit(data, epochs=3, verbose=0).history
+    assert np.allclose(logs["loss"], history["loss"], atol=1e-6)
+    element = next(iter(data))
+    assert isinstance(element[0], Joined)
+
+
+def test_the_augmentation_must_be_that_of_the_cache(tmp_path, written, teacher, x, losses):
+    cache.write(teacher, x, tmp_path, augment=_jitter, epochs=2)
+
+    def other(sample, seed):
+        return sample
+
+    with pytest.raises(ValueError, match=r"written with the augmentation `_jitter`.*Received"):
+        CachedTeacher(tmp_path, augment=other)
+    other.__qualname__ = "_jitter"
+    with pytest.raises(ValueError, match=r"`_jitter` gives another view of row 0"):
+        losses(CachedTeacher(tmp_path, augment=other), x, loss=None)
+    with pytest.raises(ValueError, match=r"written without augmentation"):
+        CachedTeacher(written, augment=_jitter)

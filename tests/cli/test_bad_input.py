@@ -1,0 +1,198 @@
+"""Bad input: exit code 2, one line of reason on stderr, nothing on stdout, nothing written."""
+
+import json
+import os
+import zipfile
+
+import numpy as np
+import pytest
+
+from keras_kd.cli import main, trial
+
+
+@pytest.fixture
+def refused(run, tmp_path, monkeypatch):
+    """Run a command that must be refused before any training; gives the reason."""
+
+    def never(*_):
+        raise AssertionError("Training has started.")
+
+    monkeypatch.setattr(trial, "train_teacher", never)
+    monkeypatch.setattr(trial, "train_students", never)
+
+    def command(*arguments):
+        before = tree(tmp_path)
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, ""), err
+        assert err.startswith("keras-kd: ")
+        assert err.count("\n") == 1, err
+        assert err.endswith("\n")
+        assert tree(tmp_path) == before
+        return err
+
+    return command
+
+
+def tree(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["dem"], "Did you mean 'demo'"),
+        (["demo", "--epoch", "3"], r"No such option: --epoch.*See `keras-kd demo --help`"),
+        (["demo", "--epochs", "0"], "'--epochs'.*See `keras-kd demo --help`"),
+        (["demo", "--epochs", "many"], "'--epochs'.*See `keras-kd demo --help`"),
+        (["demo", "--seeds", "-1"], "'--seeds'.*See `keras-kd demo --help`"),
+        (["demo", "--data", "digit"], "`tfds:digit`"),
+        (["demo", "--data", "missing.npz"], "`missing.npz` does not exist"),
+        (["demo", "--data", "tfds:no_such_set"], "`tfds:no_such_set` is not a name"),
+        (["demo", "--data-dir", "x"], "applies only to `tfds:` names"),
+        (["demo", "--teacher", "missing.keras"], "`missing.keras` does not exist"),
+        (["export"], "Missing argument 'STUDENT.keras'"),
+        (["export", "missing.keras"], "`missing.keras` does not exist"),
+        (["verify"], "Missing argument 'DIR'"),
+        (["verify", "missing"], "`missing` has no manifest.json"),
+        (["verify", "."], "has no manifest.json"),
+    ],
+)
+def test_arguments(refused, arguments, reason):
+    import re
+
+    assert re.search(reason, refused(*arguments))
+
+
+@pytest.mark.parametrize("command", ["demo", "export"])
+def test_a_folder_that_is_not_empty_asks_for_overwrite(refused, tmp_path, models, command):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "thesis.txt").write_text("years of work")
+    student = [models["good"]] if command == "export" else []
+    assert "--overwrite" in refused(command, *student, "--out", "kept")
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_a_file_in_the_place_of_the_folder(refused, tmp_path, out):
+    (tmp_path / "taken").write_text("a file")
+    assert "is a file, so nothing can be exported" in refused("demo", "--out", out)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(refused, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert "cannot be written to" in refused("demo", "--out", "closed/out")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "zip", "folder", "h5"])
+@pytest.mark.parametrize("command", ["demo", "export"])
+def test_damaged_and_foreign_models(refused, tmp_path, models, image_file, command, damage):
+    path = tmp_path / ("model.h5" if damage == "h5" else "model.keras")
+    content = models["good"].read_bytes()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("hello.txt", "hello")
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"no model")
+    wanted = {"folder": "is a folder", "h5": "is no `.keras` file"}.get(damage, "no `.keras` file")
+    if command == "demo":
+        assert wanted in refused("demo", "--data", image_file, "--teacher", path)
+    else:
+        assert wanted in refused("export", path)
+
+
+def test_a_model_of_tf_keras_is_named_as_such(refused, tmp_path, models):
+    path = tmp_path / "old.keras"
+    with zipfile.ZipFile(models["good"]) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "metadata.json":
+                content = json.dumps({**json.loads(content), "keras_version": "2.15.0"})
+            target.writestr(name, content)
+    assert "written by tf_keras 2.15.0 (Keras 2)" in refused("export", path)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("classes", "has 3 classes. Choose a teacher with 3 outputs"),
+        ("shape", "takes inputs of shape (5, 5, 1), but the images"),
+        ("unbuilt", "is not built"),
+        ("lambda", "Put a layer class in place of the Lambda"),
+    ],
+)
+def test_teachers_that_do_not_fit(refused, models, image_file, model, reason):
+    assert reason in refused("demo", "--data", image_file, "--teacher", models[model])
+
+
+def test_data_that_cannot_be_used(refused, tmp_path, image_file):
+    (tmp_path / "half.npz").write_bytes(image_file.read_bytes()[:900])
+    assert "truncated or of another format" in refused("demo", "--data", "half.npz")
+    np.savez(tmp_path / "other.npz", audio=np.zeros(9))
+    assert "lacks `x_train`" in refused("demo", "--data", "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"x": np.zeros((8, 6, 6, 1), "float32") + np.nan}, "NaN"),
+        ({"x": np.zeros((0, 6, 6, 1), "float32")}, "empty|no samples"),
+        ({"x": np.zeros((8, 7, 6, 1), "float32")}, "shape"),
+        ({"audio": np.zeros((8, 6, 6, 1), "float32")}, "Store `x` .* or `image` by"),
+    ],
+)
+def test_calibration_that_cannot_be_used(refused, tmp_path, models, arrays, reason):
+    import re
+
+    np.savez(tmp_path / "data.npz", **arrays)
+    said = refused("export", models["good"], "--calibration", "data.npz")
+    assert re.search(reason, said)
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (["--precisions", "int4"], "Did you mean `int8`"),
+        (["--formats", "tfl"], "Did you mean `tflite`"),
+        (["--formats", ","], "`formats` is empty"),
+        (["--max-drop", "2"], "max_drop"),
+        (["--objective", "speed"], "objective"),
+        (["--labels", "a,b"], "must name the 3 classes"),
+        (["--name", "../out"], "name"),
+    ],
+)
+def test_settings_of_the_export(refused, models, image_file, option, reason):
+    assert reason in refused("export", models["good"], "--calibration", image_file, *option)
+
+
+def test_int8_without_calibration_says_what_to_pass(refused, models, image_file):
+    assert "calibration" in refused("export", models["good"], "--evaluation", image_file)
+
+
+def test_a_missing_package_is_named_with_its_extra(capsys, monkeypatch):
+    import sys
+
+    for name in [name for name in sys.modules if name.startswith("keras_kd.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("keras_kd.cli.app", raising=False)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert main(["demo"]) == 2
+    said = capsys.readouterr()
+    assert said.err == (
+        "keras-kd: the command line needs `typer`, which is not installed. "
+        'Install it with: pip install "keras_kd[report]"\n'
+    )
+    assert said.out == ""
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback(run, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("keras_kd.datasets.load", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("demo")

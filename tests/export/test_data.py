@@ -1,0 +1,125 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_kd.export import data
+from keras_kd.export.signature import Signature, TensorInfo
+
+X = np.random.default_rng(0).random((10, 4, 3)).astype("float32")
+Y = np.arange(10) % 3
+ONE = Signature("single", (TensorInfo("x", (None, 4, 3), "float32"),), ())
+TWO = Signature(
+    "dict",
+    (TensorInfo("ids", (None, 5), "int32"), TensorInfo("x", (None, 4, 3), "float32")),
+    (),
+)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return X[4 * i : 4 * i + 4], Y[4 * i : 4 * i + 4]
+
+
+def read(value, **kwargs):
+    return data.read(value, "evaluation", **{"several_inputs": False, **kwargs})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (X, Y),
+        lambda: (X, Y, np.ones(10)),
+        lambda: (X.tolist(), Y.tolist()),
+        lambda: (tf.constant(X), tf.constant(Y)),
+        lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(4),
+        lambda: ((X[i : i + 3], Y[i : i + 3]) for i in range(0, 10, 3)),
+        lambda: Batches(),
+    ],
+    ids=["tuple", "weighted", "lists", "tensors", "tf.data", "generator", "PyDataset"],
+)
+def test_every_form_gives_the_same_samples(make):
+    samples = read(make())
+    np.testing.assert_array_equal(samples.x, X)
+    np.testing.assert_array_equal(samples.y, Y)
+    assert samples.count == 10
+
+
+def test_inputs_without_labels_and_dicts():
+    assert read(X).y is None
+    assert read(tf.constant(X)).count == 10
+    by_name = read({"x": X, "ids": np.ones((10, 5), int)}, several_inputs=True)
+    arrays = data.by_name(by_name.x, TWO, "evaluation")
+    assert arrays["ids"].dtype == np.int32
+    stream = tf.data.Dataset.from_tensor_slices({"x": X, "ids": np.ones((10, 5))}).batch(3)
+    np.testing.assert_array_equal(read(stream, several_inputs=True).x["x"], X)
+
+
+def test_limit_spreads_over_arrays_and_ends_streams():
+    assert read(X, limit=3).x.shape == (3, 4, 3)
+    np.testing.assert_array_equal(read(X, limit=4).x, X[[0, 3, 6, 9]])
+
+    def endless():
+        while True:
+            yield X
+
+    assert read(endless(), limit=25).count == 25
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (X[:0], "is empty"),
+        (tf.data.Dataset.from_tensor_slices(X).batch(2).take(0), "yielded no batch"),
+        (iter(()), "yielded no batch"),
+        ((X, Y[:5]), r"different lengths, \[5, 10\]"),
+        (tf.data.Dataset.from_tensor_slices((X, Y)).batch(2).repeat(), "repeats without end"),
+        (tf.data.Dataset.from_tensor_slices(Y), "yields scalars"),
+        ((X, Y, Y, Y), "4 entries"),
+    ],
+)
+def test_unusable_data_is_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        read(value)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (X[:, :3], r"samples of shape \(3, 3\), the model takes \(4, 3\)"),
+        (X[0], r"samples of shape \(3,\)"),
+        (np.where(np.arange(10)[:, None, None] == 7, np.nan, X), "in 1 of 10 samples, the first in "),
+        (np.where(np.arange(10)[:, None, None] > 7, np.inf, X), "in 2 of 10 samples"),
+        ({"y": X}, "not an input of the model"),
+        ([X, X], r"2 array\(s\) and the model 1 input"),
+        (X.astype(str), "numbers are needed"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        data.by_name(x, ONE, "calibration")
+
+
+def test_missing_and_misspelled_inputs_are_named():
+    with pytest.raises(ValueError, match=r"lacks the inputs \['ids'\]"):
+        data.by_name({"x": X}, TWO, "calibration")
+    with pytest.raises(ValueError, match="Did you mean `ids`"):
+        data.by_name({"x": X, "idss": X}, TWO, "calibration")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [255 * X, X - 3, (X - X.mean()) / X.std(), np.full_like(X, 0.5)],
+    ids=["0..255", "shifted", "standardized", "constant"],
+)
+def test_calibration_of_another_scale_is_refused(other):
+    data.check_same_scale({"x": X[::-1]}, {"x": X})
+    with pytest.raises(ValueError, match="another scale"):
+        data.check_same_scale({"x": other}, {"x": X})
+
+
+def test_integer_inputs_have_no_scale():
+    data.check_same_scale({"ids": np.arange(10)}, {"ids": 1000 * np.arange(10)})
