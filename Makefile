@@ -1,35 +1,58 @@
-# `make test` and `make demo` need Python 3.11 or newer and make, nothing else: both build `.venv`
+# `make test` and `make demo` need Python 3.11 or newer and make, nothing else: each builds `.venv`
 # from pyproject.toml and constraints.txt first, and again whenever one of the two changes.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-EXTRAS ?= all,dev
-comma  := ,
-VENV   := .venv
-BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+EXTRAS ?= all,dev,jax,torch
 
-.PHONY: test demo lint venv clean
+VENV := .venv
+BIN  := $(VENV)/bin
+
+.NOTPARALLEL:
+.PHONY: test demo lint notebooks exported docs venv clean
 
 test: lint
 	$(BIN)/python -m pytest -n 2
 
-demo: $(STAMP)
+demo: $(VENV)/.demo
 	$(BIN)/keras-kd demo --overwrite
 
-lint: $(STAMP)
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-venv: $(STAMP)
+# The committed notebooks, with outputs, from examples/*.py.
+notebooks: $(VENV)/.test
+	$(BIN)/python examples/_notebooks.py
 
-# The stamp is written last, so an interrupted installation is taken up again.
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or newer is needed; name it with: make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+# The committed files of exported/, from a new run of the demo.
+exported: demo
+	$(BIN)/keras-kd export runs/digits/student.keras --name digits --precisions int8 \
+		--labels 0,1,2,3,4,5,6,7,8,9 --calibration digits --evaluation digits \
+		--out exported/digits --overwrite
+	rm exported/digits/report.html
+
+docs: pyproject.toml
+	$(call install,docs)
+	$(BIN)/mkdocs build --strict
+
+venv: $(VENV)/.test
+
+# A stamp is written last, so an interrupted installation is taken up again.
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+$(PYTHON) -m venv $(VENV)
+$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(1)]'
+endef
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(call install,all)
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt
+	$(call install,$(EXTRAS))
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist site runs

@@ -12,7 +12,15 @@ from keras.optimizers.schedules import (
     PolynomialDecay,
 )
 
-__all__ = ["AlphaAnnealing", "StudentCheckpoint", "TemperatureAnnealing", "TransferWeightAnnealing"]
+from keras_kd.resume import ResumableBackup
+
+__all__ = [
+    "AlphaAnnealing",
+    "ResumableBackup",
+    "StudentCheckpoint",
+    "TemperatureAnnealing",
+    "TransferWeightAnnealing",
+]
 
 KINDS = ("linear", "cosine", "exponential")
 

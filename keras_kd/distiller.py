@@ -288,7 +288,11 @@ class Distiller(keras.Model):
             self.transfers.append(transfer)
         books = ["student_loss"] if setup.labeled else []
         if self.distills:
-            books += ["distillation_loss", *(t.name for t in self.transfers), "agreement"]
+            books += ["distillation_loss", *(t.name for t in self.transfers)]
+            if setup.teacher is None or outputs.comparable(
+                setup.match, setup.student.shapes, setup.teacher.output_shapes()
+            ):
+                books.append("agreement")
         # A step that was traced before writes into the metrics of that time.
         self._books = _Books(books, self._books.means if self._books else {})
 
@@ -554,6 +558,8 @@ class Distiller(keras.Model):
 
     def _book_agreement(self, teacher: Answer, student: Answer) -> None:
         """Top-1 agreement with the teacher over samples and valid positions."""
+        if self._books is None or "agreement" not in self._books.means:
+            return
         order, binary = self._setup.match
         for i, ours in enumerate(student.logits):
             if i >= len(order) or order[i] >= len(teacher.logits):
@@ -567,8 +573,7 @@ class Distiller(keras.Model):
                 same = ops.mean(ops.cast(same, "float32"), axis=-1)
             else:
                 same = ops.equal(ops.argmax(ours, axis=-1), ops.argmax(theirs, axis=-1))
-            if self._books is not None:
-                self._books.add("agreement", ops.cast(same, "float32"), mask)
+            self._books.add("agreement", ops.cast(same, "float32"), mask)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Update the student's metrics on one batch and return all results."""
@@ -755,6 +760,30 @@ class Distiller(keras.Model):
 
     # ------------------------------------------------------------------- saving
 
+    def __dir__(self) -> list[str]:
+        """List the attributes; Keras saves every model and layer that it finds among them."""
+        return sorted(set(super().__dir__()) - {"teacher", "_shared"})
+
+    def _seeds(self) -> list[Any]:
+        """States of the random generators, as of dropout, which Keras does not save."""
+        others = {id(v) for v in [*self.weights, *self.metrics_variables]}
+        return [v for v in self.variables if id(v) not in others]
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save the live values and the states of the random generators."""
+        super().save_own_variables(store)
+        for i, seed in enumerate(self._seeds()):
+            store[f"seed_{i}"] = ops.convert_to_numpy(seed)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load the live values and the states of the random generators."""
+        names = [name for name in store.keys() if not name.startswith("seed_")]  # noqa: SIM118
+        super().load_own_variables({name: store[name] for name in names})
+        seeds = self._seeds()
+        if len(store.keys()) - len(names) == len(seeds):
+            for i, seed in enumerate(seeds):
+                seed.assign(store[f"seed_{i}"])
+
     def get_config(self) -> dict[str, Any]:
         """Return what rebuilds the distiller, without its teacher."""
         setup = self._setup
@@ -856,7 +885,7 @@ class Distiller(keras.Model):
                 _times_shape(row["teacher"], row["teacher_shape"]),
                 _times_shape(row["student"], row["student_shape"]),
                 row["projection"],
-                row["parameters"],
+                "-" if row["parameters"] is None else row["parameters"],
             )
             for row in self.summary_of_transfers()
         ]

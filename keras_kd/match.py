@@ -190,7 +190,9 @@ def _levels(model: Any, side: str, x: Any) -> tuple[str, list[_Layer]]:
             # The sizes that this batch shows.
             _, seen = calls(model, x, [layer.layer for layer in layers])
             shapes = {id(op): (None, *keras.tree.flatten(y)[0].shape[1:]) for op, y in seen}
-            layers = [layer._replace(shape=shapes[id(layer.layer)]) for layer in layers]
+            layers = [
+                layer._replace(shape=shapes.get(id(layer.layer), layer.shape)) for layer in layers
+            ]
     elif x is not None:
         layers = _watched(model, x)
     else:

@@ -137,6 +137,14 @@ def match(placed: Sequence[Placed], student: Any, teacher: Any) -> Match:
     return Match(order, binary)
 
 
+def comparable(match: Match, student: Any, teacher: Any) -> bool:
+    """Whether some output has the same classes on both sides, as far as the shapes are known."""
+    if student is None or teacher is None:
+        return True
+    pairs = zip(student, (teacher[i] for i in match.order if i < len(teacher)))
+    return any(s[-1] == t[-1] and len(s) == len(t) for s, t in pairs)
+
+
 def _names(template: Any) -> list[str]:
     return list(keras.tree.flatten(template)) if template is not None else ["output"]
 

@@ -63,9 +63,7 @@ def test_the_total_and_its_gradient_are_the_formula(weights, hard_weight, distil
     t, s = np.array(teacher(x)), np.array(student(x))
     penalty = 0.03 * sum(float((np.array(l.kernel) ** 2).sum()) for l in student.layers[1:])
     expected = (
-        hard_weight * hard_loss(s, y).mean()
-        + distillation_weight * kl(t, s, 3.0).mean()
-        + penalty
+        hard_weight * hard_loss(s, y).mean() + distillation_weight * kl(t, s, 3.0).mean() + penalty
     )
 
     def by_hand():
@@ -219,7 +217,9 @@ def test_masks_reach_transfers_between_layers():
     hint = kd.Transfer(kd.losses.Hint(), teacher="lstm", student="lstm")
     distiller.compile("sgd", loss=None, distillation_loss=hint)
     x, _ = tokens()
-    lstm = [np.array(keras.Model(m.input, m.get_layer("lstm").output)(x)) for m in (teacher, student)]
+    lstm = [
+        np.array(keras.Model(m.input, m.get_layer("lstm").output)(x)) for m in (teacher, student)
+    ]
     valid = (x != 0)[..., None]
     logs = distiller.train_on_batch(x, return_dict=True)
     # Whatever the loss does with positions, padded ones are no part of it.
@@ -545,7 +545,9 @@ def test_the_graph_has_one_pass_of_each_and_no_gradient_of_the_teacher():
     )
     x, y = rows(8)
     products = [op for op in traced_step(distiller, x, y).get_operations() if op.type == "MatMul"]
-    shapes = [tuple(op.inputs[1].shape.as_list() + op.outputs[0].shape.as_list()) for op in products]
+    shapes = [
+        tuple(op.inputs[1].shape.as_list() + op.outputs[0].shape.as_list()) for op in products
+    ]
     teachers = [shape for shape in shapes if {11, 13, 17} & set(shape) and 7 not in shape]
     # Three layers of the teacher and its head, forwards; each once.
     assert len(teachers) == 4

@@ -59,9 +59,7 @@ def test_every_output_is_distilled(structure, one_for_all):
     hard_sum = sum(hard_loss(s[key], y[key]).mean() for key in SIZES)
     np.testing.assert_allclose(logs["student_loss"], hard_sum, rtol=1e-5)
     np.testing.assert_allclose(logs["distillation_loss"], sum(each.values()), rtol=1e-4)
-    np.testing.assert_allclose(
-        logs["loss"], 0.3 * hard_sum + 0.7 * sum(each.values()), rtol=1e-4
-    )
+    np.testing.assert_allclose(logs["loss"], 0.3 * hard_sum + 0.7 * sum(each.values()), rtol=1e-4)
     agreement = np.mean([(s[key].argmax(1) == t[key].argmax(1)).mean() for key in SIZES])
     assert logs["agreement"] == pytest.approx(agreement)
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import keras_kd as kd
 from keras_kd import projectors
 
 RNG = np.random.default_rng(7)
@@ -202,3 +203,65 @@ def test_computes_in_float32_whatever_the_policy(teacher, student):
     assert keras.backend.standardize_dtype(y.dtype) == "float32"
     assert np.isfinite(ops.convert_to_numpy(y)).all()
     assert {keras.backend.standardize_dtype(w.dtype) for w in layer.weights} == {"float32"}
+
+
+def _cnn(width, stride, name):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(width, 3, stride, "same", activation="relu", name="map")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(3, name="head")(x), name=name)
+
+
+def _distiller():
+    student, teacher = _cnn(4, 1, "student"), _cnn(6, 2, "teacher")
+    hint = kd.Transfer(kd.losses.Hint(), "map", "map", projector="auto", weight=2.0)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", loss=None, distillation_loss=[kd.losses.SoftTargets(), hint])
+    return distiller
+
+
+def test_the_summary_shows_projectors_and_shapes():
+    distiller = _distiller()
+    lines = []
+    distiller.summary(print_fn=lines.append)
+    text = "\n".join(lines)
+    assert "Total params: 127" in text  # the student alone: 3*9*4+4 + 4*3+3
+    row = next(line for line in text.splitlines() if line.startswith(" hint"))
+    cells = ["hint (x 2)", "map 4x4x6", "map 8x8x4", "conv 3x3 /2", "-"]
+    assert row.split() == " ".join(cells).split()
+    # Looking builds nothing.
+    assert not distiller.transfers[1].built
+    x = RNG.normal(size=(8, 8, 8, 3)).astype("float32")
+    distiller.fit(x, epochs=1, verbose=0)
+    rows = distiller.summary_of_transfers()
+    assert rows[1]["projection"] == "conv 3x3 /2"
+    assert (rows[1]["teacher_shape"], rows[1]["student_shape"]) == (
+        (None, 4, 4, 6),
+        (None, 8, 8, 4),
+    )
+    assert (rows[0]["parameters"], rows[1]["parameters"]) == (0, 9 * 4 * 6 + 6)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_projectors_train_and_stay_out_of_the_student(tmp_path):
+    distiller = _distiller()
+    student = distiller.student
+    x = RNG.normal(size=(8, 8, 8, 3)).astype("float32")
+    distiller.fit(x, epochs=1, verbose=0)
+    kernel = distiller.transfers[1].projection.weights[0]
+    before = ops.convert_to_numpy(kernel).copy()
+    distiller.fit(x, epochs=1, verbose=0)
+    assert (ops.convert_to_numpy(kernel) != before).any()
+    assert student.count_params() == 127
+    student.save(tmp_path / "student.keras")
+    assert keras.saving.load_model(tmp_path / "student.keras").count_params() == 127
+    distiller.save(tmp_path / "distiller.keras")
+    again = kd.load_distiller(tmp_path / "distiller.keras", teacher=distiller.teacher)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(again.transfers[1].projection.weights[0]), ops.convert_to_numpy(kernel)
+    )
+
+
+def test_an_unknown_projector_is_refused_when_it_is_named():
+    with pytest.raises(ValueError, match=r"'autp'.*Did you mean 'auto'"):
+        kd.Transfer(kd.losses.Hint(), "map", "map", projector="autp")

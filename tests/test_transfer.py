@@ -119,9 +119,7 @@ def test_the_projector_is_updated_by_the_gradient():
     import tensorflow as tf
 
     student, teacher = pair()
-    transfer = kd.Transfer(
-        kd.losses.Hint(), "hidden", "hidden", projector="linear", weight=3.0
-    )
+    transfer = kd.Transfer(kd.losses.Hint(), "hidden", "hidden", projector="linear", weight=3.0)
     distiller = kd.Distiller(student, teacher)
     distiller.compile(keras.optimizers.SGD(0.1), loss=crossentropy(), distillation_loss=transfer)
     x, y = rows()
@@ -134,7 +132,10 @@ def test_the_projector_is_updated_by_the_gradient():
     gradient = tape.gradient(loss, kernel)
     logs = distiller.train_on_batch(x, y, return_dict=True)
     np.testing.assert_allclose(
-        transfer.projection.get_weights()[0], kernel.numpy() - 0.1 * gradient.numpy(), rtol=1e-4, atol=1e-6
+        transfer.projection.get_weights()[0],
+        kernel.numpy() - 0.1 * gradient.numpy(),
+        rtol=1e-4,
+        atol=1e-6,
     )
     np.testing.assert_allclose(logs["distillation_loss"], 3 * logs["hint"], rtol=1e-5)
 
@@ -170,7 +171,10 @@ def test_none_reads_the_final_output():
     student, teacher = pair()
     # Any Keras loss compares any two tensors.
     transfer = kd.Transfer(
-        keras.losses.MeanSquaredError(), teacher=None, student="hidden", projector=layers.Dense(CLASSES)
+        keras.losses.MeanSquaredError(),
+        teacher=None,
+        student="hidden",
+        projector=layers.Dense(CLASSES),
     )
     distiller = kd.Distiller(student, teacher)
     distiller.compile(keras.optimizers.SGD(0.0), loss=None, distillation_loss=transfer)
@@ -219,7 +223,10 @@ def test_per_token_weights_beside_a_pooled_layer():
     distiller.compile(
         "sgd",
         loss=None,
-        distillation_loss=[kd.losses.SoftTargets(), kd.Transfer(kd.losses.Hint(), "tokens", "tokens")],
+        distillation_loss=[
+            kd.losses.SoftTargets(),
+            kd.Transfer(kd.losses.Hint(), "tokens", "tokens"),
+        ],
         run_eagerly=True,
     )
     x = np.random.default_rng(0).normal(size=(4, 5, FEATURES)).astype("float32")

@@ -70,7 +70,10 @@ def for_fit(
     split = arguments.pop("validation_split", 0.0)
     if weight is not None and keras.tree.is_nested(y) and not keras.tree.is_nested(weight):
         weight = keras.tree.map_structure(lambda _: weight, y)
+    classes = arguments.pop("class_weight", None)
     data = keras.tree.map_structure(_plain, (x, y, weight), none_is_leaf=False)
+    if classes is not None:
+        data = (*data[:2], _class_weights(classes, data[1], data[2]))
     _check_arrays(teacher, data)
     used = teacher.count
     if split and arguments.get("validation_data") is None:
@@ -120,6 +123,22 @@ def _check_view(teacher: Any, x: Any) -> None:
             "than when the cache was written. It must depend on the sample and the seed alone; if "
             "it was changed, write the cache again."
         )
+
+
+def _class_weights(classes: dict[int, float], y: Any, weight: Any) -> np.ndarray:
+    """A weight for each row from its class, 1 for classes that have none."""
+    if weight is not None or not isinstance(y, np.ndarray):
+        raise ValueError(
+            "`class_weight` is for one output with labels, and not beside `sample_weight`. "
+            f"Received: class_weight={classes}, labels of type {type(y).__name__}, sample_weight "
+            f"{'given' if weight is not None else 'not given'}."
+        )
+    if y.ndim > 1 and y.shape[-1] > 1:
+        y = np.argmax(y, axis=-1)
+    labels = np.round(y).astype("int64").reshape(len(y), -1)[:, 0]
+    known, place = np.unique(labels, return_inverse=True)
+    of_class = np.array([classes.get(int(label), 1.0) for label in known])
+    return of_class.astype(keras.config.floatx())[place]
 
 
 def _split(fraction: float, count: int) -> int:
@@ -383,23 +402,21 @@ def _tf_join(teacher: Any, data: Any) -> Any:
     ranks = [len(each["shape"]) for each in teacher.caches[0].manifest.inputs]
     batched = [leaf.shape.rank for leaf in leaves] != ranks
     _check_first(teacher, data, batched)
-    count = teacher.count
 
     def place(row: Any, element: Any) -> Any:
         x = keras.tree.flatten(element[0] if plain else element)
         size = tf.shape(x[0], tf.int64)[0] if batched else tf.constant(1, tf.int64)
         return row + size, (row, element)
 
-    seen = _Seen(teacher)
+    passes = _Passes(teacher)
 
-    def join(epoch: Any) -> Callable[..., Any]:
+    def join(this: Any, epoch: Any) -> Callable[..., Any]:
         def with_record(row: Any, element: Any) -> Any:
-            parts = element if plain else (element,)
-            x, *rest = parts
+            x, *rest = element if plain else (element,)
             if not batched:
                 x = keras.tree.map_structure(lambda leaf: tf.expand_dims(leaf, 0), x)
             flat = keras.tree.flatten(x)
-            rows = tf.numpy_function(seen.rows, [row, *flat], tf.int64)
+            rows = tf.numpy_function(passes.rows, [this, row, *flat], tf.int64)
             rows.set_shape([flat[0].shape[0]])
             record = _tf_record(teacher, rows, epoch)
             if teacher.augment is not None:
@@ -411,44 +428,57 @@ def _tf_join(teacher: Any, data: Any) -> Any:
 
         return with_record
 
+    once = tf.data.Dataset.range(1)
+
     def one_pass(_: Any) -> Any:
-        epoch = tf.numpy_function(lambda: np.int64(teacher.epoch), [], tf.int64)
+        this, epoch = tf.numpy_function(passes.begin, [], [tf.int64, tf.int64])
+        this.set_shape([])
         epoch.set_shape([])
         placed = data.scan(tf.constant(0, tf.int64), place)
-        return placed.map(join(epoch), num_parallel_calls=tf.data.AUTOTUNE)
+        joined = placed.map(join(this, epoch), num_parallel_calls=tf.data.AUTOTUNE)
 
-    def end(_: Any) -> Any:
-        # Reached when all before it was read: here it shows whether rows are missing.
-        none = tf.numpy_function(seen.end, [], tf.int64)
-        none.set_shape([])
-        return one_pass(0).take(none)
+        def end(_: Any) -> Any:
+            # Reached when all before it was read: here it shows whether rows are missing.
+            none = tf.numpy_function(passes.end, [this], tf.int64)
+            none.set_shape([])
+            return joined.take(none)
 
-    once = tf.data.Dataset.range(1)
-    joined = once.flat_map(one_pass).concatenate(once.flat_map(end))
+        return joined.concatenate(once.flat_map(end))
+
+    joined = once.flat_map(one_pass)
     length = int(data.cardinality())
-    if not batched and length >= 0 and length != count:
+    if not batched and length >= 0:
         reader.require_count(teacher.caches[0], length)
     if length >= 0:
         joined = joined.apply(tf.data.experimental.assert_cardinality(length))
     return joined
 
 
-class _Seen:
-    """Compares what passes with what the teacher was given, and counts it."""
+class _Passes:
+    """Compares what passes with what the teacher was given, and counts it.
+
+    Batches of one pass may come here in any order, and several passes may be
+    under way at a time.
+    """
 
     def __init__(self, teacher: Any) -> None:
         self.teacher = teacher
-        self.count = 0
+        self.counts: list[int] = []
 
-    def rows(self, row: np.ndarray, *flat: np.ndarray) -> np.ndarray:
+    def begin(self) -> tuple[np.int64, np.int64]:
+        """The number of a new pass, and the epoch whose views it shows."""
+        self.counts.append(0)
+        return np.int64(len(self.counts) - 1), np.int64(self.teacher.epoch)
+
+    def rows(self, this: np.ndarray, row: np.ndarray, *flat: np.ndarray) -> np.ndarray:
         """The row numbers of a batch, checked."""
         rows = _checked(self.teacher, list(flat), int(row))
-        self.count = len(rows) + (max(self.count, int(row)) if row else 0)
+        self.counts[int(this)] += len(rows)
         return rows
 
-    def end(self) -> np.int64:
+    def end(self, this: np.ndarray) -> np.int64:
         """Nothing more; raises if rows are missing."""
-        reader.require_count(self.teacher.caches[0], self.count)
+        reader.require_count(self.teacher.caches[0], self.counts[int(this)])
         return np.int64(0)
 
 

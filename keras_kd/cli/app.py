@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_kd.cli import demo, export, verify
+from keras_kd.cli import cache, demo, export, verify
 
 app = typer.Typer(
     name="keras-kd",
@@ -25,6 +25,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(cache.app, name="cache")
 
 # Typer's base class of all usage errors is not public under one name in all of its versions; it is
 # the parent of `BadParameter`, which is.

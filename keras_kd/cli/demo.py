@@ -310,10 +310,10 @@ def remarks(result: dict[str, Any], folder: Path) -> list[str]:
     """
     samples = result["data"]["samples"]
     lines = [_verdict(result)]
-    best = next((row for row in result["files"] if row["file"] == result["best"]), None)
-    if best is None:
+    if result["best"] is None:
         lines.append("No file passed its check: the reasons are below and in report.html.")
     else:
+        best = next(row for row in result["files"] if row["file"] == result["best"])
         ratio = result["models"]["teacher"]["bytes"] / best["bytes"]
         limit = 100 * result["max_drop"]
         lines.append(

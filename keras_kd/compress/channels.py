@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_kd.compress.fold import CHANNEL_AXIS
 from keras_kd.compress.graph import OUTPUT, Graph, copy_layer, is_graph
-from keras_kd.compress.select import chosen_layers
+from keras_kd.compress.selection import chosen_layers
 
 SLICED = {
     keras.layers.Conv1D,

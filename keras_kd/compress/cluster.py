@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_kd.compress.fold import require_built
 from keras_kd.compress.graph import Graph, copy_built, rebuild
-from keras_kd.compress.select import chosen_layers
+from keras_kd.compress.selection import chosen_layers
 from keras_kd.compress.wrap import WeightWrapper, effective_weights, kernels
 from keras_kd.typing import Tensor
 
@@ -96,7 +96,9 @@ class ClusteredLayer(WeightWrapper):
             # What is trained are the centers; the kernel itself no longer takes part.
             kernel.trainable = False
             self.centers.append(
-                self.add_weight(shape=(self.clusters,), initializer="zeros", name=f"centers_{index}")
+                self.add_weight(
+                    shape=(self.clusters,), initializer="zeros", name=f"centers_{index}"
+                )
             )
             self.assignments.append(
                 self.add_weight(

@@ -16,9 +16,15 @@ from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantize import QUANTIZED, is_quantize_aware
 from keras_kd.compress.quantized_layers import QuantizedLayer
 from keras_kd.compress.quantized_sequences import _Stepwise
-from keras_kd.compress.select import require_graph
+from keras_kd.compress.selection import require_graph
 from keras_kd.compress.support import treatment
-from keras_kd.compress.wrap import WeightWrapper, base_layer, effective_weights, every_layer, kernels
+from keras_kd.compress.wrap import (
+    WeightWrapper,
+    base_layer,
+    effective_weights,
+    every_layer,
+    kernels,
+)
 from keras_kd.typing import Tensor
 
 
@@ -168,7 +174,9 @@ def _quantized_row(path: str, layer: Any, graph: Graph) -> tuple[str, str, str, 
     remarks = _remarks(layer)
     weights = "float" if _weights(layer) else ""
     if isinstance(layer, QUANTIZED):
-        weights = f"int{layer.weight_bits}" if isinstance(layer, (QuantizedLayer, _Stepwise)) else ""
+        weights = (
+            f"int{layer.weight_bits}" if isinstance(layer, (QuantizedLayer, _Stepwise)) else ""
+        )
         if isinstance(layer, QuantizedLayer):
             kinds = {"channel" if axes else "tensor" for axes in layer.axes.values()}
             weights += "/" + "+".join(sorted(kinds))
@@ -207,7 +215,9 @@ def _output(layer: Any, graph: Graph) -> str:
         names = moving
     producers = [graph.layers[p] for p in graph.producers[layer.name]]
     moves = treatment(layer, graph).kind in ("moves", "model")
-    if moves and any(isinstance(p, FakeQuantize) or _output(p, graph) != "float" for p in producers):
+    if moves and any(
+        isinstance(p, FakeQuantize) or _output(p, graph) != "float" for p in producers
+    ):
         return "int8"
     return "int8" if isinstance(base_layer(layer), keras.layers.Embedding) else "float"
 
@@ -262,5 +272,3 @@ def sparsity(model: keras.Model) -> float:
             total += size
             zeros += zero_share(layer, kernel) * size
     return zeros / max(total, 1.0)
-
-

@@ -21,7 +21,7 @@ from keras_kd.compress.quantized_sequences import (
     QuantizedLayerNormalization,
     QuantizedRecurrent,
 )
-from keras_kd.compress.select import look_up, require_graph
+from keras_kd.compress.selection import look_up, require_graph
 from keras_kd.compress.support import Treatment, treatment
 from keras_kd.compress.wrap import WeightWrapper, base_layer, every_layer, kernels
 from keras_kd.typing import Tensor
@@ -498,5 +498,3 @@ def _copy_linear(layer: Any) -> Any:
         copy.build_from_config(layer.get_build_config())
     copy.set_weights(layer.get_weights())
     return copy
-
-

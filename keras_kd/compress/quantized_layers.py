@@ -327,5 +327,3 @@ def per_channel_affine(inputs: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     if rank == 2:
         return ops.reshape(outputs, (-1, channels))
     return ops.squeeze(outputs, 1) if rank == 3 else outputs
-
-

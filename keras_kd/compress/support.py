@@ -199,9 +199,7 @@ def _activation(layer: Any, kind: str, config: dict[str, Any]) -> Treatment:
         return Treatment("moves")
     if kind == "Softmax" and config.get("axis", -1) != -1:
         return Treatment("float", "softmax over an axis other than the last")
-    return Treatment(
-        "activation", range=FIXED_RANGES.get(name), fusable=name in ("relu", "relu6")
-    )
+    return Treatment("activation", range=FIXED_RANGES.get(name), fusable=name in ("relu", "relu6"))
 
 
 def _affine(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> Treatment:

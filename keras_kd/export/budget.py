@@ -17,7 +17,9 @@ _LEAST_SQNR = 20.0
 _SLOWER = 1.25
 
 
-def judge(rows: list[dict[str, Any]], reference: dict[str, Any], max_drop: float | None, aware: bool) -> None:
+def judge(
+    rows: list[dict[str, Any]], reference: dict[str, Any], max_drop: float | None, aware: bool
+) -> None:
     """Mark the rows of measured files that fail, and flag what deserves a second look.
 
     Args:

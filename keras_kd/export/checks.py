@@ -12,6 +12,19 @@ from typing import Any
 
 FORMATS = ("tflite", "onnx")
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
+"""What is made unless asked otherwise."""
+
+KNOWN = {
+    "tflite": (
+        *("float32", "float16", "dynamic", "weight_int8", "weight_int4", "int8", "int16x8"),
+    ),
+    "onnx": ("float32", "float16", "dynamic", "weight_int4", "int8", "int8_qoperator"),
+}
+"""The precisions of each format."""
+
+CALIBRATED = ("int8", "int16x8", "int8_qoperator")
+"""Precisions whose activations are integers, which needs calibration data."""
+
 OPSETS = range(13, 19)
 """ONNX operator sets that tf2onnx writes and that per-channel quantization can live in."""
 
@@ -62,6 +75,24 @@ def names(what: str, values: Sequence[str], known: Sequence[str]) -> list[str]:
             hint = f" Did you mean `{close[0]}`?" if close else ""
             raise ValueError(f"`{value}` is none of the {what} {list(known)}.{hint}")
     return list(dict.fromkeys(names))
+
+
+def check_precisions(precisions: Sequence[str], formats: Sequence[str]) -> list[str]:
+    """Return the precisions without repetition, each checked to exist in one of the formats.
+
+    Raises:
+        ValueError: If one is unknown, with close matches, or exists in no format asked for.
+    """
+    everywhere = dict.fromkeys(name for known in KNOWN.values() for name in known)
+    checked = names("precisions", precisions, list(everywhere))
+    for precision in checked:
+        if not any(precision in KNOWN[fmt] for fmt in formats):
+            raise ValueError(
+                f"`{precision}` does not exist for {', '.join(formats)}. Precisions by format: "
+                + "; ".join(f"{fmt}: {', '.join(known)}" for fmt, known in KNOWN.items())
+                + "."
+            )
+    return checked
 
 
 def check_settings(max_drop: float | None, objective: str, opset: int, name: str) -> None:
@@ -158,10 +189,16 @@ def check_data_given(
     Raises:
         ValueError: If int8 lacks calibration data, or there is nothing to verify with.
     """
-    if calibration is None and "int8" in precisions and not quantization_aware:
+    # Ranges learned in training serve int8 alone; the others are calibrated from the float model.
+    needy = [
+        precision
+        for precision in precisions
+        if precision in CALIBRATED and not (quantization_aware and precision == "int8")
+    ]
+    if calibration is None and needy:
         raise ValueError(
-            "`int8` needs calibration data, and none was given. Pass `calibration=x` with a few "
-            "hundred typical inputs, or leave int8 out of `precisions`."
+            f"`{needy[0]}` needs calibration data, and none was given. Pass `calibration=x` with a "
+            f"few hundred typical inputs, or leave {needy[0]} out of `precisions`."
         )
     if evaluation is None and calibration is None:
         raise ValueError(

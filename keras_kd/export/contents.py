@@ -11,6 +11,9 @@ import numpy as np
 _HEAVY = {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "Attention"}
 _BORDER = {"QUANTIZE", "DEQUANTIZE"}
 
+MOVERS = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "MaxPool"}
+"""ONNX operators whose output values are input values."""
+
 
 def inspect(path: Path) -> dict[str, Any]:
     """Look into a file.
@@ -77,7 +80,7 @@ def _onnx(path: Path) -> dict[str, Any]:
     widths: Counter[int] = Counter()
 
     def visit(graph: Any) -> None:
-        producers = {name: node.op_type for node in graph.node for name in node.output}
+        producers = {name: node for node in graph.node for name in node.output}
         initializers = {entry.name: entry.data_type for entry in graph.initializer}
         for entry in graph.initializer:
             size = int(np.prod(entry.dims, dtype=np.int64)) if entry.dims else 1
@@ -88,7 +91,7 @@ def _onnx(path: Path) -> dict[str, Any]:
             operators[node.op_type] += 1
             if node.op_type in _HEAVY:
                 ends = list(node.input)[:2]
-                quantized = all(producers.get(name) == "DequantizeLinear" for name in ends)
+                quantized = all(_is_dequantized(name, producers) for name in ends)
                 if not quantized and any(
                     initializers.get(name, onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT
                     for name in ends
@@ -105,6 +108,14 @@ def _onnx(path: Path) -> dict[str, Any]:
         "weight_bits": {str(width): size for width, size in sorted(widths.items())},
         "flex": [],
     }
+
+
+def _is_dequantized(name: str, producers: dict[str, Any]) -> bool:
+    # Operators that only move values stand between a quantized tensor and its user.
+    node = producers.get(name)
+    while node is not None and node.op_type in MOVERS:
+        node = producers.get(node.input[0])
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
 # onnx.TensorProto.DataType to bits; integers of 32 and 64 bits are biases, indices and shapes.

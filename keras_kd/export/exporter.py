@@ -55,8 +55,11 @@ def export_model(
         model: A built `keras.Model`.
         folder: Where the files go. It is made if missing, and must be empty without `overwrite`.
         formats: Any of `"tflite"`, `"onnx"`.
-        precisions: Any of `"float32"`, `"float16"` (weights), `"dynamic"` (int8 weights, float
-            activations), `"int8"` (weights and activations).
+        precisions: Any of `"float32"`; `"float16"` (weights); `"dynamic"` (int8 weights,
+            activations quantized while running); `"weight_int8"` (int8 weights, float arithmetic; TFLite);
+            `"weight_int4"`; `"int8"` (weights and activations); `"int16x8"` (int16 activations;
+            TFLite); `"int8_qoperator"` (int8 as integer operators instead of quantize and
+            dequantize pairs; ONNX). One that exists in a single format is made in that one.
         calibration: Inputs that stand for the real ones, for int8: an array `(samples, ...)`, a
             dict of them by input name, `(x, y)`, or a `tf.data.Dataset`, `PyDataset` or generator
             of batches. At most 512 samples are used.
@@ -96,7 +99,7 @@ def export_model(
     """
     tell = progress or (lambda stage, done, total: None)
     formats = checks.names("formats", formats, FORMATS)
-    precisions = checks.names("precisions", precisions, PRECISIONS)
+    precisions = checks.check_precisions(precisions, formats)
     checks.check_settings(max_drop, objective, opset, name)
     checks.check_packages(formats)
     target = Path(folder)
@@ -138,6 +141,7 @@ def export_model(
             }
             for fmt in formats
             for precision in precisions
+            if precision in checks.KNOWN[fmt]
         ]
         rows = _rows(
             model,

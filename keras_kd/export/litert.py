@@ -7,9 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from .metrics import sqnr
 from .naming import shorten, unique
+from .runtime import TFLiteRuntime, run_all
 from .signature import Arrays, Signature
 from .source import Source
+
+_SAMPLES = 64
+"""Calibration samples that are enough to compare two files."""
 
 
 class LiteRT:
@@ -28,6 +33,7 @@ class LiteRT:
         self._allow_flex = allow_flex
         # Found with the first conversion, kept for the others: whether any batch size works.
         self._static: bool | None = None
+        self._float: bytes | None = None
 
     def convert(self, precision: str) -> tuple[bytes, dict[str, Any]]:
         """Return the file's bytes and what is worth saying about it."""
@@ -38,8 +44,10 @@ class LiteRT:
             notes.append(
                 "the batch size is fixed at 1: this model does not convert with a free one"
             )
-        blob = self._run(precision, notes)
-        blob = rename(blob, self._source.signature, self._source.layers)
+        if precision == "float32":
+            blob = self._float32()
+        else:
+            blob = rename(self._run(precision, notes), self._source.signature, self._source.layers)
         return blob, {"batch": "dynamic" if _free_batch(blob) else "static", "notes": notes}
 
     def _needs_static_batch(self) -> bool:
@@ -58,22 +66,90 @@ class LiteRT:
 
     def _run(self, precision: str, notes: list[str]) -> bytes:
         endpoint = "static" if self._static else "dynamic"
-        if precision != "int8":
+        if precision in ("weight_int8", "weight_int4"):
+            return self._weights(precision)
+        if precision not in ("int8", "int16x8"):
             return self._convert(self._converter(endpoint), precision, strict=False)
-        form = "quantized" if self._source.quantized else "float"
+        form = "quantized" if self._source.quantized and precision == "int8" else "float"
         # Calibrating a loop ends the process with a segmentation fault; unrolled, it has no loop.
-        if self._source.recurrent and not self._source.quantized:
+        if self._source.recurrent and form == "float":
             endpoint, form = "dynamic", "unrolled"
             notes[:] = ["recurrent layers are unrolled: the number of time steps is fixed"]
-        if self._source.quantized:
+        if precision == "int8" and self._source.quantized:
             return self._convert(self._converter(endpoint, form), "int8", strict=False)
         try:
-            return self._convert(self._converter(endpoint, form), "int8", strict=True)
+            blob = self._convert(self._converter(endpoint, form), precision, strict=True)
         except Exception as error:
-            reason = _first_line(error)
-        blob = self._convert(self._converter(endpoint, form), "int8", strict=False)
-        notes.append(f"some operators have no int8 form and stay float ({reason})")
-        return blob
+            blob = self._convert(self._converter(endpoint, form), precision, strict=False)
+            notes.append(
+                f"some operators have no {precision} form and stay float ({_first_line(error)})"
+            )
+        return self._better(blob, notes) if precision == "int8" else blob
+
+    def _better(self, blob: bytes, notes: list[str]) -> bytes:
+        # A second converter quantizes the float file; which one does better depends on the model.
+        blobs = {"TensorFlow's converter": blob}
+        try:
+            blobs["ai-edge-quantizer"] = self._edge_static()
+        except Exception as error:
+            notes.append(f"ai-edge-quantizer made no int8 file ({_first_line(error)})")
+            return blob
+        noise = {}
+        for name, candidate in blobs.items():
+            try:
+                noise[name] = self._sqnr(candidate)
+            except (RuntimeError, ValueError) as error:
+                notes.append(f"the int8 file of {name} does not run ({_first_line(error)})")
+        if not noise:
+            return blob
+        best = max(noise, key=lambda name: noise[name])
+        figures = ", ".join(f"{name} {decibels:.1f} dB" for name, decibels in noise.items())
+        notes.append(f"{best} chosen by SQNR on the calibration data ({figures})")
+        return blobs[best]
+
+    def _edge_static(self) -> bytes:
+        from ai_edge_quantizer import recipe
+
+        quantizer = self._edge(recipe.static_wi8_ai8())
+        samples = [
+            {name: array[i : i + 1] for name, array in (self._calibration or {}).items()}
+            for i in range(min(_SAMPLES, len(next(iter((self._calibration or {}).values())))))
+        ]
+        ranges = quantizer.calibrate({"serving_default": samples})
+        return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
+
+    def _weights(self, precision: str) -> bytes:
+        from ai_edge_quantizer import recipe
+
+        make = recipe.weight_only_wi8_afp32 if precision.endswith("8") else _wi4
+        quantizer = self._edge(make())
+        return bytes(quantizer.quantize(enable_progress_report=False).quantized_model)
+
+    def _edge(self, recipe: Any) -> Any:
+        try:
+            from ai_edge_quantizer import quantizer
+        except ImportError as error:
+            raise ImportError(
+                "ai-edge-quantizer is not installed. Install it with "
+                '`pip install "keras_kd[export]"`.'
+            ) from error
+        return quantizer.Quantizer(bytearray(self._float32()), recipe)
+
+    def _float32(self) -> bytes:
+        if self._float is None:
+            endpoint = "static" if self._static else "dynamic"
+            blob = self._convert(self._converter(endpoint), "float32", strict=False)
+            self._float = rename(blob, self._source.signature, self._source.layers)
+        return self._float
+
+    def _sqnr(self, blob: bytes) -> float:
+        # Against the float file, on the calibration samples: the evaluation data must not choose.
+        feed = {name: array[:_SAMPLES] for name, array in (self._calibration or {}).items()}
+        outputs = []
+        for content in (self._float32(), rename(blob, self._source.signature)):
+            runtime = TFLiteRuntime(content)
+            outputs.append(run_all(runtime, feed))
+        return min(sqnr(want, outputs[1][name]) for name, want in outputs[0].items())
 
     def _converter(self, endpoint: str, form: str = "float") -> Any:
         import tensorflow as tf
@@ -91,21 +167,25 @@ class LiteRT:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        if precision == "int8":
+        if precision in ("int8", "int16x8"):
             # Fake quantization in the model already carries every range. The converter accepts the
             # strict set of operators only together with calibration.
-            if not self._source.quantized:
+            if precision == "int16x8" or not self._source.quantized:
                 converter.representative_dataset = self._representative
+                integer = (
+                    ops.TFLITE_BUILTINS_INT8
+                    if precision == "int8"
+                    else ops.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+                )
                 converter.target_spec.supported_ops = (
-                    [ops.TFLITE_BUILTINS_INT8]
-                    if strict
-                    else [ops.TFLITE_BUILTINS_INT8, ops.TFLITE_BUILTINS]
+                    [integer] if strict else [integer, ops.TFLITE_BUILTINS]
                 )
             signature = self._source.signature
+            border = tf.int8 if precision == "int8" else tf.int16
             if all(info.dtype == "float32" for info in signature.inputs):
-                converter.inference_input_type = tf.int8
+                converter.inference_input_type = border
             if all(info.dtype == "float32" for info in signature.outputs):
-                converter.inference_output_type = tf.int8
+                converter.inference_output_type = border
         if self._allow_flex:
             converter.target_spec.supported_ops = [
                 *converter.target_spec.supported_ops,
@@ -183,6 +263,12 @@ def rename(blob: bytes, signature: Signature, layers: Collection[str] = ()) -> b
                 name = shorten(tensor.name.decode(), layers)
                 tensor.name = unique(name, used).encode()
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _wi4() -> Any:
+    from ai_edge_quantizer import recipe
+
+    return recipe.weight_only_wi4_afp32()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """Short names for the tensors inside a file.
 
 `block/conv/BiasAdd` for what TensorFlow calls
-`StatefulPartitionedCall/functional_1/block_1/conv_1/BiasAdd;...`. Long names are a good part of a small file, carry counters that differ from run to run, and hide
-which layer a tensor comes from.
+`StatefulPartitionedCall/functional_1/block_1/conv_1/BiasAdd;...`. Long names are a good part of a
+small file, carry counters that differ from run to run, and hide which layer a tensor comes from.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import numpy as np
 from .metrics import sqnr
 from .onnx_aware import quantize_on_grid
 from .onnx_graph import name_borders, name_inside, slim
+from .onnx_int4 import pack_int4
 from .signature import Arrays, Signature
 from .source import Source
 
@@ -43,10 +44,12 @@ class ONNX:
             blob = _float16(path)
         elif precision == "dynamic":
             blob = self._dynamic(path)
-        elif self._source.quantized:
+        elif precision == "weight_int4":
+            blob = _weight_int4(path)
+        elif precision == "int8" and self._source.quantized:
             blob = self._aware()
         else:
-            blob = self._static(path, notes)
+            blob = self._static(path, precision, notes)
         return blob, {"batch": "dynamic", "notes": notes}
 
     def _float_file(self) -> Path:
@@ -74,15 +77,16 @@ class ONNX:
 
         return _slimmed(onnx.load(target), path)
 
-    def _static(self, path: Path, notes: list[str]) -> bytes:
+    def _static(self, path: Path, precision: str, notes: list[str]) -> bytes:
         from onnxruntime.quantization import QuantFormat
 
+        layout = QuantFormat.QOperator if precision == "int8_qoperator" else QuantFormat.QDQ
         # Signed 8-bit weights are left out: on x86 without VNNI, ONNX Runtime adds pairs of their
         # products in 16 bits and saturates (39 dB became 18), so answers would depend on the
         # processor. Unsigned weights take another path, and 7-bit ones stay within 16 bits.
         found = {}
         for name, unsigned in (("8-bit unsigned weights", True), ("7-bit weights", False)):
-            blob = self._quantize(path, QuantFormat.QDQ, unsigned=unsigned)
+            blob = self._quantize(path, layout, unsigned=unsigned)
             found[name] = (self._sqnr(blob, path), blob)
         best = max(found, key=lambda name: found[name][0])
         others = ", ".join(f"{name} {found[name][0]:.1f} dB" for name in found)
@@ -236,6 +240,14 @@ def _float16(path: Path) -> bytes:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     return _slimmed(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
+
+
+def _weight_int4(path: Path) -> bytes:
+    import onnx
+
+    model = onnx.load(path)
+    pack_int4(model)
+    return _slimmed(model, path)
 
 
 def _load(path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .contents import MOVERS
+
 _CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
 
 
@@ -39,7 +41,7 @@ def quantize_on_grid(model: Any) -> int:
         count += 1
         added = [_weights(graph, node, weights, scale, axis)]
         if len(node.input) > 2 and node.input[2] in values:
-            step = _input_scale(producers.get(node.input[0]), values)
+            step = _input_scale(producers.get(node.input[0]), producers, values)
             if step is not None:
                 added.append(_bias(graph, node, _array(values[node.input[2]]), step * scale))
         before.append((node, added))
@@ -69,9 +71,7 @@ def _weights(graph: Any, node: Any, weights: np.ndarray, scale: np.ndarray, axis
     # Unsigned around 128: on x86 without VNNI, signed products saturate in ONNX Runtime.
     steps = np.round(weights / _along(scale, axis, weights.ndim)) + 128
     zero = np.full(scale.shape, 128, np.uint8)
-    return _dequantize(
-        graph, node, 1, steps.astype(np.uint8), scale, zero, axis % weights.ndim
-    )
+    return _dequantize(graph, node, 1, steps.astype(np.uint8), scale, zero, axis % weights.ndim)
 
 
 def _bias(graph: Any, node: Any, bias: np.ndarray, scale: np.ndarray) -> Any:
@@ -99,7 +99,11 @@ def _dequantize(
     return helper.make_node("DequantizeLinear", names, [f"{base}__value"], axis=axis)
 
 
-def _input_scale(producer: Any, values: dict[str, Any]) -> np.ndarray | None:
+def _input_scale(
+    producer: Any, producers: dict[str, Any], values: dict[str, Any]
+) -> np.ndarray | None:
+    while producer is not None and producer.op_type in MOVERS:
+        producer = producers.get(producer.input[0])
     if producer is None or producer.op_type != "DequantizeLinear":
         return None
     return _array(values[producer.input[1]]) if producer.input[1] in values else None
@@ -119,7 +123,7 @@ def _array(entry: Any) -> np.ndarray:
 
 def _insert(graph: Any, before: list[tuple[Any, list[Any]]]) -> None:
     # Nodes stay in an order in which every tensor is made before it is used.
-    added = {id_: nodes for id_, nodes in ((node.output[0], nodes) for node, nodes in before)}
+    added = {node.output[0]: nodes for node, nodes in before}
     ordered: list[Any] = []
     for node in graph.node:
         ordered.extend(added.get(node.output[0], []))

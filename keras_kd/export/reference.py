@@ -226,8 +226,8 @@ def _labels(y: Any, signature: Signature) -> Arrays:
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
             raise ValueError(
-                f"The evaluation labels for output `{name}` have dtype {array.dtype}; class indices "
-                "or numbers are needed."
+                f"The evaluation labels for output `{name}` have dtype {array.dtype}; class "
+                "indices or numbers are needed."
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(

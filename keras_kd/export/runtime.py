@@ -15,12 +15,12 @@ class TFLiteRuntime:
     """A TFLite file in LiteRT, fed and read in real numbers.
 
     Args:
-        path: The file.
+        model: The file, or its bytes.
         threads: Threads of the interpreter.
     """
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        self._path = path
+    def __init__(self, model: Path | bytes, threads: int = 1) -> None:
+        self._model = model
         self._threads = threads
         self._runner = self._interpreter().get_signature_runner()
         self._inputs = self._runner.get_input_details()
@@ -58,7 +58,9 @@ class TFLiteRuntime:
     def _interpreter(self) -> Any:
         from ai_edge_litert.interpreter import Interpreter
 
-        return Interpreter(model_path=str(self._path), num_threads=self._threads)
+        if isinstance(self._model, bytes):
+            return Interpreter(model_content=self._model, num_threads=self._threads)
+        return Interpreter(model_path=str(self._model), num_threads=self._threads)
 
     def _encode(self, name: str, x: np.ndarray) -> np.ndarray:
         row = self._inputs[name]

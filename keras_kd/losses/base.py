@@ -266,13 +266,13 @@ def _weight(
     weight = None
     if mask is not None:
         # Counts past 65504 overflow in float16.
-        precise = keras.backend.result_type(values.dtype, "float32")
+        dtype = keras.backend.standardize_dtype(values.dtype)
+        precise = "float64" if dtype == "float64" else "float32"
         weight = ops.cast(_aligned("mask", mask, values, name), precise)
         if reduction in ("mean", "sum_over_batch_size"):
             # The mean divides by all positions; the valid ones make up for it.
-            weight = weight * ops.divide_no_nan(
-                ops.cast(ops.size(weight), precise), ops.sum(weight)
-            )
+            total = ops.cast(ops.size(weight), precise)
+            weight = weight * (total / ops.maximum(ops.sum(weight), 1.0))
         weight = ops.cast(weight, values.dtype)
     if sample_weight is not None:
         given = ops.convert_to_tensor(sample_weight, dtype=values.dtype)

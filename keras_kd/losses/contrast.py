@@ -93,7 +93,8 @@ class _Bank(keras.layers.Layer):
 
     def normalized(self, scores: Tensor, training: bool) -> Tensor:
         """Log-probabilities: scores less the log of `Z`, which the first batch sets."""
-        precise = keras.backend.result_type(scores.dtype, "float32")
+        dtype = keras.backend.standardize_dtype(scores.dtype)
+        precise = "float64" if dtype == "float64" else "float32"
         wide = ops.stop_gradient(ops.cast(scores, precise))
         count = ops.cast(ops.size(wide), precise)
         here = ops.logsumexp(wide) - ops.log(count) + math.log(self.samples)

@@ -8,6 +8,7 @@ from keras import ops
 from keras_kd.losses.base import DistillationLoss, last_axis_equal, require_positive
 from keras_kd.losses.geometry import huber
 from keras_kd.losses.temperatures import AdaptiveTemperature
+from keras_kd.losses.vocabulary import LARGE, softened_kl_by_sample
 from keras_kd.typing import Tensor
 
 
@@ -233,7 +234,9 @@ class SoftTargets(LogitLoss):
     Minimizes `T**2 * KL(softmax(teacher / T) || softmax(student / T))`. The
     factor `T**2` keeps its gradient comparable to the hard-label loss as `T`
     varies. Usual weights are 0.9 beside 0.1 of the hard loss at `T=4`, and 0.5
-    each at `T=1` on ImageNet.
+    each at `T=1` on ImageNet. Tokens over a vocabulary of 4096 or more are
+    compared one sample of the batch at a time, so that a batch takes the memory
+    of its logits and their gradient, not of several copies.
 
     Args:
         temperature: Positive float, dimensionless, or `FLSW` / `CWSM`.
@@ -275,7 +278,9 @@ class SoftTargets(LogitLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, ...)`."""
-        return softened_kl(*self.prepared(y_true, y_pred))
+        prepared = self.prepared(y_true, y_pred)
+        large = len(y_pred.shape) > 2 and y_pred.shape[-1] >= LARGE
+        return (softened_kl_by_sample if large else softened_kl)(*prepared)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

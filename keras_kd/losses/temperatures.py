@@ -75,7 +75,7 @@ class AdaptiveTemperature:
             mean = ops.mean(weights)
         else:
             valid = ops.cast(ops.expand_dims(mask, -1), weights.dtype)
-            mean = ops.divide_no_nan(ops.sum(weights * valid), ops.sum(valid))
+            mean = ops.sum(weights * valid) / ops.maximum(ops.sum(valid), 1.0)
         base = ops.cast(1.0 if self.base is None else self.base, weights.dtype)
         return ops.maximum(base + self.beta * (mean - weights), self.minimum)
 

@@ -45,7 +45,7 @@ def score_mse(teacher: Tensor, student: Tensor, mask: Tensor = None) -> Tensor:
     valid = ops.cast(mask, squared.dtype)[:, None, :]
     # `where` first: what stands in padded keys may be no number.
     squared = ops.where(valid > 0, squared, ops.zeros_like(squared))
-    return ops.divide_no_nan(ops.sum(squared, axis=-1), ops.sum(valid, axis=-1))
+    return ops.sum(squared, axis=-1) / ops.maximum(ops.sum(valid, axis=-1), 1.0)
 
 
 def token_relations(states: Tensor, heads: int, mask: Tensor = None) -> Tensor:

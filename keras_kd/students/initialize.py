@@ -145,6 +145,10 @@ def initialize_from(
         how = ("whole" if step.whole else "part") if step.values else "not"
         of = sum(int(np.prod(v.shape)) for v in step.variables)
         copied.append(CopiedLayer(step.student, step.teacher, how, number, of))
+    for layer in student._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization) and layer.weights:
+            # It computes with constants made of its weights.
+            layer.finalize_state()
     return copied
 
 

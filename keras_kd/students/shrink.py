@@ -226,7 +226,10 @@ class _Builder:
         copy.trainable = True
         if isinstance(layer, keras.layers.Normalization) and layer.weights:
             copy.build(tuple(layer.input.shape))
-            copy.set_weights(layer.get_weights())
+            # Unlike `set_weights`, this also makes the constants that the layer computes with.
+            store: dict[str, Any] = {}
+            layer.save_own_variables(store)
+            copy.load_own_variables(store)
         return copy
 
 

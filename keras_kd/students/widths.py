@@ -434,7 +434,7 @@ def _making(layer: Any, kind: str, dim: Dim) -> Site:
         size = "filters"
     elif kind.startswith("DepthwiseConv"):
         out = _multiplied(dim, layer.depth_multiplier)
-        weights = {"depthwise_kernel": (*(None,) * layer.rank, dim, None)}
+        weights = {"kernel": (*(None,) * layer.rank, dim, None)}
         if layer.use_bias:
             weights["bias"] = (out,)
         return Site("", layer, {}, weights, (), [], [out])

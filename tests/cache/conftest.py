@@ -57,16 +57,17 @@ def written(_written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def losses(classifier: Callable[..., Any]) -> Callable[..., Any]:
-    """`losses(teacher, *data, seed=3, **fit)`: the logs of training one and the same student."""
+    """`losses(teacher, *data, **fit)`: the logs of training one and the same student."""
 
     def run(teacher: Any, *data: Any, loss: Any = "labels", **fit: Any) -> dict[str, list[float]]:
-        compiled = fit.pop("compile", {})
+        # Tracing a graph takes longer than these few steps.
+        compiled = {"run_eagerly": True, **fit.pop("compile", {})}
         student = classifier(4, 2)
         distiller = kd.Distiller(student, teacher)
         if loss == "labels":
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         distiller.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss, **compiled)
         keras.utils.set_random_seed(3)
-        return distiller.fit(*data, verbose=0, **{"epochs": 3, **fit}).history
+        return distiller.fit(*data, verbose=0, **{"epochs": 2, "batch_size": 64, **fit}).history
 
     return run

@@ -19,9 +19,11 @@ def exported(tmp_path_factory, models, image_file):
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = main(
-            ["export", str(models["good"]), "--calibration", str(image_file)]
-            + ["--evaluation", str(image_file), "--out", str(folder), "--precisions", "int8"]
-            + ["--labels", "dark,gray,bright", "--max-drop", "0.5", "--json"]
+            [
+                *("export", str(models["good"]), "--out", str(folder), "--json"),
+                *("--calibration", str(image_file), "--evaluation", str(image_file)),
+                *("--precisions", "int8", "--max-drop", "0.5", "--labels", "dark,gray,bright"),
+            ]
         )
     assert code == 0, err.getvalue()
     return folder, json.loads(out.getvalue()), err.getvalue()

@@ -91,7 +91,10 @@ def test_unusable_data_is_refused(value, message):
     [
         (X[:, :3], r"samples of shape \(3, 3\), the model takes \(4, 3\)"),
         (X[0], r"samples of shape \(3,\)"),
-        (np.where(np.arange(10)[:, None, None] == 7, np.nan, X), "in 1 of 10 samples, the first in "),
+        (
+            np.where(np.arange(10)[:, None, None] == 7, np.nan, X),
+            "in 1 of 10 samples, the first in ",
+        ),
         (np.where(np.arange(10)[:, None, None] > 7, np.inf, X), "in 2 of 10 samples"),
         ({"y": X}, "not an input of the model"),
         ([X, X], r"2 array\(s\) and the model 1 input"),

@@ -101,7 +101,9 @@ def test_a_student_without_trainable_weights():
     student, teacher = pair()
     student.trainable = False
     x, y = rows()
-    refuses(compiled(student, teacher), x, y, match="No weight of the student `student` is trainable")
+    refuses(
+        compiled(student, teacher), x, y, match="No weight of the student `student` is trainable"
+    )
 
 
 # ------------------------------------------------------------------------ compile
@@ -185,7 +187,8 @@ def test_unknown_layers_with_close_matches():
     student, teacher = pair()
     for side, paths in (("teacher", ("hiden", "hidden")), ("student", ("hidden", "hiden"))):
         with pytest.raises(
-            ValueError, match=f"`hiden` is not a layer of the {side} `{side}`. Did you mean `hidden`?"
+            ValueError,
+            match=f"`hiden` is not a layer of the {side} `{side}`. Did you mean `hidden`?",
         ):
             compiled(student, teacher, distillation_loss=kd.Transfer(kd.losses.Hint(), *paths))
 
@@ -242,7 +245,12 @@ def test_shapes_that_no_projector_joins(kind):
     transfer = kd.Transfer(kd.losses.Hint(), "features", tap, projector="linear", name="feet")
     distiller = compiled(student, teacher, distillation_loss=transfer)
     x = np.zeros((4, 8, 8, 1), "float32")
-    refuses(distiller, x, np.zeros(4, "int32"), match="transfer `feet`.*teacher .*student ")
+    refuses(
+        distiller,
+        x,
+        np.zeros(4, "int32"),
+        match="transfer `feet` cannot join the teacher's .* with the student's",
+    )
 
 
 def test_widths_that_differ_without_a_projector():
@@ -290,8 +298,9 @@ def test_inputs_that_are_not_finite(value, data):
     bad[7, 2] = value
     match = "holds NaN or infinite values in 1 of 12 rows, the first is row 7"
     if data == "dict":
-        distiller = kd.Distiller(student, teacher, *[], teacher_inputs=lambda x: x["a"],
-                                 student_inputs=lambda x: x["a"])
+        distiller = kd.Distiller(
+            student, teacher, teacher_inputs=lambda x: x["a"], student_inputs=lambda x: x["a"]
+        )
         distiller.compile("sgd", loss=crossentropy())
         refuses(distiller, {"a": bad}, y, match=match)
     elif data == "validation":
@@ -305,7 +314,9 @@ def test_weights_that_are_not_finite():
     x, y = rows()
     weight = np.ones(len(x))
     weight[3] = math.nan
-    refuses(compiled(student, teacher), x, y, match="`sample_weight` holds NaN", sample_weight=weight)
+    refuses(
+        compiled(student, teacher), x, y, match="`sample_weight` holds NaN", sample_weight=weight
+    )
 
 
 @pytest.mark.parametrize("low", [True, False])
@@ -485,14 +496,16 @@ def test_a_teacher_whose_weights_are_nan_is_refused_at_once():
     student, teacher = pair()
     teacher.layers[-1].kernel.assign(np.full((9, CLASSES), np.nan))
     x, y = rows()
-    with pytest.raises(ValueError, match="weights of the teacher `teacher`.*`logits.*NaN"):
+    with pytest.raises(
+        ValueError, match="teacher `teacher` are NaN or infinite on the first rows.*weights"
+    ):
         compiled(student, teacher).fit(x, y, verbose=0)
 
 
 def test_a_student_that_diverges_is_not_blamed_on_the_teacher():
     student, teacher = pair()
     distiller = kd.Distiller(student, teacher)
-    distiller.compile(keras.optimizers.SGD(1e30), loss=crossentropy())
+    distiller.compile(keras.optimizers.SGD(1e38), loss=crossentropy())
     x, y = rows()
     history = distiller.fit(x, y, batch_size=4, epochs=3, verbose=0).history
     assert not np.isfinite(history["loss"][-1])

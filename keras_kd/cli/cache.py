@@ -1,0 +1,190 @@
+"""`keras-kd cache write | verify | info`: a teacher's answers on disk."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from keras_kd.cli import inputs
+from keras_kd.cli.console import Terminal, Work, import_keras, plain_table
+
+app = typer.Typer(help="Run a teacher once over its data and keep its answers on disk.")
+
+_Folder = Annotated[str, typer.Argument(metavar="DIR", help="Folder of the cache, or a URL.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+@app.command()
+def write(
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A `.keras` file.")],
+    folder: _Folder,
+    data: Annotated[
+        str,
+        typer.Option(help="A data set by name, or an `.npz` file with `x`, or with `x_train`."),
+    ] = "digits",
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Store the K most probable classes alone.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="`float16` or `float32`.")] = "float16",
+    tap: Annotated[
+        list[str] | None, typer.Option(help="A layer to store as well; give it several times.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples a forward pass.")] = 128,
+    shard_size: Annotated[int | None, typer.Option(help="Samples a shard.")] = None,
+    process_index: Annotated[int, typer.Option(help="Which process this is, from 0.")] = 0,
+    process_count: Annotated[int, typer.Option(help="How many write together.")] = 1,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+) -> None:
+    """Write a cache, or go on with one that was interrupted.
+
+    Finished shards stay as they are: after a kill or a full disk, give the same command again.
+    """
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    import_keras()
+    import keras_kd.cache
+
+    model = inputs.load_model(teacher, "teacher")
+    x = _samples(data, model)
+    with terminal.working() as work:
+        manifest = keras_kd.cache.write(
+            model,
+            x,
+            folder,
+            top_k=top_k,
+            dtype=dtype,
+            taps=tap or [],
+            batch_size=batch_size,
+            shard_size=shard_size,
+            process_index=process_index,
+            process_count=process_count,
+            progress=_with_rate(work),
+        )
+    verdict = (
+        f"`{folder}` holds the answers to {manifest.count:,} samples, {manifest.nbytes:,} bytes."
+        if manifest.complete
+        else "The shards of this process are written; the others are still to finish theirs."
+    )
+    terminal.result(_document(manifest), _table(manifest), "", verdict)
+
+
+@app.command()
+def verify(
+    folder: _Folder,
+    teacher: Annotated[
+        str | None, typer.Option(help="A `.keras` file whose answers these should be.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The data that they should belong to, as for `write`.")
+    ] = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+) -> None:
+    """Compare every byte of a cache with its checksums, and it with its teacher and data.
+
+    Exit code 0 if all is as it was written, 2 with what is wrong if it is not.
+    """
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    import_keras()
+    import keras_kd.cache
+
+    model = inputs.load_model(teacher, "teacher") if teacher is not None else None
+    x = None if data is None else _samples(data, model)
+    manifest = keras_kd.cache.verify(folder, teacher=model, data=x)
+    verdict = f"Verified: {len(manifest.shards)} shards have the recorded SHA-256."
+    terminal.result(_document(manifest), _table(manifest), "", verdict)
+
+
+@app.command()
+def info(folder: _Folder, as_json: _Json = False) -> None:
+    """Show what a cache holds, finished or not."""
+    terminal = Terminal(as_json=as_json, quiet=True)
+    import_keras()
+    from keras_kd.cache import reader, storage
+
+    manifest = reader.read_manifest(storage.folder(folder))
+    terminal.result(_document(manifest), _table(manifest))
+
+
+def _samples(data: str, model: Any) -> Any:
+    """The training inputs of a data set, or what a file holds for a model."""
+    import keras_kd.datasets
+    from keras_kd.datasets import files
+
+    if not data.endswith(".npz"):
+        return keras_kd.datasets.load(data).x_train
+    arrays = files.read(data)
+    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    if "x" in arrays:
+        return arrays["x"]
+    if names and set(names) <= set(arrays):
+        return {name: arrays[name] for name in names} if len(names) > 1 else arrays[names[0]]
+    if "x_train" in arrays:
+        return files.load(data).x_train
+    raise ValueError(
+        f"`{data}` holds {', '.join(f'`{name}`' for name in arrays) or 'no arrays'}. Store the "
+        "teacher's inputs as `x`, by the names of its input layers, or as `x_train` of a data set."
+    )
+
+
+def _with_rate(work: Work) -> Callable[[int, int | None], None]:
+    """Progress with samples a second and the time left."""
+    began: list[tuple[float, int]] = []
+
+    def report(done: int, total: int | None) -> None:
+        now = time.monotonic()
+        began.append((now, done)) if not began else None
+        seconds, rows = now - began[0][0], done - began[0][1]
+        detail = ""
+        if seconds > 0 and rows > 0:
+            rate = rows / seconds
+            detail = f"{rate:,.0f} samples/s"
+            if total is not None:
+                left = datetime.timedelta(seconds=round((total - done) / rate))
+                detail += f", {left} left"
+        work("write", done, total or done, detail)
+
+    return report
+
+
+def _document(manifest: Any) -> dict[str, Any]:
+    return {
+        "complete": manifest.complete,
+        "teacher": manifest.teacher,
+        "samples": manifest.count,
+        "epochs": manifest.epochs,
+        "record_bytes": manifest.record_bytes,
+        "bytes": manifest.nbytes,
+        "shard_size": manifest.shard_size,
+        "shards": len(manifest.shards),
+        "layout": manifest.layout.to_json(),
+        "augment": manifest.augment,
+        "order": manifest.order,
+        "versions": manifest.versions,
+    }
+
+
+def _table(manifest: Any) -> Any:
+    layout = manifest.layout
+    outputs = [
+        f"{'x'.join(map(str, output.shape))} {output.kind}"
+        + (f", top {output.top_k}" if output.top_k else "")
+        for output in layout.outputs
+    ]
+    rows = [
+        ("teacher", f"{manifest.teacher['name']} ({manifest.teacher['fingerprint'][:12]})"),
+        ("outputs", "; ".join(outputs)),
+        ("taps", ", ".join(path for path, _ in layout.taps) or "none"),
+        ("samples", "not known yet" if manifest.count is None else f"{manifest.count:,}"),
+        ("views", f"{manifest.epochs}" if manifest.augment else "none"),
+        ("record", f"{manifest.record_bytes:,} bytes, {layout.dtype}"),
+        ("records", f"{manifest.nbytes:,} bytes"),
+        ("shards", f"{len(manifest.shards)} of {manifest.shard_size:,} samples"),
+        ("state", "complete" if manifest.complete else "half written"),
+    ]
+    return plain_table(("", "cache"), rows, left=2)

@@ -1,0 +1,326 @@
+"""Training that can be killed at any step and ends as if it never was."""
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+FILE = "state.npz"
+
+
+class ResumableBackup(keras.callbacks.Callback):
+    """Back up a `fit` so that a second run goes on at the very step.
+
+    `keras.callbacks.BackupAndRestore` keeps weights and optimizer, and begins
+    the epoch anew: after a kill in mid-epoch samples are seen twice, the random
+    numbers of dropout start over, and the order of the samples is another one.
+    This callback also keeps the metrics, the random states, the live values
+    and the position in the epoch. The second run passes over the batches that
+    the first one trained on, which reads them and computes nothing, and then
+    goes on. The student ends up the same, bit for bit where the backend
+    computes the same twice, as it does on a CPU.
+
+    Run the same program again; a `fit` that finds a backup in `folder` goes on
+    from it. At the end of the training the backup is deleted. The file is
+    written under a temporary name and renamed, so a kill while it is written
+    leaves the one before. In `fit` with several processes the first one writes.
+
+    The program itself has to be repeatable: call `keras.utils.set_random_seed`
+    before the models are made. The data must come in the same order again.
+    Arrays do, shuffled or not, and so does any source that draws from NumPy's
+    or Python's random numbers when an epoch begins. A `tf.data.Dataset` that
+    shuffles anew in every pass has to be given as `data`, with a seed for its
+    `shuffle`; a generator has to start where the epoch starts.
+
+    Args:
+        folder: Where the backup lies, a folder of its own. A path that every
+            process of a distributed training can read.
+        save_freq: `"epoch"`, or a number of batches; the end of an epoch is
+            always backed up.
+        data: The `tf.data.Dataset` that `fit` is given, where its order
+            changes from pass to pass.
+
+    Raises:
+        ValueError: If `save_freq` is neither, or a backup does not fit the
+            model.
+
+    Example:
+        >>> backup = ResumableBackup("backup", save_freq=500)
+        >>> history = distiller.fit(x, y, epochs=20, callbacks=[backup])
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        save_freq: str | int = "epoch",
+        data: Any = None,
+    ) -> None:
+        super().__init__()
+        number = isinstance(save_freq, int) and not isinstance(save_freq, bool)
+        if save_freq != "epoch" and not (number and int(save_freq) > 0):
+            raise ValueError(
+                "`save_freq` of `ResumableBackup` is 'epoch' or a number of batches. "
+                f"Received: save_freq={save_freq!r}."
+            )
+        self.folder = os.fspath(folder)
+        self.save_freq = save_freq
+        self.data = data
+        self._epoch = 0
+        self._since = 0
+        self._found: dict[str, Any] | None = None
+        self._place: dict[str, Any] = {}
+        self._begun: dict[str, np.ndarray] = {}
+        self._train: Any = None
+
+    @property
+    def _path(self) -> str:
+        return os.path.join(self.folder, FILE)
+
+    # ------------------------------------------------------------------- going on
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Take up a backup if there is one."""
+        self._since, self._train, self._found = 0, None, None
+        if not os.path.exists(self._path):
+            return
+        with np.load(self._path, allow_pickle=False) as archive:
+            self._found = {name: archive[name] for name in archive.files}
+        self._place = json.loads(str(self._found.pop("place")))
+        _assign(self.model, self._found, self._path, complete=_builds_before_fit())
+        # Keras reads the first epoch from here, after this callback; its own
+        # `BackupAndRestore` has no other door either.
+        self.model._initial_epoch = self._place["epoch"]
+        if self.data is not None:
+            self._wind(self.data, self._place["epoch"])
+
+    def _wind(self, dataset: Any, epochs: int) -> None:
+        """Draw the seeds of the passes that are over, by beginning each."""
+        passes = epochs
+        if keras.config.backend() == "tensorflow" and int(dataset.cardinality()) >= 0:
+            # Keras begins the next pass at the end of an epoch, and once more
+            # at the start of the next one.
+            passes = 2 * epochs
+        for _ in range(passes):
+            iter(dataset)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Note the random state, from which the order of the epoch follows."""
+        self._epoch = epoch
+        if self._found is None:
+            self._begun = _random_state("begun")
+            return
+        self.model._initial_epoch = None
+        if epoch != self._place["epoch"]:
+            raise ValueError(
+                f"`{self._path}` is a backup of epoch {self._place['epoch'] + 1}, and training "
+                f"began with epoch {epoch + 1}. Do not pass `initial_epoch`: the backup knows it."
+            )
+        self._begun = {key: value for key, value in self._found.items() if key.startswith("begun")}
+        _set_random_state("begun", self._begun)
+        if self._place["batch"]:
+            # Keras has set them to zero for this epoch.
+            _assign_all(_named(self.model.metrics_variables, "metric"), self._found)
+        self._pass_over()
+
+    def _pass_over(self) -> None:
+        """Have the step read the batches that were trained on, and no more."""
+        found, batches = self._found, self._place["batch"]
+        at_once = self.model.steps_per_execution
+        left = -(-batches // at_once)
+        train = self._train = self.model.train_function
+        building = not _builds_before_fit()
+        # Read now: on JAX the values leave the variables when the epoch starts.
+        logs = {} if building else self.model.get_metrics_result()
+
+        def step(*args: Any) -> Any:
+            nonlocal left, logs, building
+            *state, batch = args
+            if building:
+                building = False
+                first = next(batch)
+                self._build(train, first)
+                logs = self.model.get_metrics_result()
+                batch = chain([first], batch)
+                if not left:
+                    self._finish(found)
+                    return train(batch)
+            if keras.config.backend() != "torch":
+                # PyTorch is handed the batches themselves.
+                _drop(batch, at_once)
+            left -= 1
+            if not left:
+                self._finish(found)
+            return (logs, *state) if state else logs
+
+        if left or building:
+            self.model.train_function = step
+        else:
+            self._finish(found)
+
+    def _build(self, train: Any, batch: Any) -> None:
+        """Make what TensorFlow makes in its first step, and undo that step."""
+        before = [(v, ops.convert_to_numpy(v)) for v in _variables(self.model).values()]
+        train(iter([batch]))
+        if not self._place["batch"]:
+            self.model.reset_metrics()
+        for variable, value in before:
+            variable.assign(value)
+        known = {id(variable) for variable, _ in before}
+        made = {n: v for n, v in _variables(self.model).items() if id(v) not in known}
+        if not self._place["batch"]:
+            made = {n: v for n, v in made.items() if not n.startswith("metric")}
+        _assign_all(made, self._found or {})
+
+    def _finish(self, found: Any) -> None:
+        """Go on with the step itself."""
+        self.model.train_function = self._train
+        if self._place["batch"]:
+            _set_random_state("now", found)
+        self._found = None
+
+    # ------------------------------------------------------------------ backing up
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Back up in mid-epoch."""
+        if self._found is not None or self.save_freq == "epoch":
+            return
+        self._since += self.model.steps_per_execution
+        if self._since >= int(self.save_freq):
+            self._save(self._epoch, batch + 1)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Back up between two epochs."""
+        self._begun = _random_state("begun")
+        self._save(epoch + 1, 0)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Delete the backup, which has served."""
+        if os.path.exists(self._path) and _writes():
+            os.unlink(self._path)
+            if not os.listdir(self.folder):
+                os.rmdir(self.folder)
+
+    def _save(self, epoch: int, batch: int) -> None:
+        self._since = 0
+        if keras.config.backend() == "jax":
+            # In mid-epoch the values are in the step's state.
+            self.model.jax_state_sync()
+        if not _writes():
+            return
+        arrays = {name: _plain(v) for name, v in _variables(self.model).items()}
+        arrays.update(self._begun, **_random_state("now"))
+        place = json.dumps({"epoch": epoch, "batch": batch})
+        os.makedirs(self.folder, exist_ok=True)
+        temporary = os.path.join(self.folder, f".{os.getpid()}-{FILE}")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, place=np.array(place), **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+
+def _drop(iterator: Iterator[Any], count: int) -> None:
+    """Read some batches; the last call of an epoch may find fewer."""
+    for _ in range(count):
+        if next(iterator, None) is None:
+            return
+
+
+def _builds_before_fit() -> bool:
+    """Whether Keras makes every variable before the first step; TensorFlow does in it."""
+    return keras.config.backend() != "tensorflow"
+
+
+def _writes() -> bool:
+    """Whether this process is the one that writes."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or keras.config.backend() != "jax":
+        return True
+    from keras_kd import backend_jax
+
+    return backend_jax.process_index() == 0
+
+
+def _variables(model: Any) -> dict[str, Any]:
+    """All that training changes, by names that are the same in the next run."""
+    optimizer = getattr(model, "optimizer", None)
+    metrics = list(model.metrics_variables)
+    counted = {id(v) for v in metrics}
+    named = _named((v for v in model.variables if id(v) not in counted), "model")
+    if optimizer is not None:
+        named |= _named(optimizer.variables, "optimizer")
+    return named | _named(metrics, "metric")
+
+
+def _named(variables: Any, kind: str) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for variable in variables:
+        name, number = f"{kind}:{variable.path}", 1
+        while name in named:
+            number += 1
+            name = f"{kind}:{variable.path}#{number}"
+        named[name] = variable
+    return named
+
+
+def _plain(variable: Any) -> np.ndarray:
+    """The value in a type that NumPy writes; float32 holds the halves exactly."""
+    value = ops.convert_to_numpy(variable)
+    return value.astype("float32") if value.dtype.name == "bfloat16" else value
+
+
+def _assign(model: Any, found: dict[str, Any], path: str, complete: bool) -> None:
+    named = _variables(model)
+    saved = {name for name in found if name.startswith(("model:", "optimizer:", "metric:"))}
+    unknown, missing = saved - set(named), set(named) - saved
+    unequal = {n for n in saved & set(named) if tuple(named[n].shape) != found[n].shape}
+    wrong = unequal or missing or (unknown if complete else set())
+    if wrong:
+        raise ValueError(
+            f"`{path}` is a backup of another training: `{min(wrong)}` differs or is missing. Run "
+            "the same program as before, or delete the folder to begin anew."
+        )
+    _assign_all({n: v for n, v in named.items() if not n.startswith("metric:")}, found)
+
+
+def _assign_all(named: dict[str, Any], found: dict[str, Any]) -> None:
+    for name, variable in named.items():
+        if name in found:
+            variable.assign(found[name])
+
+
+def _random_state(when: str) -> dict[str, np.ndarray]:
+    """The random states that data are shuffled with."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    version, inner, gauss = random.getstate()
+    state = {
+        f"{when}:numpy": np.asarray(keys),
+        f"{when}:numpy_rest": np.array(json.dumps([name, position, has_gauss, cached])),
+        f"{when}:python": np.array(json.dumps([version, inner, gauss])),
+    }
+    if keras.config.backend() == "torch":
+        from keras_kd import backend_torch
+
+        state[f"{when}:torch"] = backend_torch.random_state()
+    return state
+
+
+def _set_random_state(when: str, state: dict[str, Any]) -> None:
+    name, position, has_gauss, cached = json.loads(str(state[f"{when}:numpy_rest"]))
+    np.random.set_state((name, state[f"{when}:numpy"], position, has_gauss, cached))
+    version, inner, gauss = json.loads(str(state[f"{when}:python"]))
+    random.setstate((version, tuple(inner), gauss))
+    if keras.config.backend() == "torch":
+        from keras_kd import backend_torch
+
+        backend_torch.set_random_state(state[f"{when}:torch"])
