@@ -9,14 +9,25 @@ __version__ = "0.1.0"
 # `import keras_kd` costs no more than `import keras` and loads no backend.
 _PUBLIC = {
     "Distiller": "keras_kd.distiller",
+    "LayerPairs": "keras_kd.match",
     "MutualLearning": "keras_kd.mutual",
     "SelfDistillation": "keras_kd.mutual",
     "Transfer": "keras_kd.transfer",
     "born_again": "keras_kd.chain",
     "distill_chain": "keras_kd.chain",
     "load_distiller": "keras_kd.distiller",
+    "match_layers": "keras_kd.match",
 }
-_MODULES = ("callbacks", "compress", "datasets", "export", "losses", "teachers")
+_MODULES = (
+    "cache",
+    "callbacks",
+    "compress",
+    "datasets",
+    "export",
+    "losses",
+    "students",
+    "teachers",
+)
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 

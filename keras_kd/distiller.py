@@ -2,47 +2,45 @@
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
 
-from keras_kd import backends, checks, outputs, projectors, table, teachers, watch
-from keras_kd.losses.base import joint_mask
-from keras_kd.masks import keras_mask, with_keras_mask
+from keras_kd import backends, checks, outputs, step, summaries, teachers, watch
 from keras_kd.outputs import Placed
 from keras_kd.taps import Answer, Reader, inference
 from keras_kd.teachers import Teacher
 from keras_kd.transfer import Transfer
 from keras_kd.typing import Tensor
 
-
-class Batch(NamedTuple):
-    """What one step of the distiller reads: a pytree, so that any backend passes it on.
-
-    Attributes:
-        x: What the student reads.
-        answer: What the teacher says of the batch.
-        indices: `(batch,)` row numbers in the data, where they are known.
-        finite: Whether the teacher's tensors are all finite, a boolean scalar.
-    """
-
-    x: Any
-    answer: Answer
-    indices: Any
-    finite: Any
+DEFAULT_ALPHA = 0.5
+DEFAULT_TEMPERATURE = 2.0
 
 
-class _Books:
-    """The distiller's own metrics, kept where Keras does not track them twice."""
+class _Setup:
+    """What the distiller must hold without Keras tracking it."""
 
-    def __init__(self, names: Sequence[str], known: dict[str, Any]) -> None:
-        self.means = {name: known.get(name) or keras.metrics.Mean(name=name) for name in names}
-
-    def add(self, name: str, values: Tensor, weight: Tensor) -> None:
-        self.means[name].update_state(ops.stop_gradient(values), sample_weight=weight)
+    def __init__(self, from_logits: dict[str, bool | None]) -> None:
+        self.from_logits = from_logits
+        self.teacher: Teacher | None = None
+        self.student: Any = None
+        self.placed: list[Placed] = []
+        self.restored: list[Placed] | None = None
+        self.match = outputs.Match([0], [False])
+        self.prepared = False
+        # Transfers that came from a file, with their weights, are not made anew.
+        self.kept = False
+        self.explicit = False
+        self.labeled = False
+        self.evaluate_distillation = False
+        self.compiled_with: dict[str, Any] = {}
+        self.loaded: dict[str, Any] | None = None
+        self.maps_inputs: dict[str, bool] = {}
+        self.frozen: set[int] = set()
+        self.shared: list[Any] = []
+        self.live_values: dict[str, float] = {}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -98,7 +96,7 @@ class Distiller(keras.Model):
 
     # Read by properties while Keras is still constructing the model.
     _setup: Any = None
-    _books: "_Books | None" = None
+    _books: step.Books | None = None
     # Keras's own, made by `make_train_function` and `make_test_function`.
     train_function: Any
     test_function: Any
@@ -150,12 +148,19 @@ class Distiller(keras.Model):
                 "`keras.models.clone_model(model)`, to distil a model into its own kind."
             )
         theirs = {id(v) for model in teacher.models for v in model.variables}
-        self._setup.frozen = theirs & {id(v) for v in self.student.variables}
-        self._setup.shared = [
-            layer
-            for layer in self.student._flatten_layers()
-            if layer.variables and all(id(v) in theirs for v in layer.variables)
-        ]
+        self._share(
+            [
+                layer
+                for layer in self.student._flatten_layers()
+                if layer.variables and all(id(v) in theirs for v in layer.variables)
+            ]
+        )
+        self._setup.frozen |= theirs & {id(v) for v in self.student.variables}
+
+    def _share(self, layers: list[Any]) -> None:
+        """Leave these layers of the student as the teacher has them."""
+        self._setup.shared.extend(layers)
+        self._setup.frozen |= {id(v) for layer in layers for v in layer.variables}
 
     @property
     def _frozen(self) -> set[int]:
@@ -235,7 +240,7 @@ class Distiller(keras.Model):
         setup.explicit = student_loss_weight is not None or distillation_loss_weight is not None
         setup.labeled = loss is not None
         setup.evaluate_distillation = evaluate_distillation
-        setup.prepared = False
+        setup.prepared, setup.kept = False, restored is not None
         setup.compiled_with = {
             "loss": loss,
             "metrics": metrics,
@@ -267,10 +272,10 @@ class Distiller(keras.Model):
         if distillation_loss is None:
             distillation_loss = outputs.default_loss(setup.student, hard)
         placed = outputs.place(distillation_loss, setup.student.template)
-        checks.unique([transfer.name for transfer in _transfers(placed)], "transfer")
+        checks.unique([transfer.name for transfer in outputs.transfers(placed)], "transfer")
         student, teacher = copy.copy(setup.student), teachers.apart(setup.teacher)
-        student.reset(_paths(p.transfer.student for p in placed))
-        teacher.reset(_paths(p.transfer.teacher for p in placed))
+        student.reset(outputs.paths(p.transfer.student for p in placed))
+        teacher.reset(outputs.paths(p.transfer.teacher for p in placed))
         outputs.match(placed, student, teacher)
         return placed
 
@@ -279,12 +284,12 @@ class Distiller(keras.Model):
         setup = self._setup
         setup.placed = placed
         if setup.teacher is not None:
-            setup.student.reset(_paths(p.transfer.student for p in placed))
-            setup.teacher.reset(_paths(p.transfer.teacher for p in placed))
+            setup.student.reset(outputs.paths(p.transfer.student for p in placed))
+            setup.teacher.reset(outputs.paths(p.transfer.teacher for p in placed))
             setup.match = outputs.match(placed, setup.student, setup.teacher)
         # Clearing the tracked list in place makes Keras forget old projectors.
         self.transfers.clear()
-        for transfer in _transfers(placed):
+        for transfer in outputs.transfers(placed):
             self.transfers.append(transfer)
         books = ["student_loss"] if setup.labeled else []
         if self.distills:
@@ -294,7 +299,7 @@ class Distiller(keras.Model):
             ):
                 books.append("agreement")
         # A step that was traced before writes into the metrics of that time.
-        self._books = _Books(books, self._books.means if self._books else {})
+        self._books = step.Books(books, self._books.means if self._books else {})
 
     def _prepare(self, rows: Any, real: bool = True) -> None:
         """Look at a few rows before the first step: build what they show, refuse what cannot work.
@@ -312,7 +317,7 @@ class Distiller(keras.Model):
             known = setup.student.settled
             setup.teacher.inspect(theirs)
             setup.student.inspect(mine)
-            if known or setup.loaded is not None:
+            if known or setup.kept:
                 setup.match = outputs.match(setup.placed, setup.student, setup.teacher)
             else:
                 compiled = setup.compiled_with
@@ -352,7 +357,7 @@ class Distiller(keras.Model):
             The student's output.
         """
         setup = self._setup
-        whole = isinstance(inputs, Batch)
+        whole = isinstance(inputs, step.Batch)
         if whole:
             x = inputs.x
         else:
@@ -388,10 +393,10 @@ class Distiller(keras.Model):
         """What a transfer reads on either side; builds it for these shapes at first sight."""
         transfer, output = placed
         index = self._setup.match.order[output]
-        theirs = _pick(teacher, transfer.teacher, index, transfer.reads_logits)
-        ours = _pick(student, transfer.student, output, transfer.reads_logits)
+        theirs = step.pick(teacher, transfer.teacher, index, transfer.reads_logits)
+        ours = step.pick(student, transfer.student, output, transfer.reads_logits)
         if not transfer.built:
-            transfer.build(_shapes(theirs), _shapes(ours))
+            transfer.build(step.shapes(theirs), step.shapes(ours))
         return theirs, ours
 
     def _with_answer(self, data: Any, state: Sequence[Any] = ()) -> Any:
@@ -412,9 +417,9 @@ class Distiller(keras.Model):
                 values.extend(zip(self.non_trainable_variables, state[1]))
             with backends.inference_only(values):
                 answer = teacher.read(self._for_teacher(x), record, setup.match.binary)
-            answer, finite = _stopped(answer, self._reads_outputs())
-            x = _zeros_unless(finite, x)
-        return Batch(self._for_student(x), answer, indices, finite), y, sample_weight
+            answer, finite = step.stopped(answer, self._reads_outputs())
+            x = step.zeros_unless(finite, x)
+        return step.Batch(self._for_student(x), answer, indices, finite), y, sample_weight
 
     def _teacher_variables(self) -> list[Any]:
         """The teacher's variables that the student does not share."""
@@ -502,7 +507,7 @@ class Distiller(keras.Model):
         if hard is not None:
             self._book("student_loss", hard, size)
         if not answered or not self.distills:
-            return _total(extra if hard is None else [hard, *extra])
+            return step.total(extra if hard is None else [hard, *extra])
         distillation = self._distill(x, y, y_pred, sample_weight, training, size)
         if self._setup.explicit:
             weights = (self.student_loss_weight, self.distillation_loss_weight)
@@ -510,15 +515,21 @@ class Distiller(keras.Model):
         else:
             hard_weight = ops.convert_to_tensor(self.alpha)
             distillation_weight = 1.0 - hard_weight
-        terms = [_times(distillation_weight, distillation)]
+        terms = [step.times(distillation_weight, distillation)]
         if hard is not None:
-            terms.append(_times(hard_weight, hard))
-        total = _total(terms + extra)
+            terms.append(step.times(hard_weight, hard))
+        total = step.total(terms + extra)
         # A batch that the teacher fails on gives no gradient at all.
         return ops.where(x.finite, total, ops.zeros_like(total))
 
     def _distill(
-        self, batch: Batch, y: Any, student: Answer, sample_weight: Any, training: bool, size: Any
+        self,
+        batch: step.Batch,
+        y: Any,
+        student: Answer,
+        sample_weight: Any,
+        training: bool,
+        size: Any,
     ) -> Tensor:
         """The weighted sum of the transfers."""
         setup = self._setup
@@ -541,11 +552,12 @@ class Distiller(keras.Model):
                 training=training,
             )
             values[transfer.name] = values.get(transfer.name, 0.0) + value
-            total = total + _times(ops.convert_to_tensor(transfer.weight), value)
+            total = total + step.times(ops.convert_to_tensor(transfer.weight), value)
         for name, value in values.items():
             self._book(name, ops.cast(value, "float32") + alarm, size)
         self._book("distillation_loss", ops.cast(total, "float32") + alarm, size)
-        self._book_agreement(batch.answer, student)
+        if self._books is not None:
+            self._books.add_agreement(setup.match, batch.answer, student)
         return total
 
     def _book(self, name: str, value: Tensor, size: Tensor) -> None:
@@ -555,25 +567,6 @@ class Distiller(keras.Model):
             replicas = self.distribute_strategy.num_replicas_in_sync
         if self._books is not None:
             self._books.add(name, value * replicas, size)
-
-    def _book_agreement(self, teacher: Answer, student: Answer) -> None:
-        """Top-1 agreement with the teacher over samples and valid positions."""
-        if self._books is None or "agreement" not in self._books.means:
-            return
-        order, binary = self._setup.match
-        for i, ours in enumerate(student.logits):
-            if i >= len(order) or order[i] >= len(teacher.logits):
-                continue
-            theirs = teacher.logits[order[i]]
-            if len(theirs.shape) != len(ours.shape) or theirs.shape[-1] != ours.shape[-1]:
-                continue
-            mask = joint_mask(theirs, ours)
-            if binary[i]:
-                same = ops.equal(ops.greater(ours, 0), ops.greater(theirs, 0))
-                same = ops.mean(ops.cast(same, "float32"), axis=-1)
-            else:
-                same = ops.equal(ops.argmax(ours, axis=-1), ops.argmax(theirs, axis=-1))
-            self._books.add("agreement", ops.cast(same, "float32"), mask)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Update the student's metrics on one batch and return all results."""
@@ -791,10 +784,12 @@ class Distiller(keras.Model):
         record = setup.loaded
         if teacher is not None:
             record = {"name": teacher.name, "fingerprint": teacher.fingerprint()}
+        layers, shared = self.student._flatten_layers(), {id(layer) for layer in setup.shared}
         return {
             "name": self.name,
             "student": keras.saving.serialize_keras_object(self.student),
             "teacher": record,
+            "shared": [i for i, layer in enumerate(layers) if id(layer) in shared],
             "from_logits": dict(setup.from_logits),
             "maps_inputs": {
                 "teacher_inputs": self.teacher_inputs is not None,
@@ -811,6 +806,8 @@ class Distiller(keras.Model):
             name=config["name"],
         )
         distiller._setup.loaded = config["teacher"]
+        layers = list(distiller.student._flatten_layers())
+        distiller._share([layers[i] for i in config["shared"]])
         distiller._setup.maps_inputs = config["maps_inputs"]
         return distiller
 
@@ -863,6 +860,8 @@ class Distiller(keras.Model):
         """Return nothing: student and transfers carry their own shapes."""
         return
 
+    # ------------------------------------------------------------------ summary
+
     def summary(
         self,
         line_length: int | None = None,
@@ -879,20 +878,7 @@ class Distiller(keras.Model):
             **kwargs: As in `keras.Model.summary`, for the student.
         """
         self.student.summary(line_length, positions, print_fn, **kwargs)
-        rows = [
-            (
-                f"{row['name']} (x {row['weight']:g})",
-                _times_shape(row["teacher"], row["teacher_shape"]),
-                _times_shape(row["student"], row["student_shape"]),
-                row["projection"],
-                "-" if row["parameters"] is None else row["parameters"],
-            )
-            for row in self.summary_of_transfers()
-        ]
-        columns = ("Transfer", "Teacher", "Student", "Projector", "Params")
-        title = f'Transfers of "{self.name}"' + ("" if rows else ": none; compile it first")
-        print_fn = print if print_fn is None else print_fn
-        print_fn(table.render(columns, rows, title, line_length or 80) if rows else title)
+        summaries.render(self.name, self.summary_of_transfers(), line_length, print_fn)
 
     def summary_of_transfers(self) -> list[dict[str, Any]]:
         """What is transferred: one row a transfer.
@@ -904,84 +890,8 @@ class Distiller(keras.Model):
             `parameters`, how many numbers of projector and loss train beside
             the student, `None` before they are made.
         """
-        shapes = self._seen_shapes()
-        return [
-            {
-                "name": transfer.name,
-                "loss": type(transfer.loss).__name__,
-                "teacher": transfer.teacher or "output",
-                "student": transfer.student or "output",
-                "projector": transfer.projector,
-                "weight": float(ops.convert_to_numpy(transfer.weight)),
-                "teacher_shape": shapes.get(transfer, (None, None))[0],
-                "student_shape": shapes.get(transfer, (None, None))[1],
-                "projection": _projection(transfer, shapes.get(transfer)),
-                "parameters": (
-                    sum(math.prod(v.shape) for v in transfer.trainable_variables)
-                    if transfer.built
-                    else None
-                ),
-            }
-            for transfer in self.transfers
-        ]
-
-    def _seen_shapes(self) -> dict[Transfer, tuple[Any, Any]]:
-        """What each transfer reads on both sides, as far as that is known."""
-        setup, shapes = self._setup, {}
-        for transfer in self.transfers:
-            known = transfer.get_build_config()
-            if known is not None:
-                shapes[transfer] = (known["teacher_shape"], known["student_shape"])
-        inputs = getattr(self.student, "inputs", None)
-        if (
-            len(shapes) == len(self.transfers)
-            or not inputs
-            or any(None in tensor.shape[1:] for tensor in inputs)
-            or not setup.teacher.models
-            or self.student_inputs is not None
-            or self.teacher_inputs is not None
-        ):
-            return shapes
-        # One row of zeros shows the shapes; nothing is built or booked.
-        zeros = keras.tree.map_structure(
-            lambda tensor: ops.zeros((1, *tensor.shape[1:]), dtype=tensor.dtype),
-            inputs[0] if len(inputs) == 1 else self.student.input,
-        )
-        student = setup.student.read(zeros, False, setup.match.binary)
-        teacher = setup.teacher.read(zeros, None, setup.match.binary)
-        for transfer, output in setup.placed:
-            theirs = _pick(
-                teacher, transfer.teacher, setup.match.order[output], transfer.reads_logits
-            )
-            ours = _pick(student, transfer.student, output, transfer.reads_logits)
-            shapes.setdefault(transfer, (_shapes(theirs), _shapes(ours)))
-        return shapes
-
-
-DEFAULT_ALPHA = 0.5
-DEFAULT_TEMPERATURE = 2.0
-
-
-class _Setup:
-    """What the distiller must hold without Keras tracking it."""
-
-    def __init__(self, from_logits: dict[str, bool | None]) -> None:
-        self.from_logits = from_logits
-        self.teacher: Teacher | None = None
-        self.student: Any = None
-        self.placed: list[Placed] = []
-        self.restored: list[Placed] | None = None
-        self.match = outputs.Match([0], [False])
-        self.prepared = False
-        self.explicit = False
-        self.labeled = False
-        self.evaluate_distillation = False
-        self.compiled_with: dict[str, Any] = {}
-        self.loaded: dict[str, Any] | None = None
-        self.maps_inputs: dict[str, bool] = {}
-        self.frozen: set[int] = set()
-        self.shared: list[Any] = []
-        self.live_values: dict[str, float] = {}
+        maps_inputs = self.student_inputs is not None or self.teacher_inputs is not None
+        return summaries.rows(self.transfers, summaries.seen_shapes(self._setup, maps_inputs))
 
 
 def load_distiller(
@@ -1064,95 +974,3 @@ def _policy_of(student: Any) -> Any:
         if layer.dtype_policy.name == "mixed_float16":
             return layer.dtype_policy
     return student.dtype_policy
-
-
-def _paths(taps: Any) -> list[str]:
-    paths: dict[str, None] = {}
-    for tap in taps:
-        for path in tap if isinstance(tap, list) else [tap]:
-            if path is not None:
-                paths[path] = None
-    return list(paths)
-
-
-def _pick(answer: Answer, taps: Any, output: int, logits: bool) -> Any:
-    """What a transfer reads of one model's answer."""
-    if taps is None:
-        return (answer.logits if logits else keras.tree.flatten(answer.output))[output]
-    if isinstance(taps, list):
-        return [answer.tensors[path] for path in taps]
-    return answer.tensors[taps]
-
-
-def _projection(transfer: Transfer, shapes: tuple[Any, Any] | None) -> str:
-    """What stands between the student's features and the loss, in words."""
-    if transfer.projector is None:
-        return "none"
-    if not isinstance(transfer.projector, str):
-        return type(transfer.projector).__name__
-    if shapes is None or not all(isinstance(shape, tuple) for shape in shapes):
-        return transfer.projector
-    return projectors.describe(transfer.projector, *shapes)
-
-
-def _times_shape(taps: Any, shapes: Any) -> str:
-    """Where a transfer reads, and the shapes there without the batch."""
-    taps, shapes = (v if isinstance(v, list) else [v] for v in (taps, shapes))
-    return ", ".join(
-        tap if shape is None else f"{tap} {'x'.join(str(d or '?') for d in shape[1:])}"
-        for tap, shape in zip(taps, shapes)
-    )
-
-
-def _shapes(tensors: Any) -> Any:
-    if isinstance(tensors, list):
-        return [_shapes(tensor) for tensor in tensors]
-    return (None, *tensors.shape[1:])
-
-
-def _transfers(placed: Sequence[Placed]) -> list[Transfer]:
-    """Each transfer once, though it may read several outputs."""
-    return list(dict.fromkeys(each.transfer for each in placed))
-
-
-def _total(terms: Sequence[Tensor]) -> Tensor:
-    """The sum, in float32 or in double precision where a term has it."""
-    if not terms:
-        return ops.zeros(())
-    dtype = keras.backend.result_type("float32", *(term.dtype for term in terms))
-    total: Any = 0.0
-    for term in terms:
-        total = total + ops.cast(term, dtype)
-    return total
-
-
-def _times(weight: Tensor, value: Tensor) -> Tensor:
-    """`weight * value`, where the weight is a float32 scalar and the value may be double."""
-    dtype = keras.backend.result_type(weight.dtype, value.dtype)
-    return ops.cast(weight, dtype) * ops.cast(value, dtype)
-
-
-def _stopped(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
-    """The answer without gradients, zeroed and flagged if anything in it is not finite."""
-    # What nobody reads is left out: each part costs a pass over its tensors.
-    read = Answer(answer.output if with_output else None, answer.logits, answer.tensors)
-    finite: Any = ops.convert_to_tensor(True)
-    for tensor in keras.tree.flatten((answer.logits, answer.tensors)):
-        finite = ops.logical_and(finite, ops.all(ops.isfinite(tensor)))
-
-    def clean(tensor: Any) -> Any:
-        cleaned = ops.stop_gradient(ops.where(finite, tensor, ops.zeros_like(tensor)))
-        return with_keras_mask(cleaned, keras_mask(tensor))
-
-    return keras.tree.map_structure(clean, read, none_is_leaf=False), finite
-
-
-def _zeros_unless(finite: Tensor, x: Any) -> Any:
-    """The batch, or zeros: what makes a teacher fail would make the student fail as well."""
-
-    def gate(tensor: Any) -> Any:
-        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)):
-            return tensor
-        return ops.where(finite, tensor, ops.zeros_like(tensor))
-
-    return keras.tree.map_structure(gate, x, none_is_leaf=False)

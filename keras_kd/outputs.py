@@ -1,6 +1,6 @@
 """Which loss compares which outputs of student and teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -109,7 +109,7 @@ def match(placed: Sequence[Placed], student: Any, teacher: Any) -> Match:
         ValueError: If outputs do not fit together or a loss does not fit them.
     """
     ours, theirs = student.template, teacher.output_template()
-    count = len(_names(ours))
+    count = max([len(_names(ours)), *(output + 1 for _, output in placed)])
     order = list(range(count))
     reads_output = any(None in (t.teacher, t.student) for t, _ in placed)
     if ours is not None and theirs is not None and reads_output:
@@ -143,6 +143,17 @@ def comparable(match: Match, student: Any, teacher: Any) -> bool:
         return True
     pairs = zip(student, (teacher[i] for i in match.order if i < len(teacher)))
     return any(s[-1] == t[-1] and len(s) == len(t) for s, t in pairs)
+
+
+def transfers(placed: Sequence[Placed]) -> list[Transfer]:
+    """Each transfer once, though it may read several outputs."""
+    return list(dict.fromkeys(each.transfer for each in placed))
+
+
+def paths(taps: Iterable[Any]) -> list[str]:
+    """The paths of layers among taps, each once."""
+    each = (path for tap in taps for path in (tap if isinstance(tap, list) else [tap]))
+    return list(dict.fromkeys(path for path in each if path is not None))
 
 
 def _names(template: Any) -> list[str]:

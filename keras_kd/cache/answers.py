@@ -72,6 +72,15 @@ class Answers:
         if shapes is None and self._find_one_unit(self._shapes):
             self._compiled = _Compiled(self._run)
             answers = self._compiled.predict_on_batch(x)
+        for shape, is_binary in zip(self._shapes, self.is_binary):
+            # Here and not while the teacher runs, where Keras would wrap the message.
+            layout.require_top_k(self.top_k, shape[-1])
+            if is_binary and self.top_k is not None:
+                raise ValueError(
+                    f"`top_k` keeps the most probable of exclusive classes. Received: top_k="
+                    f"{self.top_k} and the teacher `{self.teacher.name}`, whose output has "
+                    "independent units. Pass `top_k=None`."
+                )
         self.layout = Layout(
             tuple(
                 Output(shape, kind, binary, self.top_k)
@@ -107,17 +116,10 @@ class Answers:
             if self.top_k is None:
                 stored[f"logits_{i}"] = logits
                 continue
-            if self.is_binary[i]:
-                raise ValueError(
-                    f"`top_k` keeps the most probable of exclusive classes. Received: top_k="
-                    f"{self.top_k} and the teacher `{self.teacher.name}`, whose output {i} has "
-                    "independent units. Pass `top_k=None`."
-                )
-            layout.require_top_k(self.top_k, int(logits.shape[-1]))
             log_p = ops.log_softmax(logits, axis=-1)
             # float16 holds no more than 65504; nothing is lost below exp(-60000).
             stored[f"values_{i}"], stored[f"classes_{i}"] = ops.top_k(
-                ops.maximum(log_p, -60000.0), self.top_k
+                ops.maximum(log_p, -60000.0), min(self.top_k, int(logits.shape[-1]))
             )
         for i, path in enumerate(self.taps):
             stored[f"tap_{i}"] = ops.cast(answer.tensors[path], "float32")

@@ -17,7 +17,7 @@ from keras_kd.compress.quantize import QUANTIZED, is_quantize_aware
 from keras_kd.compress.quantized_layers import QuantizedLayer
 from keras_kd.compress.quantized_sequences import _Stepwise
 from keras_kd.compress.selection import require_graph
-from keras_kd.compress.support import treatment
+from keras_kd.compress.support import INT8_ACTIVATIONS, treatment
 from keras_kd.compress.wrap import (
     WeightWrapper,
     base_layer,
@@ -182,9 +182,9 @@ def _quantized_row(path: str, layer: Any, graph: Graph) -> tuple[str, str, str, 
             weights += "/" + "+".join(sorted(kinds))
             if layer.norm is not None:
                 remarks.append(f"{layer.norm.name} folded in")
-        chosen = treatment(layer.base, graph) if not isinstance(layer, FakeQuantize) else None
-        if chosen is not None and chosen.kind == "weights" and chosen.reason:
-            remarks.append(chosen.reason)
+            reason = _activation_reason(layer)
+            if reason:
+                remarks.append(reason)
         if not isinstance(layer, QuantizedLayer):
             remarks.append("int8 inside")
     else:
@@ -194,6 +194,16 @@ def _quantized_row(path: str, layer: Any, graph: Graph) -> tuple[str, str, str, 
         elif weights:
             remarks.append("stays float: left so by its annotation or by activation_bits=None")
     return path, weights, output, "; ".join(remarks)
+
+
+def _activation_reason(layer: QuantizedLayer) -> str:
+    """Why the activation of a quantized layer runs in float; empty if it does not."""
+    if layer.activation is None or layer.activation_bits is None:
+        return ""
+    name = keras.activations.serialize(layer.activation)
+    if not isinstance(name, str):
+        return "its custom activation runs in float"
+    return "" if name in INT8_ACTIVATIONS else f"activation {name} runs in float"
 
 
 def _output(layer: Any, graph: Graph) -> str:

@@ -439,7 +439,8 @@ class _Plan:
 
     def _deferred(self, name: str, kinds: dict[str, Treatment], folded: set[str]) -> bool:
         """Whether the value is rounded later: after the normalization or activation it is fused
-        with."""
+        with.
+        """
         graph = self.graph
         if not graph.called_once(name):
             return False

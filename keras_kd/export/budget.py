@@ -41,7 +41,7 @@ def judge(
         stage, reason = _fault(row, max_drop, aware)
         if reason:
             row.update(status="failed", stage=stage, reason=reason)
-        row["flags"] += _flags(row, floats.get(row["format"]))
+        row["flags"] = _flags(row, floats.get(row["format"]))
 
 
 def _fault(row: dict[str, Any], max_drop: float | None, aware: bool) -> tuple[str, str]:

@@ -37,7 +37,7 @@ class Converter:
         """Write one artifact.
 
         Args:
-            task: `format`, `precision`, `path`.
+            task: `format`, `precision`, `path`, and for `mixed` the layers to `keep` in float.
 
         Returns:
             What the report says about the conversion: `batch` and `notes`.
@@ -47,7 +47,7 @@ class Converter:
                 from .litert import LiteRT
 
                 self._litert = LiteRT(self._source, self._calibration, self._job["allow_flex"])
-            blob, result = self._litert.convert(task["precision"])
+            blob, result = self._litert.convert(task["precision"], task.get("keep", ()))
         else:
             if self._onnx is None:
                 from .onnx import ONNX
@@ -58,7 +58,7 @@ class Converter:
                     self._job["opset"],
                     Path(self._job["scratch"]) / f"attempt-{self._job['attempt']}",
                 )
-            blob, result = self._onnx.convert(task["precision"])
+            blob, result = self._onnx.convert(task["precision"], task.get("keep", ()))
         temporary = Path(task["path"] + ".part")
         temporary.write_bytes(blob)
         os.replace(temporary, task["path"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from . import budget, checks, data, jobs, manifest
 from .checks import FORMATS, PRECISIONS
 from .jobs import Progress
+from .layers import LayerReport
 from .naming import layer_names
 from .reference import Reference, answer, check_class_names, teacher_figures
 from .report import Report
@@ -31,6 +32,7 @@ def export_model(
     evaluation: Any = None,
     max_drop: float | None = 0.01,
     objective: str = "size",
+    mixed: bool = True,
     labels: Sequence[str] | None = None,
     history: dict[str, Sequence[float]] | None = None,
     teacher: Any = None,
@@ -56,8 +58,8 @@ def export_model(
         folder: Where the files go. It is made if missing, and must be empty without `overwrite`.
         formats: Any of `"tflite"`, `"onnx"`.
         precisions: Any of `"float32"`; `"float16"` (weights); `"dynamic"` (int8 weights,
-            activations quantized while running); `"weight_int8"` (int8 weights, float arithmetic; TFLite);
-            `"weight_int4"`; `"int8"` (weights and activations); `"int16x8"` (int16 activations;
+            activations quantized while running); `"weight_int8"` (int8 weights, float arithmetic;
+            TFLite); `"weight_int4"`; `"int8"` (weights and activations); `"int16x8"` (int16 activations;
             TFLite); `"int8_qoperator"` (int8 as integer operators instead of quantize and
             dequantize pairs; ONNX). One that exists in a single format is made in that one.
         calibration: Inputs that stand for the real ones, for int8: an array `(samples, ...)`, a
@@ -70,6 +72,8 @@ def export_model(
             point). Without labels, the share of decisions it may change, which bounds that loss.
             `None` sets no limit.
         objective: `"size"` or `"latency"`: what the best file has least of.
+        mixed: Whether to try, where int8 loses more than `max_drop`, a file in which the layers with
+            most quantization noise stay float (`"mixed"` in the report).
         labels: Names of the classes, for the report and the manifest.
         history: `History.history` of the training, for the curves in the HTML report.
         teacher: A Keras model to show as reference, or a dict of its figures (`accuracy`,
@@ -143,16 +147,17 @@ def export_model(
             for precision in precisions
             if precision in checks.KNOWN[fmt]
         ]
-        rows = _rows(
-            model,
-            reference,
-            calibrated,
-            tasks,
-            Path(temporary),
-            {"allow_flex": allow_flex, "opset": opset, "quantized": quantization_aware},
-            tell,
-        )
-        budget.judge(rows, reference.figures, max_drop, quantization_aware)
+        options = {"allow_flex": allow_flex, "opset": opset, "quantized": quantization_aware}
+        work = _Work(model, reference, calibrated, Path(temporary), options, tell)
+
+        def judge(entries: list[dict[str, Any]]) -> None:
+            budget.judge(entries, reference.figures, max_drop, quantization_aware)
+
+        rows = work.make(tasks)
+        judge(rows)
+        if mixed:
+            pattern = str(stage / f"{name}_{{precision}}.{{format}}")
+            rows += _mixed(work, rows, judge, pattern)
         arrays = {key: array[: reference.stored] for key, array in reference.arrays().items()}
         np.savez_compressed(stage / "evaluation.npz", **arrays)
         content = {
@@ -177,6 +182,7 @@ def export_model(
             },
             "calibration": None if calibrated is None else _ranges(calibrated),
             "artifacts": rows,
+            "layers": work.layers,
             "best": budget.best(rows, objective),
             "history": None if history is None else _curves(history),
             "versions": manifest.versions(),
@@ -188,64 +194,114 @@ def export_model(
     return Report(target, manifest.read(target))
 
 
-def _rows(
-    model: Any,
-    reference: Reference,
-    calibrated: Arrays | None,
-    tasks: list[dict[str, Any]],
-    scratch: Path,
-    options: dict[str, Any],
-    tell: Progress,
-) -> list[dict[str, Any]]:
-    # Converts and measures; the entries of the manifest say what came of it.
-    signature = reference.signature
-    arrays = reference.arrays()
-    np.savez(scratch / "evaluation.npz", **arrays)
-    np.savez(scratch / "sample.npz", **{key: array[:4] for key, array in arrays.items()})
-    if calibrated is not None:
-        np.savez(
-            scratch / "calibration.npz",
-            **{f"x{i}": calibrated[info.name] for i, info in enumerate(signature.inputs)},
-        )
-    converted = jobs.convert(
-        model,
-        signature,
-        tasks,
-        scratch,
-        {
+class _Work:
+    """One model on its way to files: what conversion and measurement share."""
+
+    def __init__(
+        self,
+        model: Any,
+        reference: Reference,
+        calibrated: Arrays | None,
+        scratch: Path,
+        options: dict[str, Any],
+        tell: Progress,
+    ) -> None:
+        self._model = model
+        self._signature = reference.signature
+        self._scratch = scratch
+        self._tell = tell
+        self._rounds = 0
+        arrays = reference.arrays()
+        np.savez(scratch / "evaluation.npz", **arrays)
+        np.savez(scratch / "sample.npz", **{key: array[:4] for key, array in arrays.items()})
+        if calibrated is not None:
+            inputs = enumerate(self._signature.inputs)
+            np.savez(
+                scratch / "calibration.npz",
+                **{f"x{i}": calibrated[info.name] for i, info in inputs},
+            )
+        common = {"signature": self._signature.to_dict(), "layers": layer_names(model)}
+        self._conversion = {
             **options,
+            **common,
             "shapes": reference.shapes,
             "sample": str(scratch / "sample.npz"),
             "calibration": None if calibrated is None else str(scratch / "calibration.npz"),
-            "signature": signature.to_dict(),
-            "layers": layer_names(model),
-        },
-        tell,
-    )
-    measured = jobs.measure(
-        [task for task in tasks if "error" not in converted[task["id"]]],
-        {
-            "signature": signature.to_dict(),
+        }
+        self._measurement = {
+            **common,
             "evaluation": str(scratch / "evaluation.npz"),
             "kinds": reference.kinds,
             "stored": reference.stored,
             "threads": 1,
             "time": True,
-        },
-        scratch,
-        tell,
-    )
-    rows = []
-    for task in tasks:
-        row = jobs.row(task, converted[task["id"]], measured.get(task["id"]))
-        path = Path(task["path"])
-        if row["bytes"] is not None:
-            row.update(file=path.name, sha256=manifest.digest(path))
-        else:
-            # A file that does not even load is of no use to anybody.
-            path.unlink(missing_ok=True)
-        rows.append(row)
-    return rows
+        }
+        self.layers: dict[str, list[dict[str, Any]]] = {}
+
+    def make(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Convert and measure; the returned entries of the manifest say what came of it."""
+        self._rounds += 1
+        scratch = self._scratch / str(self._rounds)
+        scratch.mkdir()
+        converted = jobs.convert(
+            self._model, self._signature, tasks, scratch, self._conversion, self._tell
+        )
+        made = {task["id"]: task for task in tasks if "error" not in converted[task["id"]]}
+        noise = [
+            {
+                "id": f"layers-{fmt}",
+                "path": made[f"{fmt}-int8"]["path"],
+                "float32": made[f"{fmt}-float32"]["path"],
+            }
+            for fmt in FORMATS
+            if f"{fmt}-int8" in made and f"{fmt}-float32" in made
+        ]
+        measured = jobs.measure([*made.values(), *noise], self._measurement, scratch, self._tell)
+        for task in noise:
+            self.layers[task["id"].removeprefix("layers-")] = measured[task["id"]].get("layers", [])
+        rows = []
+        for task in tasks:
+            row = jobs.row(task, converted[task["id"]], measured.get(task["id"]))
+            path = Path(task["path"])
+            if row["bytes"] is not None:
+                row.update(file=path.name, sha256=manifest.digest(path))
+            else:
+                # A file that does not even load is of no use to anybody.
+                path.unlink(missing_ok=True)
+            rows.append(row)
+        return rows
+
+
+def _mixed(
+    work: _Work,
+    rows: list[dict[str, Any]],
+    judge: Callable[[list[dict[str, Any]]], None],
+    path: str,
+) -> list[dict[str, Any]]:
+    # Where int8 alone costs too much, its noisiest layers stay float: one, then ever twice as many,
+    # until a file passes. The share of layers says when nothing would be left of the quantization.
+    added = []
+    for row in [row for row in rows if row["precision"] == "int8" and row["stage"] == "budget"]:
+        fmt = row["format"]
+        noisy = LayerReport(work.layers).worst(fmt)
+        count = 1
+        while count <= max(1, len(noisy) // 2) and noisy:
+            task = {
+                "id": f"{fmt}-mixed",
+                "format": fmt,
+                "precision": "mixed",
+                "keep": noisy[:count],
+                "path": path.format(precision="mixed", format=fmt),
+            }
+            (entry,) = work.make([task])
+            entry["kept"] = task["keep"]
+            entry["notes"].append(f"float layers: {', '.join(task['keep'])}")
+            judge([*rows, entry])
+            if entry["status"] == "passed" or 2 * count > max(1, len(noisy) // 2):
+                added.append(entry)
+                break
+            count *= 2
+    return added
 
 
 def _ranges(calibrated: Arrays) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .metrics import sqnr
-from .naming import shorten, unique
+from .naming import layer_of, shorten, unique
 from .runtime import TFLiteRuntime, run_all
 from .signature import Arrays, Signature
 from .source import Source
@@ -35,8 +35,13 @@ class LiteRT:
         self._static: bool | None = None
         self._float: bytes | None = None
 
-    def convert(self, precision: str) -> tuple[bytes, dict[str, Any]]:
-        """Return the file's bytes and what is worth saying about it."""
+    def convert(self, precision: str, keep: Collection[str] = ()) -> tuple[bytes, dict[str, Any]]:
+        """Return the file's bytes and what is worth saying about it.
+
+        Args:
+            precision: One of those of `checks.KNOWN`, or `"mixed"`: int8 but for some layers.
+            keep: Layers that `"mixed"` leaves in float.
+        """
         notes: list[str] = []
         if self._static is None:
             self._static = self._needs_static_batch()
@@ -85,6 +90,28 @@ class LiteRT:
                 f"some operators have no {precision} form and stay float ({_first_line(error)})"
             )
         return self._better(blob, notes) if precision == "int8" else blob
+
+    def _mixed(self, keep: Collection[str]) -> bytes:
+        import tensorflow as tf
+
+        if self._source.quantized or self._source.recurrent:
+            raise ValueError(
+                "layers of quantization-aware and recurrent models cannot be kept float"
+            )
+        endpoint = "static" if self._static else "dynamic"
+        converter = self._converter(endpoint)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = self._representative
+        # The names that the converter knows its operators by are those of an int8 file.
+        raw = self._convert(self._converter(endpoint), "int8", strict=False)
+        debugger = tf.lite.experimental.QuantizationDebugger(
+            converter=converter,
+            debug_dataset=self._representative,
+            debug_options=tf.lite.experimental.QuantizationDebugOptions(
+                denylisted_nodes=raw_names(raw, keep, self._source.signature, self._source.layers)
+            ),
+        )
+        return bytes(debugger.get_nondebug_quantized_model())
 
     def _better(self, blob: bytes, notes: list[str]) -> bytes:
         # A second converter quantizes the float file; which one does better depends on the model.
@@ -217,6 +244,42 @@ def _runs_with_batch(blob: bytes, source: Source) -> bool:
     except (RuntimeError, ValueError):
         return False
     return all(len(array) == 3 for array in result.values())
+
+
+def raw_names(
+    blob: bytes, keep: Collection[str], signature: Signature, layers: Collection[str]
+) -> list[str]:
+    """Return the converter's names of the operators that belong to some layers.
+
+    Args:
+        blob: A TFLite file as the converter wrote it.
+        keep: Paths of layers.
+        signature: Of the Keras model.
+        layers: Names of all layers.
+
+    Returns:
+        Names of the operators' first outputs.
+    """
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(blob))
+    known = {info.name for info in signature.outputs}
+    borders = {
+        (definition.subgraphIndex, entry.tensorIndex): entry.name.decode()
+        for definition in model.signatureDefs
+        for entry in definition.outputs
+    }
+    names = []
+    for number, graph in enumerate(model.subgraphs):
+        for operator in graph.operators:
+            index = operator.outputs[0]
+            raw = graph.tensors[index].name.decode()
+            # The signature's outputs are dequantized copies in some files; the operator before
+            # carries their name with a digit behind.
+            short = borders.get((number, index)) or shorten(raw, layers)
+            if layer_of(short, set(layers) | known) in keep:
+                names.append(raw)
+    return names
 
 
 def _free_batch(blob: bytes) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from .benchmark import time_calls
 from .contents import inspect
+from .layers import layer_noise
 from .metrics import compare
 from .runtime import open_file, run_all
 from .signature import Signature
@@ -46,8 +47,13 @@ class Measurer:
 
         Returns:
             JSON values: `metrics`, `check` (the same on the samples that travel along), `bytes`,
-            `gzip_bytes`, `latency_ms`, `signature`, `contents`.
+            `gzip_bytes`, `latency_ms`, `signature`, `contents`. For a task with `float32`, the path
+            of the float file, only `layers`, see `layer_noise`.
         """
+        if "float32" in task:
+            layers = set(self._job["layers"]) | set(self._references)
+            rows = layer_noise(Path(task["float32"]), Path(task["path"]), self._inputs, layers)
+            return {"layers": rows}
         path = Path(task["path"])
         blob = path.read_bytes()
         runtime = open_file(path, self._job["threads"])

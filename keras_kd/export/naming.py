@@ -42,6 +42,9 @@ def shorten(raw: str, layers: Collection[str]) -> str:
 
 def layer_of(name: str, layers: Collection[str]) -> str | None:
     """Return the path of the layer that a shortened name belongs to, or `None`."""
+    if name in layers:
+        # An output carries the name of its layer alone.
+        return name
     path = [part for part in name.split("/")[:-1] if part in layers]
     return "/".join(path) or None
 

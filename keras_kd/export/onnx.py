@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .metrics import sqnr
+from .naming import layer_of
 from .onnx_aware import quantize_on_grid
 from .onnx_graph import name_borders, name_inside, slim
 from .onnx_int4 import pack_int4
@@ -34,8 +36,13 @@ class ONNX:
         self._scratch = scratch
         self._float: Path | None = None
 
-    def convert(self, precision: str) -> tuple[bytes, dict[str, Any]]:
-        """Return the file's bytes and what is worth saying about it."""
+    def convert(self, precision: str, keep: Collection[str] = ()) -> tuple[bytes, dict[str, Any]]:
+        """Return the file's bytes and what is worth saying about it.
+
+        Args:
+            precision: One of those of `checks.KNOWN`, or `"mixed"`: int8 but for some layers.
+            keep: Layers that `"mixed"` leaves in float.
+        """
         notes: list[str] = []
         path = self._float_file()
         if precision == "float32":
@@ -49,7 +56,7 @@ class ONNX:
         elif precision == "int8" and self._source.quantized:
             blob = self._aware()
         else:
-            blob = self._static(path, precision, notes)
+            blob = self._static(path, precision, notes, keep)
         return blob, {"batch": "dynamic", "notes": notes}
 
     def _float_file(self) -> Path:
@@ -77,7 +84,7 @@ class ONNX:
 
         return _slimmed(onnx.load(target), path)
 
-    def _static(self, path: Path, precision: str, notes: list[str]) -> bytes:
+    def _static(self, path: Path, precision: str, notes: list[str], keep: Collection[str]) -> bytes:
         from onnxruntime.quantization import QuantFormat
 
         layout = QuantFormat.QOperator if precision == "int8_qoperator" else QuantFormat.QDQ
@@ -86,7 +93,7 @@ class ONNX:
         # processor. Unsigned weights take another path, and 7-bit ones stay within 16 bits.
         found = {}
         for name, unsigned in (("8-bit unsigned weights", True), ("7-bit weights", False)):
-            blob = self._quantize(path, layout, unsigned=unsigned)
+            blob = self._quantize(path, layout, keep, unsigned=unsigned)
             found[name] = (self._sqnr(blob, path), blob)
         best = max(found, key=lambda name: found[name][0])
         others = ", ".join(f"{name} {found[name][0]:.1f} dB" for name in found)
@@ -102,14 +109,21 @@ class ONNX:
         slim(model, keep)
         return model.SerializeToString()
 
-    def _quantize(self, path: Path, layout: Any, *, unsigned: bool) -> bytes:
+    def _quantize(self, path: Path, layout: Any, keep: Collection[str], *, unsigned: bool) -> bytes:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_static
 
         target = self._scratch / "static.onnx"
         kind = QuantType.QUInt8 if unsigned else QuantType.QInt8
+        prepared = self._prepared(path)
+        layers = self._source.layers | {info.name for info in self._source.signature.outputs}
+        floats = [
+            node.name
+            for node in onnx.load(prepared).graph.node
+            if layer_of(node.output[0], layers) in keep
+        ]
         quantize_static(
-            self._prepared(path),
+            prepared,
             target,
             _Reader(self._source.signature, self._calibration or {}),
             quant_format=layout,
@@ -117,6 +131,7 @@ class ONNX:
             activation_type=kind,
             weight_type=kind,
             reduce_range=not unsigned,
+            nodes_to_exclude=floats,
         )
         return _slimmed(onnx.load(target), path)
 
@@ -138,6 +153,7 @@ class ONNX:
 
     def _prepared(self, path: Path) -> Path:
         # Folding and fusing first keeps BatchNorm and activations out of the quantized graph.
+        import onnx
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         target = self._scratch / "prepared.onnx"
@@ -147,6 +163,11 @@ class ONNX:
             except Exception:
                 # Symbolic shape inference gives up on loops and some reshapes; it only helps.
                 quant_pre_process(str(path), str(target), skip_symbolic_shape=True)
+            model = onnx.load(target)
+            for node in model.graph.node:
+                # Nodes are told apart by name when some of them stay float.
+                node.name = node.output[0]
+            onnx.save(model, target)
         return target
 
 

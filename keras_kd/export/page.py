@@ -6,6 +6,7 @@ import io
 from importlib.resources import files
 from typing import Any
 
+from .layers import LayerReport
 from .report import Report, latency, number, percent, size
 
 _COLORS = {"tflite": "#1f6f8b", "onnx": "#c1553b"}
@@ -42,6 +43,7 @@ def render(report: Report) -> str:
             _scatter(rows, "bytes", "size in KB", 1e-3),
             _scatter(rows, "latency_ms", "latency in ms, one thread, batch of one", 1.0),
             *_curves(report.manifest["history"] or {}),
+            _noise(report),
         )
         if plot is not None
     ]
@@ -55,6 +57,36 @@ def render(report: Report) -> str:
         number=number,
         latency=latency,
     )
+
+
+def layer_plot(layers: LayerReport) -> str:
+    """Return the SQNR of each layer as an SVG."""
+    rows = layers.rows()
+    names = list(dict.fromkeys(row["layer"] for row in rows))
+    figure = _figure()
+    axes = figure.subplots()
+    for fmt in dict.fromkeys(row["format"] for row in rows):
+        known = [row for row in rows if row["format"] == fmt and row["sqnr"] is not None]
+        axes.plot(
+            [names.index(row["layer"]) for row in known],
+            [row["sqnr"] for row in known],
+            "o-",
+            color=_COLORS[fmt],
+            label=fmt,
+            markersize=4,
+        )
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+    axes.set_ylabel("SQNR in dB")
+    axes.legend(fontsize=7)
+    axes.grid(True, alpha=0.3)
+    return _svg(figure)
+
+
+def _noise(report: Report) -> dict[str, str] | None:
+    layers = report.layers()
+    if not layers.rows():
+        return None
+    return {"title": "Noise of int8 by layer", "svg": layer_plot(layers)}
 
 
 def _figure(width: float = 5.6) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import manifest
+from .layers import LayerReport
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,14 @@ class Report:
                 lines.extend(_wrap(f"x {name}: {artifact.reason}"))
             lines.extend(line for flag in artifact.flags for line in _wrap(f"! {name}: {flag}"))
         return "\n".join(lines)
+
+    def layers(self) -> LayerReport:
+        """Return the noise of each layer of the int8 files, measured against the float32 files.
+
+        Its `table()` and `save_svg(path)` show it, `rows()` gives the figures. It says which layers
+        to keep in higher precision where int8 costs too much accuracy.
+        """
+        return LayerReport(self.manifest.get("layers", {}))
 
     def save_html(self, path: str | Path) -> Path:
         """Write the report as one HTML file that opens offline.

@@ -29,11 +29,16 @@ def _dense(widths, names, classes=3):
 
 
 @pytest.mark.parametrize(
-    "make",
-    [lambda: resnet(2, 8), lambda: transformer(2), lambda: transformer(2, after=True), mobile],
-    ids=["resnet", "transformer", "post-norm", "mobile"],
+    ("make", "choice"),
+    [
+        (lambda: resnet(2, 8, size=8), "importance"),
+        (lambda: transformer(2), "every_other"),
+        (lambda: transformer(2), "importance"),
+        (lambda: transformer(1, after=True), "names"),
+        (mobile, "importance"),
+    ],
+    ids=["resnet", "repeated", "transformer", "post-norm", "mobile"],
 )
-@pytest.mark.parametrize("choice", ["every_other", "names", "importance"])
 def test_a_whole_copy_answers_like_the_teacher(make, choice):
     teacher = make()
     x = batch(teacher)
@@ -177,11 +182,11 @@ def test_whole_heads_are_kept():
     np.testing.assert_array_equal(ours, kernel[stream][:, [0, 2]])
 
 
-@pytest.mark.parametrize("make", [lambda: resnet(3, 8), lambda: transformer(4), mobile])
+@pytest.mark.parametrize("make", [lambda: resnet(2, 8, size=8), lambda: transformer(2), mobile])
 def test_a_shrunk_student_starts_from_its_teacher_throughout(make):
     teacher = make()
     x = batch(teacher)
-    depth = 1.0 if teacher.name == "mobile" else 0.5
+    depth = 0.5 if teacher.name == "transformer" else 1.0
     student = shrink(teacher, width=0.5, depth=depth)
     copied = initialize_from(student, teacher, "importance")
     assert copied.parameters == student.count_params()

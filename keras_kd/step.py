@@ -1,0 +1,119 @@
+"""One step: the batch with the teacher's answer, the sum of the losses, and the books."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_kd.losses.base import joint_mask
+from keras_kd.masks import keras_mask, with_keras_mask
+from keras_kd.outputs import Match
+from keras_kd.taps import Answer
+from keras_kd.typing import Tensor
+
+
+class Batch(NamedTuple):
+    """What one step of the distiller reads: a pytree, so that any backend passes it on.
+
+    Attributes:
+        x: What the student reads.
+        answer: What the teacher says of the batch.
+        indices: `(batch,)` row numbers in the data, where they are known.
+        finite: Whether the teacher's tensors are all finite, a boolean scalar.
+    """
+
+    x: Any
+    answer: Answer
+    indices: Any
+    finite: Any
+
+
+class Books:
+    """The distiller's own metrics, kept where Keras does not track them twice."""
+
+    def __init__(self, names: Sequence[str], known: dict[str, Any]) -> None:
+        self.means = {name: known.get(name) or keras.metrics.Mean(name=name) for name in names}
+
+    def add(self, name: str, values: Tensor, weight: Tensor) -> None:
+        """Book values with their weights; no gradient goes through the books."""
+        self.means[name].update_state(ops.stop_gradient(values), sample_weight=weight)
+
+    def add_agreement(self, match: Match, teacher: Answer, student: Answer) -> None:
+        """Book the top-1 agreement over samples and valid positions."""
+        if "agreement" not in self.means:
+            return
+        for i, ours in enumerate(student.logits):
+            if i >= len(match.order) or match.order[i] >= len(teacher.logits):
+                continue
+            theirs = teacher.logits[match.order[i]]
+            if len(theirs.shape) != len(ours.shape) or theirs.shape[-1] != ours.shape[-1]:
+                continue
+            mask = joint_mask(theirs, ours)
+            if match.binary[i]:
+                same = ops.equal(ops.greater(ours, 0), ops.greater(theirs, 0))
+                same = ops.mean(ops.cast(same, "float32"), axis=-1)
+            else:
+                same = ops.equal(ops.argmax(ours, axis=-1), ops.argmax(theirs, axis=-1))
+            self.add("agreement", ops.cast(same, "float32"), mask)
+
+
+def pick(answer: Answer, taps: Any, output: int, logits: bool) -> Any:
+    """What a transfer reads of one model's answer."""
+    if taps is None:
+        return (answer.logits if logits else keras.tree.flatten(answer.output))[output]
+    if isinstance(taps, list):
+        return [answer.tensors[path] for path in taps]
+    return answer.tensors[taps]
+
+
+def shapes(tensors: Any) -> Any:
+    """The shape of a tensor, or of each of a list of them, for any batch."""
+    if isinstance(tensors, list):
+        return [shapes(tensor) for tensor in tensors]
+    return (None, *tensors.shape[1:])
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """The sum, in float32 or in double precision where a term has it."""
+    if not terms:
+        return ops.zeros(())
+    dtype = keras.backend.result_type("float32", *(term.dtype for term in terms))
+    result: Any = 0.0
+    for term in terms:
+        result = result + ops.cast(term, dtype)
+    return result
+
+
+def times(weight: Tensor, value: Tensor) -> Tensor:
+    """`weight * value`, where the weight is a float32 scalar and the value may be double."""
+    dtype = keras.backend.result_type(weight.dtype, value.dtype)
+    return ops.cast(weight, dtype) * ops.cast(value, dtype)
+
+
+def stopped(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
+    """The answer without gradients, zeroed and flagged if anything in it is not finite."""
+    # What nobody reads is left out: each part costs a pass over its tensors.
+    read = Answer(answer.output if with_output else None, answer.logits, answer.tensors)
+    finite: Any = ops.convert_to_tensor(True)
+    for tensor in keras.tree.flatten((answer.logits, answer.tensors)):
+        finite = ops.logical_and(finite, ops.all(ops.isfinite(tensor)))
+
+    def clean(tensor: Any) -> Any:
+        cleaned = ops.stop_gradient(ops.where(finite, tensor, ops.zeros_like(tensor)))
+        return with_keras_mask(cleaned, keras_mask(tensor))
+
+    return keras.tree.map_structure(clean, read, none_is_leaf=False), finite
+
+
+def zeros_unless(finite: Tensor, x: Any) -> Any:
+    """The batch, or zeros: what makes a teacher fail would make the student fail as well."""
+
+    def gate(tensor: Any) -> Any:
+        if type(tensor).__name__ in ("RaggedTensor", "SparseTensor"):
+            return tensor
+        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)):
+            return tensor
+        return ops.where(finite, tensor, ops.zeros_like(tensor))
+
+    return keras.tree.map_structure(gate, x, none_is_leaf=False)

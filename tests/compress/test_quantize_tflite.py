@@ -1,0 +1,164 @@
+"""Quantization-aware models as TFLite files: true int8, and the Keras model's integers."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_kd.compress import quantize_aware
+
+tf = pytest.importorskip("tensorflow")
+interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="the TFLite converter reads TensorFlow graphs"
+)
+
+COMPUTE = {
+    "ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D",
+    "FULLY_CONNECTED", "GELU", "HARD_SWISH", "LOGISTIC", "MAX_POOL_2D", "MEAN", "MUL", "PAD",
+    "RELU", "RELU6", "RSQRT", "SOFTMAX", "SUB", "TANH", "TRANSPOSE_CONV",
+}  # fmt: skip
+
+
+def convert(model, calibration=None):
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    if calibration is not None:
+        converter.representative_dataset = lambda: ([row[None]] for row in calibration)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    return converter.convert()
+
+
+def run(blob, x):
+    """Outputs, the output's step, and the operators with the types they work in."""
+    runtime = interpreter.Interpreter(
+        model_content=blob,
+        experimental_op_resolver_type=interpreter.OpResolverType.BUILTIN_REF,
+    )
+    runtime.allocate_tensors()
+    given, made = runtime.get_input_details()[0], runtime.get_output_details()[0]
+    tensors = {t["index"]: t for t in runtime.get_tensor_details()}
+    operators = []
+    for operator in runtime._get_ops_details():
+        kinds = {np.dtype(tensors[i]["dtype"]).name for i in [*operator["inputs"], *operator["outputs"]] if i >= 0}
+        operators.append((operator["op_name"], kinds))
+    scale, zero = given["quantization"]
+    outputs = []
+    for row in x:
+        value = row[None]
+        if given["dtype"] == np.int8:
+            value = np.clip(np.round(value / scale) + zero, -128, 127)
+        runtime.set_tensor(given["index"], value.astype(given["dtype"]))
+        runtime.invoke()
+        outputs.append(runtime.get_tensor(made["index"])[0])
+    assert made["dtype"] == np.int8
+    step, zero = made["quantization"]
+    return (np.array(outputs, "float32") - zero) * step, step, operators
+
+
+def shake(model):
+    """Every weight off its start, so that nothing folds away."""
+    rng = np.random.default_rng(0)
+    for v in model.variables:
+        if v.path.endswith("moving_variance"):
+            v.assign(rng.uniform(0.5, 2, v.shape))
+        elif v.path.endswith(("moving_mean", "beta", "bias")):
+            v.assign(rng.normal(0, 0.2, v.shape))
+        elif v.path.endswith("gamma"):
+            v.assign(rng.uniform(0.5, 1.5, v.shape))
+    return model
+
+
+def convolutional():
+    inputs = keras.Input((12, 12, 3))
+    x = layers.Rescaling(1 / 3.0)(inputs)
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    y = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+    y = layers.ReLU(6)(layers.BatchNormalization()(y))
+    y = layers.BatchNormalization()(layers.Conv2D(8, 1)(y))
+    z = layers.ReLU()(layers.Add()([x, y]))
+    w = layers.Concatenate()([z, layers.SeparableConv2D(4, 3, padding="same")(z)])
+    w = layers.AveragePooling2D(2)(w)
+    w = layers.ReLU()(layers.BatchNormalization()(w))
+    w = layers.Conv2DTranspose(6, 3, activation="swish")(w)
+    w = layers.Dense(16, activation="relu")(layers.GlobalAveragePooling2D()(w))
+    return keras.Model(inputs, layers.Dense(10, activation="softmax")(w))
+
+
+def sequence():
+    inputs = keras.Input((8, 6))
+    x = layers.Conv1D(12, 3, padding="same", activation="relu")(inputs)
+    x = layers.LSTM(6, return_sequences=True)(layers.MaxPooling1D()(x))
+    return keras.Model(inputs, layers.Dense(4)(layers.GRU(5)(x)))
+
+
+def attention():
+    inputs = keras.Input((8, 16))
+    x = layers.Dense(16)(inputs)
+    x = layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 8)(x, x))
+    x = layers.Dense(24, activation="hard_swish")(x)
+    return keras.Model(inputs, layers.Dense(5)(layers.GlobalAveragePooling1D()(x)))
+
+
+def nested():
+    inputs = keras.Input((8, 8, 3))
+    block = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(6, 3), layers.BatchNormalization(), layers.ReLU()]
+    )
+    x = layers.Flatten()(block(inputs))
+    return keras.Model(inputs, layers.Dense(3, activation="sigmoid")(x))
+
+
+def shared_input():
+    inputs = keras.Input((9, 4))
+    a = layers.Dense(4)(layers.ZeroPadding1D(1)(inputs))
+    b = layers.Conv1DTranspose(4, 3)(inputs)
+    c = layers.DepthwiseConv1D(3, padding="same", activation="tanh")(a)
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layers.Subtract()([b, c]))))
+
+
+ZOO = {f.__name__: f for f in (convolutional, sequence, attention, nested, shared_input)}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_true_int8_and_the_same_integers(name):
+    model = shake(ZOO[name]())
+    shape = model.input.shape[1:]
+    x = np.random.default_rng(1).normal(size=(48, *shape)).astype("float32")
+    quantized = quantize_aware(model, calibration=x)
+    outputs, step, operators = run(convert(quantized), x)
+    floats = [op for op, kinds in operators if op in COMPUTE and kinds & {"float32", "float16"}]
+    assert not floats
+    assert {op for op, _ in operators} & {"CONV_2D", "FULLY_CONNECTED"}
+    off = np.abs(outputs - quantized.predict(x, verbose=0)) / step
+    assert off.max() <= 2.01
+    assert off.mean() < 0.3
+
+
+@pytest.mark.parametrize("name", ["convolutional", "nested", "shared_input"])
+def test_no_worse_than_post_training_quantization(name):
+    """The file of the calibrated model, before any training, against the converter's own int8."""
+    model = shake(ZOO[name]())
+    x = np.random.default_rng(1).normal(size=(48, *model.input.shape[1:])).astype("float32")
+    reference = model.predict(x, verbose=0)
+
+    def sqnr(outputs):
+        return 10 * np.log10(np.sum(reference**2) / np.sum((reference - outputs) ** 2))
+
+    ours = sqnr(run(convert(quantize_aware(model, calibration=x)), x)[0])
+    theirs = sqnr(run(convert(model, calibration=x), x)[0])
+    assert ours > theirs - 0.5
+
+
+def test_tokens_stay_integers():
+    inputs = keras.Input((10,), dtype="int32")
+    x = layers.Dense(12, activation="relu")(layers.Embedding(30, 16)(inputs))
+    model = shake(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x))))
+    tokens = np.random.default_rng(0).integers(0, 30, (32, 10)).astype("int32")
+    quantized = quantize_aware(model, calibration=tokens)
+    outputs, step, operators = run(convert(quantized), tokens)
+    assert dict(operators)["GATHER"] == {"int8", "int32"}
+    assert np.abs(outputs - quantized.predict(tokens, verbose=0)).max() <= 2.01 * step
