@@ -74,16 +74,22 @@ def epochs(folder, x, y, teacher, repeats, count=2):
         data = cached.join(data.batch(128)).unbatch() if join else data
         return data.shuffle(1024).batch(128).prefetch(tf.data.AUTOTUNE)
 
+    def pages(join):
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(128)
+        data = cached.join(data) if join else data
+        return data.shuffle(64).prefetch(tf.data.AUTOTUNE)
+
     def arrays(model):
         return lambda: model.fit(x, y, batch_size=128, epochs=count, verbose=0)
 
     def dataset(model, data):
-        return lambda: model.fit(data, epochs=count, verbose=0)
+        return lambda: model.fit(data, epochs=count, verbose=0, shuffle=False)
 
     rows = {}
     pairs = {
         "arrays": (arrays(distiller), arrays(alone)),
-        "tf.data": (dataset(distiller, stream(True)), dataset(alone, stream(False))),
+        "tf.data": (dataset(distiller, pages(True)), dataset(alone, pages(False))),
+        "tf.data by sample": (dataset(distiller, stream(True)), dataset(alone, stream(False))),
     }
     for name, (one, other) in pairs.items():
         one()

@@ -12,7 +12,7 @@ from keras.optimizers.schedules import (
     PolynomialDecay,
 )
 
-from keras_kd.resume import ResumableBackup
+from keras_kd.resume import ResumableBackup, writes
 
 __all__ = [
     "AlphaAnnealing",
@@ -338,7 +338,9 @@ class _Saver:
         return getattr(self.distiller, name)
 
     def save(self, filepath: str, overwrite: bool = True, **kwargs: Any) -> None:
-        """Save under a temporary name and rename."""
+        """Save under a temporary name and rename; one process of several does."""
+        if not writes():
+            return
         folder, name = os.path.split(os.path.abspath(filepath))
         temporary = os.path.join(folder, f".{os.getpid()}-{name}")
         try:

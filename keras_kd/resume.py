@@ -201,7 +201,7 @@ class ResumableBackup(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Delete the backup, which has served."""
-        if os.path.exists(self._path) and _writes():
+        if os.path.exists(self._path) and writes():
             os.unlink(self._path)
             if not os.listdir(self.folder):
                 os.rmdir(self.folder)
@@ -211,9 +211,10 @@ class ResumableBackup(keras.callbacks.Callback):
         if keras.config.backend() == "jax":
             # In mid-epoch the values are in the step's state.
             self.model.jax_state_sync()
-        if not _writes():
-            return
+        # Where every process holds a part of a variable, all must give theirs.
         arrays = {name: _plain(v) for name, v in _variables(self.model).items()}
+        if not writes():
+            return
         arrays.update(self._begun, **_random_state("now"))
         place = json.dumps({"epoch": epoch, "batch": batch})
         os.makedirs(self.folder, exist_ok=True)
@@ -241,8 +242,8 @@ def _builds_before_fit() -> bool:
     return keras.config.backend() != "tensorflow"
 
 
-def _writes() -> bool:
-    """Whether this process is the one that writes."""
+def writes() -> bool:
+    """Whether this process is the one, of those that train together, that writes files."""
     distribution = keras.distribution.distribution()
     if distribution is None or keras.config.backend() != "jax":
         return True
@@ -275,7 +276,12 @@ def _named(variables: Any, kind: str) -> dict[str, Any]:
 
 def _plain(variable: Any) -> np.ndarray:
     """The value in a type that NumPy writes; float32 holds the halves exactly."""
-    value = ops.convert_to_numpy(variable)
+    if keras.config.backend() == "jax":
+        from keras_kd import backend_jax
+
+        value = backend_jax.whole(variable.value)
+    else:
+        value = ops.convert_to_numpy(variable)
     return value.astype("float32") if value.dtype.name == "bfloat16" else value
 
 

@@ -494,6 +494,7 @@ class Reader:
         self.from_logits = from_logits
         self.outputs = outputs_of(model)
         self.taps: dict[str, Tap] = {}
+        self._built = False
         graph = getattr(model, "outputs", None)
         self.template: Any = output_template(model)
         self.shapes: list[Any] | None = (
@@ -526,6 +527,7 @@ class Reader:
         """
         if self.settled:
             return
+        self._build(x)
         output, outputs = watch_outputs(self.model, x)
         if _graph_outputs(self.model) is None:
             self.outputs = outputs
@@ -546,6 +548,12 @@ class Reader:
                     "logarithm is distilled (`from_logits=True` if they are logits)."
                 )
 
+    def _build(self, x: Any) -> None:
+        """Let the model build itself, in passes of its own that no tap should see."""
+        if not self._built and not all(layer.built for layer in self.model._flatten_layers()):
+            _run(self.model, x, False)
+        self._built = True
+
     def run(self, x: Any, training: bool) -> Any:
         """Return what the model returns."""
         return _run(self.model, x, training)
@@ -565,6 +573,7 @@ class Reader:
         Returns:
             Output, logits and tapped tensors.
         """
+        self._build(x)
         wanted = dict(self.taps)
         if self.from_logits is None:
             for i, output in enumerate(self.outputs):

@@ -235,6 +235,16 @@ class Ensemble(Teacher):
                 "The models of an ensemble must have the same outputs. Received: models with "
                 f"{' and '.join(str(c) for c in sorted(counts))} outputs."
             )
+        first = self.members[0]
+        for member in self.members[1:]:
+            if None not in (_classes(first), _classes(member)) and _classes(first) != _classes(
+                member
+            ):
+                raise ValueError(
+                    "The models of an ensemble must have the same classes. Received: "
+                    f"`{first.name}` with {_classes(first)}, `{member.name}` with "
+                    f"{_classes(member)}."
+                )
 
     @property
     def models(self) -> list[Any]:
@@ -353,6 +363,12 @@ def combined(
         negative = _log_mixture(weights, [ops.log_sigmoid(-z) for z in logits])
         return positive - negative
     return _log_mixture(weights, [ops.log_softmax(z, axis=-1) for z in logits])
+
+
+def _classes(teacher: ModelTeacher) -> list[Any] | None:
+    """How many units each flat output has, or `None` where that is not known yet."""
+    shapes = teacher.output_shapes()
+    return None if shapes is None else [shape[-1] for shape in shapes]
 
 
 def _log_mixture(weights: Sequence[float], logs: Sequence[Tensor]) -> Tensor:

@@ -758,6 +758,35 @@ def test_an_unbuilt_student_is_built_by_the_first_batch():
     np.testing.assert_allclose(distiller.predict(x, verbose=0), student(x), rtol=1e-5, atol=1e-6)
 
 
+def test_an_unbuilt_subclassed_student_is_built_too():
+    class Inner(layers.Layer):
+        def __init__(self):
+            super().__init__(name="inner")
+            self.dense = layers.Dense(5, name="dense")
+
+        def call(self, x):
+            return self.dense(x)
+
+    class Student(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = Inner(), layers.Dense(CLASSES)
+
+        def call(self, x):
+            return self.head(self.inner(x))
+
+    student = Student()
+    hint = kd.Transfer(kd.losses.Hint(), "hidden", "inner/dense", projector="linear")
+    distiller = kd.Distiller(student, mlp(name="teacher"))
+    distiller.compile(
+        "adam", loss=crossentropy(), distillation_loss=[kd.losses.SoftTargets(), hint]
+    )
+    x, y = rows()
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    assert np.isfinite(distiller.fit(data, verbose=0).history["hint"]).all()
+    assert len(distiller.trainable_variables) == 6
+
+
 def test_an_unbuilt_distiller_predicts_and_evaluates():
     student = keras.Sequential([layers.Dense(5), layers.Dense(CLASSES)])
     distiller = kd.Distiller(student, mlp(name="teacher"))

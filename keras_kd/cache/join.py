@@ -209,10 +209,13 @@ class _Rows:
         """
         import tensorflow as tf
 
+        # There is nothing in these functions for AutoGraph, which would rewrite the cache's own.
+        @tf.autograph.experimental.do_not_convert
         def permutation(_: Any) -> Any:
             rows = tf.range(self.count, dtype=tf.int64)
             return tf.random.shuffle(rows) if self.shuffle and self.shuffle != "batch" else rows
 
+        @tf.autograph.experimental.do_not_convert
         def batches(rows: Any) -> Any:
             return tf.data.Dataset.from_tensor_slices(rows).batch(self.batch_size)
 
@@ -224,6 +227,7 @@ class _Rows:
         zipped = tf.data.Dataset.zip((chosen, tf.data.Dataset.from_tensors(held).repeat()))
         augmented = self.teacher.augment is not None
 
+        @tf.autograph.experimental.do_not_convert
         def gather(rows: Any, held: Any) -> Any:
             drawn = keras.tree.map_structure(
                 lambda leaf: tf.gather(leaf, rows), held, none_is_leaf=False
@@ -403,6 +407,7 @@ def _tf_join(teacher: Any, data: Any) -> Any:
     batched = [leaf.shape.rank for leaf in leaves] != ranks
     _check_first(teacher, data, batched)
 
+    @tf.autograph.experimental.do_not_convert
     def place(row: Any, element: Any) -> Any:
         x = keras.tree.flatten(element[0] if plain else element)
         size = tf.shape(x[0], tf.int64)[0] if batched else tf.constant(1, tf.int64)
@@ -411,6 +416,7 @@ def _tf_join(teacher: Any, data: Any) -> Any:
     passes = _Passes(teacher)
 
     def join(this: Any, epoch: Any) -> Callable[..., Any]:
+        @tf.autograph.experimental.do_not_convert
         def with_record(row: Any, element: Any) -> Any:
             x, *rest = element if plain else (element,)
             if not batched:
@@ -430,6 +436,7 @@ def _tf_join(teacher: Any, data: Any) -> Any:
 
     once = tf.data.Dataset.range(1)
 
+    @tf.autograph.experimental.do_not_convert
     def one_pass(_: Any) -> Any:
         this, epoch = tf.numpy_function(passes.begin, [], [tf.int64, tf.int64])
         this.set_shape([])
@@ -437,6 +444,7 @@ def _tf_join(teacher: Any, data: Any) -> Any:
         placed = data.scan(tf.constant(0, tf.int64), place)
         joined = placed.map(join(this, epoch), num_parallel_calls=tf.data.AUTOTUNE)
 
+        @tf.autograph.experimental.do_not_convert
         def end(_: Any) -> Any:
             # Reached when all before it was read: here it shows whether rows are missing.
             none = tf.numpy_function(passes.end, [this], tf.int64)

@@ -2,6 +2,7 @@
 
 import hashlib
 import mmap
+import os
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,16 @@ from keras_kd.typing import Tensor
 CHECKED_AT_OPENING = 1 << 30
 """Bytes up to which a cache is compared with its checksums when it is opened: about a second."""
 
-# Pages of a mapped file that were touched count as memory of this process.
-# They are given back after so many rows, since each may have brought in the
-# 64 KiB around it.
-_ROWS_KEPT = 2048
-_BYTES_KEPT = 64 << 20
+MAPPED_UP_TO = 128 << 20
+"""Bytes up to which a cache is mapped into memory.
+
+The pages of a mapped file that were touched count as memory of the process,
+and with large pages one record brings in 2 MiB: random reads soon make a large
+cache resident as a whole. Larger ones are read record by record.
+"""
+
+# Shards of a large cache that are open at a time; systems allow about a thousand files.
+_OPEN_FILES = 256
 
 
 def has_manifest(root: Any) -> bool:
@@ -71,9 +77,11 @@ class Records:
             raise ValueError(_listed(self.root, problems))
         self.count: int = self.manifest.count or 0
         self._local = storage.Local()
-        self._maps: dict[tuple[int, int], tuple[Any, np.ndarray]] = {}
-        self._inputs: dict[int, np.ndarray] = {}
-        self._rows_read = 0
+        self._mapped = self.manifest.nbytes <= MAPPED_UP_TO or not hasattr(os, "pread")
+        self._maps: dict[tuple[int, int], np.ndarray] = {}
+        self._files: dict[tuple[int, int], Any] = {}
+        # The inputs of the shard that was compared last.
+        self._inputs: tuple[int, Any] = (-1, None)
 
     def read(self, rows: np.ndarray, epoch: int = 0) -> np.ndarray:
         """Read records.
@@ -89,20 +97,35 @@ class Records:
             IndexError: If a row is not in the cache.
         """
         rows = self._checked(rows)
-        item = self.manifest.record_bytes
-        result = np.empty((len(rows), item), "u1")
         shards = rows // self.manifest.shard_size
         offsets = rows - shards * self.manifest.shard_size
-        first = int(shards[0]) if len(rows) else 0
-        if (shards == first).all():
-            np.take(self._shard(epoch, first), offsets, 0, result, "clip")
+        if self._mapped:
+            found = self._read_mapped(epoch, shards, offsets)
         else:
-            order = np.argsort(shards, kind="stable")
-            found, starts = np.unique(shards[order], return_index=True)
-            for shard, part in zip(found.tolist(), np.split(order, starts[1:])):
-                result[part] = self._shard(epoch, shard).take(offsets[part], 0, mode="clip")
-        self._give_back(len(rows))
-        return result.view(self.manifest.layout.record)[:, 0]
+            found = self._read_files(epoch, shards, offsets)
+        return found.view(self.manifest.layout.record)[:, 0]
+
+    def _read_mapped(self, epoch: int, shards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        result = np.empty((len(shards), self.manifest.record_bytes), "u1")
+        order = np.argsort(shards, kind="stable")
+        found, starts = np.unique(shards[order], return_index=True)
+        for shard, part in zip(found.tolist(), np.split(order, starts[1:])):
+            result[part] = self._map(epoch, shard).take(offsets[part], 0, mode="clip")
+        return result
+
+    def _read_files(self, epoch: int, shards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        item = self.manifest.record_bytes
+        if len(shards) and (shards == shards[0]).all() and (np.diff(offsets) == 1).all():
+            # Rows in a row, as a dataset in the written order asks for them.
+            file = self._file(epoch, int(shards[0]))
+            pieces = [os.pread(file.fileno(), item * len(shards), int(offsets[0]) * item)]
+        else:
+            files = {shard: self._file(epoch, shard) for shard in np.unique(shards).tolist()}
+            pieces = [
+                os.pread(files[shard].fileno(), item, start)
+                for shard, start in zip(shards.tolist(), (offsets * item).tolist())
+            ]
+        return np.frombuffer(bytearray().join(pieces), "u1").reshape(-1, item)
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
         """The CRC-32 of the inputs of these rows, `(n,)` of uint32."""
@@ -111,8 +134,14 @@ class Records:
         result = np.empty(len(rows), "<u4")
         shards = rows // size
         for shard in np.unique(shards).tolist():
+            # Other threads may be comparing other shards.
+            known, crc = self._inputs
+            if known != shard:
+                file = self._local(self.root / layout.inputs_file(shard))
+                crc = np.frombuffer(file.read_bytes(), "<u4")
+                self._inputs = shard, crc
             part = shards == shard
-            result[part] = self._crc(shard)[rows[part] - shard * size]
+            result[part] = crc[rows[part] - shard * size]
         return result
 
     def _checked(self, rows: np.ndarray) -> np.ndarray:
@@ -124,34 +153,25 @@ class Records:
             )
         return rows
 
-    def _shard(self, epoch: int, shard: int) -> np.ndarray:
+    def _map(self, epoch: int, shard: int) -> np.ndarray:
         known = self._maps.get((epoch, shard))
         if known is None:
             file = self._local(self.root / layout.records_file(epoch, shard))
             with file.open("rb") as stream:
                 mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            if hasattr(mmap, "MADV_RANDOM"):
-                mapped.madvise(mmap.MADV_RANDOM)
-            array = np.frombuffer(mapped, "u1").reshape(-1, self.manifest.record_bytes)
-            known = self._maps[epoch, shard] = (mapped, array)
-        return known[1]
+            known = np.frombuffer(mapped, "u1").reshape(-1, self.manifest.record_bytes)
+            self._maps[epoch, shard] = known
+        return known
 
-    def _crc(self, shard: int) -> np.ndarray:
-        if shard not in self._inputs:
-            file = self._local(self.root / layout.inputs_file(shard))
-            self._inputs[shard] = np.memmap(file, "<u4", "r")
-        return self._inputs[shard]
-
-    def _give_back(self, rows: int) -> None:
-        """Let the system take back the pages that were read; they stay in its own cache."""
-        self._rows_read += rows
-        if self._rows_read < _ROWS_KEPT:
-            return
-        self._rows_read = 0
-        mapped = sum(array.nbytes for _, array in self._maps.values())
-        if mapped > _BYTES_KEPT and hasattr(mmap, "MADV_DONTNEED"):
-            for each, _ in self._maps.values():
-                each.madvise(mmap.MADV_DONTNEED)
+    def _file(self, epoch: int, shard: int) -> Any:
+        file = self._files.get((epoch, shard))
+        if file is None:
+            name = self._local(self.root / layout.records_file(epoch, shard))
+            file = self._files[epoch, shard] = name.open("rb", buffering=0)
+            if len(self._files) > _OPEN_FILES:
+                # Closed when no other thread reads from it any more.
+                self._files.pop(next(iter(self._files)), None)
+        return file
 
 
 def decode(records: np.ndarray) -> dict[str, Tensor]:

@@ -8,6 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
+written_here: dict[str, Callable[[Any, int], Any]] = {}
+"""The augmentation of each cache that this process wrote, by the identity of the cache."""
+
 
 def arrays(x: Any) -> list[np.ndarray]:
     """The flat inputs of a batch as NumPy arrays in the precision that counts.

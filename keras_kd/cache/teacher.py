@@ -36,7 +36,7 @@ class CachedTeacher(Teacher):
         teacher: The model, list of models or `Teacher` whose answers these
             should be; it is only compared. `None` compares nothing.
         augment: The `fn(sample, seed)` that the cache was written with, where
-            it was.
+            it was. `None` takes the one with which this process wrote it.
         verify: Whether every byte is compared with its checksum now. Defaults
             to `None`: up to 1 GiB.
 
@@ -73,6 +73,8 @@ class CachedTeacher(Teacher):
         self.weights = mixture_weights(weights, len(paths), combine, "caches")
         self.combine = combine
         self.caches = [Records(each, verify) for each in paths]
+        if augment is None:
+            augment = samples.written_here.get(self.caches[0].manifest.identity)
         self.augment = augment
         self.epoch = 0
         self.names = [records.manifest.teacher["name"] for records in self.caches]

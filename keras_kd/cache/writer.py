@@ -314,6 +314,8 @@ class _Writer:
         self._require_space()
         if earlier is None:
             storage.write_text(self.root / layout.MANIFEST, self.manifest.dumps())
+        if self.views.augment is not None:
+            samples.written_here[self.manifest.identity] = self.views.augment
         for epoch in range(self.views.epochs):
             with contextlib.ExitStack() as stack:
                 self._write_epoch(epoch, stack)

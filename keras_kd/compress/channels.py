@@ -250,9 +250,8 @@ def _propagate(
             for one, other in zip(first, atoms, strict=True):  # type: ignore[arg-type]
                 channels.join(int(one), int(other))
         return first
-    if kind == "Concatenate":
-        if layer.axis % rank == rank - 1:
-            return np.concatenate([atoms for atoms in sources if atoms is not None])
+    if kind == "Concatenate" and layer.axis % rank == rank - 1:
+        return np.concatenate([atoms for atoms in sources if atoms is not None])
     if kind == "Flatten":
         shape = graph.input_shape(name) or ()
         if None not in shape[1:]:

@@ -1,4 +1,4 @@
-"""Rounding to integers that gradients pass through: weights by their largest value, activations by a moving range."""
+"""Rounding to integers that gradients pass through, for weights and for activations."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class FakeQuantize(keras.layers.Layer):
         return fake_quantized(inputs, low, ops.maximum(high, low + 1e-6), self.bits)
 
     def follow(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Move the range towards that of a batch, unless it is frozen.
+        """Move the range towards that of a batch, or widen it to, unless it is frozen.
 
         Args:
             inputs: Float tensor of any shape.
@@ -165,9 +165,14 @@ class FakeQuantize(keras.layers.Layer):
         batch_high = ops.maximum(ops.max(values), 0.0)
         first = ops.convert_to_tensor(self.seen) == 0.0
         frozen = ops.convert_to_tensor(self.frozen) > 0.0
-        past = ops.where(first, 0.0, self.momentum)
-        low = ops.where(frozen, low, past * low + (1.0 - past) * batch_low)
-        high = ops.where(frozen, high, past * high + (1.0 - past) * batch_high)
+        if self.calibrating:
+            # The data is read once, so the range is that of all of it.
+            next_low, next_high = ops.minimum(low, batch_low), ops.maximum(high, batch_high)
+        else:
+            next_low = self.momentum * low + (1.0 - self.momentum) * batch_low
+            next_high = self.momentum * high + (1.0 - self.momentum) * batch_high
+        low = ops.where(frozen, low, ops.where(first, batch_low, next_low))
+        high = ops.where(frozen, high, ops.where(first, batch_high, next_high))
         self.minimum.assign(low)
         self.maximum.assign(high)
         self.seen.assign(ops.ones(()))

@@ -50,7 +50,7 @@ def foldable_into(layer: Any, graph: Graph, uses: dict[int, int]) -> Any | None:
     base = base_layer(layer)
     if type(base) not in CHANNEL_AXIS or uses[id(layer)] != 1:
         return None
-    norm = graph.only_consumer(layer.name)
+    norm: Any = graph.only_consumer(layer.name)
     if type(norm) is not keras.layers.BatchNormalization or uses[id(norm)] != 1:
         return None
     if graph.fixed_argument(norm.name, "training"):

@@ -1,4 +1,4 @@
-"""The graph of a Functional or Sequential model: who reads whom, and the same graph with other layers."""
+"""The graph of a Functional or Sequential model, and the same graph with other layers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def is_graph(model: object) -> bool:
     """
     if isinstance(model, keras.Sequential):
         return bool(model.built and model.inputs)
-    return isinstance(model, _functional_class()) and type(model).call is _functional_class().call
+    functional = _functional_class()
+    return isinstance(model, functional) and type(model).call is functional.call
 
 
-def _functional_class() -> type:
+def _functional_class() -> Any:
     # Keras exports no name for it; what `keras.Model(inputs, outputs)` returns is that class.
     probe = keras.Input((1,))
     return type(keras.Model(probe, probe))

@@ -73,7 +73,7 @@ def activation_ranges(model: keras.Model) -> dict[str, tuple[float, float]]:
 
 
 def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int = 32) -> None:
-    """Find the ranges of a quantization-aware model from data, without training.
+    """Set the ranges of a quantization-aware model to those of data, without training.
 
     Args:
         model: Quantization-aware model. Its observers are changed, nothing else.
@@ -99,14 +99,14 @@ def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int 
             _check(model, batch)
             for observer in found.values():
                 observer.calibrating = True
-            model(batch, training=False)
             if count == 0:
-                # A recurrent layer's ranges are those of the batch before: the first batch is read
-                # again from these.
+                model(batch, training=False)
+                # What an earlier calibration or training saw is forgotten. Twice, because a
+                # recurrent layer rounds with the ranges of the batch before.
                 for observer in found.values():
                     if observer.fixed is None:
                         observer.seen.assign(0.0)
-                model(batch, training=False)
+            model(batch, training=False)
             count += 1
     finally:
         for observer in found.values():

@@ -217,16 +217,15 @@ class _Maker:
             return self._separable(layer, graph)
         if self.activation_bits is None:
             return copy_built(layer)
+        if chosen.kind == "affine":
+            return QuantizedAffine(copy_built(layer))
         wrapper = {
-            "affine": QuantizedAffine,
             "attention": QuantizedAttention,
             "layer norm": QuantizedLayerNormalization,
             "recurrent": QuantizedRecurrent,
         }.get(chosen.kind)
         if wrapper is None:
             return copy_built(layer)
-        if wrapper is QuantizedAffine:
-            return wrapper(copy_built(layer))
         return wrapper(copy_built(layer), self.bits, self.activation_bits)
 
     def _weighted(self, layer: Any, graph: Graph, annotation: Annotation) -> Any:
@@ -438,9 +437,7 @@ class _Plan:
                 self.rounded[name] = (group, True)
 
     def _deferred(self, name: str, kinds: dict[str, Treatment], folded: set[str]) -> bool:
-        """Whether the value is rounded later: after the normalization or activation it is fused
-        with.
-        """
+        """Whether the value is rounded later, behind what it is fused with."""
         graph = self.graph
         if not graph.called_once(name):
             return False

@@ -1,4 +1,4 @@
-"""Layers with weights and a single product: the quantized Dense, convolutions, Embedding, and per-channel affine maps."""
+"""Quantized layers of a single product: Dense, convolutions, Embedding, affine maps."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class QuantizedLayer(WeightWrapper):
         super().__init__(layer, **kwargs)
         if axes is None:
             axes = CHANNEL_AXES[type(base_layer(layer))]
-        self.norm = norm
+        self.norm: Any = norm
         self.weight_bits = weight_bits
         self.axes = {name: tuple(value) for name, value in axes.items()}
         # `keras.activations.get(None)` is the identity, which would count as an activation.
@@ -271,7 +271,9 @@ class QuantizedAffine(WeightWrapper):
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+    def call(  # type: ignore[override]
+        self, inputs: Tensor, training: bool | None = None
+    ) -> Tensor:
         """Run the layer itself where its statistics learn, else its affine map."""
         if training and type(self.layer) is keras.layers.BatchNormalization:
             return self.layer(inputs, training=training)

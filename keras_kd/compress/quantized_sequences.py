@@ -1,4 +1,4 @@
-"""Layers of several products, quantized at each step: LayerNormalization, attention, LSTM and GRU."""
+"""Layers quantized at each step: LayerNormalization, attention, LSTM and GRU."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ class QuantizedLayerNormalization(_Stepwise):
 
     steps = ("mean", "centered", "square", "variance", "inverse", "unit")
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+    def call(  # type: ignore[override]
+        self, inputs: Tensor, training: bool | None = None
+    ) -> Tensor:
         """Normalize."""
         layer = self.layer
         mean = self.observe("mean", ops.mean(inputs, axis=-1, keepdims=True), training)
@@ -147,7 +149,7 @@ class QuantizedAttention(_Stepwise):
         super().__init__(layer, weight_bits, activation_bits, **kwargs)
         self.seeds = keras.random.SeedGenerator(self.base.get_config().get("seed"))
 
-    def call(
+    def call(  # type: ignore[override]
         self,
         query: Tensor,
         value: Tensor,
@@ -216,7 +218,9 @@ class QuantizedRecurrent(_Stepwise):
             return ("input", "recurrent", "gates", "new", "kept", "cell", "state")
         return ("input", "recurrent", "gates", "new", "kept", "distance", "cell", "state")
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+    def call(  # type: ignore[override]
+        self, inputs: Tensor, training: bool | None = None
+    ) -> Tensor:
         """Run all steps."""
         base = self.base
         config = base.get_config()
@@ -314,7 +318,7 @@ class QuantizedRecurrent(_Stepwise):
 
 
 def _matmul(inputs: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """A Dense layer's product as TFLite has it: the leading axes in one, bias before the reshape."""
+    """A Dense layer's product as TFLite has it: leading axes in one, bias before the reshape."""
     outputs = ops.matmul(ops.reshape(inputs, (-1, inputs.shape[-1])), kernel)
     outputs = outputs if bias is None else outputs + bias
     if len(inputs.shape) == 2:

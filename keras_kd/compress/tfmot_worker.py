@@ -167,12 +167,41 @@ def describe(model: Any) -> dict[str, Any]:
         if isinstance(layer, tf_keras.Model):
             described["spec"] = describe(layer)
         layers.append(described)
-    return {
+    described = {
         "name": config["name"],
         "layers": layers,
         "inputs": _ends(config["input_layers"]),
         "outputs": _ends(config["output_layers"]),
     }
+    _renumber(described)
+    return described
+
+
+def _renumber(spec: dict[str, Any]) -> None:
+    """Count each layer's calls from 0: tf_keras counts a nested model's own making as well."""
+    found = _tensors_of(spec["outputs"])
+    for entry in spec["layers"]:
+        for call in entry["calls"]:
+            found += _tensors_of([call["args"], call["kwargs"]])
+    counts = {entry["name"]: len(entry["calls"]) for entry in spec["layers"]}
+    for tensor in found:
+        used = sorted({t[1] for t in found if t[0] == tensor[0]})
+        if used and max(used) >= max(counts[tensor[0]], 1):
+            tensor.append(used.index(tensor[1]))
+    for tensor in found:
+        if len(tensor) == 4:
+            tensor[1] = tensor.pop()
+
+
+def _tensors_of(value: Any) -> list[list[Any]]:
+    """The `[layer, call, index]` lists of a structure, to be changed in place."""
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return [value["tensor"]]
+        value = list(value.values())
+    if isinstance(value, list):
+        return [tensor for item in value for tensor in _tensors_of(item)]
+    return []
 
 
 def _call(node: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A layer that runs with other weights than its own: the common ground of pruning, clustering and quantization."""
+"""A layer run with other weights than its own, as pruning, clustering, quantization do."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ class WeightWrapper(keras.layers.Layer):
         inner = config["layer"]
         if not self.layer.built and inner:
             self.layer.build_from_config(inner)
-        if not self.built:
+        if not self.built:  # type: ignore[has-type]
             self.build(inner.get("input_shape") if inner else None)
-            self.built = True
 
     def effective(self, training: bool | None) -> list[tuple[Any, Tensor]]:
         """Pairs of a variable of the wrapped layer and the tensor that takes its place."""

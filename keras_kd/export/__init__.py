@@ -12,22 +12,37 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .benchmark import BenchReport, bench
     from .checks import check_folder
     from .exporter import export_model
+    from .layers import LayerReport
     from .manifest import ManifestError
     from .report import Artifact, Report
     from .verification import verify
 
 _HOME = {
     "Artifact": "report",
+    "BenchReport": "benchmark",
+    "LayerReport": "layers",
     "ManifestError": "manifest",
     "Report": "report",
+    "bench": "benchmark",
     "check_folder": "checks",
     "export_model": "exporter",
     "verify": "verification",
 }
 
-__all__ = ["Artifact", "ManifestError", "Report", "check_folder", "export_model", "verify"]
+__all__ = [
+    "Artifact",
+    "BenchReport",
+    "LayerReport",
+    "ManifestError",
+    "Report",
+    "bench",
+    "check_folder",
+    "export_model",
+    "verify",
+]
 
 
 class _CallableModule(ModuleType):

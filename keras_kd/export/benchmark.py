@@ -1,12 +1,22 @@
-"""How long one inference takes."""
+"""How long one inference takes, how much memory it needs, how long a start lasts."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from . import manifest
+from .process import run_tasks
 
 
 def time_calls(call: Callable[[], Any], *, seconds: float = 0.3, at_least: int = 30) -> np.ndarray:
@@ -34,3 +44,220 @@ def time_calls(call: Callable[[], Any], *, seconds: float = 0.3, at_least: int =
         spent = stop - began
         if (spent >= seconds and len(times) >= at_least) or spent >= 20 * seconds:
             return np.asarray(times)
+
+
+def bench(
+    folder: str | os.PathLike[str],
+    threads: int = 1,
+    *,
+    model: str | os.PathLike[str] | None = None,
+    seconds: float = 1.0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> BenchReport:
+    """Time every file of an export on this machine, each in a process of its own.
+
+    Args:
+        folder: What `keras_kd.export` wrote.
+        threads: Threads that a runtime may use.
+        model: The Keras model as a `.keras` file, to be timed as well (`predict_on_batch` on the
+            TensorFlow backend). Without it its latency at the time of the export is shown.
+        seconds: How long each file is measured.
+        progress: Called as `progress(stage, done, total)`.
+
+    Returns:
+        The figures.
+
+    Raises:
+        ManifestError: If the folder holds no export, or its files are not the exported ones.
+        ValueError: If `threads` or `seconds` is not positive.
+        FileNotFoundError: If there is no file `model`.
+
+    Example:
+        >>> print(keras_kd.export.bench("exported/digits").table())  # doctest: +SKIP
+    """
+    if threads < 1 or seconds <= 0:
+        raise ValueError(
+            "`threads` and `seconds` must be positive. "
+            f"Received: threads={threads!r}, seconds={seconds!r}."
+        )
+    folder = Path(folder)
+    content = manifest.read(folder)
+    manifest.check_files(folder, content)
+    sample = str((folder / content["evaluation"]["file"]).resolve())
+    names = [info["name"] for info in content["model"]["inputs"]]
+    tasks = [
+        {
+            "id": f"{row['format']} {row['precision']}",
+            "path": str((folder / row["file"]).resolve()),
+            "bytes": row["bytes"],
+        }
+        for row in content["artifacts"]
+        if row["file"] is not None
+    ]
+    if model is not None:
+        path = Path(model)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no Keras model `{path}`.")
+        tasks.insert(0, {"id": "keras", "path": str(path.resolve()), "bytes": path.stat().st_size})
+    rows: list[dict[str, Any]] = []
+    if model is None:
+        recorded = content["keras"]
+        rows.append(
+            {
+                **dict.fromkeys(_COLUMNS),
+                "name": "keras (at export)",
+                "bytes": recorded["bytes"],
+                "p50_ms": recorded["latency_ms"],
+            }
+        )
+    with tempfile.TemporaryDirectory(prefix="keras-kd-") as scratch:
+        for i, task in enumerate(tasks):
+            if progress is not None:
+                progress("bench", i, len(tasks))
+            # A process each: peak memory only ever grows, and a cold start happens once.
+            job = {"kind": "bench"}
+            settings = {"threads": threads, "seconds": seconds, "sample": sample, "names": names}
+            result = run_tasks(job, [{**task, **settings}], Path(scratch) / str(i))[task["id"]]
+            row = {**dict.fromkeys(_COLUMNS), "name": task["id"], "bytes": task["bytes"]}
+            rows.append({**row, **{key: result[key] for key in _COLUMNS if key in result}})
+    if progress is not None:
+        progress("bench", len(tasks), len(tasks))
+    return BenchReport(rows, threads)
+
+
+_COLUMNS = (
+    *("name", "bytes", "p50_ms", "p90_ms", "cold_start_ms", "warm_start_ms", "peak_memory_bytes"),
+    "error",
+)
+
+
+class BenchReport:
+    """Latency, start and memory of every file.
+
+    Args:
+        rows: One dict a file: `name`, `bytes`, `p50_ms` and `p90_ms` (of one inference, batch of
+            one), `cold_start_ms` (loading the file and one inference, for the first time in the
+            process), `warm_start_ms` (the same again), `peak_memory_bytes` (more than the process
+            had before loading), `error`. What was not measured is `None`.
+        threads: Threads that the runtimes used.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], threads: int) -> None:
+        self._rows = rows
+        self.threads = threads
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the figures, one dict a file."""
+        return [dict(row) for row in self._rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"threads": self.threads, "rows": manifest.plain(self._rows)}
+
+    def table(self) -> str:
+        """Return the figures as text of at most 80 columns."""
+        from .report import latency, size
+
+        head = f"{f'{self.threads} thread(s), batch of 1':<24}"
+        head += f"{'size':>9}{'p50 ms':>9}{'p90 ms':>9}{'cold ms':>9}{'warm ms':>9}{'memory':>10}"
+        lines = [head]
+        for row in self._rows:
+            figures = [latency(row[key]) for key in _COLUMNS[2:6]]
+            cells = "".join(f"{cell:>9}" for cell in (size(row["bytes"]), *figures))
+            lines.append(f"{row['name']:<24}{cells}{size(row['peak_memory_bytes']):>10}")
+            if row["error"]:
+                lines.append(f"  {row['error']}"[:80])
+        return "\n".join(lines)
+
+    def save_csv(self, path: str | Path) -> Path:
+        """Write the figures as comma-separated values and return the path."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, fieldnames=_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        manifest.write_text(buffer.getvalue(), Path(path))
+        return Path(path)
+
+    def save_json(self, path: str | Path) -> Path:
+        """Write the figures as JSON and return the path."""
+        manifest.write_text(json.dumps(self.to_dict(), indent=2) + "\n", Path(path))
+        return Path(path)
+
+    def save_svg(self, path: str | Path) -> Path:
+        """Write a bar plot of p50 and p90 and return the path."""
+        from .page import bench_plot
+
+        manifest.write_text(bench_plot(self.rows()), Path(path))
+        return Path(path)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def bench_file(task: dict[str, Any]) -> dict[str, Any]:
+    """Measure one file in this process, which must be fresh.
+
+    Args:
+        task: `path`, `threads`, `seconds`, `sample` (an `.npz` with inputs `x<i>`), and the
+            `names` of the inputs in that order.
+
+    Returns:
+        `p50_ms`, `p90_ms`, `cold_start_ms`, `warm_start_ms`, `peak_memory_bytes`.
+    """
+    path = Path(task["path"])
+    with np.load(task["sample"]) as arrays:
+        feed = {name: arrays[f"x{i}"][:1] for i, name in enumerate(task["names"])}
+    start = _keras_starter(path, feed) if path.suffix == ".keras" else _starter(path, task, feed)
+    before = _peak()
+    began = time.perf_counter()
+    call = start()
+    call()
+    cold = time.perf_counter() - began
+    times = time_calls(call, seconds=task["seconds"])
+    peak = _peak() - before
+    began = time.perf_counter()
+    start()()
+    warm = time.perf_counter() - began
+    return {
+        "p50_ms": float(np.median(times)) * 1e3,
+        "p90_ms": float(np.quantile(times, 0.9)) * 1e3,
+        "cold_start_ms": cold * 1e3,
+        "warm_start_ms": warm * 1e3,
+        "peak_memory_bytes": int(peak),
+    }
+
+
+def _starter(
+    path: Path, task: dict[str, Any], feed: dict[str, np.ndarray]
+) -> Callable[[], Callable[[], Any]]:
+    # Importing the runtime is no part of a start: an app links it.
+    if path.suffix == ".tflite":
+        import ai_edge_litert.interpreter  # noqa: F401
+    else:
+        import onnxruntime  # noqa: F401
+    from .runtime import open_file
+
+    return lambda: open_file(path, task["threads"]).prepare(feed)
+
+
+def _keras_starter(path: Path, feed: dict[str, np.ndarray]) -> Callable[[], Callable[[], Any]]:
+    import keras
+
+    from .signature import is_symbolic
+
+    def start() -> Callable[[], Any]:
+        model = keras.saving.load_model(path, compile=False)
+        graph = is_symbolic(model) and not isinstance(model, keras.Sequential)
+        flat = list(feed.values())
+        x = keras.tree.pack_sequence_as(model.input, flat) if graph else flat[0]
+        return lambda: model.predict_on_batch(x)
+
+    return start
+
+
+def _peak() -> int:
+    # Most memory that the process ever held; Linux counts in units of 1,024 bytes, macOS in bytes.
+    import resource
+
+    value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(value if sys.platform == "darwin" else 1024 * value)

@@ -59,9 +59,9 @@ def export_model(
         formats: Any of `"tflite"`, `"onnx"`.
         precisions: Any of `"float32"`; `"float16"` (weights); `"dynamic"` (int8 weights,
             activations quantized while running); `"weight_int8"` (int8 weights, float arithmetic;
-            TFLite); `"weight_int4"`; `"int8"` (weights and activations); `"int16x8"` (int16 activations;
-            TFLite); `"int8_qoperator"` (int8 as integer operators instead of quantize and
-            dequantize pairs; ONNX). One that exists in a single format is made in that one.
+            TFLite); `"weight_int4"`; `"int8"` (weights and activations); `"int16x8"` (int16
+            activations; TFLite); `"int8_qoperator"` (int8 as integer operators instead of quantize
+            and dequantize pairs; ONNX). One that exists in a single format is made in that one.
         calibration: Inputs that stand for the real ones, for int8: an array `(samples, ...)`, a
             dict of them by input name, `(x, y)`, or a `tf.data.Dataset`, `PyDataset` or generator
             of batches. At most 512 samples are used.
@@ -72,8 +72,8 @@ def export_model(
             point). Without labels, the share of decisions it may change, which bounds that loss.
             `None` sets no limit.
         objective: `"size"` or `"latency"`: what the best file has least of.
-        mixed: Whether to try, where int8 loses more than `max_drop`, a file in which the layers with
-            most quantization noise stay float (`"mixed"` in the report).
+        mixed: Whether to try, where int8 loses more than `max_drop`, a file in which the layers
+            with most quantization noise stay float (`"mixed"` in the report).
         labels: Names of the classes, for the report and the manifest.
         history: `History.history` of the training, for the curves in the HTML report.
         teacher: A Keras model to show as reference, or a dict of its figures (`accuracy`,
@@ -279,29 +279,40 @@ def _mixed(
     path: str,
 ) -> list[dict[str, Any]]:
     # Where int8 alone costs too much, its noisiest layers stay float: one, then ever twice as many,
-    # until a file passes. The share of layers says when nothing would be left of the quantization.
-    added = []
-    for row in [row for row in rows if row["precision"] == "int8" and row["stage"] == "budget"]:
-        fmt = row["format"]
-        noisy = LayerReport(work.layers).worst(fmt)
-        count = 1
-        while count <= max(1, len(noisy) // 2) and noisy:
-            task = {
+    # until a file passes or half of the layers are float and little is left of the quantization.
+    # Both formats go through a round together, since every round starts a converter.
+    noise = LayerReport(work.layers)
+    noisy = {
+        row["format"]: noise.worst(row["format"])
+        for row in rows
+        if row["precision"] == "int8" and row["stage"] == "budget"
+    }
+    made: dict[str, dict[str, Any]] = {}
+    count = 1
+    while waiting := [
+        fmt
+        for fmt, layers in noisy.items()
+        if count <= max(1, len(layers) // 2)
+        and layers
+        and (fmt not in made or made[fmt]["stage"] == "budget")
+    ]:
+        tasks = [
+            {
                 "id": f"{fmt}-mixed",
                 "format": fmt,
                 "precision": "mixed",
-                "keep": noisy[:count],
+                "keep": noisy[fmt][:count],
                 "path": path.format(precision="mixed", format=fmt),
             }
-            (entry,) = work.make([task])
+            for fmt in waiting
+        ]
+        for task, entry in zip(tasks, work.make(tasks), strict=True):
             entry["kept"] = task["keep"]
             entry["notes"].append(f"float layers: {', '.join(task['keep'])}")
-            judge([*rows, entry])
-            if entry["status"] == "passed" or 2 * count > max(1, len(noisy) // 2):
-                added.append(entry)
-                break
-            count *= 2
-    return added
+            made[task["format"]] = entry
+        judge([*rows, *made.values()])
+        count *= 2
+    return list(made.values())
 
 
 def _ranges(calibrated: Arrays) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from .naming import layer_of
 from .signature import Arrays
 
 SAMPLES = 32
+"""Samples that the noise is measured on."""
+
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 def layer_noise(
@@ -52,6 +55,7 @@ def layer_noise(
 
 def _tflite(path: Path, feed: Arrays) -> Arrays:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    from ai_edge_litert.tools import flatbuffer_utils
 
     interpreter = Interpreter(
         model_path=str(path),
@@ -60,9 +64,11 @@ def _tflite(path: Path, feed: Arrays) -> Arrays:
     )
     interpreter.allocate_tensors()
     inputs = {row["name"]: row for row in interpreter.get_input_details()}
-    # The order of the operators is not public; tensors are numbered in that order by the converter
-    # but for inputs and constants, which come first.
-    tensors = {row["index"]: row for row in interpreter.get_tensor_details() if row["name"]}
+    rows = {row["index"]: row for row in interpreter.get_tensor_details()}
+    # Only what an operator made, in running order: weights go by the name of their layer, too.
+    graph = flatbuffer_utils.read_model(path).subgraphs[0]
+    made = [index for operator in graph.operators for index in operator.outputs]
+    tensors = {index: rows[index] for index in made if index in rows}
     parts: dict[str, list[np.ndarray]] = {}
     for i in range(len(next(iter(feed.values())))):
         for name, row in inputs.items():
@@ -115,6 +121,8 @@ def _onnx(path: Path, feed: Arrays) -> Arrays:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+    # What the next layer reads: an activation such as ReLU may live in the quantization alone.
+    readers = {node.input[0]: node for node in model.graph.node if node.op_type in _PAIR}
     order = [name for node in model.graph.node for name in node.output if name]
     values = dict(
         zip(
@@ -123,11 +131,14 @@ def _onnx(path: Path, feed: Arrays) -> Arrays:
             strict=True,
         )
     )
-    return {
-        name: values[name]
-        for name in order
-        if isinstance(values[name], np.ndarray) and values[name].dtype == np.float32
-    }
+    result = {}
+    for name in order:
+        quantize = readers.get(name)
+        read = readers.get(quantize.output[0]) if quantize is not None else None
+        value = values[name if read is None else read.output[0]]
+        if isinstance(value, np.ndarray) and value.dtype == np.float32:
+            result[name] = value
+    return result
 
 
 class LayerReport:

@@ -46,25 +46,28 @@ class LiteRT:
         if self._static is None:
             self._static = self._needs_static_batch()
         if self._static:
-            notes.append(
-                "the batch size is fixed at 1: this model does not convert with a free one"
-            )
+            notes.append("the batch size is fixed at 1: it does not convert with a free one")
         if precision == "float32":
             blob = self._float32()
         else:
-            blob = rename(self._run(precision, notes), self._source.signature, self._source.layers)
+            raw = self._mixed(keep) if precision == "mixed" else self._run(precision, notes)
+            blob = rename(raw, self._source.signature, self._source.layers)
         return blob, {"batch": "dynamic" if _free_batch(blob) else "static", "notes": notes}
 
     def _needs_static_batch(self) -> bool:
         try:
             blob = self._convert(self._converter("dynamic"), "float32", strict=False)
-            return not _runs_with_batch(blob, self._source)
+            if _runs_with_batch(blob, self._source):
+                self._float = rename(blob, self._source.signature, self._source.layers)
+                return False
+            return True
         except Exception as error:
             dynamic = error
         # The static form is the last one there is: its own reason is the one to report, unless it
         # says less than the first one.
         try:
-            self._convert(self._converter("static"), "float32", strict=False)
+            blob = self._convert(self._converter("static"), "float32", strict=False)
+            self._float = rename(blob, self._source.signature, self._source.layers)
         except Exception as error:
             raise error from dynamic
         return True
@@ -274,8 +277,6 @@ def raw_names(
         for operator in graph.operators:
             index = operator.outputs[0]
             raw = graph.tensors[index].name.decode()
-            # The signature's outputs are dequantized copies in some files; the operator before
-            # carries their name with a digit behind.
             short = borders.get((number, index)) or shorten(raw, layers)
             if layer_of(short, set(layers) | known) in keep:
                 names.append(raw)

@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from importlib import metadata
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,37 @@ def read(folder: Path) -> dict[str, Any]:
     for name in (*files, content["evaluation"]["file"]):
         inside(folder, name)
     return content
+
+
+def check_files(folder: Path, content: dict[str, Any]) -> None:
+    """Refuse an export whose files are not the ones that its manifest describes.
+
+    Args:
+        folder: Holds the files.
+        content: Its manifest.
+
+    Raises:
+        ManifestError: Naming every file that is missing or differs.
+    """
+    rows = [row for row in content["artifacts"] if row["file"] is not None]
+    faults = []
+    for entry in (content["evaluation"], *rows):
+        path = inside(folder, entry["file"])
+        if not path.is_file():
+            faults.append(f"`{path.name}` is missing")
+        elif digest(path) != entry["sha256"]:
+            faults.append(f"`{path.name}` is not the file that was exported (its SHA-256 differs)")
+    if faults:
+        raise ManifestError(
+            f"The export in `{folder}` does not match its manifest: {'; '.join(faults)}. Restore "
+            "the files or export again."
+        )
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of the manifest."""
+    text = files(__package__).joinpath("manifest.schema.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
 
 
 def inside(folder: Path, name: Any) -> Path:

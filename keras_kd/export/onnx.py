@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,9 @@ class ONNX:
         target = self._scratch / "prepared.onnx"
         if not target.exists():
             try:
-                quant_pre_process(str(path), str(target))
+                # Where it gives up, the inference leaves its half-typed graph in the current folder.
+                with contextlib.chdir(self._scratch):
+                    quant_pre_process(str(path.absolute()), str(target.absolute()))
             except Exception:
                 # Symbolic shape inference gives up on loops and some reshapes; it only helps.
                 quant_pre_process(str(path), str(target), skip_symbolic_shape=True)

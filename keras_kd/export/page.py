@@ -82,6 +82,28 @@ def layer_plot(layers: LayerReport) -> str:
     return _svg(figure)
 
 
+def bench_plot(rows: list[dict[str, Any]]) -> str:
+    """Return p50 and p90 of each file as an SVG."""
+    rows = [row for row in rows if row["p50_ms"] is not None]
+    figure = _figure()
+    axes = figure.subplots()
+    axes.barh(
+        range(len(rows)),
+        [row["p50_ms"] for row in rows],
+        xerr=[
+            [0.0] * len(rows),
+            [max(0.0, (row["p90_ms"] or row["p50_ms"]) - row["p50_ms"]) for row in rows],
+        ],
+        color=[_COLORS.get(row["name"].split()[0], "#444444") for row in rows],
+    )
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("latency in ms: median, and up to the 90th percentile")
+    axes.grid(True, axis="x", alpha=0.3)
+    return _svg(figure)
+
+
 def _noise(report: Report) -> dict[str, str] | None:
     layers = report.layers()
     if not layers.rows():

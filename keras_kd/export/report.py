@@ -193,6 +193,45 @@ class Report:
         """
         return LayerReport(self.manifest.get("layers", {}))
 
+    def snippets(self, artifact: Artifact | None = None) -> dict[str, str]:
+        """Return code that runs a file, for pasting into an app.
+
+        Names, shapes, types and scales are those of the file.
+
+        Args:
+            artifact: One of `artifacts`; the best one by default.
+
+        Returns:
+            Code by language: for TFLite `kotlin`, `swift`, `cpp`, `javascript` and `python`; for
+            ONNX the same, with ONNX Runtime.
+
+        Raises:
+            ValueError: If the artifact has no file, or none passed.
+        """
+        from .snippet import snippets
+
+        chosen = artifact or self.best
+        if chosen is None or chosen.path is None:
+            raise ValueError(
+                "There is no file to write code for. Pass one of `report.artifacts` with a path."
+            )
+        return snippets(chosen, self.manifest["model"]["labels"])
+
+    def save_card(self, path: str | Path) -> Path:
+        """Write a model card in Markdown, made of what was measured.
+
+        Args:
+            path: The file; its folder must exist.
+
+        Returns:
+            The path.
+        """
+        from .card import render
+
+        path = Path(path)
+        manifest.write_text(render(self), path)
+        return path
+
     def save_html(self, path: str | Path) -> Path:
         """Write the report as one HTML file that opens offline.
 

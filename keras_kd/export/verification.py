@@ -40,21 +40,7 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
     folder = Path(folder)
     content = manifest.read(folder)
     rows = [row for row in content["artifacts"] if row["file"] is not None]
-    faults = []
-    for name, sha256 in (
-        (content["evaluation"]["file"], content["evaluation"]["sha256"]),
-        *((row["file"], row["sha256"]) for row in rows),
-    ):
-        path = manifest.inside(folder, name)
-        if not path.is_file():
-            faults.append(f"`{name}` is missing")
-        elif manifest.digest(path) != sha256:
-            faults.append(f"`{name}` is not the file that was exported (its SHA-256 differs)")
-    if faults:
-        raise ManifestError(
-            f"The export in `{folder}` does not match its manifest: {'; '.join(faults)}. Restore "
-            "the files or export again."
-        )
+    manifest.check_files(folder, content)
     with tempfile.TemporaryDirectory(prefix="keras-kd-") as scratch:
         measured = measure(
             [{"id": row["file"], "path": str((folder / row["file"]).resolve())} for row in rows],

@@ -55,6 +55,10 @@ def _worker(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
         from .convert import Converter
 
         return Converter(job).convert
+    if job["kind"] == "bench":
+        from .benchmark import bench_file
+
+        return bench_file
     from .measure import Measurer
 
     return Measurer(job).measure

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_kd import cache
-from keras_kd.cache import samples
+from keras_kd.cache import reader, samples
 from keras_kd.cache.layout import Layout, Manifest, Output
 from keras_kd.cache.reader import read_manifest
 
@@ -58,6 +58,60 @@ def test_files_are_records_and_nothing_else(written: Path):
     assert sum(sizes) == manifest.nbytes == 200 * expected
     assert {file.suffix for file in written.iterdir()} == {".bin", ".crc", ".json"}
     assert len(list(written.iterdir())) == 9
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0], ids=["mapped", "from files"])
+def test_any_rows_in_any_order(written: Path, monkeypatch, limit):
+    monkeypatch.setattr(reader, "MAPPED_UP_TO", limit)
+    monkeypatch.setattr(reader, "_OPEN_FILES", 2)
+    records = reader.Records(written)
+    record = records.manifest.layout.record
+    files = [written / f"records-000-0000{i}.bin" for i in range(4)]
+    whole = np.concatenate([np.fromfile(file, record) for file in files])
+    rng = np.random.default_rng(0)
+    for rows in (
+        np.arange(200),
+        np.arange(64, 100),
+        np.arange(60, 70),
+        rng.permutation(200),
+        rng.integers(0, 200, 500),
+        np.array([199]),
+        np.array([], int),
+    ):
+        found = records.read(rows)
+        assert found.dtype == record
+        assert np.array_equal(found, whole[rows])
+    for rows in ([200], [3, -1]):
+        with pytest.raises(IndexError, match=r"holds rows 0 to 199"):
+            records.read(np.array(rows))
+
+
+def test_a_large_cache_does_not_become_resident(tmp_path):
+    psutil = pytest.importorskip("psutil")
+    count = (reader.MAPPED_UP_TO >> 12) + 4096
+    manifest = Manifest(
+        teacher={"name": "zeros", "fingerprint": ""},
+        layout=Layout((Output((1024,)),), dtype="float32"),
+        template=None,
+        inputs=[],
+        augment=None,
+        epochs=1,
+        shard_size=count,
+        count=count,
+        shards=[{"epoch": 0, "shard": 0, "samples": count, "sha256": ""}],
+        complete=True,
+    )
+    (tmp_path / "manifest.json").write_text(manifest.dumps())
+    for name, size in (("records-000-00000.bin", manifest.nbytes), ("inputs-00000.crc", 4 * count)):
+        with (tmp_path / name).open("wb") as stream:
+            # A hole: it takes no room on the disk.
+            stream.truncate(size)
+    records = reader.Records(tmp_path, verify=False)
+    process, rng = psutil.Process(), np.random.default_rng(0)
+    before = process.memory_info().rss
+    for _ in range(300):
+        assert not records.read(rng.integers(0, count, 128))["logits_0"].any()
+    assert process.memory_info().rss - before < 32 << 20 < manifest.nbytes
 
 
 def test_manifest_round_trip(written: Path):

@@ -6,6 +6,7 @@ import pytest
 
 import keras_kd as kd
 from keras_kd import cache
+from keras_kd.cache import samples
 from keras_kd.cache import teacher as cached_teacher
 from keras_kd.cache.join import Joined
 from keras_kd.teachers import CachedTeacher, Ensemble
@@ -370,7 +371,9 @@ def test_training_replays_the_views(tmp_path, classifier, teacher, x, y):
         seen.append(keras.ops.convert_to_numpy(batch))
         return batch
 
-    cached = CachedTeacher(tmp_path, augment=_jitter)
+    # The process that wrote it knows the function; any other is told.
+    cached = CachedTeacher(tmp_path)
+    assert cached.augment is _jitter
     distiller = kd.Distiller(classifier(4, 2), cached, student_inputs=spy)
     distiller.compile(loss=None, run_eagerly=True)
     history = distiller.fit(x, epochs=3, batch_size=200, shuffle=False, verbose=0).history
@@ -406,5 +409,8 @@ def test_the_augmentation_must_be_that_of_the_cache(tmp_path, written, teacher, 
     other.__qualname__ = "_jitter"
     with pytest.raises(ValueError, match=r"`_jitter` gives another view of row 0"):
         losses(CachedTeacher(tmp_path, augment=other), x, loss=None)
+    samples.written_here.clear()
+    with pytest.raises(ValueError, match=r"functions are not saved. Pass it"):
+        CachedTeacher(tmp_path)
     with pytest.raises(ValueError, match=r"written without augmentation"):
         CachedTeacher(written, augment=_jitter)

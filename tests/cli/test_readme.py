@@ -38,7 +38,8 @@ def test_paths_in_the_texts_exist():
     for name in ("README.md", "CONTRIBUTING.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         for path in re.findall(r"`((?:examples|docs|exported|keras_kd)/[\w./]*)`", text):
-            assert (ROOT / path).exists(), f"{name} names {path}"
+            stands_for_any = "NAME" in path
+            assert stands_for_any or (ROOT / path).exists(), f"{name} names {path}"
 
 
 def test_the_loss_of_the_guide_works():

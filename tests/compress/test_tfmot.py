@@ -26,7 +26,9 @@ def test_schedules_and_masks_come_without_side_effects():
     layer = prune(model, schedule=schedule, sparsity=0.8).get_layer("d")
     assert layer.steps == (2, 7, 12)
     np.testing.assert_allclose(
-        layer.sparsities, [0.8 + (0.1 - 0.8) * (1 - (s - 2) / 10) ** 3 for s in (2, 7, 12)], rtol=1e-5
+        layer.sparsities,
+        [0.8 + (0.1 - 0.8) * (1 - (s - 2) / 10) ** 3 for s in (2, 7, 12)],
+        rtol=1e-5,
     )
     constant = tfmot.pruning_schedule().ConstantSparsity(0.5, begin_step=4, frequency=10)
     layer = prune(model, schedule=constant).get_layer("d")

@@ -1,0 +1,105 @@
+"""Code for apps, filled in with the names, shapes and scales of one exported file."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from .report import Artifact
+
+LANGUAGES = ("kotlin", "swift", "cpp", "javascript", "python")
+
+
+def snippets(artifact: Artifact, labels: list[str] | None) -> dict[str, str]:
+    """Return code that runs a file once, in each of `LANGUAGES`.
+
+    Args:
+        artifact: The file.
+        labels: Names of the classes, if known.
+
+    Returns:
+        Code by language. Free dimensions are set to 1.
+
+    Raises:
+        ImportError: If Jinja is missing.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError(
+            'Code snippets need Jinja. Install it with `pip install "keras_kd[report]"`.'
+        ) from error
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["quote"] = json.dumps
+    source = files(__package__).joinpath("snippets", f"{artifact.format}.j2").read_text("utf-8")
+    template = environment.from_string(source)
+    signature = artifact.details["signature"]
+    values = {
+        "file": artifact.file,
+        "inputs": [_tensor(info) for info in signature["inputs"]],
+        "outputs": [_tensor(info) for info in signature["outputs"]],
+        "labels": labels,
+    }
+    return {
+        language: template.render(language=language, **values).strip() + "\n"
+        for language in LANGUAGES
+    }
+
+
+def _tensor(info: dict[str, Any]) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else 1 for size in info["shape"]]
+    count = 1
+    for size in shape:
+        count *= size
+    return {
+        "name": info["name"],
+        "shape": shape,
+        "count": count,
+        "dtype": info["dtype"],
+        "scale": info.get("scale"),
+        "zero_point": info.get("zero_point"),
+        **{language: types[info["dtype"]] for language, types in _TYPES.items()},
+    }
+
+
+_TYPES = {
+    "kotlin": {
+        "float32": "FloatArray",
+        "int8": "ByteArray",
+        "int16": "ShortArray",
+        "int32": "IntArray",
+        "int64": "LongArray",
+        "uint8": "ByteArray",
+        "bool": "BooleanArray",
+    },
+    "swift": {
+        "float32": "Float",
+        "int8": "Int8",
+        "int16": "Int16",
+        "int32": "Int32",
+        "int64": "Int64",
+        "uint8": "UInt8",
+        "bool": "Bool",
+    },
+    "cpp": {
+        "float32": "float",
+        "int8": "int8_t",
+        "int16": "int16_t",
+        "int32": "int32_t",
+        "int64": "int64_t",
+        "uint8": "uint8_t",
+        "bool": "bool",
+    },
+    "javascript": {
+        "float32": "Float32Array",
+        "int8": "Int8Array",
+        "int16": "Int16Array",
+        "int32": "Int32Array",
+        "int64": "BigInt64Array",
+        "uint8": "Uint8Array",
+        "bool": "Uint8Array",
+    },
+}

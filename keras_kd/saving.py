@@ -1,0 +1,131 @@
+"""What of a distiller goes to disk: all but its teacher."""
+
+from typing import Any, Self
+
+import keras
+from keras import ops
+
+from keras_kd.outputs import Placed
+from keras_kd.transfer import Transfer
+
+
+class Saved(keras.Model):
+    """The part of the distiller that writes it to disk and rebuilds it.
+
+    Attributes:
+        student: The model that is trained.
+        transfers: What is transferred to it, with the weights of projectors.
+    """
+
+    student: Any
+    transfers: list[Transfer]
+    teacher_inputs: Any
+    student_inputs: Any
+    _setup: Any
+
+    def __dir__(self) -> list[str]:
+        """List the attributes; Keras saves every model and layer that it finds among them."""
+        return sorted(set(super().__dir__()) - {"teacher", "_shared"})
+
+    def _seeds(self) -> list[Any]:
+        """States of the random generators, as of dropout, which Keras does not save."""
+        others = {id(v) for v in [*self.weights, *self.metrics_variables]}
+        return [v for v in self.variables if id(v) not in others]
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save the live values and the states of the random generators."""
+        super().save_own_variables(store)
+        for i, seed in enumerate(self._seeds()):
+            store[f"seed_{i}"] = ops.convert_to_numpy(seed)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load the live values and the states of the random generators."""
+        names = [name for name in store.keys() if not name.startswith("seed_")]  # noqa: SIM118
+        super().load_own_variables({name: store[name] for name in names})
+        seeds = self._seeds()
+        if len(store.keys()) - len(names) == len(seeds):
+            for i, seed in enumerate(seeds):
+                seed.assign(store[f"seed_{i}"])
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what rebuilds the distiller, without its teacher."""
+        setup = self._setup
+        teacher = setup.teacher
+        record = setup.loaded
+        if teacher is not None:
+            record = {"name": teacher.name, "fingerprint": teacher.fingerprint()}
+        layers, shared = self.student._flatten_layers(), {id(layer) for layer in setup.shared}
+        return {
+            "name": self.name,
+            "student": keras.saving.serialize_keras_object(self.student),
+            "teacher": record,
+            "shared": [i for i, layer in enumerate(layers) if id(layer) in shared],
+            "from_logits": dict(setup.from_logits),
+            "maps_inputs": {
+                "teacher_inputs": self.teacher_inputs is not None,
+                "student_inputs": self.student_inputs is not None,
+            },
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Rebuild a distiller that still lacks its teacher."""
+        distiller = cls(
+            keras.saving.deserialize_keras_object(config["student"]),
+            from_logits=config["from_logits"],
+            name=config["name"],
+        )
+        distiller._setup.loaded = config["teacher"]
+        layers = list(distiller.student._flatten_layers())
+        distiller._share([layers[i] for i in config["shared"]])
+        distiller._setup.maps_inputs = config["maps_inputs"]
+        return distiller
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """Return what `compile_from_config` needs, transfers with their shapes included."""
+        if not self.compiled:
+            return None
+        setup = self._setup
+        config = {
+            name: keras.saving.serialize_keras_object(value)
+            for name, value in setup.compiled_with.items()
+            # The transfers made of it, below, hold its weights.
+            if name != "distillation_loss"
+        }
+        config["optimizer"] = keras.saving.serialize_keras_object(self.optimizer)
+        config["transfers"] = [
+            {
+                "config": keras.saving.serialize_keras_object(transfer),
+                "shapes": transfer.get_build_config(),
+            }
+            for transfer in self.transfers
+        ]
+        config["placed"] = [[self.transfers.index(p.transfer), p.output] for p in setup.placed]
+        live = ("student_loss_weight", "distillation_loss_weight")
+        # Only which form was chosen: the values come with the weights.
+        config |= dict.fromkeys(live, 1.0) if setup.explicit else {}
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile with a saved configuration; live values come with the weights."""
+        config = dict(config)
+        saved, places = config.pop("transfers"), config.pop("placed")
+        arguments = {
+            name: keras.saving.deserialize_keras_object(value) for name, value in config.items()
+        }
+        transfers = []
+        for entry in saved:
+            transfer = keras.saving.deserialize_keras_object(entry["config"])
+            if entry["shapes"] is not None and not transfer.built:
+                transfer.build_from_config(entry["shapes"])
+            transfers.append(transfer)
+        self._setup.restored = [Placed(transfers[i], output) for i, output in places]
+        self.compile(**arguments)
+        self._setup.restored = None
+        if self.student.built and all(transfer.built for transfer in transfers):
+            # The optimizer's state is loaded into slots that must exist by then.
+            self.optimizer.build(self.trainable_variables)
+
+    def get_build_config(self) -> None:
+        """Return nothing: student and transfers carry their own shapes."""
+        return
