@@ -1,6 +1,6 @@
 """Step times of the distiller beside plain training and `keras.distillation`.
 
-    python benchmarks/step.py [--repeats 15] [--json step.json] [--quick]
+    python benchmarks/step.py [--repeats 15] [--json benchmarks/results/step.json] [--quick]
 
 Every ratio comes from one run: the contenders take turns, a few steps each, and the medians are
 compared, so that a machine that slows down slows all of them. The table goes to the terminal, the
@@ -9,6 +9,7 @@ numbers to the JSON file. It runs on whatever backend Keras is set to.
 
 import argparse
 import json
+import pathlib
 import platform
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ from keras import layers
 
 import keras_kd as kd
 
+RESULTS = pathlib.Path(__file__).parent / "results"
 BATCH, STEPS = 64, 4
 
 
@@ -112,7 +114,7 @@ def ratios(repeats, sizes):
     hints = [
         kd.Transfer(kd.losses.Hint(), f"relu{i}1", f"relu{i}1", name=f"hint{i}") for i in range(2)
     ]
-    kl = LogitsDistillation(distillation_loss=keras.losses.KLDivergence(), temperature=2.0)
+    kl = LogitsDistillation(loss=keras.losses.KLDivergence(), temperature=2.0)
     evaluated, peer_evaluated = ours(student(), teacher), theirs(student(), teacher, [kl])
     options = {"batch_size": BATCH, "verbose": 0}
     contenders = {
@@ -206,7 +208,7 @@ def imports(repeats):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json", default="step.json")
+    parser.add_argument("--json", type=pathlib.Path, default=RESULTS / "step.json")
     parser.add_argument("--quick", action="store_true", help="the ratios alone, on small models")
     arguments = parser.parse_args()
     sizes = ((8, 16), (16, 32)) if arguments.quick else ((16, 32, 64), (32, 64, 128))
@@ -235,8 +237,8 @@ def main():
     added, modules = imports(arguments.repeats)
     result["import"] = {"seconds": added, "backend_modules": modules}
     print(f"\nimport keras_kd adds {added:.3f} s to import keras, and {modules} backend modules")
-    with open(arguments.json, "w") as file:
-        json.dump(result, file, indent=1)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -349,8 +349,9 @@ def first_rows(x: Any, must_be_real: bool, count: int = 8) -> tuple[Any, bool, A
 
 def _has_shape(spec: Any) -> bool:
     shape = getattr(spec, "shape", None)
-    known = shape is not None and shape.rank is not None and None not in tuple(shape[1:])
-    return bool(known and shape.rank and (spec.dtype.is_floating or spec.dtype.is_integer))
+    if shape is None or not shape.rank or None in tuple(shape[1:]):
+        return False
+    return bool(spec.dtype.is_floating or spec.dtype.is_integer)
 
 
 def _again(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
@@ -361,6 +362,12 @@ def _again(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 def finite(values: Any) -> bool:
     """Whether every number in a structure of arrays is finite."""
     for leaf in keras.tree.flatten(values):
+        leaf = leaf.value if isinstance(leaf, keras.Variable) else leaf
+        if keras.config.backend() == "jax" and ops.is_tensor(leaf):
+            # One number, since other processes may hold parts of the array.
+            if not bool(ops.all(ops.isfinite(leaf))):
+                return False
+            continue
         array = ops.convert_to_numpy(leaf)
         if array.dtype.kind not in "iubSUO" and not np.isfinite(array.astype("float64")).all():
             return False

@@ -17,7 +17,8 @@ from keras_kd.transfer import Transfer
 from keras_kd.typing import Tensor
 
 DEFAULT_ALPHA = 0.5
-DEFAULT_TEMPERATURE = 2.0
+# Higher ones cost very small students accuracy: see `benchmarks/defaults.py`.
+DEFAULT_TEMPERATURE = 1.0
 
 
 class _Setup:
@@ -210,7 +211,7 @@ class Distiller(Saved):
             alpha: Weight of the hard loss in `[0, 1]`; the distillation loss
                 has `1 - alpha`. Defaults to 0.5.
             temperature: Positive float, dimensionless, for every loss that has
-                none of its own. Defaults to 2.
+                none of its own. Defaults to 1.
             student_loss_weight: Non-negative float. With
                 `distillation_loss_weight` in place of `alpha`; one that is left
                 out is 1.

@@ -193,6 +193,8 @@ def _made_by(tensor: Any) -> Output:
     history = tensor._keras_history
     if isinstance(history.operation, _TRANSPARENT):
         inner = _made_by(history.operation.input)
+        if isinstance(history.operation, keras.layers.Identity):
+            return inner
         # The logits before a reshape have another shape than the output.
         return inner if inner.kind == "logits" else Output("unknown", None)
     return _from_operation(history.operation, history.tensor_index)

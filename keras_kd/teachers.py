@@ -13,6 +13,8 @@ from keras_kd.taps import Answer, Reader
 from keras_kd.taps import output_template as output_template
 from keras_kd.typing import Tensor
 
+__all__ = ["CachedTeacher", "Ensemble", "ModelTeacher", "Teacher", "fingerprint"]
+
 
 def fingerprint(model: Any) -> str:
     """Identify a model by its layers and the bytes of its weights.

@@ -122,11 +122,11 @@ def test_without_a_teacher_it_trains_on_the_labels_alone():
 
 
 def test_pure_distillation_reaches_the_teacher():
-    student, teacher = pair()
+    student, teacher = mlp(width=16, name="student"), pair()[1]
     distiller = kd.Distiller(student, teacher)
-    distiller.compile(keras.optimizers.Adam(0.02), loss=None)
+    distiller.compile(keras.optimizers.Adam(0.05), loss=None)
     x, _ = rows(64)
-    agreement = distiller.fit(x, batch_size=32, epochs=60, verbose=0).history["agreement"]
+    agreement = distiller.fit(x, batch_size=64, epochs=60, verbose=0).history["agreement"]
     assert agreement[-1] > 0.9 > agreement[0]
 
 

@@ -464,7 +464,7 @@ def test_hidden_probabilities_are_refused_whatever_the_data(data):
         if data == "dataset":
             distiller.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(4), verbose=0)
         elif data == "generator":
-            distiller.fit(iter([(x, y)]), verbose=0)
+            distiller.fit((batch for batch in [(x, y)]), verbose=0)
         else:
             distiller.train_on_batch(x, y)
 

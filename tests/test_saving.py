@@ -28,7 +28,7 @@ class Halves(keras.callbacks.Callback):
         self.model.alpha.assign(0.1 * epoch)
 
 
-def make(student=None, teacher=None, transfer=None):
+def make(student=None, teacher=None, transfer=None, eager=True):
     keras.utils.set_random_seed(11)
     student, teacher = student or dropping(5, "student"), teacher or dropping(40, "teacher")
     transfer = transfer or kd.Transfer(
@@ -42,6 +42,8 @@ def make(student=None, teacher=None, transfer=None):
         distillation_loss=[kd.losses.SoftTargets(), transfer],
         alpha=0.3,
         temperature=3.0,
+        # Eager steps spare the tests most of their time; two of them are compiled.
+        run_eagerly=eager,
     )
     return distiller
 
@@ -74,8 +76,9 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-def test_training_goes_on_bit_for_bit(tmp_path):
-    distiller = make()
+@pytest.mark.parametrize("eager", [True, False])
+def test_training_goes_on_bit_for_bit(tmp_path, eager):
+    distiller = make(eager=eager)
     train(distiller, 0, 2, [Halves()])
     path = tmp_path / "d.keras"
     distiller.save(path)
@@ -162,7 +165,11 @@ def test_it_is_saved_and_loaded_before_the_first_step(tmp_path):
 def test_the_explicit_weights_come_back(tmp_path):
     distiller = make()
     distiller.compile(
-        "sgd", loss=crossentropy(), student_loss_weight=0.2, distillation_loss_weight=3.0
+        "sgd",
+        loss=crossentropy(),
+        student_loss_weight=0.2,
+        distillation_loss_weight=3.0,
+        run_eagerly=True,
     )
     train(distiller, 0, 1)
     distiller.save(tmp_path / "d.keras")
@@ -175,7 +182,7 @@ def test_an_uncompiled_distiller_comes_back(tmp_path):
     distiller.save(tmp_path / "d.keras")
     loaded = kd.load_distiller(tmp_path / "d.keras", teacher=distiller.teacher)
     assert not loaded.compiled
-    loaded.compile("sgd", loss=crossentropy())
+    loaded.compile("sgd", loss=crossentropy(), run_eagerly=True)
     assert np.isfinite(train(loaded, 0, 1)["loss"]).all()
 
 
@@ -184,7 +191,9 @@ def test_recompiled_after_loading(tmp_path):
     train(distiller, 0, 1)
     distiller.save(tmp_path / "d.keras")
     loaded = kd.load_distiller(tmp_path / "d.keras", teacher=distiller.teacher)
-    loaded.compile("sgd", loss=crossentropy(), distillation_loss=kd.losses.LogitMSE())
+    loaded.compile(
+        "sgd", loss=crossentropy(), distillation_loss=kd.losses.LogitMSE(), run_eagerly=True
+    )
     assert "logit_mse" in train(loaded, 1, 2)
     assert len(loaded.transfers) == 1
 
@@ -195,7 +204,7 @@ def test_input_functions_are_asked_for(tmp_path):
 
     student, teacher = dropping(5, "student"), dropping(9, "teacher")
     distiller = kd.Distiller(student, teacher, teacher_inputs=doubled)
-    distiller.compile("sgd", loss=crossentropy())
+    distiller.compile("sgd", loss=crossentropy(), run_eagerly=True)
     train(distiller, 0, 1)
     distiller.save(tmp_path / "d.keras")
     with pytest.raises(ValueError, match="`teacher_inputs`, and functions are not saved"):
@@ -255,6 +264,20 @@ def test_a_loss_with_layers_of_its_own(tmp_path):
     loaded = kd.load_distiller(tmp_path / "d.keras", teacher=distiller.teacher)
     assert_equal(distiller, loaded)
     assert train(loaded, 2, 3) == train(distiller, 2, 3)
+    assert_equal(distiller, loaded)
+
+
+def test_a_shared_layer_stays_as_the_teacher_has_it(tmp_path):
+    teacher = dropping(5, "teacher")
+    inputs = keras.Input((FEATURES,))
+    x = teacher.get_layer("norm")(teacher.get_layer("hidden")(inputs))
+    student = keras.Model(inputs, layers.Dense(CLASSES, name="own")(x), name="student")
+    distiller = make(student, teacher, kd.Transfer(kd.losses.LogitMSE()))
+    train(distiller, 0, 1)
+    distiller.save(tmp_path / "d.keras")
+    loaded = kd.load_distiller(tmp_path / "d.keras", teacher=teacher)
+    assert_equal(distiller, loaded)
+    assert train(loaded, 1, 3) == train(distiller, 1, 3)
     assert_equal(distiller, loaded)
 
 

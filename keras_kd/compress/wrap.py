@@ -53,7 +53,7 @@ class WeightWrapper(keras.layers.Layer):
         inner = config["layer"]
         if not self.layer.built and inner:
             self.layer.build_from_config(inner)
-        if not self.built:  # type: ignore[has-type]
+        if not self.built:
             self.build(inner.get("input_shape") if inner else None)
 
     def effective(self, training: bool | None) -> list[tuple[Any, Tensor]]:

@@ -92,7 +92,7 @@ def _flags(row: dict[str, Any], float32: dict[str, Any] | None) -> list[str]:
         flags.append("quantization did nothing: all weights are still 32-bit floats")
     elif float32 is not None and row["bytes"] >= 0.98 * float32["bytes"]:
         flags.append(
-            f"it is not smaller than float32 ({row['bytes']} against {float32['bytes']} B)"
+            f"it is not smaller than float32 ({row['bytes']} against {float32['bytes']} bytes)"
         )
     if row["precision"] == "int8" and contents["float_operators"]:
         flags.append(f"computes in float: {', '.join(contents['float_operators'])}")

@@ -160,7 +160,7 @@ class ONNX:
         target = self._scratch / "prepared.onnx"
         if not target.exists():
             try:
-                # Where it gives up, the inference leaves its half-typed graph in the current folder.
+                # Where it gives up, the inference leaves half a graph in the current folder.
                 with contextlib.chdir(self._scratch):
                     quant_pre_process(str(path.absolute()), str(target.absolute()))
             except Exception:

@@ -203,8 +203,9 @@ def test_html_opens_offline_with_all_plots(report, tmp_path):
         "Latency against accuracy",
         "Losses by epoch",
         "Metrics by epoch",
+        "Noise of int8 by layer",
     ]
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 5
     loaded = re.findall(r"""(?:src|href)=["']?([^"' >]+)""", text)
     assert all(target.startswith("#") for target in loaded), loaded
     assert "@import" not in text

@@ -77,8 +77,9 @@ def test_string_inputs_are_refused(tmp_path):
     words = keras.Input((1,), dtype="string", name="words")
     lookup = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")
     model = keras.Model(words, layers.Dense(3)(lookup(words)))
+    x = np.array([["a"], ["b"]])
     with pytest.raises(ValueError, match="takes strings"):
-        keras_kd.export(model, tmp_path / "out", evaluation=np.array([["a"], ["b"]]))
+        keras_kd.export(model, tmp_path / "out", calibration=x, evaluation=x)
     assert list(tmp_path.iterdir()) == []
 
 
