@@ -87,11 +87,11 @@ def test_the_total_and_its_gradient_are_the_formula(weights, hard_weight, distil
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
-def test_the_defaults_are_two_and_one_half():
+def test_the_defaults_are_one_and_one_half():
     student, teacher = pair()
     distiller = kd.Distiller(student, teacher)
     distiller.compile("sgd", loss=crossentropy())
-    assert float(distiller.temperature) == 2.0
+    assert float(distiller.temperature) == 1.0
     assert float(distiller.alpha) == 0.5
 
 
@@ -474,6 +474,7 @@ def test_evaluation_runs_the_teacher_only_when_asked():
             distillation_loss=several_taps(),
             evaluate_distillation=asked,
             run_eagerly=True,
+            temperature=2.0,
         )
         distiller.fit(x, y, batch_size=4, verbose=0)
         calls = [model.get_layer("counted").calls for model in (student, teacher)]
@@ -660,7 +661,9 @@ def test_each_side_reads_what_its_function_makes_of_the_batch():
         teacher_inputs=lambda x: x["sound"],
         student_inputs=lambda x: ops.take(x["image"], [0, 1], axis=-1),
     )
-    distiller.compile(keras.optimizers.SGD(0.0), loss=crossentropy(), metrics=["accuracy"])
+    distiller.compile(
+        keras.optimizers.SGD(0.0), loss=crossentropy(), metrics=["accuracy"], temperature=2.0
+    )
     rng = np.random.default_rng(0)
     x = {
         "sound": rng.normal(size=(9, 3)).astype("float32"),
@@ -700,7 +703,9 @@ def sources(x, y):
 def test_every_kind_of_data_trains_alike(kind):
     student, teacher = pair()
     distiller = kd.Distiller(student, teacher)
-    distiller.compile(keras.optimizers.SGD(0.0), loss=crossentropy(), metrics=["accuracy"])
+    distiller.compile(
+        keras.optimizers.SGD(0.0), loss=crossentropy(), metrics=["accuracy"], temperature=2.0
+    )
     x, y = rows(12)
     data, options = sources(x, y)[kind]
     history = distiller.fit(*data, shuffle=False, verbose=0, **options).history
@@ -799,7 +804,7 @@ def test_an_unbuilt_distiller_predicts_and_evaluates():
 def test_float64_runs_through():
     student, teacher = pair(dtype="float64")
     distiller = kd.Distiller(student, teacher)
-    distiller.compile(keras.optimizers.SGD(0.0), loss=crossentropy())
+    distiller.compile(keras.optimizers.SGD(0.0), loss=crossentropy(), temperature=2.0)
     x, y = rows()
     logs = distiller.train_on_batch(x.astype("float64"), y, return_dict=True)
     t, s = np.array(teacher(x)), np.array(student(x))
@@ -826,7 +831,9 @@ def test_recompiling_forgets_the_projectors_of_before():
 def test_the_logs_of_a_step_add_up_over_uneven_batches():
     student, teacher = pair()
     distiller = kd.Distiller(student, teacher)
-    distiller.compile(keras.optimizers.SGD(0.0), loss=crossentropy(), metrics=["accuracy"])
+    distiller.compile(
+        keras.optimizers.SGD(0.0), loss=crossentropy(), metrics=["accuracy"], temperature=2.0
+    )
     x, y = rows(11)
     t, s = np.array(teacher(x)), np.array(student(x))
     history = distiller.fit(x, y, batch_size=4, shuffle=False, verbose=0).history

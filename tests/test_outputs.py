@@ -52,7 +52,7 @@ def test_every_output_is_distilled(structure, one_for_all):
         loss, labels = list(hard.values()), list(y.values())
     distiller = kd.Distiller(student, teacher)
     distillation = kd.losses.SoftTargets() if one_for_all else None
-    distiller.compile("sgd", loss=loss, distillation_loss=distillation, alpha=0.3)
+    distiller.compile("sgd", loss=loss, distillation_loss=distillation, alpha=0.3, temperature=2.0)
     s, t = flat(student, x), flat(teacher, x)
     logs = distiller.train_on_batch(x, labels, return_dict=True)
     each = {key: kl(t[key], s[key], 2.0).mean() for key in SIZES}
@@ -69,7 +69,7 @@ def test_dicts_are_matched_by_name_whatever_their_order():
     teacher = two_heads("dict", 7, "teacher", order=("shape", "color"))
     x, y = two_labels()
     distiller = kd.Distiller(student, teacher)
-    distiller.compile("sgd", loss={key: crossentropy() for key in SIZES})
+    distiller.compile("sgd", loss={key: crossentropy() for key in SIZES}, temperature=2.0)
     s, t = flat(student, x), flat(teacher, x)
     logs = distiller.train_on_batch(x, y, return_dict=True)
     expected = sum(kl(t[key], s[key], 2.0).mean() for key in SIZES)
@@ -93,6 +93,7 @@ def test_dict_keys_need_not_be_the_names_of_layers():
         loss={key: crossentropy() for key in SIZES},
         metrics={"color": ["accuracy"]},
         distillation_loss={"shape": kd.losses.SoftTargets(), "color": kd.losses.LogitMSE()},
+        temperature=2.0,
     )
     s, t = flat(student, x), flat(teacher, x)
     logs = distiller.train_on_batch(x, y, return_dict=True)
@@ -113,6 +114,7 @@ def test_each_output_may_have_losses_of_its_own_or_none(structure):
         "sgd",
         loss=None,
         distillation_loss=losses if structure == "dict" else list(losses.values()),
+        temperature=2.0,
     )
     s, t = flat(student, x), flat(teacher, x)
     logs = distiller.train_on_batch(x, return_dict=True)
@@ -132,7 +134,7 @@ def test_outputs_may_be_weighted_apart(structure):
     else:
         labels, weights = y, weight
     distiller = kd.Distiller(student, teacher)
-    distiller.compile("sgd", loss=loss)
+    distiller.compile("sgd", loss=loss, temperature=2.0)
     s, t = flat(student, x), flat(teacher, x)
     logs = distiller.train_on_batch(x, labels, sample_weight=weights, return_dict=True)
     expected = sum((weight[key] * kl(t[key], s[key], 2.0)).mean() for key in SIZES)
@@ -144,7 +146,7 @@ def test_one_weight_a_sample_serves_all_outputs():
     x, y = two_labels()
     weight = np.linspace(0, 2, len(x)).astype("float32")
     distiller = kd.Distiller(student, teacher)
-    distiller.compile("sgd", loss={key: crossentropy() for key in SIZES})
+    distiller.compile("sgd", loss={key: crossentropy() for key in SIZES}, temperature=2.0)
     s, t = flat(student, x), flat(teacher, x)
     logs = distiller.train_on_batch(x, y, sample_weight=weight, return_dict=True)
     expected = sum((weight * kl(t[key], s[key], 2.0)).mean() for key in SIZES)
@@ -157,7 +159,7 @@ def test_labels_of_some_outputs_only():
     student, teacher = two_heads("dict", 4, "student"), two_heads("dict", 7, "teacher")
     x, y = two_labels()
     distiller = kd.Distiller(student, teacher)
-    distiller.compile("sgd", loss={"color": crossentropy()})
+    distiller.compile("sgd", loss={"color": crossentropy()}, temperature=2.0)
     s, t = flat(student, x), flat(teacher, x)
     logs = distiller.train_on_batch(x, {"color": y["color"]}, return_dict=True)
     np.testing.assert_allclose(
@@ -172,7 +174,7 @@ def test_a_teacher_may_have_more_named_outputs_than_the_student():
     student = two_heads("dict", 4, "student", order=("shape",))
     x, y = two_labels()
     distiller = kd.Distiller(student, teacher)
-    distiller.compile("sgd", loss={"shape": crossentropy()})
+    distiller.compile("sgd", loss={"shape": crossentropy()}, temperature=2.0)
     s, t = flat(student, x), flat(teacher, x)
     logs = distiller.train_on_batch(x, {"shape": y["shape"]}, return_dict=True)
     np.testing.assert_allclose(
@@ -202,6 +204,7 @@ def test_subclassed_models_that_return_dicts():
         "sgd",
         loss={key: crossentropy() for key in SIZES},
         distillation_loss=dict.fromkeys(SIZES, kd.losses.SoftTargets()),
+        temperature=2.0,
     )
     s, t = flat(student, x), flat(teacher, x)
     history = distiller.fit(x, y, batch_size=len(x), verbose=0).history
@@ -213,7 +216,7 @@ def test_a_subclassed_student_of_a_functional_teacher():
     x, y = two_labels()
     student, teacher = SubclassedHeads(4, name="student"), two_heads("dict", 7, "teacher")
     distiller = kd.Distiller(student, teacher)
-    distiller.compile("sgd", loss={key: crossentropy() for key in SIZES})
+    distiller.compile("sgd", loss={key: crossentropy() for key in SIZES}, temperature=2.0)
     history = distiller.fit(x, y, batch_size=len(x), epochs=2, verbose=0).history
     s, t = flat(student, x), flat(teacher, x)
     logs = distiller.train_on_batch(x, y, return_dict=True)
@@ -233,6 +236,7 @@ def test_a_transfer_serves_both_outputs_and_layers_beside_it():
             kd.Transfer(kd.losses.SoftTargets(), weight=2.0),
             kd.Transfer(kd.losses.Hint(), "hidden", "hidden", projector="linear"),
         ],
+        temperature=2.0,
     )
     s, t = flat(student, x), flat(teacher, x)
     logs = distiller.train_on_batch(x, return_dict=True)
@@ -353,7 +357,9 @@ def test_the_recovered_logits_train_in_a_graph(kind):
     teacher, student = ending(kind), ending(kind)
     teacher(x), student(x)
     distiller = kd.Distiller(student, teacher)
-    distiller.compile(keras.optimizers.SGD(0.0), loss="sparse_categorical_crossentropy")
+    distiller.compile(
+        keras.optimizers.SGD(0.0), loss="sparse_categorical_crossentropy", temperature=2.0
+    )
     t, s = (np.log(np.array(m(x))) for m in (teacher, student))
     history = distiller.fit(x, y, batch_size=12, verbose=0).history
     np.testing.assert_allclose(history["distillation_loss"], [kl(t, s, 2.0).mean()], rtol=1e-3)
@@ -386,7 +392,7 @@ def bernoulli_kl(teacher, student, temperature):
 def test_sigmoid_models_distil_independent_outputs(ends, units):
     teacher, student = (sigmoid_model(ends, name, units) for name in ("teacher", "student"))
     distiller = kd.Distiller(student, teacher)
-    distiller.compile(keras.optimizers.SGD(0.0), loss="binary_crossentropy")
+    distiller.compile(keras.optimizers.SGD(0.0), loss="binary_crossentropy", temperature=2.0)
     x, _ = rows(10)
     y = np.random.default_rng(0).integers(0, 2, (10, units)).astype("float32")
     p, q = np.array(teacher(x), "float64"), np.array(student(x), "float64")
@@ -401,7 +407,9 @@ def test_sigmoid_models_distil_independent_outputs(ends, units):
 def test_one_linear_unit_that_classifies():
     teacher, student = (sigmoid_model("logits", name, 1) for name in ("teacher", "student"))
     distiller = kd.Distiller(student, teacher)
-    distiller.compile("sgd", loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    distiller.compile(
+        "sgd", loss=keras.losses.BinaryCrossentropy(from_logits=True), temperature=2.0
+    )
     x, _ = rows(10)
     y = np.random.default_rng(0).integers(0, 2, (10, 1)).astype("float32")
     t, s = np.array(teacher(x)), np.array(student(x))
@@ -474,7 +482,9 @@ def test_from_logits_false_distils_the_logarithm():
     teacher, student = Hides(name="teacher"), Hides(name="student")
     teacher(x), student(x)
     distiller = kd.Distiller(student, teacher, from_logits=False)
-    distiller.compile(keras.optimizers.SGD(0.0), loss="sparse_categorical_crossentropy")
+    distiller.compile(
+        keras.optimizers.SGD(0.0), loss="sparse_categorical_crossentropy", temperature=2.0
+    )
     t, s = (np.log(np.array(m(x))) for m in (teacher, student))
     history = distiller.fit(x, y, batch_size=12, verbose=0).history
     np.testing.assert_allclose(history["distillation_loss"], [kl(t, s, 2.0).mean()], rtol=1e-3)
@@ -485,7 +495,9 @@ def test_from_logits_false_of_one_side_and_sigmoids():
     teacher, student = Hides("sigmoid", name="teacher"), sigmoid_model("dense", "student", CLASSES)
     teacher(x)
     distiller = kd.Distiller(student, teacher, from_logits={"teacher": False, "student": None})
-    distiller.compile("sgd", loss=None, distillation_loss=kd.losses.BinarySoftTargets())
+    distiller.compile(
+        "sgd", loss=None, distillation_loss=kd.losses.BinarySoftTargets(), temperature=2.0
+    )
     p, q = np.array(teacher(x), "float64"), np.array(student(x), "float64")
     t, s = np.log(p / (1 - p)), np.log(q / (1 - q))
     logs = distiller.train_on_batch(x, return_dict=True)
@@ -497,7 +509,7 @@ def test_logits_that_no_layer_shows_are_taken_as_they_are():
     teacher, student = Hides("none", name="teacher"), mlp(name="student")
     teacher(x)
     distiller = kd.Distiller(student, teacher)
-    distiller.compile(keras.optimizers.SGD(0.0), loss=crossentropy())
+    distiller.compile(keras.optimizers.SGD(0.0), loss=crossentropy(), temperature=2.0)
     t, s = np.array(teacher(x)), np.array(student(x))
     history = distiller.fit(x, y, batch_size=12, verbose=0).history
     np.testing.assert_allclose(history["distillation_loss"], [kl(t, s, 2.0).mean()], rtol=1e-4)
@@ -507,7 +519,9 @@ def test_a_softmax_student_of_a_logit_teacher():
     x, y = rows()
     teacher, student = mlp(name="teacher"), mlp(activation="softmax", name="student")
     distiller = kd.Distiller(student, teacher)
-    distiller.compile("sgd", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    distiller.compile(
+        "sgd", loss="sparse_categorical_crossentropy", metrics=["accuracy"], temperature=2.0
+    )
     t, s = np.array(teacher(x)), np.log(np.array(student(x)))
     logs = distiller.train_on_batch(x, y, return_dict=True)
     np.testing.assert_allclose(logs["distillation_loss"], kl(t, s, 2.0).mean(), rtol=1e-4)

@@ -26,7 +26,7 @@ def ours(student, teacher, distillation_loss=None, loss=None, **options):
         options.pop("optimizer", keras.optimizers.SGD(0.0)),
         loss=loss,
         distillation_loss=distillation_loss,
-        **options,
+        **{"temperature": 2.0, **options},
     )
     return distiller
 
@@ -537,7 +537,7 @@ def test_keras_18_the_default_is_infinite():
 def test_19_each_side_may_read_another_input():
     student, teacher = mlp(features=2, name="student"), mlp(name="teacher")
     distiller = kd.Distiller(student, teacher, student_inputs=lambda x: x[:, :2])
-    distiller.compile(keras.optimizers.SGD(0.0), loss=None)
+    distiller.compile(keras.optimizers.SGD(0.0), loss=None, temperature=2.0)
     x, _ = rows()
     t, s = np.array(teacher(x)), np.array(student(x[:, :2]))
     assert loss_of(distiller, x) == pytest.approx(kl(t, s, 2.0).mean(), 1e-4)

@@ -7,6 +7,12 @@ import json
 import os
 import sys
 
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_kd as kd
+
 ports, number, kind = sys.argv[1].split(","), int(sys.argv[2]), sys.argv[3]
 os.environ["TF_CONFIG"] = json.dumps(
     {
@@ -14,12 +20,6 @@ os.environ["TF_CONFIG"] = json.dumps(
         "task": {"type": "worker", "index": number},
     }
 )
-
-import keras
-import numpy as np
-import tensorflow as tf
-
-import keras_kd as kd
 
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
