@@ -67,6 +67,12 @@ class Distiller(Saved):
         teacher: A built `keras.Model`, a list of them (an `Ensemble` with equal
             weights), a `keras_kd.teachers.Teacher`, or `None` to train on the
             labels alone.
+        teacher_precision: `"float32"` runs the teacher as it is given, which is
+            the default, since its answers are then exact. `"bfloat16"` and
+            `"float16"` run a private copy with BatchNormalization folded, in
+            that precision; `"auto"` times copies on the first rows and takes
+            one only if it is faster and agrees. Teachers whose inner layers
+            are read run as they are given.
         teacher_inputs: `fn(x)`: what the teacher reads of one batch `x`.
             Defaults to the batch itself. It runs inside the compiled step, so
             it is made of `keras.ops`, Keras layers or backend functions.
@@ -108,6 +114,7 @@ class Distiller(Saved):
         student: Any,
         teacher: Any = None,
         *,
+        teacher_precision: str = "float32",
         teacher_inputs: Callable[[Any], Any] | None = None,
         student_inputs: Callable[[Any], Any] | None = None,
         from_logits: bool | dict[str, bool | None] | None = None,
@@ -138,7 +145,7 @@ class Distiller(Saved):
         self.supports_masking = True
         # The student builds itself when it is first called.
         self.built = True
-        self._attach(teachers.make(teacher, from_logits.get("teacher")))
+        self._attach(teachers.make(teacher, from_logits.get("teacher"), teacher_precision))
 
     def _attach(self, teacher: Teacher | None) -> None:
         self._setup.teacher = teacher
@@ -792,6 +799,7 @@ def load_distiller(
     teacher: Any = None,
     teacher_inputs: Callable[[Any], Any] | None = None,
     student_inputs: Callable[[Any], Any] | None = None,
+    teacher_precision: str = "float32",
     custom_objects: dict[str, Any] | None = None,
 ) -> Distiller:
     """Load what `distiller.save(path)` wrote and give it its teacher back.
@@ -801,6 +809,7 @@ def load_distiller(
         teacher: The teacher that was trained with, as for `Distiller`.
         teacher_inputs: As for `Distiller`; functions are not saved.
         student_inputs: As for `Distiller`.
+        teacher_precision: As for `Distiller`.
         custom_objects: Classes of the student that are not registered, by name.
 
     Returns:
@@ -831,7 +840,7 @@ def load_distiller(
                 f"`{path}` was trained with `{argument}`, and functions are not saved. Pass the "
                 f"same function as `{argument}=`."
             )
-    made = teachers.make(teacher, setup.from_logits.get("teacher"))
+    made = teachers.make(teacher, setup.from_logits.get("teacher"), teacher_precision)
     if setup.loaded is not None:
         if made is None:
             raise ValueError(

@@ -149,6 +149,7 @@ class ModelTeacher(Teacher):
             )
         self.model = model
         self.name = model.name
+        self.from_logits = from_logits
         self._reader = Reader(model, "teacher", from_logits)
 
     @property
@@ -401,13 +402,19 @@ def _apart(teacher: ModelTeacher) -> ModelTeacher:
     return twin
 
 
-def make(teacher: Any, from_logits: bool | None) -> Teacher | None:
+def make(teacher: Any, from_logits: bool | None, precision: str = "float32") -> Teacher | None:
     """A teacher from what the user passed: a model, a list, a `Teacher` or `None`."""
+    # Imported here, since it builds on the classes of this module.
+    from keras_kd.precision import at_precision
+
+    made: Teacher | None
     if teacher is None or isinstance(teacher, Teacher):
-        return teacher
-    if isinstance(teacher, list | tuple):
-        return Ensemble(teacher, from_logits=from_logits)
-    return ModelTeacher(teacher, from_logits)
+        made = teacher
+    elif isinstance(teacher, list | tuple):
+        made = Ensemble(teacher, from_logits=from_logits)
+    else:
+        made = ModelTeacher(teacher, from_logits)
+    return at_precision(made, precision)
 
 
 def require_model(model: Any, side: str) -> None:

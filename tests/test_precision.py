@@ -1,0 +1,157 @@
+"""The teacher as a folded copy in lower precision: only where it agrees, never in the original."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_kd as kd
+from keras_kd import precision
+
+
+def convnet(name, width=4):
+    inputs = keras.Input((6, 6, 1))
+    x = keras.layers.Conv2D(width, 3, use_bias=False, name="conv")(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.ReLU()(x)
+    x = keras.layers.GlobalAveragePooling2D(name="features")(x)
+    return keras.Model(inputs, keras.layers.Dense(3, name="top")(x), name=name)
+
+
+@pytest.fixture
+def teacher():
+    keras.utils.set_random_seed(0)
+    model = convnet("teacher", 8)
+    norm = model.get_layer("norm")
+    generator = np.random.default_rng(0)
+    norm.set_weights([generator.uniform(0.5, 2.0, 8).astype("float32") for _ in range(4)])
+    return model
+
+
+@pytest.fixture
+def data():
+    generator = np.random.default_rng(1)
+    return generator.normal(size=(16, 6, 6, 1)).astype("float32"), generator.integers(0, 3, 16)
+
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def rounded(values, dtype):
+    """Nearest bfloat16 or float16, back in float32."""
+    import ml_dtypes
+
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16
+    return np.asarray(values, "float32").astype(kind).astype("float32")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_copy_holds_folded_weights_of_that_precision(teacher, dtype):
+    copy = precision.inference_copy(teacher, dtype)
+    kernel = teacher.get_layer("conv").get_weights()[0]
+    gamma, beta, mean, variance = teacher.get_layer("norm").get_weights()
+    scale = gamma / np.sqrt(variance + teacher.get_layer("norm").epsilon)
+    got_kernel, got_bias = (np.asarray(w, "float32") for w in copy.get_layer("conv").get_weights())
+    np.testing.assert_allclose(got_kernel, rounded(kernel * scale, dtype), rtol=1e-2)
+    np.testing.assert_allclose(got_bias, rounded(beta - mean * scale, dtype), rtol=1e-2, atol=1e-3)
+    assert {w.dtype for w in copy.weights} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_student_learns_from_the_copy_and_the_teacher_stays(teacher, data, dtype):
+    x, y = data
+    before = teacher.get_weights()
+    student = convnet("student")
+    distiller = kd.Distiller(student, teacher, teacher_precision=dtype)
+    distiller.compile(keras.optimizers.SGD(0.0), LOSS, distillation_loss=kd.losses.LogitMSE())
+    z = student(x, training=True)
+    logs = distiller.train_on_batch(x, y, return_dict=True)
+    copied = np.asarray(precision.inference_copy(teacher, dtype)(x), "float32")
+    np.testing.assert_allclose(logs["logit_mse"], np.mean((copied - np.array(z)) ** 2), rtol=1e-2)
+    assert distiller.teacher is teacher
+    assert {w.dtype for w in teacher.weights} == {"float32"}
+    for a, b in zip(before, teacher.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    history = distiller.fit(x, y, epochs=1, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
+def chosen(monkeypatch, teacher, data, times):
+    monkeypatch.setattr(precision, "milliseconds", lambda models, x, repeats=5: times)
+    distiller = kd.Distiller(convnet("student"), teacher, teacher_precision="auto")
+    distiller.compile("sgd", LOSS)
+    with pytest.warns(UserWarning, match="The teacher `teacher` runs") as said:
+        distiller.fit(*data, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        distiller.fit(*data, verbose=0)
+    ours = [str(w.message) for w in said if "The teacher `teacher`" in str(w.message)]
+    assert len(ours) == 1
+    return ours[0]
+
+
+def test_auto_takes_the_fastest_that_agrees(monkeypatch, teacher, data):
+    teacher.get_layer("top").set_weights(
+        [np.eye(8, 3, dtype="float32") * 4, np.array([0.0, 1.0, 2.0], "float32")]
+    )
+    assert "folded, in float16: 1 ms" in chosen(monkeypatch, teacher, data, [4.0, 3.0, 5.0, 1.0])
+
+
+def test_auto_keeps_the_teacher_where_nothing_is_faster(monkeypatch, teacher, data):
+    assert "as it was given: 1 ms" in chosen(monkeypatch, teacher, data, [1.0, 2.0, 2.0, 2.0])
+
+
+def test_auto_refuses_a_fast_copy_that_disagrees(monkeypatch, teacher, data):
+    """Logits beyond float16 become infinite there."""
+    kernel, bias = teacher.get_layer("top").get_weights()
+    teacher.get_layer("top").set_weights([kernel * 1e6, bias])
+    assert "folded, in float32: 2 ms" in chosen(monkeypatch, teacher, data, [4.0, 2.0, 3.0, 1.0])
+
+
+def test_agreement_is_top_1_and_kl():
+    z = np.array([[2.0, 0.0], [0.0, 3.0]])
+    assert precision.agrees([z], [z + 1e-3])
+    assert not precision.agrees([z], [z[:, ::-1]])
+    assert not precision.agrees([z], [z * 2])
+    assert not precision.agrees([z], [z * np.nan])
+    one = np.array([[2.0], [-1.0]])
+    assert precision.agrees([one], [one])
+    assert not precision.agrees([one], [-one])
+
+
+def test_inner_layers_are_read_from_the_teacher_as_given(teacher, data):
+    x, _ = data
+    student = convnet("student", 8)
+    hint = kd.Transfer(kd.losses.Hint(), teacher="conv", student="conv")
+    distiller = kd.Distiller(student, teacher, teacher_precision="bfloat16")
+    distiller.compile(keras.optimizers.SGD(0.0), distillation_loss=hint)
+    logs = distiller.train_on_batch(x, return_dict=True)
+    a, b = (np.array(model.get_layer("conv")(x)) for model in (teacher, student))
+    np.testing.assert_allclose(logs["hint"], np.mean((a - b) ** 2), rtol=1e-5)
+
+
+def test_ensembles_run_as_copies_too(teacher, data):
+    distiller = kd.Distiller(
+        convnet("student"), [teacher, convnet("other")], teacher_precision="bfloat16"
+    )
+    distiller.compile("sgd", LOSS)
+    assert np.isfinite(distiller.fit(*data, verbose=0).history["loss"]).all()
+
+
+def test_bad_arguments(teacher):
+    with pytest.raises(ValueError, match="Did you mean 'bfloat16'"):
+        kd.Distiller(convnet("student"), teacher, teacher_precision="bfloat")
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__(name="hidden")
+            self.top = keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.top(x)
+
+    model = Subclassed()
+    model(np.zeros((1, 4)))
+    with pytest.raises(ValueError, match="`hidden` is a subclassed model"):
+        kd.Distiller(convnet("student"), model, teacher_precision="float16")
