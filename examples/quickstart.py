@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Quickstart: from a big Keras model to a small file that works
 #
-# A teacher is trained, a student of about a twenty-fifth of its size learns from it, and the
+# A teacher is trained, a student of about a thirtieth of its size learns from it, and the
 # student leaves as an int8 TFLite file that is run and checked. Everything is plain Keras: bring
 # your own models and data. It takes about a minute on two processor cores.
 #

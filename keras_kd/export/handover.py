@@ -5,6 +5,7 @@ The user's process only writes these. It never runs a converter, whose crash wou
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,14 @@ def save_tensorflow(model: Any, signature: Signature, shapes: list[list[int]], p
     archive.track(model)
     archive.add_endpoint("dynamic", call, input_signature=specs(signature, None))
     archive.add_endpoint("static", call, input_signature=specs(signature, shapes))
-    archive.write_out(str(path), verbose=False)
+    # TensorFlow announces every SavedModel; this one is nobody's business.
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        archive.write_out(str(path), verbose=False)
+    finally:
+        logger.setLevel(level)
 
 
 def specs(signature: Signature, shapes: list[list[int]] | None) -> list[Any]:
