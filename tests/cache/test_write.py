@@ -503,7 +503,8 @@ def bucket(monkeypatch):
         def _strip_protocol(cls, path):
             return "/" + str(path).removeprefix("s3://").strip("/")
 
-    monkeypatch.setenv("EPATH_USE_TF", "false")
+    # Not by `EPATH_USE_TF`, which epath reads once a process: another test may have been first.
+    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
     known = importlib.import_module("fsspec.registry")._registry
     monkeypatch.setitem(known, "s3", Bucket)
     return Bucket, "s3://bucket/caches/one"

@@ -63,7 +63,10 @@ def held():
         return int(file.read().split()[1]) * resource.getpagesize()
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not `ru_maxrss`, which a process inherits from the one that started it.
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 slope(*tf.random.normal((2, 2, 2, CLASSES)))
 teacher = tf.repeat(tf.random.normal((1, TOKENS, CLASSES)), BATCH, axis=0)
