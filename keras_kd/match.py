@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_kd import projectors, table, teachers
-from keras_kd.compress.graph import is_graph
+from keras_kd.graph import is_graph
 from keras_kd.taps import calls, sublayers
 from keras_kd.transfer import Transfer
 from keras_kd.typing import Shape

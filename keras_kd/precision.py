@@ -68,7 +68,7 @@ def inference_copy(model: Any, dtype: str) -> Any:
         ValueError: If the model has no graph of layers that can be copied.
     """
     from keras_kd.compress.fold import fold_batch_normalization
-    from keras_kd.compress.graph import is_graph
+    from keras_kd.graph import is_graph
 
     if not is_graph(model):
         raise ValueError(

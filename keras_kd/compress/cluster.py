@@ -9,9 +9,9 @@ import numpy as np
 from keras import ops
 
 from keras_kd.compress.fold import require_built
-from keras_kd.compress.graph import Graph, copy_built, rebuild
 from keras_kd.compress.selection import chosen_layers
 from keras_kd.compress.wrap import WeightWrapper, effective_weights, kernels
+from keras_kd.graph import Graph, copy_built, rebuild
 from keras_kd.typing import Tensor
 
 

@@ -11,7 +11,6 @@ from keras import ops
 from keras_kd.compress.cluster import ClusteredLayer, zero_share
 from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.fold import folded_weights, require_built, scale_and_shift
-from keras_kd.compress.graph import Graph, copy_built, is_graph, rebuild
 from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantize import QUANTIZED, is_quantize_aware
 from keras_kd.compress.quantized_layers import QuantizedLayer
@@ -25,6 +24,7 @@ from keras_kd.compress.wrap import (
     every_layer,
     kernels,
 )
+from keras_kd.graph import Graph, copy_built, is_graph, rebuild
 from keras_kd.typing import Tensor
 
 

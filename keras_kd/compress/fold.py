@@ -7,14 +7,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd.compress.graph import (
+from keras_kd.compress.wrap import base_layer
+from keras_kd.graph import (
     Graph,
     copy_layer,
     is_graph,
     occurrences,
     rebuild,
 )
-from keras_kd.compress.wrap import base_layer
 from keras_kd.typing import Tensor
 
 CHANNEL_AXIS = {

@@ -9,7 +9,6 @@ import keras
 
 from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.fold import CHANNEL_AXIS, foldable_into, require_built
-from keras_kd.compress.graph import OUTPUT, Graph, copy_built, occurrences, rebuild
 from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantized_layers import (
     FUSED_ACTIVATIONS,
@@ -24,6 +23,7 @@ from keras_kd.compress.quantized_sequences import (
 from keras_kd.compress.selection import look_up, require_graph
 from keras_kd.compress.support import Treatment, treatment
 from keras_kd.compress.wrap import WeightWrapper, base_layer, every_layer, kernels
+from keras_kd.graph import OUTPUT, Graph, copy_built, occurrences, rebuild
 from keras_kd.typing import Tensor
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 
 from keras_kd.compress.fake_quantize import FIXED_RANGES
-from keras_kd.compress.graph import Graph
 from keras_kd.compress.quantized_layers import CHANNEL_AXES, FUSED_ACTIVATIONS
 from keras_kd.compress.wrap import base_layer
+from keras_kd.graph import Graph
 
 MOST_RECURRENT_STEPS = 64
 """Unrolled steps beyond which the file of a recurrent layer grows out of proportion."""

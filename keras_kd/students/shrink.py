@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_kd.compress.graph import Graph, copy_layer, is_graph
+from keras_kd.graph import Graph, copy_layer, is_graph
 from keras_kd.students.blocks import Block, dropped, repeated
 from keras_kd.students.widths import Site, Width, trace
 from keras_kd.typing import Tensor

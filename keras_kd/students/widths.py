@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_kd.compress.graph import Graph, is_graph
+from keras_kd.graph import Graph, is_graph
 
 Resolve = Callable[["Width"], int]
 Dim = tuple[tuple["Width", int], ...]
