@@ -103,9 +103,12 @@ def _projection(transfer: Transfer, shapes: tuple[Any, Any] | None) -> str:
         return "none"
     if not isinstance(transfer.projector, str):
         return type(transfer.projector).__name__
-    if shapes is None or not all(isinstance(shape, tuple) for shape in shapes):
+    if shapes is None or None in shapes:
         return transfer.projector
-    return projectors.describe(transfer.projector, *shapes)
+    pairs = [shapes] if isinstance(shapes[0], tuple) else list(zip(*shapes))
+    if not all(isinstance(shape, tuple) for pair in pairs for shape in pair):
+        return transfer.projector
+    return ", ".join(projectors.describe(transfer.projector, *pair) for pair in pairs)
 
 
 def _read(taps: Any, shapes: Any) -> str:

@@ -32,7 +32,9 @@ class Transfer(keras.layers.Layer):
         projector: `None`; `"auto"`, chosen from the shapes; `"linear"`, a
             learned `z = Wx + b` over the last axis; `"conv"`, `"pool"`,
             `"tokens"` or `"mlp"`, as in `keras_kd.projectors.make`; or a
-            layer. It trains with the student and stays out of it.
+            layer. Of several layers each gets a projector of its own, to the
+            teacher's layer in the same place. It trains with the student and
+            stays out of it.
         weight: Non-negative float, dimensionless; live as `transfer.weight`.
         name: Name in the logs. Defaults to the name of the loss.
 
@@ -107,25 +109,39 @@ class Transfer(keras.layers.Layer):
         """
         self._shapes = {"teacher_shape": teacher_shape, "student_shape": student_shape}
         if self.projector is not None:
-            if not isinstance(student_shape, tuple) or not isinstance(teacher_shape, tuple):
-                raise ValueError(
-                    f"`projector` of transfer `{self.name}` joins one layer with one layer. "
-                    f"Received: teacher={self.teacher!r}, student={self.student!r}."
-                )
-            self.projection = (
-                projectors.make(self.projector, teacher_shape, student_shape, self.name)
-                if isinstance(self.projector, str)
-                else self.projector
-            )
-            if not self.projection.built:
-                self.projection.build(student_shape)
-            student_shape = tuple(self.projection.compute_output_shape(student_shape))
+            self.projection, student_shape = self._joined(teacher_shape, student_shape)
         if isinstance(self.loss, DistillationLoss):
             if not self.loss.built:
                 self.loss.build(teacher_shape, student_shape)
             # Held here so that Keras trains and saves them with the distiller.
             self.loss_layers = list(self.loss.layers)
         self.built = True
+
+    def _joined(self, teacher_shape: Any, student_shape: Any) -> tuple[Any, Any]:
+        """The projector, one a layer for several layers, and the shapes behind it."""
+        if isinstance(teacher_shape, tuple) and isinstance(student_shape, tuple):
+            made: Any = (
+                projectors.make(self.projector, teacher_shape, student_shape, self.name)
+                if isinstance(self.projector, str)
+                else self.projector
+            )
+            if not made.built:
+                made.build(student_shape)
+            return made, tuple(made.compute_output_shape(student_shape))
+        several = isinstance(teacher_shape, list) and isinstance(student_shape, list)
+        if not several or len(teacher_shape) != len(student_shape):
+            raise ValueError(
+                f"`projector` of transfer `{self.name}` joins one layer with one layer, or as many "
+                f"with as many. Received: teacher={self.teacher!r}, student={self.student!r}."
+            )
+        if not isinstance(self.projector, str):
+            kinds = ", ".join(map(repr, projectors.PROJECTORS))
+            raise ValueError(
+                f"`projector` of transfer `{self.name}` is one layer, and several layers are read. "
+                f"Name a kind, so that each gets its own: {kinds}."
+            )
+        pairs = [self._joined(*pair) for pair in zip(teacher_shape, student_shape)]
+        return [layer for layer, _ in pairs], [shape for _, shape in pairs]
 
     @property
     def reads_logits(self) -> bool:
@@ -158,7 +174,11 @@ class Transfer(keras.layers.Layer):
         """
         # Taken before the projector, which may lose it.
         mask = joint_mask(teacher, student)
-        if self.projection is not None:
+        if isinstance(self.projection, list):
+            student = [
+                layer(ops.cast(each, "float32")) for layer, each in zip(self.projection, student)
+            ]
+        elif self.projection is not None:
             student = self.projection(ops.cast(student, "float32"))
         sample_weight = _fit_weight(sample_weight, student)
         if isinstance(self.loss, DistillationLoss):

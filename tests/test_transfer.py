@@ -155,6 +155,53 @@ def test_a_linear_projector_of_images_is_a_1x1_convolution():
     assert transfer.projection.weights[0].shape[-2:] == (2, 5)
 
 
+def two_maps(widths, name):
+    inputs = keras.Input((8, 8, 1))
+    first = layers.Conv2D(widths[0], 3, padding="same", name="first")(inputs)
+    second = layers.Conv2D(widths[1], 3, strides=2, padding="same", name="second")(first)
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.Flatten()(second)), name=name)
+
+
+def test_several_layers_get_a_projector_each():
+    student, teacher = two_maps((2, 3), "student"), two_maps((5, 7), "teacher")
+    flow = kd.Transfer(
+        kd.losses.FSP(), ["first", "second"], ["first", "second"], projector="linear"
+    )
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.0), loss=None, distillation_loss=flow)
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
+    logs = distiller.train_on_batch(x, return_dict=True)
+    kernels = [[np.array(w) for w in layer.weights] for layer in flow.projection]
+    assert [kernel.shape[-2:] for kernel, _ in kernels] == [(2, 5), (3, 7)]
+
+    def flow_matrix(model, projected):
+        maps = keras.Model(model.inputs, [model.get_layer(n).output for n in ("first", "second")])
+        first, second = (np.array(m, "float64") for m in maps(x))
+        if projected:
+            first, second = (
+                m @ kernel.reshape(kernel.shape[-2:]) + bias
+                for m, (kernel, bias) in zip((first, second), kernels)
+            )
+        first = first.reshape(4, 4, 2, 4, 2, -1).mean((2, 4))
+        return np.einsum("bhwi,bhwj->bij", first, second) / 16
+
+    gap = flow_matrix(teacher, False) - flow_matrix(student, True)
+    np.testing.assert_allclose(logs["fsp"], np.mean(gap**2), rtol=1e-4)
+    (row,) = distiller.summary_of_transfers()
+    assert row["projection"].count("linear") == 2
+
+
+def test_one_layer_as_projector_of_several_is_refused():
+    student, teacher = two_maps((2, 3), "student"), two_maps((5, 7), "teacher")
+    flow = kd.Transfer(
+        kd.losses.FSP(), ["first", "second"], ["first", "second"], projector=layers.Dense(3)
+    )
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", loss=None, distillation_loss=flow)
+    with pytest.raises(ValueError, match="is one layer, and several layers are read"):
+        distiller.train_on_batch(np.ones((4, 8, 8, 1), "float32"))
+
+
 def test_a_layer_as_projector():
     student, teacher = pair()
     projector = keras.Sequential([layers.Dense(6, activation="relu"), layers.Dense(9)])
@@ -285,12 +332,14 @@ def test_summary_of_transfers():
 def test_a_loss_that_reads_labels_gets_them():
     student, teacher = pair()
     distiller = kd.Distiller(student, teacher)
-    distiller.compile("sgd", loss=crossentropy(), distillation_loss=kd.losses.DecoupledKD())
+    loss = kd.losses.DecoupledKD(temperature=4.0)
+    distiller.compile(keras.optimizers.SGD(0.0), loss=crossentropy(), distillation_loss=loss)
     x, y = rows()
     logs = distiller.train_on_batch(x, y, return_dict=True)
-    t, s = ops.convert_to_tensor(teacher(x)), ops.convert_to_tensor(student(x))
-    del t, s
-    assert np.isfinite(logs["distillation_loss"])
+    expected = float(loss(teacher(x), student(x), labels=y))
+    other = float(loss(teacher(x), student(x), labels=(y + 1) % CLASSES))
+    np.testing.assert_allclose(logs["distillation_loss"], expected, rtol=1e-5)
+    assert abs(expected - other) > 1e-3
 
 
 def test_an_mlp_keeps_its_layers_callable_after_an_error():
