@@ -155,3 +155,36 @@ def test_bad_arguments(teacher):
     model(np.zeros((1, 4)))
     with pytest.raises(ValueError, match="`hidden` is a subclassed model"):
         kd.Distiller(convnet("student"), model, teacher_precision="float16")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_cache_in_lower_precision(teacher, data, tmp_path, dtype):
+    x, _ = data
+    kd.cache.write(teacher, x, tmp_path, dtype="float32", teacher_precision=dtype)
+    stored = kd.teachers.CachedTeacher(tmp_path).caches[0].read(np.arange(len(x)))["logits_0"]
+    copy = precision.inference_copy(teacher, dtype)
+    expected = np.asarray(keras.ops.cast(copy(x), "float32"))
+    step = 2.0**-7 if dtype == "bfloat16" else 2.0**-10
+    np.testing.assert_allclose(stored, expected, rtol=2 * step, atol=2 * step)
+    assert np.abs(stored - np.asarray(teacher(x))).max() > 0
+
+
+def test_a_cache_is_not_continued_in_another_precision(teacher, data, tmp_path):
+    x, _ = data
+    kd.cache.write(teacher, x, tmp_path, teacher_precision="float16")
+    with pytest.raises(ValueError, match="another precision: float16 there, float32 now"):
+        kd.cache.write(teacher, x, tmp_path)
+
+
+def test_a_cached_teacher_knows_its_model_whatever_the_precision(teacher, data, tmp_path):
+    x, _ = data
+    kd.cache.write(teacher, x, tmp_path, teacher_precision="bfloat16")
+    kd.cache.verify(tmp_path, teacher=teacher, data=x)
+
+
+def test_a_cache_chooses_its_precision_once_and_says_so(teacher, data, tmp_path, monkeypatch):
+    x, _ = data
+    monkeypatch.setattr(precision, "milliseconds", lambda models, x: [9.0, 5.0, 8.0, 8.0])
+    with pytest.warns(UserWarning, match="runs folded, in float32: 5 ms"):
+        manifest = kd.cache.write(teacher, x, tmp_path, teacher_precision="auto")
+    assert manifest.teacher["precision"] == "auto"

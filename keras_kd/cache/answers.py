@@ -60,7 +60,7 @@ class Answers:
 
     def prepare(self, x: Any, seeded: bool) -> np.ndarray:
         """Find the form of a record from a first batch, and give that batch's records."""
-        if "unknown" in self.teacher.kinds:
+        if "unknown" in self.teacher.kinds or not self.teacher.settled:
             self.teacher.inspect(self.reads(x))
         kinds = ["logits" if kind == "unknown" else kind for kind in self.teacher.kinds]
         self.is_binary = [bool(self.binary) or kind == "sigmoid" for kind in kinds]

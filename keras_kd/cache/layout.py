@@ -176,7 +176,7 @@ class Manifest:
     """What a cache holds: `manifest.json`.
 
     Attributes:
-        teacher: `{"name", "fingerprint"}` of the model or ensemble.
+        teacher: `{"name", "fingerprint", "precision"}` of the model or ensemble.
         layout: The fields of a record.
         template: Names of the teacher's outputs, structured like them, or `None`.
         inputs: `{"shape", "dtype"}` of each flat input of one sample.
@@ -218,6 +218,7 @@ class Manifest:
         """A SHA-256 of what is cached, and how: the same for all processes that write it."""
         parts = [
             self.teacher["fingerprint"],
+            self.teacher["precision"],
             self.layout.to_json(),
             self.inputs,
             self.augment,

@@ -39,6 +39,7 @@ def write(
     teacher_inputs: Callable[[Any], Any] | None = None,
     from_logits: bool | None = None,
     binary: bool | None = None,
+    teacher_precision: str = "float32",
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Manifest:
     """Run a teacher over data once and write its answers to a cache.
@@ -79,6 +80,8 @@ def write(
             how it makes probabilities.
         binary: Whether the units of the outputs are independent (multi-label).
             Defaults to `None`: where they are made by a sigmoid, or one unit.
+        teacher_precision: As for `keras_kd.Distiller`. With `taps` the teacher
+            runs as it was given, since folding changes inner layers.
         progress: Called as `progress(done, total)` with the number of records
             that are there; `total` is `None` where it is not known.
 
@@ -122,7 +125,7 @@ def write(
             f"Without `augment` every epoch is the same. Received: epochs={epochs}. Leave `epochs` "
             "at 1, which serves any number of training epochs, or pass `augment`."
         )
-    made = teachers.make(teacher, from_logits)
+    made = teachers.make(teacher, from_logits, teacher_precision)
     if made is None or not made.models:
         raise TypeError(
             "The teacher of a cache is a `keras.Model`, a list of them, or an `Ensemble`. "
@@ -143,6 +146,7 @@ def write(
         root=root,
         source=source,
         teacher=Answers(made, list(taps), top_k, dtype, teacher_inputs, binary),
+        precision=teacher_precision,
         views=_Views(augment, seed, epochs),
         process=(process_index, process_count),
         progress=progress or (lambda done, total: None),
@@ -272,6 +276,7 @@ class _Writer:
         root: Any,
         source: sources.Source,
         teacher: Answers,
+        precision: str,
         views: _Views,
         process: tuple[int, int],
         progress: Callable[[int, int | None], None],
@@ -279,6 +284,7 @@ class _Writer:
         self.root = root
         self.source = source
         self.teacher = teacher
+        self.precision = precision
         self.views = views
         self.index, self.processes = process
         self.progress = progress
@@ -297,7 +303,11 @@ class _Writer:
             self.first["seed"] = seed
         teacher = self.teacher.teacher
         self.manifest = Manifest(
-            teacher={"name": teacher.name, "fingerprint": teacher.fingerprint()},
+            teacher={
+                "name": teacher.name,
+                "fingerprint": teacher.fingerprint(),
+                "precision": self.precision,
+            },
             layout=self.teacher.layout,
             template=teacher.output_template(),
             inputs=samples.describe(x),
@@ -514,6 +524,11 @@ def require_same(earlier: Manifest, now: Manifest, root: Any, shard_size: int | 
             f"the cache of another teacher, `{earlier.teacher['name']}`",
             earlier.teacher["fingerprint"],
             now.teacher["fingerprint"],
+        ),
+        (
+            "answers of the teacher in another precision",
+            earlier.teacher["precision"],
+            now.teacher["precision"],
         ),
         ("records of another form", earlier.layout.to_json(), now.layout.to_json()),
         ("answers to other inputs", earlier.inputs, now.inputs),

@@ -34,6 +34,10 @@ def write(
     tap: Annotated[
         list[str] | None, typer.Option(help="A layer to store as well; give it several times.")
     ] = None,
+    teacher_precision: Annotated[
+        str,
+        typer.Option(help="`float32`, `bfloat16`, `float16`, or `auto`: the fastest that agrees."),
+    ] = "float32",
     batch_size: Annotated[int, typer.Option(help="Samples a forward pass.")] = 128,
     shard_size: Annotated[int | None, typer.Option(help="Samples a shard.")] = None,
     process_index: Annotated[int, typer.Option(help="Which process this is, from 0.")] = 0,
@@ -59,6 +63,7 @@ def write(
             top_k=top_k,
             dtype=dtype,
             taps=tap or [],
+            teacher_precision=teacher_precision,
             batch_size=batch_size,
             shard_size=shard_size,
             process_index=process_index,
