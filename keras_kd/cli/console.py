@@ -71,17 +71,20 @@ class Terminal:
             console=self._stderr,
             disable=self.quiet,
         )
+        work = Work(progress)
         # Libraries announce downloads and the like on stdout, which `--json` reserves.
         with contextlib.redirect_stdout(sys.stderr):
             try:
-                yield Work(progress)
+                yield work
             except BaseException:
                 # What failed is said in one line: no half-filled bars above it.
                 progress.live.transient = True
                 raise
             finally:
-                # `progress.stop` would add an empty line where nobody watches.
+                # `progress.stop` would add a line even where there were no bars to end.
                 progress.live.stop()
+                if work.shown and not (self._stderr.is_interactive or progress.live.transient):
+                    self._stderr.print()
 
 
 class Work:
@@ -94,6 +97,11 @@ class Work:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._bars: dict[str, TaskID] = {}
+
+    @property
+    def shown(self) -> bool:
+        """Whether any stage has reported to an enabled display."""
+        return bool(self._bars) and not self._progress.disable
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """Report `done` of `total` steps of a stage; `detail` stands behind the bar."""
