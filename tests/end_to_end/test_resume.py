@@ -1,6 +1,7 @@
 """Kill -9 in mid-training, run again: the same student, bit for bit."""
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -11,47 +12,58 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).parent / "resumed_training.py"
-STEPS_PER_EPOCH = 5
 
 
-def run(folder, result, data="arrays", frequency="2", kill_at=0, backend="tensorflow"):
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": backend,
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }
-    arguments = [str(folder), str(result), data, str(frequency), str(kill_at)]
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+class Trainings:
+    """One process a backend that has imported everything, and forks for each training."""
 
+    def __init__(self, folder):
+        self.folder, self.servers, self.whole = folder, {}, {}
 
-def need(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
+    def run(self, backend, folder, result, data="arrays", frequency=2, kill_at=0):
+        """The exit code of one training."""
+        server = self.servers.get(backend) or self.start(backend)
+        arguments = [str(folder), str(result), data, frequency, kill_at]
+        server.stdin.write(json.dumps(arguments) + "\n")
+        server.stdin.flush()
+        return int(server.stdout.readline())
+
+    def start(self, backend):
+        paths = [str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(paths),
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        }
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.servers[backend] = subprocess.Popen(
+            [sys.executable, str(SCRIPT)], env=environment, **pipes
+        )
+        return self.servers[backend]
+
+    def uninterrupted(self, backend, data):
+        """The final student of a training that nothing stopped, made once."""
+        if (backend, data) not in self.whole:
+            folder = self.folder / f"{backend}-{data}"
+            folder.mkdir()
+            assert self.run(backend, folder / "backup", folder / "student.npz", data) == 0
+            self.whole[backend, data] = np.load(folder / "student.npz")
+        return self.whole[backend, data]
+
+    def stop(self):
+        for server in self.servers.values():
+            server.stdin.close()
+            server.wait()
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The uninterrupted run of each kind, made once."""
-    made = {}
-
-    def result(data, backend):
-        if (data, backend) not in made:
-            folder = tmp_path_factory.mktemp("whole")
-            done = run(folder / "backup", folder / "student.npz", data, backend=backend)
-            assert done.returncode == 0, done.stderr[-3000:]
-            made[data, backend] = np.load(folder / "student.npz")
-        return made[data, backend]
-
-    return result
+def trainings(tmp_path_factory):
+    started = Trainings(tmp_path_factory.mktemp("whole"))
+    yield started
+    started.stop()
 
 
 @pytest.mark.parametrize(
@@ -69,16 +81,16 @@ def whole(tmp_path_factory):
         ("torch", "arrays", 3, [9]),
     ],
 )
-def test_killed_and_resumed(backend, data, frequency, kills, whole, tmp_path):
-    need(backend)
+def test_killed_and_resumed(backend, data, frequency, kills, trainings, tmp_path):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
     backup, result = tmp_path / "backup", tmp_path / "student.npz"
     for step in kills:
-        killed = run(backup, result, data, frequency, step, backend)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+        code = trainings.run(backend, backup, result, data, frequency, step)
+        assert code == -signal.SIGKILL
         assert not result.exists()
-    resumed = run(backup, result, data, frequency, 0, backend)
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
-    found, expected = np.load(result), whole(data, backend)
+    assert trainings.run(backend, backup, result, data, frequency) == 0
+    found, expected = np.load(result), trainings.uninterrupted(backend, data)
     assert set(found.files) == set(expected.files)
     for name in expected.files:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
