@@ -1,0 +1,434 @@
+"""Every image method beside plain training and `keras.distillation`, at equal steps.
+
+    python benchmarks/methods.py --dataset fashion_mnist
+    python benchmarks/methods.py --dataset cifar10
+    python benchmarks/methods.py --dataset cifar10 --only plain,dist --seeds 5
+    python benchmarks/methods.py --table          # the tables in docs/methods.md, from the results
+
+One teacher a data set, trained once on all training rows but the held-out ones; one student of
+about a twentieth of its cost, trained on the first `rows` rows from the same initial weights on the
+same batches by every method. The teacher's outputs are read from a cache, except by
+`keras.distillation`, which has none. Weights and temperatures are those of the papers: none was
+tuned on these data. Each run is added to `benchmarks/results/methods.json` as soon as it is done,
+so an interrupted benchmark goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import time
+
+import keras
+import numpy as np
+from shared_data import load
+
+import keras_kd as kd
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "methods.json"
+TABLE = pathlib.Path(__file__).parent.parent / "docs" / "methods.md"
+BATCH = 128
+SETTINGS = {
+    "fashion_mnist": {
+        "teacher": (32, 64, 128),
+        "student": (8, 12, 24),
+        "repeat": 1,
+        "teacher_epochs": 5,
+        "held_out": 5000,
+        "rows": 10000,
+        "epochs": 20,
+    },
+    "cifar10": {
+        "teacher": (24, 48, 96),
+        "student": (9, 18, 36),
+        "repeat": 2,
+        "teacher_epochs": 8,
+        "held_out": 5000,
+        "rows": 10000,
+        "epochs": 20,
+    },
+}
+BLOCKS = ["block1", "block2", "block3"]
+
+
+def hard_loss():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def convnet(shape, widths, repeat, name, flip=False):
+    """`repeat` convolutions a block; `block1` ... end before the pooling, `embedding` after."""
+    x = inputs = keras.Input(shape)
+    if flip:
+        x = keras.layers.RandomFlip("horizontal")(x)
+    for index, width in enumerate(widths, 1):
+        for turn in range(repeat):
+            x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
+            x = keras.layers.BatchNormalization(momentum=0.9)(x)
+            last = turn == repeat - 1
+            x = keras.layers.ReLU(name=f"block{index}" if last else None)(x)
+        if index < len(widths):
+            x = keras.layers.MaxPooling2D()(x)
+    x = keras.layers.GlobalAveragePooling2D(name="embedding")(x)
+    return keras.Model(inputs, keras.layers.Dense(10, name="logits")(x), name=name)
+
+
+def logits(loss, **weights):
+    """A loss of logits, with `alpha` or explicit weights."""
+    return lambda run: {"distillation_loss": loss(), **weights}
+
+
+def features(loss, layer, weight, projector=None, warm_up=0):
+    """CE + `weight` times a loss of features of one layer or several."""
+
+    def options(run):
+        transfer = kd.Transfer(loss(run), layer, layer, projector, weight)
+        if warm_up:
+            run.callbacks.append(
+                kd.callbacks.TransferWeightAnnealing(
+                    transfer.name, start=0.0, end=weight, epochs=warm_up
+                )
+            )
+        return {
+            "distillation_loss": transfer,
+            "student_loss_weight": 1.0,
+            "distillation_loss_weight": 1.0,
+        }
+
+    return options
+
+
+def decoupled(run):
+    kwargs = features(lambda run: kd.losses.DecoupledKD(temperature=4.0), None, 1.0, warm_up=20)
+    return kwargs(run)
+
+
+def simkd(run):
+    transfer = kd.Transfer(kd.losses.SimKD(), "block3", "block3")
+    return {
+        "loss": None,
+        "distillation_loss": transfer,
+        "student_loss_weight": 0.0,
+        "distillation_loss_weight": 1.0,
+    }
+
+
+def combined(*parts):
+    """CE + the sum of several losses, each with its weight."""
+
+    def options(run):
+        return {
+            "distillation_loss": [
+                kd.Transfer(loss(), layer, layer, projector, weight)
+                for loss, layer, projector, weight in parts
+            ],
+            "student_loss_weight": 1.0,
+            "distillation_loss_weight": 1.0,
+        }
+
+    return options
+
+
+def ce_and(loss, weight):
+    return logits(loss, student_loss_weight=1.0, distillation_loss_weight=weight)
+
+
+L = kd.losses
+# Name in the table, and the arguments of `compile`. Temperature 1 where none is given.
+OF_LOGITS = {
+    "defaults": ("the defaults of `compile`", lambda run: {}),
+    "kd_t4": ("SoftTargets, T = 4, 0.1 CE + 0.9 KD", logits(lambda: L.SoftTargets(4.0), alpha=0.1)),
+    "kd_t2": ("SoftTargets, T = 2, 0.5 CE + 0.5 KD", logits(lambda: L.SoftTargets(2.0), alpha=0.5)),
+    "kd_only": ("SoftTargets, T = 1, no labels", logits(L.SoftTargets, alpha=0.0)),
+    "standardized": (
+        "SoftTargets standardized, T = 2, 0.1 CE + 9 KD",
+        logits(
+            lambda: L.SoftTargets(2.0, standardize=True),
+            student_loss_weight=0.1,
+            distillation_loss_weight=9.0,
+        ),
+    ),
+    "flsw": (
+        "SoftTargets with FLSW temperatures, 0.1 CE + 0.9 KD",
+        logits(lambda: L.SoftTargets(L.FLSW(4.0)), alpha=0.1),
+    ),
+    "cwsm": (
+        "SoftTargets with CWSM temperatures, 0.1 CE + 0.9 KD",
+        logits(lambda: L.SoftTargets(L.CWSM(4.0)), alpha=0.1),
+    ),
+    "reverse_kl": ("ReverseKL, 0.5 + 0.5", logits(L.ReverseKL, alpha=0.5)),
+    "jensen_shannon": (
+        "JensenShannon, T = 0.9, 0.5 + 0.5",
+        logits(lambda: L.JensenShannon(temperature=0.9), alpha=0.5),
+    ),
+    "total_variation": ("TotalVariation, 0.5 + 0.5", logits(L.TotalVariation, alpha=0.5)),
+    "logit_mse": ("LogitMSE, 0.5 + 0.5", logits(L.LogitMSE, alpha=0.5)),
+    "logit_huber": ("LogitHuber, 0.5 + 0.5", logits(L.LogitHuber, alpha=0.5)),
+    "decoupled": ("DecoupledKD, T = 4, 1 TCKD + 8 NCKD, 20 epochs of warm-up, CE + DKD", decoupled),
+    "dist": ("DIST, CE + 2 DIST", ce_and(L.DIST, 2.0)),
+    "dist_t4": ("DIST, T = 4, CE + 2 DIST", ce_and(lambda: L.DIST(temperature=4.0), 2.0)),
+}
+OF_FEATURES = {
+    "hint": ("Hint, block3, CE + 100", features(lambda r: L.Hint(), "block3", 100.0, "auto")),
+    "attention": (
+        "AttentionTransfer, block2 and block3, CE + 1000",
+        features(lambda r: L.AttentionTransfer(), BLOCKS[1:], 1000.0),
+    ),
+    "factor": (
+        "FactorTransfer, rate 0.5, block3, CE + 500",
+        features(lambda r: L.FactorTransfer(rate=0.5), "block3", 500.0),
+    ),
+    "fsp": (
+        "FSP, block2 to block3, CE + 50",
+        features(lambda r: L.FSP(), BLOCKS[1:], 50.0, "conv"),
+    ),
+    "nst": ("NST, block3, CE + 50", features(lambda r: L.NST(), "block3", 50.0)),
+    "vid": ("VID, block3, CE + 1", features(lambda r: L.VID(), "block3", 1.0)),
+    "ickd": ("ICKD, block3, CE + 2.5", features(lambda r: L.ICKD(), "block3", 2.5, "auto")),
+    "reviewkd": (
+        "ReviewKD, block2 and block3, CE + 1, 20 epochs of warm-up",
+        features(lambda r: L.ReviewKD(), BLOCKS[1:], 1.0, warm_up=20),
+    ),
+    "simkd": ("SimKD, block3, no labels, the teacher's head", simkd),
+    "similarity": (
+        "SimilarityPreserving, block3, CE + 3000",
+        features(lambda r: L.SimilarityPreserving(), "block3", 3000.0),
+    ),
+    "rkd": ("RKD, embedding, CE + 1", features(lambda r: L.RKD(), "embedding", 1.0)),
+    "correlation": (
+        "CorrelationCongruence, embedding, CE + 0.02",
+        features(lambda r: L.CorrelationCongruence(), "embedding", 0.02, "auto"),
+    ),
+    "pkt": ("PKT, embedding, CE + 30000", features(lambda r: L.PKT(), "embedding", 30000.0)),
+    "crd": (
+        "CRD, memory banks, embedding, CE + 0.8",
+        features(lambda r: L.CRD(samples=r.rows, negatives=4096), "embedding", 0.8),
+    ),
+    "crd_batch": (
+        "CRD, within the batch, embedding, CE + 0.8",
+        features(lambda r: L.CRD(), "embedding", 0.8),
+    ),
+    "dist_hint": (
+        "DIST and Hint, CE + 2 DIST + 100 Hint",
+        combined((L.DIST, None, None, 2.0), (L.Hint, "block3", "auto", 100.0)),
+    ),
+    "kd_similarity": (
+        "SoftTargets T = 4 and SimilarityPreserving, CE + 0.9 KD + 3000",
+        combined(
+            (lambda: L.SoftTargets(4.0), None, None, 0.9),
+            (L.SimilarityPreserving, "block3", None, 3000.0),
+        ),
+    ),
+}
+METHODS = {**OF_LOGITS, **OF_FEATURES}
+PEERS = {
+    "plain": "plain training, no teacher",
+    "keras_default": "`keras.distillation`, its default",
+    "keras_kl": "`keras.distillation`, `KLDivergence()` instance",
+}
+
+
+class Benchmark:
+    """One data set: its teacher, caches and rows of the table."""
+
+    def __init__(self, dataset, folder, work, results):
+        self.dataset, self.results = dataset, results
+        self.settings = SETTINGS[dataset]
+        self.work = pathlib.Path(work) / dataset
+        self.work.mkdir(parents=True, exist_ok=True)
+        x, y, self.x_test, self.y_test = load(dataset, folder, None)
+        held_out = self.settings["held_out"]
+        self.x_held, self.y_held = x[-held_out:], y[-held_out:]
+        self.x_full, self.y_full = x[:-held_out], y[:-held_out]
+        self.rows = self.settings["rows"]
+        self.x, self.y = self.x_full[: self.rows], self.y_full[: self.rows]
+        self.callbacks = []
+        kept = results.setdefault(dataset, {"settings": self.settings, "runs": {}})
+        if json.loads(json.dumps(self.settings)) != json.loads(json.dumps(kept["settings"])):
+            raise SystemExit(
+                f"{RESULTS} holds {dataset} with other settings: remove that entry to start anew."
+            )
+        self.kept = kept
+        self.teacher = self.trained_teacher()
+
+    def trained_teacher(self):
+        """The teacher, trained if no run before this one has done it."""
+        path = self.work / "teacher.keras"
+        s = self.settings
+        if not path.exists():
+            begin = time.time(), time.process_time()
+            keras.utils.set_random_seed(0)
+            model = convnet(self.x.shape[1:], s["teacher"], s["repeat"], "teacher", flip=True)
+            steps = s["teacher_epochs"] * -(-len(self.x_full) // BATCH)
+            rate = keras.optimizers.schedules.CosineDecay(3e-3, steps)
+            model.compile(keras.optimizers.AdamW(rate), hard_loss(), metrics=["accuracy"])
+            model.fit(
+                self.x_full, self.y_full, batch_size=BATCH, epochs=s["teacher_epochs"], verbose=2
+            )
+            plain = convnet(self.x.shape[1:], s["teacher"], s["repeat"], "teacher")
+            plain.set_weights(
+                [v.numpy() for v in model.variables if "seed_generator" not in v.path]
+            )
+            plain.save(self.work / "partial.keras")
+            os.replace(self.work / "partial.keras", path)
+            self.kept["teacher"] = {
+                "seconds": round(time.time() - begin[0], 1),
+                "cpu_seconds": round(time.process_time() - begin[1], 1),
+            }
+        teacher = keras.models.load_model(path)
+        teacher.trainable = False
+        if "accuracy" not in self.kept.setdefault("teacher", {}):
+            self.kept["teacher"]["accuracy"] = self.accuracy(teacher, self.x_test, self.y_test)
+            self.kept["teacher"]["params"] = teacher.count_params()
+            self.kept["student_params"] = self.student(0).count_params()
+        return teacher
+
+    def student(self, seed):
+        """A new student with the initial weights of this seed."""
+        keras.utils.set_random_seed(seed)
+        s = self.settings
+        return convnet(self.x.shape[1:], s["student"], s["repeat"], "student")
+
+    def cache(self, name):
+        """The teacher's logits, or its logits and features, on disk once."""
+        with_features = name in OF_FEATURES
+        path = self.work / ("features" if with_features else "logits")
+        kd.cache.write(
+            self.teacher,
+            self.x,
+            str(path),
+            taps=("block2", "block3", "embedding") if with_features else (),
+        )
+        return kd.teachers.CachedTeacher(str(path))
+
+    @staticmethod
+    def accuracy(model, x, y):
+        """Top-1 accuracy in percent."""
+        return 100 * float(np.mean(model.predict(x, batch_size=1000, verbose=0).argmax(-1) == y))
+
+    def run(self, name, seed):
+        """Train one student by one method; its accuracies in percent, and the time."""
+        keras.backend.clear_session()
+        self.callbacks = []
+        student = self.student(seed)
+        epochs = self.settings["epochs"]
+        rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * -(-self.rows // BATCH))
+        optimizer = keras.optimizers.Adam(rate)
+        model = student
+        if name == "plain":
+            student.compile(optimizer, hard_loss())
+        elif name in PEERS:
+            from keras.distillation import Distiller, LogitsDistillation
+
+            loss = {} if name == "keras_default" else {"loss": keras.losses.KLDivergence()}
+            model = Distiller(
+                self.teacher, student, distillation_losses=[LogitsDistillation(**loss)]
+            )
+            model.compile(optimizer, hard_loss())
+        else:
+            model = kd.Distiller(student, self.cache(name))
+            model.compile(optimizer, **{"loss": hard_loss(), **METHODS[name][1](self)})
+        keras.utils.set_random_seed(seed)
+        begin = time.time(), time.process_time()
+        labels = () if name == "simkd" else (self.y,)
+        model.fit(
+            self.x, *labels, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=self.callbacks
+        )
+        seconds = time.time() - begin[0], time.process_time() - begin[1]
+        if name == "simkd":
+            student = self.with_head_of_teacher(model)
+        return {
+            "validation": self.accuracy(student, self.x_held, self.y_held),
+            "test": self.accuracy(student, self.x_test, self.y_test),
+            "seconds": round(seconds[0], 1),
+            "cpu_seconds": round(seconds[1], 1),
+        }
+
+    def with_head_of_teacher(self, distiller):
+        """SimKD's student: its maps, the projector, the teacher's head."""
+        student, (transfer,) = distiller.student, distiller.transfers
+        maps = transfer.loss.projector(student.get_layer("block3").output)
+        pooled = keras.layers.GlobalAveragePooling2D()(maps)
+        return keras.Model(student.inputs, self.teacher.get_layer("logits")(pooled))
+
+
+def save(results):
+    RESULTS.parent.mkdir(exist_ok=True)
+    partial = RESULTS.with_suffix(".part")
+    partial.write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(partial, RESULTS)
+
+
+def table(results):
+    """The tables of all data sets, in Markdown."""
+    text = []
+    for dataset, kept in results.items():
+        runs = kept["runs"]
+        if "plain" not in runs:
+            continue
+        base = np.mean([run["test"] for run in runs["plain"].values()])
+        rows = []
+        for name, by_seed in runs.items():
+            test = [run["test"] for run in by_seed.values()]
+            held = np.mean([run["validation"] for run in by_seed.values()])
+            label = PEERS.get(name) or METHODS[name][0]
+            spread = f" ± {np.std(test, ddof=1):.2f}" if len(test) > 1 else ""
+            wall = np.median([run["seconds"] for run in by_seed.values()])
+            rows.append((np.mean(test), label, spread, held, wall, len(test)))
+        s, teacher = kept["settings"], kept["teacher"]
+        cpu = sum(r["cpu_seconds"] for each in runs.values() for r in each.values())
+        cpu += teacher.get("cpu_seconds", 0)
+        text += [
+            f"### {dataset}",
+            "",
+            f"Teacher: {teacher['params']:,} parameters, {teacher['accuracy']:.2f} %, trained on "
+            f"all {'55,000' if dataset == 'fashion_mnist' else '45,000'} rows for "
+            f"{s['teacher_epochs']} epochs. Student: {kept['student_params']:,} parameters, "
+            f"{s['rows']:,} rows, {s['epochs']} epochs of {-(-s['rows'] // BATCH)} steps. "
+            f"All runs and the teacher together: {cpu / 3600:.2f} hours of CPU.",
+            "",
+            "| Method | test % | over plain | held-out % | seeds | fit, s |",
+            "|---|---|---|---|---|---|",
+        ]
+        for mean, label, spread, held, wall, seeds in sorted(rows, reverse=True):
+            text.append(
+                f"| {label} | {mean:.2f}{spread} | {mean - base:+.2f} | {held:.2f} | {seeds} "
+                f"| {wall:.0f} |"
+            )
+        text.append("")
+    return "\n".join(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", choices=list(SETTINGS), default="fashion_mnist")
+    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("../shared/data"))
+    parser.add_argument("--work", default="build/methods")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", help="names of methods, joined by commas")
+    parser.add_argument("--table", action="store_true", help="write docs/methods.md and stop")
+    arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not arguments.table:
+        benchmark = Benchmark(arguments.dataset, arguments.data, arguments.work, results)
+        save(results)
+        names = arguments.only.split(",") if arguments.only else [*PEERS, *METHODS]
+        unknown = set(names) - {*PEERS, *METHODS}
+        if unknown:
+            parser.error(f"unknown methods: {sorted(unknown)}. There are {[*PEERS, *METHODS]}")
+        for seed in range(arguments.seeds):
+            for name in names:
+                runs = benchmark.kept["runs"].setdefault(name, {})
+                if str(seed) in runs:
+                    continue
+                runs[str(seed)] = benchmark.run(name, seed)
+                save(results)
+                print(f"{arguments.dataset} seed {seed} {name:16s} {runs[str(seed)]}", flush=True)
+    print(table(results))
+    if TABLE.exists():
+        before, rest = TABLE.read_text().split("<!-- table -->")
+        after = rest.split("<!-- /table -->")[1]
+        TABLE.write_text(f"{before}<!-- table -->\n{table(results)}\n<!-- /table -->{after}")
+
+
+if __name__ == "__main__":
+    main()
