@@ -188,3 +188,50 @@ def test_a_cache_chooses_its_precision_once_and_says_so(teacher, data, tmp_path,
     with pytest.warns(UserWarning, match="runs folded, in float32: 5 ms"):
         manifest = kd.cache.write(teacher, x, tmp_path, teacher_precision="auto")
     assert manifest.teacher["precision"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("mixed_bfloat16", "float32"), ("float32", "mixed_bfloat16"), ("mixed_float16", "float32")],
+)
+def test_teacher_and_student_in_precisions_of_their_own(data, theirs, ours):
+    def mlp(name, width, dtype):
+        inputs = keras.Input((6, 6, 1))
+        x = keras.layers.Flatten()(inputs)
+        x = keras.layers.Dense(width, activation="relu", dtype=dtype)(x)
+        return keras.Model(inputs, keras.layers.Dense(3, dtype=dtype)(x), name=name)
+
+    x, y = data
+    keras.utils.set_random_seed(1)
+    teacher, student = mlp("teacher", 8, theirs), mlp("student", 5, ours)
+    z_t, z_s = (np.asarray(keras.ops.cast(m(x), "float64")) for m in (teacher, student))
+    log_t, log_s = (z - np.log(np.exp(z).sum(-1, keepdims=True)) for z in (z_t, z_s))
+    kl = np.mean(np.sum(np.exp(log_t) * (log_t - log_s), -1))
+    hard = -np.mean(log_s[np.arange(len(y)), y])
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.1), LOSS, alpha=0.5, temperature=1.0)
+    logs = distiller.train_on_batch(x, y, return_dict=True)
+    np.testing.assert_allclose(logs["loss"], 0.5 * hard + 0.5 * kl, rtol=1e-3)
+    assert {w.dtype for w in student.trainable_variables} == {"float32"}
+    assert all(np.isfinite(w).all() for w in student.get_weights())
+
+
+def test_a_teacher_of_int8_weights(data):
+    inputs = keras.Input((6, 6, 1))
+    x = keras.layers.Dense(8, activation="relu")(keras.layers.Flatten()(inputs))
+    teacher = keras.Model(inputs, keras.layers.Dense(3)(x), name="teacher")
+    x, _ = data
+    exact = np.asarray(teacher(x))
+    teacher.quantize("int8")
+    before = [np.array(w) for w in teacher.weights]
+    rounded_logits = np.asarray(teacher(x))
+    assert 0 < np.abs(rounded_logits - exact).max() < 0.2
+    student = convnet("student")
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.1), loss=None, distillation_loss=kd.losses.LogitMSE())
+    # Of a batch: the student's BatchNormalization is in training mode.
+    expected = np.mean((rounded_logits - np.asarray(student(x, training=True))) ** 2)
+    logs = distiller.train_on_batch(x, return_dict=True)
+    np.testing.assert_allclose(logs["logit_mse"], expected, rtol=1e-4)
+    for now, was in zip(teacher.weights, before):
+        np.testing.assert_array_equal(np.array(now), was)
