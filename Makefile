@@ -8,7 +8,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: test demo lint notebooks exported docs venv clean
+.PHONY: test demo lint notebooks exported docs mediapipe venv clean
 
 test: lint
 	$(BIN)/python -m pytest -n 2
@@ -35,6 +35,15 @@ exported: demo
 docs: pyproject.toml
 	$(call install,docs)
 	$(BIN)/mkdocs build --strict
+
+# MediaPipe's classifier on exported files, in an environment of its own.
+mediapipe: $(VENV)/.test .venv-mediapipe/.done
+	$(BIN)/python -m pytest tests/export/test_mediapipe.py
+
+.venv-mediapipe/.done:
+	$(PYTHON) -m venv .venv-mediapipe
+	.venv-mediapipe/bin/python -m pip install --quiet mediapipe==1.2.2
+	@touch $@
 
 venv: $(VENV)/.test
 

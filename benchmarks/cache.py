@@ -1,26 +1,24 @@
 """What a cached teacher costs: writing, reading, and an epoch of training from it.
 
-    python benchmarks/cache.py
-    python benchmarks/cache.py --repeats 7 --samples 4096
+    python benchmarks/cache.py [--repeats 7] [--samples 6144] [--records 1000000] [--quick]
 
-Each ratio is the median over repeats in which both sides are timed one after
-the other, so that a busy machine slows both. Prints a table and writes it to
-`benchmarks/results/cache.json`.
+Each ratio is the median over turns in which all contenders are timed one after the other, so that a
+busy machine slows all. An epoch is timed from its beginning to its end within `fit`, the first of
+each `fit`, in which the inputs are compared with the cache, apart from the others.
 """
 
 import argparse
 import hashlib
-import json
-import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 
 import keras
 import numpy as np
+from side_by_side import begin, cnn, discard, medians, ours, plain, ratio, save, spread
 
 import keras_kd as kd
 from keras_kd import cache
@@ -28,48 +26,36 @@ from keras_kd.cache import layout
 from keras_kd.cache.reader import Records
 
 CLASSES = 100
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def convnet(widths, name):
-    x = inputs = keras.Input((32, 32, 3))
-    for width in widths:
-        x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-        x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-        x = keras.layers.MaxPooling2D()(x)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, keras.layers.Dense(CLASSES)(x), name=name)
+class Epochs(keras.callbacks.Callback):
+    """Seconds of each epoch."""
+
+    def on_train_begin(self, logs=None):  # noqa: D102
+        self.seconds = []
+
+    def on_epoch_begin(self, epoch, logs=None):  # noqa: D102
+        self.began = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):  # noqa: D102
+        self.seconds.append(time.perf_counter() - self.began)
 
 
-def timed(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def ratio(repeats, one, other):
-    """Median ratio of two functions timed in turn, and the median seconds of each."""
-    pairs = [(timed(one), timed(other)) for _ in range(repeats)]
-    return (
-        statistics.median(a / b for a, b in pairs),
-        statistics.median(a for a, _ in pairs),
-        statistics.median(b for _, b in pairs),
-    )
-
-
-def epochs(folder, x, y, teacher, repeats, count=2):
+def epochs(folder, x, y, teacher, repeats, widths):
     """An epoch from the cache over an epoch of the student alone, shuffled."""
     import tensorflow as tf
 
     cache.write(teacher, x, folder, top_k=10)
     cached = kd.teachers.CachedTeacher(folder)
-    student = convnet((16, 32, 64), "student")
-    alone = keras.models.clone_model(student)
-    alone.compile("adam", loss=LOSS)
-    distiller = kd.Distiller(student, cached)
-    distiller.compile("adam", loss=LOSS)
+    alone = plain(cnn(widths, CLASSES, name="student"))
+    distiller = ours(cnn(widths, CLASSES, name="student"), cached)
 
-    def stream(join):
+    def samples(join):
+        data = tf.data.Dataset.from_tensor_slices((x, y))
+        data = cached.join(data) if join else data
+        return data.shuffle(1024).batch(128).prefetch(tf.data.AUTOTUNE)
+
+    def unbatched(join):
         data = tf.data.Dataset.from_tensor_slices((x, y))
         data = cached.join(data.batch(128)).unbatch() if join else data
         return data.shuffle(1024).batch(128).prefetch(tf.data.AUTOTUNE)
@@ -79,46 +65,78 @@ def epochs(folder, x, y, teacher, repeats, count=2):
         data = cached.join(data) if join else data
         return data.shuffle(64).prefetch(tf.data.AUTOTUNE)
 
-    def arrays(model):
-        return lambda: model.fit(x, y, batch_size=128, epochs=count, verbose=0)
+    times = Epochs()
 
-    def dataset(model, data):
-        return lambda: model.fit(data, epochs=count, verbose=0, shuffle=False)
+    def epoch_of(model, *data, **options):
+        def run():
+            model.fit(*data, epochs=3, verbose=0, callbacks=[times], **options)
+            return sum(times.seconds[1:]) / 2
 
-    rows = {}
-    pairs = {
-        "arrays": (arrays(distiller), arrays(alone)),
-        "tf.data": (dataset(distiller, pages(True)), dataset(alone, pages(False))),
-        "tf.data by sample": (dataset(distiller, stream(True)), dataset(alone, stream(False))),
+        return run
+
+    def stream(model, make):
+        return epoch_of(model, make(model is distiller), shuffle=False)
+
+    kinds = {
+        "arrays": lambda model: epoch_of(model, x, y, batch_size=128),
+        "tf.data, joined by batch": lambda model: stream(model, pages),
+        "tf.data, joined by batch, shuffled by sample": lambda model: stream(model, unbatched),
+        "tf.data, joined by sample": lambda model: stream(model, samples),
     }
-    for name, (one, other) in pairs.items():
-        one()
-        other()
-        rows[f"cached epoch / student-only epoch, {name}"] = ratio(repeats, one, other)
-    return rows
+    ratios, rows = {}, []
+    for kind, make in kinds.items():
+        pair = {"alone": make(alone), "cached": make(distiller)}
+        found = spread(pair, repeats)
+        ratios[f"cached epoch / student-only epoch, {kind}"] = ratio(found["cached"][1], 1.08)
+        rows.append([f"epoch, {kind}", found["cached"][0], found["alone"][0]])
+    return ratios, rows
 
 
 def writing(folder, x, teacher, repeats):
-    """Writing over `predict`, both with the trace of their function."""
-    folders = iter(range(1000))
+    """Writing over `predict`, each call with the trace of its function."""
+    count = iter(range(10_000))
 
-    def write():
-        cache.write(teacher, x, folder / f"write_{next(folders)}", dtype="float32")
+    def write(precision):
+        def run():
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                cache.write(
+                    teacher,
+                    x,
+                    folder / f"write_{next(count)}",
+                    dtype="float32",
+                    teacher_precision=precision,
+                )
+            said.update(str(w.message).split(":")[0] for w in caught if "runs" in str(w.message))
+
+        return run
 
     def predict():
+        # As `write` traces its function anew in each call.
         teacher.predict_function = None
         teacher.predict(x, batch_size=128, verbose=0)
 
-    write()
-    predict()
-    return {"cache write / predict, float32": ratio(repeats, write, predict)}
+    said = set()
+    contenders = {"predict": predict}
+    goals = {"float32": 1.05, "bfloat16": 0.4, "auto": 0.4}
+    contenders |= {precision: write(precision) for precision in goals}
+    found = spread(contenders, repeats)
+    note = "the goal is for AMX or AVX-512 BF16"
+    ratios = {
+        f"cache write / teacher.predict, {precision}": ratio(
+            found[precision][1], goal, "" if precision == "float32" else note
+        )
+        for precision, goal in goals.items()
+    }
+    rows = [[f"write, {p}", found[p][0], found["predict"][0]] for p in goals]
+    return ratios, rows, [f'`teacher_precision="auto"` said of writing: {each}.' for each in said]
 
 
 def synthetic(folder, count, top_k=100):
     """A cache of random answers, as `write` lays it out, without a teacher."""
     form = layout.Layout((layout.Output((1000,), top_k=top_k),), (), "float16", True)
     manifest = layout.Manifest(
-        teacher={"name": "random", "fingerprint": "0" * 64},
+        teacher={"name": "random", "fingerprint": "0" * 64, "precision": "float32"},
         layout=form,
         template=None,
         inputs=[{"shape": [1], "dtype": "float32"}],
@@ -143,6 +161,39 @@ def synthetic(folder, count, top_k=100):
     return manifest
 
 
+_READER = """
+import sys, psutil, numpy as np
+me = psutil.Process()
+from keras_kd.cache.reader import Records
+imported = me.memory_info().rss
+records, peak, rng = Records(sys.argv[1]), 0, np.random.default_rng(2)
+opened = me.memory_info().rss
+for _ in range(int(sys.argv[2])):
+    records.read(rng.integers(0, records.count, 256))
+    peak = max(peak, me.memory_info().rss)
+print(imported, opened, peak, int("keras" in sys.modules))
+"""
+_MAPPED = """
+import sys, psutil, numpy as np
+me = psutil.Process()
+imported = me.memory_info().rss
+plain = np.memmap(sys.argv[1], "u1", "r").reshape(-1, int(sys.argv[3]))
+rng = np.random.default_rng(2)
+peak = 0
+for _ in range(int(sys.argv[2])):
+    plain[rng.integers(0, len(plain), 256)]
+    peak = max(peak, me.memory_info().rss)
+print(imported, imported, peak, 0)
+"""
+
+
+def memory(code, *arguments):
+    """Resident megabytes after importing, after opening, and at most while reading."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return [int(n) / 1e6 for n in said[:3]], bool(int(said[3]))
+
+
 def reading(folder, count, repeats):
     """Random reads of a large cache beside `numpy.memmap`, and the memory they take."""
     manifest = synthetic(folder, count)
@@ -151,81 +202,111 @@ def reading(folder, count, repeats):
         for shard in range(manifest.shard_count(count)):
             stream.write((folder / layout.records_file(0, shard)).read_bytes())
     records = Records(folder)
-    plain = np.memmap(flat, "u1", "r", shape=(count, manifest.record_bytes))
+    plain_map = np.memmap(flat, "u1", "r", shape=(count, manifest.record_bytes))
     rng = np.random.default_rng(1)
     batches = [rng.integers(0, count, 256) for _ in range(400)]
     found = records.read(batches[0]).view("u1").reshape(256, -1)
-    if not np.array_equal(found, plain[batches[0]]):
+    if not np.array_equal(found, plain_map[batches[0]]):
         raise SystemExit("The cache reads other bytes than numpy.memmap.")
+    in_order = [np.arange(i, i + 256) for i in range(0, min(count, 102_400) - 255, 256)]
 
-    def read(source):
-        return lambda: [source(rows) for rows in batches]
+    def read(source, batches):
+        return lambda: discard([source(rows) for rows in batches])
 
-    name = f"random reads of {count:,} records / numpy.memmap"
-    rows = {name: ratio(repeats, read(records.read), read(lambda rows: plain[rows]))}
-    rate = len(batches) * 256 / rows[name][1]
-    script = (
-        "import sys, psutil, numpy as np\n"
-        "from keras_kd.cache.reader import Records\n"
-        "me, rng = psutil.Process(), np.random.default_rng(2)\n"
-        "before = me.memory_info().rss\n"
-        "records, peak = Records(sys.argv[1]), 0\n"
-        "for _ in range(4000):\n"
-        "    records.read(rng.integers(0, records.count, 256))\n"
-        "    peak = max(peak, me.memory_info().rss)\n"
-        "print(before, peak)\n"
+    seconds = medians(
+        {
+            "memmap": read(lambda rows: plain_map[rows], batches),
+            "cache": read(records.read, batches),
+            "cache in order": read(records.read, in_order),
+        },
+        repeats,
+        warm_up=1,
     )
-    # A process of its own, without the memory of a backend.
-    environment = {**os.environ, "KERAS_BACKEND": "numpy"}
-    command = [sys.executable, "-c", script, str(folder)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    before, peak = (int(n) / 1e6 for n in said.stdout.split())
-    memory = {"before_mb": before, "peak_mb": peak, "reader_mb": peak - before}
-    return rows, {"records_per_second": rate, "bytes": manifest.nbytes, **memory}
+    rate = {
+        "memmap": 256 * len(batches) / seconds["memmap"],
+        "cache": 256 * len(batches) / seconds["cache"],
+        "cache in order": 256 * len(in_order) / seconds["cache in order"],
+    }
+    turns = 4000 if count >= 1_000_000 else 200
+    (base, opened, peak), keras_loaded = memory(_READER, folder, turns)
+    (map_base, _, map_peak), _ = memory(_MAPPED, flat, turns, manifest.record_bytes)
+    size = manifest.record_bytes
+    table = {
+        "columns": [
+            f"{count:,} records of {size} bytes",
+            "records/s",
+            "MB/s",
+            "resident MB, imported",
+            "resident MB, at most",
+        ],
+        "rows": [
+            ["cache, at random", rate["cache"], rate["cache"] * size / 1e6, base, peak],
+            [
+                "cache, in the written order",
+                rate["cache in order"],
+                rate["cache in order"] * size / 1e6,
+                base,
+                peak,
+            ],
+            [
+                "numpy.memmap, at random",
+                rate["memmap"],
+                rate["memmap"] * size / 1e6,
+                map_base,
+                map_peak,
+            ],
+        ],
+    }
+    notes = [
+        f"Reading {count:,} records takes {peak:.0f} MB of resident memory in a process that has "
+        f"imported the reader alone (goal 300 MB; Keras {'is' if keras_loaded else 'is not'} "
+        f"imported there): {opened - base:.1f} MB more than before opening, and "
+        f"{peak - opened:.1f} MB more while reading. In a training process the same few megabytes "
+        "come on top of what Keras and its backend take.",
+    ]
+    return table, notes, {"records_per_second": rate}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=2048)
+    parser.add_argument("--samples", type=int, default=6144)
     parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
     arguments = parser.parse_args()
-    started = time.time()
+    started = begin()
+    if arguments.quick:
+        arguments.samples, arguments.records, arguments.repeats = 512, 20_000, 1
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(arguments.samples, 32, 32, 3)).astype("float32")
     y = rng.integers(0, CLASSES, arguments.samples)
-    teacher = convnet((32, 64, 128), "teacher")
+    widths = (4, 8) if arguments.quick else (8, 16, 32)
+    teacher = cnn(tuple(2 * width for width in widths), CLASSES, name="teacher")
     with tempfile.TemporaryDirectory() as temporary:
         root = pathlib.Path(temporary)
         (root / "large").mkdir()
-        read, about = reading(root / "large", arguments.records, arguments.repeats)
-        table = {
-            **epochs(root / "epochs", x, y, teacher, arguments.repeats),
-            **writing(root, x, teacher, arguments.repeats),
-            **read,
-        }
-    print(f"{'':58}{'ratio':>8}{'one, s':>10}{'other, s':>10}")
-    for name, (value, one, other) in table.items():
-        print(f"{name:58}{value:8.3f}{one:10.3f}{other:10.3f}")
-    print(
-        f"{about['records_per_second']:,.0f} records/s read at random from {about['bytes']:,} "
-        f"bytes; resident memory {about['before_mb']:.0f} MB before, at most "
-        f"{about['peak_mb']:.0f} MB while reading (+{about['reader_mb']:.0f} MB)"
+        table, notes, about = reading(root / "large", arguments.records, arguments.repeats)
+        ratios, rows = epochs(root / "epochs", x, y, teacher, arguments.repeats, widths)
+        written, written_rows, said = writing(root, x[:2048], teacher, arguments.repeats)
+    save(
+        "cache",
+        started,
+        ratios=ratios | written,
+        tables=[
+            {"columns": ["", "s", "s of its yardstick"], "rows": rows + written_rows},
+            table,
+        ],
+        notes=[
+            f"An epoch is {arguments.samples:,} images of 32 by 32 in batches of 128, a student of "
+            f"{'-'.join(map(str, widths))}, top 10 of {CLASSES} classes.",
+            *said,
+            *notes,
+        ],
+        quick=arguments.quick,
+        reading=about,
+        backend=keras.config.backend(),
     )
-    result = {
-        "arguments": vars(arguments),
-        "ratios": {name: value for name, (value, _, _) in table.items()},
-        "seconds": {name: values[1:] for name, values in table.items()},
-        "reading": about,
-        "keras": keras.version(),
-        "backend": keras.backend.backend(),
-        "load": os.getloadavg(),
-        "took_seconds": time.time() - started,
-    }
-    path = pathlib.Path(__file__).parent / "results" / "cache.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,48 +25,38 @@ from shared_data import load
 
 import keras_kd as kd
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "methods.json"
+RESULTS = pathlib.Path(__file__).parent / "results"
 TABLE = pathlib.Path(__file__).parent.parent / "docs" / "methods.md"
 BATCH = 128
+DATASETS = ("fashion_mnist", "cifar10")
 SETTINGS = {
-    "fashion_mnist": {
-        "teacher": (32, 64, 128),
-        "student": (8, 12, 24),
-        "repeat": 1,
-        "teacher_epochs": 5,
-        "held_out": 5000,
-        "rows": 10000,
-        "epochs": 20,
-    },
-    "cifar10": {
-        "teacher": (24, 48, 96),
-        "student": (9, 18, 36),
-        "repeat": 2,
-        "teacher_epochs": 8,
-        "held_out": 5000,
-        "rows": 10000,
-        "epochs": 20,
-    },
+    "teacher": (32, 64, 128),
+    "student": (8, 16, 32),
+    "teacher_epochs": 5,
+    "held_out": 5000,
+    "rows": 10000,
+    "epochs": 10,
 }
-BLOCKS = ["block1", "block2", "block3"]
+# Layers of the teacher and of the student with maps of one size, and with many channels.
+LOW, HIGH, EMBEDDING = ("block2", "block1"), ("block3", "block3"), ("embedding", "embedding")
+BOTH = (["block2", "block3"], ["block1", "block3"])
 
 
 def hard_loss():
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def convnet(shape, widths, repeat, name, flip=False):
-    """`repeat` convolutions a block; `block1` ... end before the pooling, `embedding` after."""
+def convnet(shape, widths, name, small=False, flip=False):
+    """`block1` ... are read before the pooling; a small net strides where a large one pools."""
     x = inputs = keras.Input(shape)
     if flip:
         x = keras.layers.RandomFlip("horizontal")(x)
     for index, width in enumerate(widths, 1):
-        for turn in range(repeat):
-            x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-            x = keras.layers.BatchNormalization(momentum=0.9)(x)
-            last = turn == repeat - 1
-            x = keras.layers.ReLU(name=f"block{index}" if last else None)(x)
-        if index < len(widths):
+        strides = 2 if small and index < len(widths) else 1
+        x = keras.layers.Conv2D(width, 3, strides, padding="same", use_bias=False)(x)
+        x = keras.layers.BatchNormalization(momentum=0.9)(x)
+        x = keras.layers.ReLU(name=f"block{index}")(x)
+        if not small and index < len(widths):
             x = keras.layers.MaxPooling2D()(x)
     x = keras.layers.GlobalAveragePooling2D(name="embedding")(x)
     return keras.Model(inputs, keras.layers.Dense(10, name="logits")(x), name=name)
@@ -77,15 +67,15 @@ def logits(loss, **weights):
     return lambda run: {"distillation_loss": loss(), **weights}
 
 
-def features(loss, layer, weight, projector=None, warm_up=0):
+def features(loss, layer, weight, projector=None, warm_up=False):
     """CE + `weight` times a loss of features of one layer or several."""
 
     def options(run):
-        transfer = kd.Transfer(loss(run), layer, layer, projector, weight)
+        transfer = kd.Transfer(loss(run), *(layer or (None, None)), projector, weight)
         if warm_up:
             run.callbacks.append(
                 kd.callbacks.TransferWeightAnnealing(
-                    transfer.name, start=0.0, end=weight, epochs=warm_up
+                    transfer.name, start=0.0, end=weight, epochs=SETTINGS["epochs"] // 4
                 )
             )
         return {
@@ -98,12 +88,12 @@ def features(loss, layer, weight, projector=None, warm_up=0):
 
 
 def decoupled(run):
-    kwargs = features(lambda run: kd.losses.DecoupledKD(temperature=4.0), None, 1.0, warm_up=20)
+    kwargs = features(lambda run: kd.losses.DecoupledKD(temperature=4.0), None, 1.0, warm_up=True)
     return kwargs(run)
 
 
 def simkd(run):
-    transfer = kd.Transfer(kd.losses.SimKD(), "block3", "block3")
+    transfer = kd.Transfer(kd.losses.SimKD(), *HIGH)
     return {
         "loss": None,
         "distillation_loss": transfer,
@@ -118,7 +108,7 @@ def combined(*parts):
     def options(run):
         return {
             "distillation_loss": [
-                kd.Transfer(loss(), layer, layer, projector, weight)
+                kd.Transfer(loss(), *(layer or (None, None)), projector, weight)
                 for loss, layer, projector, weight in parts
             ],
             "student_loss_weight": 1.0,
@@ -163,59 +153,59 @@ OF_LOGITS = {
     "total_variation": ("TotalVariation, 0.5 + 0.5", logits(L.TotalVariation, alpha=0.5)),
     "logit_mse": ("LogitMSE, 0.5 + 0.5", logits(L.LogitMSE, alpha=0.5)),
     "logit_huber": ("LogitHuber, 0.5 + 0.5", logits(L.LogitHuber, alpha=0.5)),
-    "decoupled": ("DecoupledKD, T = 4, 1 TCKD + 8 NCKD, 20 epochs of warm-up, CE + DKD", decoupled),
+    "decoupled": ("DecoupledKD, T = 4, 1 TCKD + 8 NCKD, warm-up, CE + DKD", decoupled),
     "dist": ("DIST, CE + 2 DIST", ce_and(L.DIST, 2.0)),
     "dist_t4": ("DIST, T = 4, CE + 2 DIST", ce_and(lambda: L.DIST(temperature=4.0), 2.0)),
 }
 OF_FEATURES = {
-    "hint": ("Hint, block3, CE + 100", features(lambda r: L.Hint(), "block3", 100.0, "auto")),
+    "hint": ("Hint, last map, CE + 100", features(lambda r: L.Hint(), HIGH, 100.0, "auto")),
     "attention": (
-        "AttentionTransfer, block2 and block3, CE + 1000",
-        features(lambda r: L.AttentionTransfer(), BLOCKS[1:], 1000.0),
+        "AttentionTransfer, two maps, CE + 1000",
+        features(lambda r: L.AttentionTransfer(), BOTH, 1000.0),
     ),
     "factor": (
-        "FactorTransfer, rate 0.5, block3, CE + 500",
-        features(lambda r: L.FactorTransfer(rate=0.5), "block3", 500.0),
+        "FactorTransfer, rate 0.5, last map, CE + 500",
+        features(lambda r: L.FactorTransfer(rate=0.5), HIGH, 500.0),
     ),
     "fsp": (
-        "FSP, block2 to block3, CE + 50",
-        features(lambda r: L.FSP(), BLOCKS[1:], 50.0, "conv"),
+        "FSP, two maps, CE + 50",
+        features(lambda r: L.FSP(), BOTH, 50.0, "conv"),
     ),
-    "nst": ("NST, block3, CE + 50", features(lambda r: L.NST(), "block3", 50.0)),
-    "vid": ("VID, block3, CE + 1", features(lambda r: L.VID(), "block3", 1.0)),
-    "ickd": ("ICKD, block3, CE + 2.5", features(lambda r: L.ICKD(), "block3", 2.5, "auto")),
+    "nst": ("NST, last map, CE + 50", features(lambda r: L.NST(), HIGH, 50.0)),
+    "vid": ("VID, last map, CE + 1", features(lambda r: L.VID(), HIGH, 1.0)),
+    "ickd": ("ICKD, last map, CE + 2.5", features(lambda r: L.ICKD(), HIGH, 2.5, "auto")),
     "reviewkd": (
-        "ReviewKD, block2 and block3, CE + 1, 20 epochs of warm-up",
-        features(lambda r: L.ReviewKD(), BLOCKS[1:], 1.0, warm_up=20),
+        "ReviewKD, two maps, CE + 1, warm-up",
+        features(lambda r: L.ReviewKD(), BOTH, 1.0, warm_up=True),
     ),
-    "simkd": ("SimKD, block3, no labels, the teacher's head", simkd),
+    "simkd": ("SimKD, last map, no labels, the teacher's head", simkd),
     "similarity": (
-        "SimilarityPreserving, block3, CE + 3000",
-        features(lambda r: L.SimilarityPreserving(), "block3", 3000.0),
+        "SimilarityPreserving, last map, CE + 3000",
+        features(lambda r: L.SimilarityPreserving(), HIGH, 3000.0),
     ),
-    "rkd": ("RKD, embedding, CE + 1", features(lambda r: L.RKD(), "embedding", 1.0)),
+    "rkd": ("RKD, embedding, CE + 1", features(lambda r: L.RKD(), EMBEDDING, 1.0)),
     "correlation": (
         "CorrelationCongruence, embedding, CE + 0.02",
-        features(lambda r: L.CorrelationCongruence(), "embedding", 0.02, "auto"),
+        features(lambda r: L.CorrelationCongruence(), EMBEDDING, 0.02, "auto"),
     ),
-    "pkt": ("PKT, embedding, CE + 30000", features(lambda r: L.PKT(), "embedding", 30000.0)),
+    "pkt": ("PKT, embedding, CE + 30000", features(lambda r: L.PKT(), EMBEDDING, 30000.0)),
     "crd": (
         "CRD, memory banks, embedding, CE + 0.8",
-        features(lambda r: L.CRD(samples=r.rows, negatives=4096), "embedding", 0.8),
+        features(lambda r: L.CRD(samples=r.rows, negatives=4096), EMBEDDING, 0.8),
     ),
     "crd_batch": (
         "CRD, within the batch, embedding, CE + 0.8",
-        features(lambda r: L.CRD(), "embedding", 0.8),
+        features(lambda r: L.CRD(), EMBEDDING, 0.8),
     ),
     "dist_hint": (
         "DIST and Hint, CE + 2 DIST + 100 Hint",
-        combined((L.DIST, None, None, 2.0), (L.Hint, "block3", "auto", 100.0)),
+        combined((L.DIST, None, None, 2.0), (L.Hint, HIGH, "auto", 100.0)),
     ),
     "kd_similarity": (
         "SoftTargets T = 4 and SimilarityPreserving, CE + 0.9 KD + 3000",
         combined(
             (lambda: L.SoftTargets(4.0), None, None, 0.9),
-            (L.SimilarityPreserving, "block3", None, 3000.0),
+            (L.SimilarityPreserving, HIGH, None, 3000.0),
         ),
     ),
 }
@@ -231,8 +221,8 @@ class Benchmark:
     """One data set: its teacher, caches and rows of the table."""
 
     def __init__(self, dataset, folder, work, results):
-        self.dataset, self.results = dataset, results
-        self.settings = SETTINGS[dataset]
+        self.dataset = dataset
+        self.settings = SETTINGS
         self.work = pathlib.Path(work) / dataset
         self.work.mkdir(parents=True, exist_ok=True)
         x, y, self.x_test, self.y_test = load(dataset, folder, None)
@@ -242,12 +232,11 @@ class Benchmark:
         self.rows = self.settings["rows"]
         self.x, self.y = self.x_full[: self.rows], self.y_full[: self.rows]
         self.callbacks = []
-        kept = results.setdefault(dataset, {"settings": self.settings, "runs": {}})
-        if json.loads(json.dumps(self.settings)) != json.loads(json.dumps(kept["settings"])):
+        self.kept = results or {"dataset": dataset, "settings": SETTINGS, "runs": {}}
+        if json.loads(json.dumps(SETTINGS)) != json.loads(json.dumps(self.kept["settings"])):
             raise SystemExit(
-                f"{RESULTS} holds {dataset} with other settings: remove that entry to start anew."
+                f"The results of {dataset} have other settings: remove the file first."
             )
-        self.kept = kept
         self.teacher = self.trained_teacher()
 
     def trained_teacher(self):
@@ -255,38 +244,34 @@ class Benchmark:
         path = self.work / "teacher.keras"
         s = self.settings
         if not path.exists():
-            begin = time.time(), time.process_time()
             keras.utils.set_random_seed(0)
-            model = convnet(self.x.shape[1:], s["teacher"], s["repeat"], "teacher", flip=True)
+            flip = self.dataset == "cifar10"
+            model = convnet(self.x.shape[1:], s["teacher"], "teacher", flip=flip)
             steps = s["teacher_epochs"] * -(-len(self.x_full) // BATCH)
             rate = keras.optimizers.schedules.CosineDecay(3e-3, steps)
             model.compile(keras.optimizers.AdamW(rate), hard_loss(), metrics=["accuracy"])
             model.fit(
                 self.x_full, self.y_full, batch_size=BATCH, epochs=s["teacher_epochs"], verbose=2
             )
-            plain = convnet(self.x.shape[1:], s["teacher"], s["repeat"], "teacher")
+            plain = convnet(self.x.shape[1:], s["teacher"], "teacher")
             plain.set_weights(
                 [v.numpy() for v in model.variables if "seed_generator" not in v.path]
             )
             plain.save(self.work / "partial.keras")
             os.replace(self.work / "partial.keras", path)
-            self.kept["teacher"] = {
-                "seconds": round(time.time() - begin[0], 1),
-                "cpu_seconds": round(time.process_time() - begin[1], 1),
-            }
         teacher = keras.models.load_model(path)
         teacher.trainable = False
         if "accuracy" not in self.kept.setdefault("teacher", {}):
             self.kept["teacher"]["accuracy"] = self.accuracy(teacher, self.x_test, self.y_test)
             self.kept["teacher"]["params"] = teacher.count_params()
+            self.kept["full_rows"] = len(self.x_full)
             self.kept["student_params"] = self.student(0).count_params()
         return teacher
 
     def student(self, seed):
         """A new student with the initial weights of this seed."""
         keras.utils.set_random_seed(seed)
-        s = self.settings
-        return convnet(self.x.shape[1:], s["student"], s["repeat"], "student")
+        return convnet(self.x.shape[1:], self.settings["student"], "student", small=True)
 
     def cache(self, name):
         """The teacher's logits, or its logits and features, on disk once."""
@@ -311,11 +296,11 @@ class Benchmark:
         self.callbacks = []
         student = self.student(seed)
         epochs = self.settings["epochs"]
-        rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * -(-self.rows // BATCH))
+        rate = keras.optimizers.schedules.CosineDecay(5e-3, epochs * -(-self.rows // BATCH))
         optimizer = keras.optimizers.Adam(rate)
         model = student
         if name == "plain":
-            student.compile(optimizer, hard_loss())
+            student.compile(optimizer, hard_loss(), steps_per_execution=10)
         elif name in PEERS:
             from keras.distillation import Distiller, LogitsDistillation
 
@@ -323,10 +308,11 @@ class Benchmark:
             model = Distiller(
                 self.teacher, student, distillation_losses=[LogitsDistillation(**loss)]
             )
-            model.compile(optimizer, hard_loss())
+            model.compile(optimizer, hard_loss(), steps_per_execution=10)
         else:
             model = kd.Distiller(student, self.cache(name))
-            model.compile(optimizer, **{"loss": hard_loss(), **METHODS[name][1](self)})
+            options = {"loss": hard_loss(), "steps_per_execution": 10, **METHODS[name][1](self)}
+            model.compile(optimizer, **options)
         keras.utils.set_random_seed(seed)
         begin = time.time(), time.process_time()
         labels = () if name == "simkd" else (self.y,)
@@ -351,83 +337,83 @@ class Benchmark:
         return keras.Model(student.inputs, self.teacher.get_layer("logits")(pooled))
 
 
-def save(results):
-    RESULTS.parent.mkdir(exist_ok=True)
-    partial = RESULTS.with_suffix(".part")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(partial, RESULTS)
+def read(dataset):
+    path = RESULTS / f"methods_{dataset}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
-def table(results):
-    """The tables of all data sets, in Markdown."""
-    text = []
-    for dataset, kept in results.items():
-        runs = kept["runs"]
-        if "plain" not in runs:
-            continue
-        base = np.mean([run["test"] for run in runs["plain"].values()])
-        rows = []
-        for name, by_seed in runs.items():
-            test = [run["test"] for run in by_seed.values()]
-            held = np.mean([run["validation"] for run in by_seed.values()])
-            label = PEERS.get(name) or METHODS[name][0]
-            spread = f" ± {np.std(test, ddof=1):.2f}" if len(test) > 1 else ""
-            wall = np.median([run["seconds"] for run in by_seed.values()])
-            rows.append((np.mean(test), label, spread, held, wall, len(test)))
-        s, teacher = kept["settings"], kept["teacher"]
-        cpu = sum(r["cpu_seconds"] for each in runs.values() for r in each.values())
-        cpu += teacher.get("cpu_seconds", 0)
-        text += [
-            f"### {dataset}",
-            "",
-            f"Teacher: {teacher['params']:,} parameters, {teacher['accuracy']:.2f} %, trained on "
-            f"all {'55,000' if dataset == 'fashion_mnist' else '45,000'} rows for "
-            f"{s['teacher_epochs']} epochs. Student: {kept['student_params']:,} parameters, "
-            f"{s['rows']:,} rows, {s['epochs']} epochs of {-(-s['rows'] // BATCH)} steps. "
-            f"All runs and the teacher together: {cpu / 3600:.2f} hours of CPU.",
-            "",
-            "| Method | test % | over plain | held-out % | seeds | fit, s |",
-            "|---|---|---|---|---|---|",
-        ]
-        for mean, label, spread, held, wall, seeds in sorted(rows, reverse=True):
-            text.append(
-                f"| {label} | {mean:.2f}{spread} | {mean - base:+.2f} | {held:.2f} | {seeds} "
-                f"| {wall:.0f} |"
+def save(kept):
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"methods_{kept['dataset']}.json"
+    path.with_suffix(".part").write_text(json.dumps(kept, indent=1) + "\n")
+    os.replace(path.with_suffix(".part"), path)
+
+
+def table(kept):
+    """One data set as Markdown."""
+    runs, s, teacher = kept["runs"], kept["settings"], kept["teacher"]
+    base = np.mean([run["test"] for run in runs["plain"].values()])
+    rows = []
+    for name, by_seed in runs.items():
+        test = [run["test"] for run in by_seed.values()]
+        held = np.mean([run["validation"] for run in by_seed.values()])
+        label = PEERS.get(name) or METHODS[name][0]
+        spread = f" ± {np.std(test, ddof=1):.2f}" if len(test) > 1 else ""
+        seconds = np.median([run["cpu_seconds"] for run in by_seed.values()])
+        mean = np.mean(test)
+        rows.append(
+            (
+                mean,
+                f"| {label} | {mean:.2f}{spread} | {mean - base:+.2f} | {held:.2f} "
+                f"| {len(test)} | {seconds:.0f} |",
             )
-        text.append("")
-    return "\n".join(text)
+        )
+    hours = sum(run["cpu_seconds"] for each in runs.values() for run in each.values()) / 3600
+    return "\n".join(
+        [
+            f"### {kept['dataset']}",
+            "",
+            f"Teacher: {teacher['params']:,} parameters, {teacher['accuracy']:.2f} % after "
+            f"{s['teacher_epochs']} epochs of all {kept['full_rows']:,} rows. Student: "
+            f"{kept['student_params']:,} parameters, {s['epochs']} epochs of {s['rows']:,} rows in "
+            f"{s['epochs'] * -(-s['rows'] // BATCH)} steps. The runs together: "
+            f"{hours:.2f} hours of CPU.",
+            "",
+            "| Method | test % | over plain | held-out % | seeds | fit, CPU s |",
+            "|---|---|---|---|---|---|",
+            *(line for _, line in sorted(rows, reverse=True)),
+        ]
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", choices=list(SETTINGS), default="fashion_mnist")
+    parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("../shared/data"))
-    parser.add_argument("--work", default="build/methods")
+    parser.add_argument("--work", default="build/methods", help="for the teacher and the caches")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", help="names of methods, joined by commas")
     parser.add_argument("--table", action="store_true", help="write docs/methods.md and stop")
     arguments = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    names = arguments.only.split(",") if arguments.only else [*PEERS, *METHODS]
+    if unknown := set(names) - {*PEERS, *METHODS}:
+        parser.error(f"unknown methods: {sorted(unknown)}. There are {[*PEERS, *METHODS]}")
     if not arguments.table:
-        benchmark = Benchmark(arguments.dataset, arguments.data, arguments.work, results)
-        save(results)
-        names = arguments.only.split(",") if arguments.only else [*PEERS, *METHODS]
-        unknown = set(names) - {*PEERS, *METHODS}
-        if unknown:
-            parser.error(f"unknown methods: {sorted(unknown)}. There are {[*PEERS, *METHODS]}")
+        dataset = arguments.dataset
+        benchmark = Benchmark(dataset, arguments.data, arguments.work, read(dataset))
+        save(benchmark.kept)
         for seed in range(arguments.seeds):
             for name in names:
                 runs = benchmark.kept["runs"].setdefault(name, {})
-                if str(seed) in runs:
-                    continue
-                runs[str(seed)] = benchmark.run(name, seed)
-                save(results)
-                print(f"{arguments.dataset} seed {seed} {name:16s} {runs[str(seed)]}", flush=True)
-    print(table(results))
-    if TABLE.exists():
-        before, rest = TABLE.read_text().split("<!-- table -->")
-        after = rest.split("<!-- /table -->")[1]
-        TABLE.write_text(f"{before}<!-- table -->\n{table(results)}\n<!-- /table -->{after}")
+                if str(seed) not in runs:
+                    runs[str(seed)] = benchmark.run(name, seed)
+                    save(benchmark.kept)
+                    print(f"{dataset} seed {seed} {name:16s} {runs[str(seed)]}", flush=True)
+    tables = "\n\n".join(table(kept) for kept in map(read, DATASETS) if kept)
+    print(tables)
+    before, rest = TABLE.read_text().split("<!-- table -->")
+    after = rest.split("<!-- /table -->")[1]
+    TABLE.write_text(f"{before}<!-- table -->\n{tables}\n<!-- /table -->{after}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ from keras.optimizers.schedules import (
     PolynomialDecay,
 )
 
+from keras_kd.balancing import LossBalancing as LossBalancing
 from keras_kd.resume import ResumableBackup, writes
 
 __all__ = [
     "AlphaAnnealing",
+    "LossBalancing",
     "ResumableBackup",
     "StudentCheckpoint",
     "TemperatureAnnealing",

@@ -298,15 +298,15 @@ def _dataset(dataset: Any, loss: Any, metrics: bool, template: Any) -> None:
             _refuse_float_labels(dtype.name)
 
 
-def first_rows(x: Any, must_be_real: bool, count: int = 8) -> tuple[Any, bool, Any]:
-    """A few rows of what `fit` was given.
+def first_rows(x: Any, must_be_real: bool, batch_size: int | None = None) -> tuple[Any, bool, Any]:
+    """The first rows of what `fit` was given: a few, or the first batch if they must be real.
 
     Args:
         x: What `fit` was given.
         must_be_real: Whether zeros in the shape of the data are not enough.
             Those spare a `tf.data.Dataset`, which cannot be looked into
             without starting its pipeline.
-        count: How many rows.
+        batch_size: Rows a batch of arrays; `None` is Keras's 32.
 
     Returns:
         The rows, or `None` where nothing can be read; whether they are rows of
@@ -319,9 +319,10 @@ def first_rows(x: Any, must_be_real: bool, count: int = 8) -> tuple[Any, bool, A
 
     def head(batch: Any) -> Any:
         rows = keras.utils.unpack_x_y_sample_weight(batch)[0]
-        return keras.tree.map_structure(lambda leaf: leaf[:count], rows)
+        return keras.tree.map_structure(lambda leaf: leaf if must_be_real else leaf[:8], rows)
 
     if _are_arrays(x):
+        count = (batch_size or 32) if must_be_real else 8
         rows = keras.tree.map_structure(lambda leaf: leaf[:count], x)
         # Data frames have no shape that a model reads.
         pandas = any(type(leaf).__module__.startswith("pandas") for leaf in keras.tree.flatten(x))

@@ -95,7 +95,7 @@ class FastTeacher(ModelTeacher):
     """A model that is answered for by a folded copy in lower precision.
 
     With `precision="auto"` copies in float32, bfloat16 and float16 are timed
-    against the model on the first rows of the data, and the fastest one is
+    against the model on the first batch of the data, and the fastest one is
     taken if it is faster than the model and agrees with it: top-1 on at least
     99.9 % of the rows, with a KL divergence below 1e-3 nats. Which one is said
     once, as a warning. Inner layers are read from the model as it was given,
@@ -140,7 +140,7 @@ class FastTeacher(ModelTeacher):
         self._taps = paths
 
     def inspect(self, x: Any) -> None:
-        """Choose a precision on the first rows, with `"auto"`."""
+        """Choose a precision on the first batch, with `"auto"`."""
         super().inspect(x)
         if self.precision == "auto" and not self._taps:
             self._choose(x)

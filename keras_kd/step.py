@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_kd.losses.base import joint_mask
+from keras_kd.losses.vocabulary import is_large
 from keras_kd.masks import keras_mask, with_keras_mask
 from keras_kd.outputs import Match
 from keras_kd.taps import Answer
@@ -54,8 +55,66 @@ class Books:
                 same = ops.equal(ops.greater(ours, 0), ops.greater(theirs, 0))
                 same = ops.mean(ops.cast(same, "float32"), axis=-1)
             else:
-                same = ops.equal(ops.argmax(ours, axis=-1), ops.argmax(theirs, axis=-1))
+                same = ops.equal(top_class(ours), top_class(theirs))
             self.add("agreement", ops.cast(same, "float32"), mask)
+
+
+def hard_loss(loss: Any, y: Any, output: Any, sample_weight: Any) -> Tensor:
+    """The student's loss on the labels, by what Keras made of the compiled loss.
+
+    A weight `(batch,)` weighs every token or pixel of its sample. Over a large
+    vocabulary the loss is computed a second time for its gradient: Keras's
+    crossentropy would hold as much as the logits in between.
+
+    Args:
+        loss: Keras's container of the losses given to `compile`.
+        y: Labels, structured like the outputs.
+        output: What the student returned.
+        sample_weight: Weights, for all outputs or for each, or `None`.
+
+    Returns:
+        A scalar.
+    """
+    weight = for_positions(sample_weight, output)
+    # With several outputs the container also counts, which it must not do twice.
+    if not (ops.is_tensor(output) and is_large(output)):
+        return loss(y, output, weight)
+    mask = keras_mask(output)
+
+    def value(logits: Tensor) -> Tensor:
+        return loss(y, with_keras_mask(logits, mask), weight)
+
+    return keras.remat(value)(output)
+
+
+def for_positions(sample_weight: Any, output: Any) -> Any:
+    """Weights `(batch,)` as `(batch, 1, ...)` beside outputs of tokens or pixels.
+
+    Keras broadcasts weights over the last axes only where they have as many axes as
+    the values of the loss.
+
+    Args:
+        sample_weight: A tensor, or one for each output in their structure, or `None`.
+        output: What the student returned.
+
+    Returns:
+        The weights; one tensor for several outputs stays as it is.
+    """
+    if sample_weight is None:
+        return None
+
+    def fitted(tensor: Any, weight: Any) -> Any:
+        if weight is None or len(weight.shape) != 1 or len(tensor.shape) < 3:
+            return weight
+        return ops.reshape(weight, (-1, *[1] * (len(tensor.shape) - 2)))
+
+    if ops.is_tensor(output) and ops.is_tensor(sample_weight):
+        return fitted(output, sample_weight)
+    outputs, weights = keras.tree.flatten(output), keras.tree.flatten(sample_weight)
+    if len(outputs) != len(weights):
+        return sample_weight
+    fit = [fitted(tensor, weight) for tensor, weight in zip(outputs, weights)]
+    return keras.tree.pack_sequence_as(sample_weight, fit)
 
 
 def pick(answer: Answer, taps: Any, output: int, logits: bool) -> Any:
@@ -97,13 +156,30 @@ def stopped(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
     read = Answer(answer.output if with_output else None, answer.logits, answer.tensors)
     finite: Any = ops.convert_to_tensor(True)
     for tensor in keras.tree.flatten((answer.logits, answer.tensors)):
-        finite = ops.logical_and(finite, ops.all(ops.isfinite(tensor)))
+        finite = ops.logical_and(finite, all_finite(tensor))
 
     def clean(tensor: Any) -> Any:
-        cleaned = ops.stop_gradient(ops.where(finite, tensor, ops.zeros_like(tensor)))
-        return with_keras_mask(cleaned, keras_mask(tensor))
+        # A scalar zero, since `zeros_like` of logits over a vocabulary is no small thing.
+        cleaned = ops.where(finite, tensor, ops.zeros((), tensor.dtype))
+        return with_keras_mask(ops.stop_gradient(cleaned), keras_mask(tensor))
 
     return keras.tree.map_structure(clean, read, none_is_leaf=False), finite
+
+
+def top_class(logits: Tensor) -> Tensor:
+    """The index of the greatest logit, `(batch, ...)`."""
+    # TensorFlow's argmax holds the logits once and a half again, its top_k nothing.
+    if is_large(logits):
+        return ops.top_k(logits, k=1)[1][..., 0]
+    return ops.argmax(logits, axis=-1)
+
+
+def all_finite(tensor: Tensor) -> Tensor:
+    """Whether no number is NaN or infinite, found without a second tensor of that size."""
+    if not len(tensor.shape):
+        return ops.isfinite(tensor)
+    extremes = (ops.max(tensor, axis=-1), ops.min(tensor, axis=-1))
+    return ops.all(ops.isfinite(ops.stack(extremes)))
 
 
 def zeros_unless(finite: Tensor, x: Any) -> Any:

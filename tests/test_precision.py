@@ -235,3 +235,21 @@ def test_a_teacher_of_int8_weights(data):
     np.testing.assert_allclose(logs["logit_mse"], expected, rtol=1e-4)
     for now, was in zip(teacher.weights, before):
         np.testing.assert_array_equal(np.array(now), was)
+
+
+@pytest.mark.parametrize("form", ["arrays", "dataset"])
+def test_the_whole_first_batch_is_timed(teacher, data, monkeypatch, form):
+    seen = []
+    monkeypatch.setattr(
+        precision, "milliseconds", lambda models, x: seen.append(len(x)) or [1.0, 5.0, 8.0, 8.0]
+    )
+    given, batch_size = data, 12
+    if form == "dataset":
+        import tensorflow as tf
+
+        given, batch_size = [tf.data.Dataset.from_tensor_slices(data).batch(12)], None
+    distiller = kd.Distiller(convnet("student"), teacher, teacher_precision="auto")
+    distiller.compile("sgd", LOSS)
+    with pytest.warns(UserWarning, match="as it was given"):
+        distiller.fit(*given, batch_size=batch_size, verbose=0)
+    assert seen == [12]

@@ -1,9 +1,30 @@
 """The teacher's answers on disk: run once, read in every epoch."""
 
-# First, since the teachers end with importing `CachedTeacher` from this package.
-from keras_kd import teachers as teachers  # isort: skip
-from keras_kd.cache.layout import Manifest, record_bytes
-from keras_kd.cache.reader import verify
-from keras_kd.cache.writer import write
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keras_kd.cache.layout import Manifest as Manifest
+    from keras_kd.cache.layout import record_bytes as record_bytes
+    from keras_kd.cache.reader import verify as verify
+    from keras_kd.cache.writer import write as write
+
+# Loaded on first use, so that a process that only reads or checks a cache needs no Keras.
+_PUBLIC = {
+    "Manifest": "keras_kd.cache.layout",
+    "record_bytes": "keras_kd.cache.layout",
+    "verify": "keras_kd.cache.reader",
+    "write": "keras_kd.cache.writer",
+}
 
 __all__ = ["Manifest", "record_bytes", "verify", "write"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -233,7 +233,9 @@ class _Rows:
                 lambda leaf: tf.gather(leaf, rows), held, none_is_leaf=False
             )
             x, y, weight = drawn
-            record = _tf_record(self.teacher, rows)
+            record = _tf_fetch(
+                self.teacher, lambda rows: (rows, self.teacher.epoch), [rows], rows.shape[0]
+            )
             if augmented:
                 x = _tf_view(self.teacher, x, rows)
             return _packed(Joined(x, record), y, weight)
@@ -256,22 +258,30 @@ def _packed(x: Joined, y: Any, weight: Any) -> tuple[Any, ...]:
     return (x,) if y is None else (x, y)
 
 
-def _tf_record(teacher: Any, rows: Any, epoch: Any = None) -> dict[str, Any]:
-    """`teacher.fetch` inside a `tf.data` function."""
+def _tf_fetch(
+    teacher: Any, place: Callable[..., tuple[np.ndarray, int]], arguments: list[Any], size: Any
+) -> dict[str, Any]:
+    """`teacher.fetch` inside a `tf.data` function.
+
+    Args:
+        teacher: The `CachedTeacher`.
+        place: From `arguments` as NumPy arrays to row numbers and an epoch.
+        arguments: Tensors.
+        size: How many rows there will be, where it is known.
+    """
     import tensorflow as tf
 
     example = teacher.fetch(np.zeros(1, "int64"))
     names = list(example)
 
-    def fetch(rows: np.ndarray, epoch: Any = None) -> list[np.ndarray]:
-        found = teacher.fetch(rows, teacher.epoch if epoch is None else int(epoch))
+    def fetch(*given: np.ndarray) -> list[np.ndarray]:
+        found = teacher.fetch(*place(*given))
         return [found[name] for name in names]
 
-    arguments = [rows] if epoch is None else [rows, epoch]
     types = [tf.as_dtype(example[name].dtype) for name in names]
     tensors = tf.numpy_function(fetch, arguments, types)
     for name, tensor in zip(names, tensors):
-        tensor.set_shape([rows.shape[0], *example[name].shape[1:]])
+        tensor.set_shape([size, *example[name].shape[1:]])
     return dict(zip(names, tensors))
 
 
@@ -406,6 +416,48 @@ def _tf_join(teacher: Any, data: Any) -> Any:
     ranks = [len(each["shape"]) for each in teacher.caches[0].manifest.inputs]
     batched = [leaf.shape.rank for leaf in leaves] != ranks
     _check_first(teacher, data, batched)
+    length = int(data.cardinality())
+    if not batched and length >= 0:
+        reader.require_count(teacher.caches[0], length)
+    if not batched and _stackable(spec):
+        # A call into Python costs about as much for one sample as for a page of them.
+        page = min(256, max(1, _PAGE_BYTES // sum(map(_nbytes, keras.tree.flatten(spec)))))
+        joined = _tf_join_batches(teacher, data.batch(page), plain, True).unbatch()
+    else:
+        joined = _tf_join_batches(teacher, data, plain, batched)
+    if length >= 0:
+        joined = joined.apply(tf.data.experimental.assert_cardinality(length))
+    return joined
+
+
+# Samples that were given one by one are joined in pages of at most so many bytes.
+_PAGE_BYTES = 4 << 20
+
+
+def _stackable(spec: Any) -> bool:
+    """Whether samples of this form make dense batches."""
+    import tensorflow as tf
+
+    return all(
+        isinstance(leaf, tf.TensorSpec) and leaf.shape.is_fully_defined()
+        for leaf in keras.tree.flatten(spec)
+    )
+
+
+def _nbytes(spec: Any) -> int:
+    return int(spec.shape.num_elements()) * int(spec.dtype.size) or 1
+
+
+def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any:
+    """Join a `tf.data.Dataset` element by element, each with one call into Python.
+
+    Args:
+        teacher: The `CachedTeacher`.
+        data: The dataset.
+        plain: Whether its elements are tuples of which the first are the inputs.
+        batched: Whether they are batches, or single samples.
+    """
+    import tensorflow as tf
 
     @tf.autograph.experimental.do_not_convert
     def place(row: Any, element: Any) -> Any:
@@ -415,18 +467,24 @@ def _tf_join(teacher: Any, data: Any) -> Any:
 
     passes = _Passes(teacher)
 
-    def join(this: Any, epoch: Any) -> Callable[..., Any]:
+    def join(this: Any, epoch: Any, whole: Any) -> Callable[..., Any]:
         @tf.autograph.experimental.do_not_convert
         def with_record(row: Any, element: Any) -> Any:
             x, *rest = element if plain else (element,)
             if not batched:
                 x = keras.tree.map_structure(lambda leaf: tf.expand_dims(leaf, 0), x)
             flat = keras.tree.flatten(x)
-            rows = tf.numpy_function(passes.rows, [this, row, *flat], tf.int64)
-            rows.set_shape([flat[0].shape[0]])
-            record = _tf_record(teacher, rows, epoch)
+            size = tf.shape(flat[0], tf.int64)[0]
+            # Only what is compared is handed to Python: the batch, or one row that moves along.
+            other = (row // tf.maximum(size, 1) + this) % tf.maximum(size, 1)
+            start = tf.where(whole, tf.zeros((), tf.int64), other)
+            stop = tf.where(whole, size, start + 1)
+            compared = [leaf[start:stop] for leaf in flat]
+            record = _tf_fetch(
+                teacher, passes.rows, [this, epoch, row, size, start, *compared], flat[0].shape[0]
+            )
             if teacher.augment is not None:
-                x = _tf_view(teacher, x, rows, epoch)
+                x = _tf_view(teacher, x, row + tf.range(size), epoch)
             joined = Joined(x, record)
             if not batched:
                 joined = keras.tree.map_structure(lambda leaf: leaf[0], joined)
@@ -438,16 +496,16 @@ def _tf_join(teacher: Any, data: Any) -> Any:
 
     @tf.autograph.experimental.do_not_convert
     def one_pass(_: Any) -> Any:
-        this, epoch = tf.numpy_function(passes.begin, [], [tf.int64, tf.int64])
-        this.set_shape([])
-        epoch.set_shape([])
+        this, epoch, whole = tf.numpy_function(passes.begin, [], [tf.int64, tf.int64, tf.bool])
+        for each in (this, epoch, whole):
+            each.set_shape([])
         placed = data.scan(tf.constant(0, tf.int64), place)
-        joined = placed.map(join(this, epoch), num_parallel_calls=tf.data.AUTOTUNE)
+        joined = placed.map(join(this, epoch, whole), num_parallel_calls=tf.data.AUTOTUNE)
 
         @tf.autograph.experimental.do_not_convert
         def end(_: Any) -> Any:
             # Reached when all before it was read: here it shows whether rows are missing.
-            none = tf.numpy_function(passes.end, [this], tf.int64)
+            none = tf.numpy_function(passes.end, [this, whole], tf.int64)
             none.set_shape([])
             return joined.take(none)
 
@@ -455,8 +513,6 @@ def _tf_join(teacher: Any, data: Any) -> Any:
 
     joined = once.flat_map(one_pass)
     length = int(data.cardinality())
-    if not batched and length >= 0:
-        reader.require_count(teacher.caches[0], length)
     if length >= 0:
         joined = joined.apply(tf.data.experimental.assert_cardinality(length))
     return joined
@@ -465,28 +521,47 @@ def _tf_join(teacher: Any, data: Any) -> Any:
 class _Passes:
     """Compares what passes with what the teacher was given, and counts it.
 
+    Every row is compared until one pass has come to its end; after that, which
+    the same pipeline has shown to deliver the cached rows, one row of each
+    batch is, and that finds a dataset which is shuffled anew in each pass.
     Batches of one pass may come here in any order, and several passes may be
     under way at a time.
     """
 
     def __init__(self, teacher: Any) -> None:
         self.teacher = teacher
-        self.counts: list[int] = []
+        self.counts: list[list[int]] = []
+        self.known = False
 
-    def begin(self) -> tuple[np.int64, np.int64]:
-        """The number of a new pass, and the epoch whose views it shows."""
-        self.counts.append(0)
-        return np.int64(len(self.counts) - 1), np.int64(self.teacher.epoch)
+    def begin(self) -> tuple[np.int64, np.int64, np.bool_]:
+        """The number of a new pass, the epoch whose views it shows, whether all is compared."""
+        self.counts.append([])
+        this = len(self.counts) - 1
+        return np.int64(this), np.int64(self.teacher.epoch), np.bool_(not self.known)
 
-    def rows(self, this: np.ndarray, row: np.ndarray, *flat: np.ndarray) -> np.ndarray:
-        """The row numbers of a batch, checked."""
-        rows = _checked(self.teacher, list(flat), int(row))
-        self.counts[int(this)] += len(rows)
-        return rows
+    def rows(
+        self,
+        this: np.ndarray,
+        epoch: np.ndarray,
+        row: np.ndarray,
+        size: np.ndarray,
+        start: np.ndarray,
+        *flat: np.ndarray,
+    ) -> tuple[np.ndarray, int]:
+        """The row numbers of a batch, checked, and the epoch of their views."""
+        first, count = int(row), int(size)
+        if count:
+            reader.require_inputs(self.teacher.caches[0], list(flat), first + int(start))
+        if first + count > self.teacher.count:
+            reader.require_count(self.teacher.caches[0], first + count)
+        # Appended, which other threads cannot come between.
+        self.counts[int(this)].append(count)
+        return np.arange(first, first + count), int(epoch)
 
-    def end(self, this: np.ndarray) -> np.int64:
+    def end(self, this: np.ndarray, whole: np.ndarray) -> np.int64:
         """Nothing more; raises if rows are missing."""
-        reader.require_count(self.teacher.caches[0], self.counts[int(this)])
+        reader.require_count(self.teacher.caches[0], sum(self.counts[int(this)]))
+        self.known = self.known or bool(whole)
         return np.int64(0)
 
 

@@ -76,6 +76,8 @@ class Records:
         if problems:
             raise ValueError(_listed(self.root, problems))
         self.count: int = self.manifest.count or 0
+        self._record = self.manifest.layout.record
+        self._item = self._record.itemsize
         self._local = storage.Local()
         self._mapped = self.manifest.nbytes <= MAPPED_UP_TO or not hasattr(os, "pread")
         self._maps: dict[tuple[int, int], np.ndarray] = {}
@@ -103,10 +105,10 @@ class Records:
             found = self._read_mapped(epoch, shards, offsets)
         else:
             found = self._read_files(epoch, shards, offsets)
-        return found.view(self.manifest.layout.record)[:, 0]
+        return found.view(self._record)[:, 0]
 
     def _read_mapped(self, epoch: int, shards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        result = np.empty((len(shards), self.manifest.record_bytes), "u1")
+        result = np.empty((len(shards), self._item), "u1")
         order = np.argsort(shards, kind="stable")
         found, starts = np.unique(shards[order], return_index=True)
         for shard, part in zip(found.tolist(), np.split(order, starts[1:])):
@@ -114,17 +116,21 @@ class Records:
         return result
 
     def _read_files(self, epoch: int, shards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        item = self.manifest.record_bytes
+        item = self._item
         if len(shards) and (shards == shards[0]).all() and (np.diff(offsets) == 1).all():
             # Rows in a row, as a dataset in the written order asks for them.
             file = self._file(epoch, int(shards[0]))
-            pieces = [os.pread(file.fileno(), item * len(shards), int(offsets[0]) * item)]
-        else:
-            files = {shard: self._file(epoch, shard) for shard in np.unique(shards).tolist()}
-            pieces = [
-                os.pread(files[shard].fileno(), item, start)
-                for shard, start in zip(shards.tolist(), (offsets * item).tolist())
-            ]
+            read = os.pread(file.fileno(), item * len(shards), int(offsets[0]) * item)
+            return np.frombuffer(bytearray(read), "u1").reshape(-1, item)
+        # The files are held here, so that none is closed meanwhile; a call for each record is what
+        # reading costs, and nothing else is done beside it.
+        held = {shard: self._file(epoch, shard) for shard in set(shards.tolist())}
+        number = {shard: file.fileno() for shard, file in held.items()}
+        pread = os.pread
+        pieces = [
+            pread(number[shard], item, start)
+            for shard, start in zip(shards.tolist(), (offsets * item).tolist())
+        ]
         return np.frombuffer(bytearray().join(pieces), "u1").reshape(-1, item)
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
@@ -159,7 +165,7 @@ class Records:
             file = self._local(self.root / layout.records_file(epoch, shard))
             with file.open("rb") as stream:
                 mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            known = np.frombuffer(mapped, "u1").reshape(-1, self.manifest.record_bytes)
+            known = np.frombuffer(mapped, "u1").reshape(-1, self._item)
             self._maps[epoch, shard] = known
         return known
 
@@ -260,13 +266,14 @@ def verify(path: Any, teacher: Any = None, data: Any = None) -> Manifest:
         >>> keras_kd.cache.verify("cache").count
         60000
     """
-    from keras_kd import teachers
-    from keras_kd.cache import sources
-
     records = Records(path, verify=True)
     if teacher is not None:
+        from keras_kd import teachers
+
         require_teacher(records, teachers.make(teacher, None))
     if data is not None:
+        from keras_kd.cache import sources
+
         rows = 0
         for row, x in sources.source(data, 1024).batches(1 << 30):
             rows = row + require_inputs(records, x, row)

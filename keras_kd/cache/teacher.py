@@ -11,8 +11,9 @@ from keras import ops
 from keras_kd.cache import join, reader, samples, storage
 from keras_kd.cache.layout import Output
 from keras_kd.cache.reader import Records
+from keras_kd.mixtures import combined, mixture_weights
+from keras_kd.model_teacher import Teacher
 from keras_kd.taps import Answer
-from keras_kd.teachers import Teacher, combined, make, mixture_weights
 from keras_kd.typing import Tensor
 
 
@@ -30,7 +31,8 @@ class CachedTeacher(Teacher):
     Args:
         path: Folder of a cache, a URL that `etils.epath` reads, or a list of
             them.
-        weights: One positive float a cache, scaled to sum 1. `None` weighs
+        weights: One number a cache, none negative, scaled to sum 1;
+            `"confidence"` weighs each sample as in `Ensemble`. `None` weighs
             them equally.
         combine: `"probabilities"` or `"logits"`, for several caches.
         teacher: The model, list of models or `Teacher` whose answers these
@@ -60,7 +62,7 @@ class CachedTeacher(Teacher):
     def __init__(
         self,
         path: Any,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | str | None = None,
         combine: str = "probabilities",
         *,
         teacher: Any = None,
@@ -87,6 +89,9 @@ class CachedTeacher(Teacher):
                     "`teacher` is compared with one cache. Received: a teacher and "
                     f"{len(paths)} caches. Open each alone to compare it."
                 )
+            # Imported here, since it ends with importing this class.
+            from keras_kd.teachers import make
+
             reader.require_teacher(self.caches[0], make(teacher, None))
 
     @property
@@ -209,7 +214,8 @@ class CachedTeacher(Teacher):
 
         What is done to the dataset afterwards, such as shuffling, batching and
         repeating, keeps each sample with its answer. Each batch is compared
-        with the inputs that the teacher was given.
+        with the inputs that the teacher was given; of a `tf.data.Dataset` one
+        row of each batch from the second pass on.
 
         Args:
             data: A `tf.data.Dataset` of samples or of batches, a

@@ -1,4 +1,4 @@
-"""The command line: `keras-kd demo | export | verify`."""
+"""The command line: `keras-kd demo | export | verify | bench | report | try | cache`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_kd.cli import cache, demo, export, verify
+from keras_kd.cli import bench, cache, demo, export, report, try_page, verify
 
 app = typer.Typer(
     name="keras-kd",
@@ -21,7 +21,10 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "export": export.export,
+    "try": try_page.try_page,
     "verify": verify.verify,
+    "bench": bench.bench,
+    "report": report.report,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)

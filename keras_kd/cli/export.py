@@ -36,6 +36,14 @@ def export(
     labels: Annotated[
         str | None, typer.Option(help="Names of the classes, separated by commas.")
     ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Of image pixels 0..255, one number or one a channel: the model's input is "
+            "(pixel - mean) / std. Written into the files."
+        ),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Given together with --mean.")] = None,
     name: Annotated[
         str | None, typer.Option(help="First part of the file names.  [default: as STUDENT]")
     ] = None,
@@ -56,6 +64,7 @@ def export(
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     folder = Path(out) if out is not None else Path("exported") / Path(student).stem
+    pixels = _normalization(mean, std)
     # The cheap check comes first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
     import_keras()
@@ -76,6 +85,7 @@ def export(
             max_drop=max_drop,
             objective=objective,
             labels=None if labels is None else _words(labels),
+            normalization=pixels,
             name=name or Path(student).stem,
             overwrite=overwrite,
             progress=work,
@@ -94,3 +104,21 @@ def export(
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _normalization(mean: str | None, std: str | None) -> tuple[list[float], list[float]] | None:
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise ValueError(
+            "`--mean` and `--std` belong together, and one of them is missing. For inputs in 0..1 "
+            "pass --mean 0 --std 255."
+        )
+    try:
+        first, second = ([float(word) for word in _words(text)] for text in (mean, std))
+    except ValueError:
+        raise ValueError(
+            f"`--mean` and `--std` are numbers separated by commas. Received: --mean {mean} "
+            f"--std {std}."
+        ) from None
+    return first, second

@@ -94,7 +94,7 @@ def _flags(row: dict[str, Any], float32: dict[str, Any] | None) -> list[str]:
         flags.append(
             f"it is not smaller than float32 ({row['bytes']} against {float32['bytes']} bytes)"
         )
-    if row["precision"] == "int8" and contents["float_operators"]:
+    if row["precision"] in ("int8", "uint8") and contents["float_operators"]:
         flags.append(f"computes in float: {', '.join(contents['float_operators'])}")
     times = 0.0 if float32 is None else row["latency_low_ms"] / float32["latency_low_ms"]
     if times > _SLOWER:

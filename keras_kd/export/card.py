@@ -38,6 +38,13 @@ def render(report: Report) -> str:
         lines.append(
             f"- Classes in order: {', '.join(_plain(label) for label in model['labels'])}."
         )
+    # Exports of earlier versions say nothing of pixels.
+    for name, pixels in model.get("normalization", {}).items():
+        mean, std = (", ".join(f"{value:g}" for value in pixels[key]) for key in ("mean", "std"))
+        lines.append(
+            f"- `{name}` is an image: (pixel - mean) / std of pixels 0..255, with mean {mean} and "
+            f"std {std}."
+        )
     if model["quantization_aware"]:
         lines.append("- Trained with quantization in the loop.")
     lines += [

@@ -16,14 +16,18 @@ PRECISIONS = ("float32", "float16", "dynamic", "int8")
 
 KNOWN = {
     "tflite": (
-        *("float32", "float16", "dynamic", "weight_int8", "weight_int4", "int8", "int16x8"),
+        *("float32", "float16", "dynamic", "weight_int8", "weight_int4", "int8", "uint8"),
+        "int16x8",
     ),
     "onnx": ("float32", "float16", "dynamic", "weight_int4", "int8", "int8_qoperator"),
 }
 """The precisions of each format."""
 
-CALIBRATED = ("int8", "int16x8", "int8_qoperator")
+CALIBRATED = ("int8", "uint8", "int16x8", "int8_qoperator")
 """Precisions whose activations are integers, which needs calibration data."""
+
+LEARNED = ("int8", "uint8")
+"""Those among them that take the ranges of a quantization-aware model instead."""
 
 OPSETS = range(13, 19)
 """ONNX operator sets that tf2onnx writes and that per-channel quantization can live in."""
@@ -189,16 +193,17 @@ def check_data_given(
     Raises:
         ValueError: If int8 lacks calibration data, or there is nothing to verify with.
     """
-    # Ranges learned in training serve int8 alone; the others are calibrated from the float model.
+    # Ranges learned in training serve int8; the others are calibrated from the float model.
     needy = [
         precision
         for precision in precisions
-        if precision in CALIBRATED and not (quantization_aware and precision == "int8")
+        if precision in CALIBRATED and not (quantization_aware and precision in LEARNED)
     ]
     if calibration is None and needy:
         raise ValueError(
-            f"`{needy[0]}` needs calibration data, and none was given. Pass `calibration=x` with a "
-            f"few hundred typical inputs, or leave {needy[0]} out of `precisions`."
+            f"`{needy[0]}` needs calibration data, and none was given. Pass `calibration=x` "
+            "(`--calibration DATA` on the command line) with a few hundred typical inputs, or "
+            f"leave {needy[0]} out of `precisions`."
         )
     if evaluation is None and calibration is None:
         raise ValueError(

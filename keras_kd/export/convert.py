@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import embed
 from .signature import Arrays
 from .source import Source
+from .writing import write_file
 
 
 class Converter:
@@ -17,7 +18,7 @@ class Converter:
 
     Args:
         job: Job of the worker: see `Source`, and `calibration` (path or `None`), `allow_flex`,
-            `opset`, `scratch`, `attempt`.
+            `opset`, `scratch`, `attempt`, and `about`, see `embed.tflite`.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -46,8 +47,14 @@ class Converter:
             if self._litert is None:
                 from .litert import LiteRT
 
-                self._litert = LiteRT(self._source, self._calibration, self._job["allow_flex"])
+                self._litert = LiteRT(
+                    self._source,
+                    self._calibration,
+                    self._job["allow_flex"],
+                    self._job["about"]["normalization"],
+                )
             blob, result = self._litert.convert(task["precision"], task.get("keep", ()))
+            blob = embed.tflite(blob, self._job["about"], task["precision"])
         else:
             if self._onnx is None:
                 from .onnx import ONNX
@@ -59,7 +66,6 @@ class Converter:
                     Path(self._job["scratch"]) / f"attempt-{self._job['attempt']}",
                 )
             blob, result = self._onnx.convert(task["precision"], task.get("keep", ()))
-        temporary = Path(task["path"] + ".part")
-        temporary.write_bytes(blob)
-        os.replace(temporary, task["path"])
+            blob = embed.onnx(blob, self._job["about"], task["precision"])
+        write_file(task["path"], blob)
         return result

@@ -16,7 +16,13 @@ from .checks import FORMATS, PRECISIONS
 from .jobs import Progress
 from .layers import LayerReport
 from .naming import layer_names
-from .reference import Reference, answer, check_class_names, teacher_figures
+from .reference import (
+    Reference,
+    answer,
+    check_class_names,
+    read_normalization,
+    teacher_figures,
+)
 from .report import Report
 from .signature import Arrays, is_symbolic
 from .staging import place, staging
@@ -34,6 +40,7 @@ def export_model(
     objective: str = "size",
     mixed: bool = True,
     labels: Sequence[str] | None = None,
+    normalization: Any = None,
     history: dict[str, Sequence[float]] | None = None,
     teacher: Any = None,
     opset: int = 17,
@@ -59,7 +66,8 @@ def export_model(
         formats: Any of `"tflite"`, `"onnx"`.
         precisions: Any of `"float32"`; `"float16"` (weights); `"dynamic"` (int8 weights,
             activations quantized while running); `"weight_int8"` (int8 weights, float arithmetic;
-            TFLite); `"weight_int4"`; `"int8"` (weights and activations); `"int16x8"` (int16
+            TFLite); `"weight_int4"`; `"int8"` (weights and activations); `"uint8"` (the same
+            with unsigned bytes at the borders, which MediaPipe takes; TFLite); `"int16x8"` (int16
             activations; TFLite); `"int8_qoperator"` (int8 as integer operators instead of quantize
             and dequantize pairs; ONNX). One that exists in a single format is made in that one.
         calibration: Inputs that stand for the real ones, for int8: an array `(samples, ...)`, a
@@ -74,7 +82,11 @@ def export_model(
         objective: `"size"` or `"latency"`: what the best file has least of.
         mixed: Whether to try, where int8 loses more than `max_drop`, a file in which the layers
             with most quantization noise stay float (`"mixed"` in the report).
-        labels: Names of the classes, for the report and the manifest.
+        labels: Names of the classes of the first output, for the report, the manifest and the files
+            themselves (TFLite metadata, ONNX `metadata_props`).
+        normalization: `(mean, std)`, numbers or one for each channel, if the input is an image: how
+            pixels 0..255 become the model's input, `(pixel - mean) / std`. It is written into the
+            files, where MediaPipe reads it. With several image inputs, a dict by input name.
         history: `History.history` of the training, for the curves in the HTML report.
         teacher: A Keras model to show as reference, or a dict of its figures (`accuracy`,
             `parameters`, `bytes`, `latency_ms`).
@@ -128,6 +140,7 @@ def export_model(
     tell("reference", 0, 1)
     reference = answer(model, samples.x, None if evaluation is None else samples.y)
     check_class_names(labels, reference)
+    pixels = read_normalization(normalization, reference.signature)
     calibrated = None
     if calibrating is not None:
         calibrated = data.by_name(calibrating.x, reference.signature, "calibration")
@@ -147,7 +160,22 @@ def export_model(
             for precision in precisions
             if precision in checks.KNOWN[fmt]
         ]
-        options = {"allow_flex": allow_flex, "opset": opset, "quantized": quantization_aware}
+        names = None if labels is None else [str(label) for label in labels]
+        used = manifest.versions()
+        about = {
+            "name": model.name,
+            "signature": reference.signature.to_dict(),
+            "labels": names,
+            "normalization": pixels,
+            "ranges": _ranges(reference.inputs if calibrated is None else calibrated)["ranges"],
+            "versions": {key: used[key] for key in ("keras-kd", "keras") if key in used},
+        }
+        options = {
+            "allow_flex": allow_flex,
+            "opset": opset,
+            "quantized": quantization_aware,
+            "about": about,
+        }
         work = _Work(model, reference, calibrated, Path(temporary), options, tell)
 
         def judge(entries: list[dict[str, Any]]) -> None:
@@ -166,7 +194,8 @@ def export_model(
                 "name": model.name,
                 "parameters": reference.figures["parameters"],
                 **reference.signature.to_dict(),
-                "labels": None if labels is None else [str(label) for label in labels],
+                "labels": names,
+                "normalization": pixels,
                 "quantization_aware": quantization_aware,
             },
             "keras": reference.figures,
@@ -185,7 +214,7 @@ def export_model(
             "layers": work.layers,
             "best": budget.best(rows, objective),
             "history": None if history is None else _curves(history),
-            "versions": manifest.versions(),
+            "versions": used,
         }
         manifest.write(content, stage / manifest.FILE)
         tell("write", 0, 1)

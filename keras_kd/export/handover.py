@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,22 @@ def save_keras(model: Any, path: Path) -> dict[str, list[str]]:
     return {"modules": sorted(modules), "classes": sorted(classes)}
 
 
-def save_tensorflow(model: Any, signature: Signature, shapes: list[list[int]], path: Path) -> None:
+def save_tensorflow(
+    model: Any,
+    signature: Signature,
+    shapes: list[list[int]],
+    path: Path,
+    endpoints: Collection[str] = ("dynamic", "static"),
+) -> None:
     """Trace the model, as it is in this process, into a SavedModel.
-
-    The endpoint `dynamic` takes any batch, `static` the batch of one that recurrent layers need.
 
     Args:
         model: A model on the TensorFlow backend.
         signature: Of the model.
         shapes: Full shape of one sample of every input, batch included.
         path: Folder of the SavedModel.
+        endpoints: `"dynamic"`, which takes any batch, and `"static"`, with the batch of one that
+            recurrent layers need.
     """
     import keras
     import tensorflow as tf
@@ -76,8 +82,9 @@ def save_tensorflow(model: Any, signature: Signature, shapes: list[list[int]], p
 
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("dynamic", call, input_signature=specs(signature, None))
-    archive.add_endpoint("static", call, input_signature=specs(signature, shapes))
+    for name, sizes in (("dynamic", None), ("static", shapes)):
+        if name in endpoints:
+            archive.add_endpoint(name, call, input_signature=specs(signature, sizes))
     # TensorFlow announces every SavedModel; this one is nobody's business.
     logger = logging.getLogger("tensorflow")
     level = logger.level

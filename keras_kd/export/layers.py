@@ -11,6 +11,7 @@ import numpy as np
 from .metrics import sqnr
 from .naming import layer_of
 from .signature import Arrays
+from .writing import write_file
 
 SAMPLES = 32
 """Samples that the noise is measured on."""
@@ -193,12 +194,9 @@ class LayerReport:
         Returns:
             The path.
         """
-        from .manifest import write_text
         from .page import layer_plot
 
-        path = Path(path)
-        write_text(layer_plot(self), path)
-        return path
+        return write_file(path, layer_plot(self))
 
     def __str__(self) -> str:
         return self.table()

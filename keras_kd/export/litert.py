@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .borders import unsigned
 from .metrics import sqnr
 from .naming import layer_of, shorten, unique
 from .runtime import TFLiteRuntime, run_all
@@ -25,15 +26,25 @@ class LiteRT:
         calibration: Samples by input name for static quantization.
         allow_flex: Whether TensorFlow operators may stay in the file. It then needs a runtime with
             the Flex delegate.
+        normalization: `mean` and `std` of pixels 0..255 by image input.
     """
 
-    def __init__(self, source: Source, calibration: Arrays | None, allow_flex: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        calibration: Arrays | None,
+        allow_flex: bool,
+        normalization: dict[str, dict[str, list[float]]],
+    ) -> None:
         self._source = source
+        self._normalization = normalization
         self._calibration = calibration
         self._allow_flex = allow_flex
         # Found with the first conversion, kept for the others: whether any batch size works.
         self._static: bool | None = None
         self._float: bytes | None = None
+        # The int8 network and what is to be said about it, for both kinds of borders.
+        self._quantized: tuple[bytes, list[str]] | None = None
 
     def convert(self, precision: str, keep: Collection[str] = ()) -> tuple[bytes, dict[str, Any]]:
         """Return the file's bytes and what is worth saying about it.
@@ -49,6 +60,10 @@ class LiteRT:
             notes.append("the batch size is fixed at 1: it does not convert with a free one")
         if precision == "float32":
             blob = self._float32()
+        elif precision in ("int8", "uint8"):
+            blob = self._int8(notes)
+            if precision == "uint8":
+                blob = unsigned(blob, self._normalization)
         else:
             raw = self._mixed(keep) if precision == "mixed" else self._run(precision, notes)
             blob = rename(raw, self._source.signature, self._source.layers)
@@ -93,6 +108,13 @@ class LiteRT:
                 f"some operators have no {precision} form and stay float ({_first_line(error)})"
             )
         return self._better(blob, notes) if precision == "int8" else blob
+
+    def _int8(self, notes: list[str]) -> bytes:
+        if self._quantized is None:
+            blob = rename(self._run("int8", notes), self._source.signature, self._source.layers)
+            self._quantized = blob, list(notes)
+        notes[:] = self._quantized[1]
+        return self._quantized[0]
 
     def _mixed(self, keep: Collection[str]) -> bytes:
         import tensorflow as tf
@@ -185,7 +207,7 @@ class LiteRT:
         import tensorflow as tf
 
         return tf.lite.TFLiteConverter.from_saved_model(
-            self._source.saved_model(form), signature_keys=[endpoint]
+            self._source.saved_model(form, endpoint), signature_keys=[endpoint]
         )
 
     def _convert(self, converter: Any, precision: str, *, strict: bool) -> bytes:

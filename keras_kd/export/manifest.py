@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from .writing import write_file
 
 FILE = "manifest.json"
 VERSION = 1
@@ -62,20 +62,7 @@ def write(content: dict[str, Any], path: Path) -> None:
         content: The manifest, without its seal.
         path: The file; a reader sees the old one or the new one, never half of it.
     """
-    write_text(json.dumps(seal(content), indent=2, allow_nan=False) + "\n", path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text file under a temporary name and rename it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_file(path, json.dumps(seal(content), indent=2, allow_nan=False) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -181,9 +168,3 @@ def plain(value: Any) -> Any:
 def _hash(content: dict[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,7 @@ class ONNX:
 
         target = self._scratch / "prepared.onnx"
         if not target.exists():
+            _import_shape_inference()
             try:
                 # Where it gives up, the inference leaves half a graph in the current folder.
                 with contextlib.chdir(self._scratch):
@@ -172,6 +174,21 @@ class ONNX:
                 node.name = node.output[0]
             onnx.save(model, target)
         return target
+
+
+def _import_shape_inference() -> None:
+    # Its package imports PyTorch wherever that is installed, for a tool that nobody calls here:
+    # two thirds of the time that a small int8 file takes.
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        # Missing sympy is met where it is needed.
+        with contextlib.suppress(ImportError):
+            import onnxruntime.tools.symbolic_shape_infer  # noqa: F401
+    finally:
+        if absent:
+            del sys.modules["torch"]
 
 
 class _Reader:

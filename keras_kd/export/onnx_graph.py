@@ -51,12 +51,33 @@ def name_inside(model: Any, layers: Collection[str]) -> None:
     fixed = borders(model)
     mapping: dict[str, str] = {}
     used = set(fixed)
+    shared = _order_constants(model.graph)
     for name in _tensors(model.graph):
         if name in fixed or name in mapping:
             continue
-        mapping[name] = unique(shorten(name, layers), used)
+        mapping[name] = unique("const" if name in shared else shorten(name, layers), used)
     rename(model.graph, lambda name: mapping.get(name, name))
     strip(model)
+
+
+def _order_constants(graph: Any) -> set[str]:
+    # tf2onnx merges equal constants in an order that differs from run to run, and with it the name
+    # that is left: in the order of their use, shapes and axes all called alike, the same model
+    # gives the same bytes. Returns the names of those.
+    first: dict[str, int] = {}
+    for inner in _graphs(graph):
+        for node in inner.node:
+            for name in node.input:
+                first.setdefault(name, len(first))
+    ordered = sorted(graph.initializer, key=lambda entry: first.get(entry.name, len(first)))
+    copies = [type(entry).FromString(entry.SerializeToString()) for entry in ordered]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+    return {entry.name for entry in copies if entry.data_type in _WHOLE or sum(entry.dims) <= 1}
+
+
+# onnx.TensorProto.DataType of integers of 32 and 64 bits.
+_WHOLE = (6, 7)
 
 
 def slim(model: Any, keep: Collection[str]) -> None:

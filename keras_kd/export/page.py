@@ -79,29 +79,59 @@ def layer_plot(layers: LayerReport) -> str:
     axes.set_ylabel("SQNR in dB")
     axes.legend(fontsize=7)
     axes.grid(True, alpha=0.3)
-    return _svg(figure)
+    return svg(figure)
 
 
-def bench_plot(rows: list[dict[str, Any]]) -> str:
-    """Return p50 and p90 of each file as an SVG."""
-    rows = [row for row in rows if row["p50_ms"] is not None]
-    figure = _figure()
-    axes = figure.subplots()
-    axes.barh(
-        range(len(rows)),
-        [row["p50_ms"] for row in rows],
-        xerr=[
-            [0.0] * len(rows),
-            [max(0.0, (row["p90_ms"] or row["p50_ms"]) - row["p50_ms"]) for row in rows],
-        ],
-        color=[_COLORS.get(row["name"].split()[0], "#444444") for row in rows],
-    )
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("latency in ms: median, and up to the 90th percentile")
-    axes.grid(True, axis="x", alpha=0.3)
-    return _svg(figure)
+def bench_figure(rows: list[dict[str, Any]]) -> Any:
+    """Draw latency, starts and memory of each file.
+
+    Args:
+        rows: Those of a `BenchReport`; a figure that is missing leaves its place empty.
+
+    Returns:
+        A Matplotlib figure.
+
+    Raises:
+        ImportError: If Matplotlib is missing.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "The plot needs Matplotlib, which is not installed. Install it with "
+            '`pip install "keras_kd[report]"`.'
+        ) from error
+    figure = _figure(10.0, 1.6 + 0.28 * len(rows))
+    latency_axes, start_axes, memory_axes = figure.subplots(1, 3, sharey=True)
+    nan = float("nan")
+
+    def values(key: str, factor: float = 1.0) -> list[float]:
+        return [nan if row[key] is None else factor * row[key] for row in rows]
+
+    places = range(len(rows))
+    colors = [_COLORS.get(row["name"].split()[0], "#444444") for row in rows]
+    p50, p90 = values("p50_ms"), values("p90_ms")
+    latency_axes.scatter(p50, places, color=colors, label="p50")
+    latency_axes.scatter(p90, places, color=colors, marker="|", s=90, label="p90")
+    latency_axes.hlines(places, p50, p90, color=colors, alpha=0.5)
+    latency_axes.set_xlabel("one inference, ms")
+    cold, warm = values("cold_start_ms"), values("warm_start_ms")
+    start_axes.scatter(warm, places, color=colors, label="warm")
+    start_axes.scatter(cold, places, facecolors="white", edgecolors=colors, label="cold")
+    start_axes.hlines(places, warm, cold, color=colors, alpha=0.5)
+    start_axes.set_xlabel("start, ms")
+    memory_axes.barh(places, values("peak_memory_bytes", 1e-6), color=colors, height=0.6)
+    memory_axes.set_xlabel("peak memory, MB")
+    for axes in (latency_axes, start_axes):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
+        axes.legend(fontsize=7)
+    for axes in (latency_axes, start_axes, memory_axes):
+        axes.grid(True, axis="x", alpha=0.3)
+        axes.tick_params(labelsize=7, which="both")
+    latency_axes.set_yticks(places, [row["name"] for row in rows], fontsize=7)
+    latency_axes.invert_yaxis()
+    return figure
 
 
 def _noise(report: Report) -> dict[str, str] | None:
@@ -111,14 +141,15 @@ def _noise(report: Report) -> dict[str, str] | None:
     return {"title": "Noise of int8 by layer", "svg": layer_plot(layers)}
 
 
-def _figure(width: float = 5.6) -> Any:
+def _figure(width: float = 5.6, height: float = 3.6) -> Any:
     # The object interface: pyplot would change the caller's backend and open figures.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, 3.6), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
+    """Return a Matplotlib figure as SVG, for a page or a file of its own."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
@@ -128,6 +159,13 @@ def _svg(figure: Any) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def png(figure: Any) -> bytes:
+    """Return a Matplotlib figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144)
+    return buffer.getvalue()
 
 
 def _scatter(
@@ -168,7 +206,7 @@ def _scatter(
     axes.set_ylabel(title)
     axes.grid(True, alpha=0.3)
     what = "Size" if key == "bytes" else "Latency"
-    return {"title": f"{what} against {quality}", "svg": _svg(figure)}
+    return {"title": f"{what} against {quality}", "svg": svg(figure)}
 
 
 def _curves(history: dict[str, list[float | None]]) -> list[dict[str, str]]:
@@ -192,5 +230,5 @@ def _curves(history: dict[str, list[float | None]]) -> list[dict[str, str]]:
         axes.set_xlabel("epoch")
         axes.legend(fontsize=7)
         axes.grid(True, alpha=0.3)
-        plots.append({"title": title, "svg": _svg(figure)})
+        plots.append({"title": title, "svg": svg(figure)})
     return plots

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,14 +75,7 @@ def _run_once(
 ) -> str | None:
     # Returns why the worker ended early, or None when it went through.
     with open(box / "log", "wb") as log:
-        process = subprocess.Popen(
-            # -P: a file named like a package in the current folder must not be imported for it.
-            [sys.executable, "-P", "-m", "keras_kd.export.worker", str(box)],
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+        process = _start(box, log)
         try:
             clock = time.monotonic()
             while True:
@@ -110,6 +103,17 @@ def _run_once(
     return f"the process crashed ({_name(code)}){'' if code < 0 else _tail(box / 'log')}"
 
 
+def _start(box: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        # -P: a file named like a package in the current folder must not be imported for it.
+        [sys.executable, "-P", "-m", "keras_kd.export.worker", str(box)],
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+    )
+
+
 def _environment() -> dict[str, str]:
     environment = dict(os.environ)
     # tf_keras, asked for by this variable, would replace the Keras that reads the model.
@@ -119,6 +123,8 @@ def _environment() -> dict[str, str]:
         # Converters need no accelerator, and the caller may hold all of its memory.
         CUDA_VISIBLE_DEVICES="-1",
         TF_CPP_MIN_LOG_LEVEL="2",
+        # Converters walk through sets of names: in one order, so that files repeat.
+        PYTHONHASHSEED="0",
         PYTHONPATH=os.pathsep.join(
             part for part in (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")) if part
         ),

@@ -164,7 +164,7 @@ def check_class_names(labels: Sequence[str] | None, reference: Reference) -> Non
     """Refuse class names that are not as many as the first output has classes.
 
     Raises:
-        ValueError: Saying how many there should be.
+        ValueError: Saying how many there should be, or that one is longer than a line.
     """
     if labels is None:
         return
@@ -174,6 +174,61 @@ def check_class_names(labels: Sequence[str] | None, reference: Reference) -> Non
         raise ValueError(
             f"`labels` must name the {units} classes of output `{name}`. Received: {labels!r}."
         )
+    for label in labels:
+        # Files hold one name a line.
+        if len(str(label).splitlines()) != 1:
+            raise ValueError(f"A name in `labels` must be one line of text. Received: {label!r}.")
+
+
+def read_normalization(
+    normalization: Any, signature: Signature
+) -> dict[str, dict[str, list[float]]]:
+    """Return `mean` and `std` of the pixels of each image input, checked.
+
+    Args:
+        normalization: `None`, `(mean, std)`, or a dict of such pairs by input name.
+        signature: Of the model.
+
+    Raises:
+        ValueError: If an input is none of the model's or no image, or a value does not fit.
+    """
+    if normalization is None:
+        return {}
+    images = {info.name: info for info in signature.inputs if len(info.shape) == 4}
+    if not isinstance(normalization, dict):
+        if len(images) != 1:
+            raise ValueError(
+                f"`normalization=(mean, std)` needs a model with one image input (batch, height, "
+                f"width, channels), and this one has {len(images)}: {list(images)}. Pass a dict by "
+                "input name, or leave it out."
+            )
+        normalization = {next(iter(images)): normalization}
+    result = {}
+    for name, pair in normalization.items():
+        if name not in images:
+            raise ValueError(
+                f"`{name}` in `normalization` is no image input (batch, height, width, channels) "
+                f"of the model. Its image inputs are {list(images)}."
+            )
+        channels = images[name].shape[-1]
+        try:
+            mean, std = (np.asarray(part, np.float64).reshape(-1) for part in pair)
+        except (TypeError, ValueError):
+            mean = std = np.empty(0)
+        fits = all(part.size in (1, channels) and np.isfinite(part).all() for part in (mean, std))
+        if not fits or not (std > 0).all():
+            raise ValueError(
+                f"`normalization` of input `{name}` must be `(mean, std)` in pixels 0..255, each a "
+                f"number or {channels} of them, with std above 0. Received: {pair!r}; for inputs "
+                "in 0..1 it is (0, 255)."
+            )
+        # One length for both: readers take a value a channel or one for all.
+        length = max(mean.size, std.size)
+        result[name] = {
+            key: np.broadcast_to(part, length).tolist()
+            for key, part in (("mean", mean), ("std", std))
+        }
+    return result
 
 
 def _figures(model: Any, accuracy: float | None, one: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import manifest
 from .layers import LayerReport
+from .writing import write_file
 
 
 @dataclass(frozen=True)
@@ -228,9 +229,7 @@ class Report:
         """
         from .card import render
 
-        path = Path(path)
-        manifest.write_text(render(self), path)
-        return path
+        return write_file(path, render(self))
 
     def save_html(self, path: str | Path) -> Path:
         """Write the report as one HTML file that opens offline.
@@ -243,9 +242,7 @@ class Report:
         """
         from .page import render
 
-        path = Path(path)
-        manifest.write_text(render(self), path)
-        return path
+        return write_file(path, render(self))
 
     def __str__(self) -> str:
         return self.table()
@@ -256,7 +253,7 @@ class Report:
         budget = (
             "no limit on the accuracy lost"
             if limit is None
-            else f"at most {100 * limit:g} points of accuracy lost"
+            else f"at most {100 * limit:g} point{'' if limit == 0.01 else 's'} of accuracy lost"
         )
         best = self.best
         if best is None:

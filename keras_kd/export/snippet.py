@@ -6,6 +6,8 @@ import json
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+
 from .report import Artifact
 
 LANGUAGES = ("kotlin", "swift", "cpp", "javascript", "python")
@@ -54,12 +56,15 @@ def _tensor(info: dict[str, Any]) -> dict[str, Any]:
     count = 1
     for size in shape:
         count *= size
+    limits = np.iinfo(info["dtype"]) if "scale" in info else None
     return {
         "name": info["name"],
         "shape": shape,
         "count": count,
         "dtype": info["dtype"],
         "scale": info.get("scale"),
+        "low": limits.min if limits else None,
+        "high": limits.max if limits else None,
         "zero_point": info.get("zero_point"),
         **{language: types[info["dtype"]] for language, types in _TYPES.items()},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -50,28 +51,30 @@ class Source:
             self.recurrent = any(_any(config, "class_name", name) for name in _RECURRENT)
             self._model = self._load(unroll=False)
             self._float = self._model
-            if _any(config, "module", "keras_kd.compress"):
-                from keras_kd import compress
-
+            # Loading a compressed model has imported the package that its layers come from.
+            compress = sys.modules.get("keras_kd.compress")
+            if compress is not None and _compressed(self._model, compress):
                 self.quantized = compress.has_activation_quantization(self._model)
                 self._float = compress.finalize(self._model)
             self._check(job["sample"])
 
-    def saved_model(self, form: str = "float") -> str:
-        """Return the folder of a SavedModel with the signatures `dynamic` and `static`.
+    def saved_model(self, form: str, endpoint: str) -> str:
+        """Return the folder of a SavedModel.
 
         Args:
             form: `"float"`, `"quantized"` (with its fake quantization) or `"unrolled"` (recurrent
                 layers without loops).
+            endpoint: The signature that it must have: `"dynamic"` (any batch) or `"static"`.
         """
         if not self._keras:
             return str(self._path)
-        if form not in self._folders:
+        key = f"saved-{form}-{endpoint}"
+        if key not in self._folders:
             model = self._load(unroll=True) if form == "unrolled" else self._form(form)
-            folder = self._scratch / f"saved-{form}"
-            save_tensorflow(model, self.signature, self.shapes, folder)
-            self._folders[form] = str(folder)
-        return self._folders[form]
+            # Tracing takes longer than anything else here, and few models need both.
+            save_tensorflow(model, self.signature, self.shapes, self._scratch / key, [endpoint])
+            self._folders[key] = str(self._scratch / key)
+        return self._folders[key]
 
     def _form(self, form: str) -> Any:
         return self._model if form == "quantized" else self._float
@@ -142,6 +145,15 @@ class Source:
                     "saved as a .keras file and loaded again, the model answers differently; check "
                     "its get_config, build and save_own_variables"
                 )
+
+
+def _compressed(model: Any, compress: Any) -> bool:
+    from keras_kd.compress.wrap import every_layer
+
+    return bool(compress.is_quantize_aware(model)) or any(
+        isinstance(layer, (compress.PrunedLayer, compress.ClusteredLayer))
+        for _, layer in every_layer(model)
+    )
 
 
 def _config(path: Path) -> Any:

@@ -77,7 +77,12 @@ def place(stage: Path, target: Path) -> None:
         if earlier is not None:
             stale = {row["file"] for row in earlier["artifacts"] if row.get("file")}
     target.mkdir(exist_ok=True)
-    names = sorted(path.name for path in stage.iterdir() if path.name != manifest.FILE)
+    # A converter that was killed while writing leaves a hidden temporary file.
+    names = sorted(
+        path.name
+        for path in stage.iterdir()
+        if path.name != manifest.FILE and not path.name.startswith(".")
+    )
     for name in (*names, manifest.FILE):
         os.replace(stage / name, target / name)
     for name in stale - set(names):

@@ -7,13 +7,14 @@ the one at work, so that the parent knows which one a crash belongs to.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from .writing import write_file
 
 
 def main(folder: Path) -> None:
@@ -30,10 +31,8 @@ def main(folder: Path) -> None:
     except Exception as error:
         traceback.print_exc()
         for task in job["tasks"]:
-            _write(
-                folder / f"{task['id']}.json",
-                {"error": _reason(error), "crashed": False, "started": False},
-            )
+            failure = {"error": _reason(error), "crashed": False, "started": False}
+            write_file(folder / f"{task['id']}.json", json.dumps(failure))
         return
     for task in job["tasks"]:
         (folder / "current").write_text(task["id"])
@@ -46,7 +45,7 @@ def main(folder: Path) -> None:
             if isinstance(error, OSError) and error.errno is not None:
                 result["errno"] = error.errno
         result["seconds"] = time.perf_counter() - began
-        _write(folder / f"{task['id']}.json", result)
+        write_file(folder / f"{task['id']}.json", json.dumps(result))
         (folder / "current").unlink()
 
 
@@ -72,12 +71,6 @@ def _reason(error: Exception) -> str:
     ]
     text = (telling or lines or [""])[0]
     return f"{type(error).__name__}: {text}"[:600]
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

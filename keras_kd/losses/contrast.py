@@ -87,7 +87,8 @@ class _Bank(keras.layers.Layer):
         """`anchor . bank / temperature` of the drawn rows, `(batch, drawn)`."""
         # All scores and then a selection: (batch, samples) numbers, where the drawn
         # embeddings themselves would take (batch, drawn, width).
-        bank = ops.cast(self.bank, anchors.dtype)
+        # A copy, since `update` writes into the bank before gradients are taken.
+        bank = ops.copy(ops.cast(ops.convert_to_tensor(self.bank), anchors.dtype))
         scores = ops.matmul(anchors, ops.transpose(bank)) / temperature
         return ops.take_along_axis(scores, drawn, axis=1)
 
@@ -102,7 +103,7 @@ class _Bank(keras.layers.Layer):
         log_constant = ops.where(known, ops.cast(self.log_constant, precise), here)
         if training:
             self.log_constant.assign(ops.cast(log_constant, self.log_constant.dtype))
-            self.constant_is_set.assign(ops.ones_like(self.constant_is_set))
+            self.constant_is_set.assign(1.0)
         return scores - ops.cast(log_constant, scores.dtype)
 
     def update(self, embeddings: Tensor, indices: Tensor) -> None:
@@ -148,7 +149,8 @@ class CRD(RelationLoss):
         y_true: Teacher features, `(batch, ...)`.
         y_pred: Student features, `(batch, ...)`.
         indices: `(batch,)` row numbers below `samples`; with `samples` only. The
-            distiller passes on those of a `CachedTeacher`.
+            distiller passes them on: those of arrays, of a `CachedTeacher`, or of
+            `keras_kd.teachers.Numbered`.
 
     Returns:
         In nats, `(batch,)` before reduction; without `samples` 0 in a batch of one.
@@ -239,8 +241,8 @@ class CRD(RelationLoss):
         if self.indices is None:
             raise ValueError(
                 f"`{self.name}` keeps an embedding of every row of the data and got no row "
-                "numbers. Pass `indices=`, distil from a `CachedTeacher`, or leave `samples` out "
-                "to contrast within the batch."
+                "numbers. Pass `indices=`, distil from arrays, a `CachedTeacher` or `Numbered` "
+                "data, or leave `samples` out to contrast within the batch."
             )
         indices = ops.cast(ops.reshape(ops.convert_to_tensor(self.indices), (-1,)), "int32")
         drawn = self.draws(indices)

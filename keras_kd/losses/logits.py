@@ -1,5 +1,6 @@
 """Losses between class logits: the teacher's answers, softened, matched or ranked."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 import keras
@@ -8,7 +9,7 @@ from keras import ops
 from keras_kd.losses.base import DistillationLoss, last_axis_equal, require_positive
 from keras_kd.losses.geometry import huber
 from keras_kd.losses.temperatures import AdaptiveTemperature
-from keras_kd.losses.vocabulary import LARGE, softened_kl_by_sample
+from keras_kd.losses.vocabulary import in_parts, is_large
 from keras_kd.typing import Tensor
 
 
@@ -61,6 +62,13 @@ def softened_kl(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor
     return squared_temperature(temperature) * kl
 
 
+def softened_kl_slope(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
+    """Derivative of `softened_kl` with respect to the student's logits: `T * (q - p)`."""
+    p = ops.softmax(teacher / temperature, axis=-1)
+    q = ops.softmax(student / temperature, axis=-1)
+    return temperature * (q - p)
+
+
 def squared_temperature(temperature: Tensor) -> Tensor:
     """`T**2` with the shape of the values: without the axis of the classes."""
     squared = ops.square(temperature)
@@ -87,6 +95,50 @@ def reverse_kl(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
     return ops.sum(ops.exp(log_q) * (log_q - log_p), axis=-1)
 
 
+def reverse_kl_slope(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
+    """Derivative of `reverse_kl` with respect to the student's logits.
+
+    `q_c * (log q_c - log p_c - KL(q || p)) / T`.
+    """
+    log_p = ops.log_softmax(teacher / temperature, axis=-1)
+    log_q = ops.log_softmax(student / temperature, axis=-1)
+    return _centered(log_q, log_q - log_p) / temperature
+
+
+def jensen_shannon_slope(
+    teacher: Tensor, student: Tensor, temperature: Tensor, beta: float
+) -> Tensor:
+    """Derivative of `jensen_shannon` with respect to the student's logits.
+
+    `(1 - beta) * q_c * (log q_c - log m_c - KL(q || m)) / T`, with the limits
+    `(q - p) / T` at `beta=0` and that of `reverse_kl` at `beta=1`.
+    """
+    if beta == 1:
+        return reverse_kl_slope(teacher, student, temperature)
+    log_p = ops.log_softmax(teacher / temperature, axis=-1)
+    log_q = ops.log_softmax(student / temperature, axis=-1)
+    if beta == 0:
+        return (ops.exp(log_q) - ops.exp(log_p)) / temperature
+    log_m = _log_mixture(log_p, log_q, beta)
+    return (1 - beta) * _centered(log_q, log_q - log_m) / temperature
+
+
+def _centered(log_q: Tensor, values: Tensor) -> Tensor:
+    """`q * (values - sum_c q_c values_c)`: how the mean of values under `q` moves with its logits.
+
+    Holds for values whose own derivatives have mean 0 under `q`, as logarithms have.
+    """
+    q = ops.exp(log_q)
+    return q * (values - ops.sum(q * values, axis=-1, keepdims=True))
+
+
+def _log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """`log(beta * p + (1 - beta) * q)`."""
+    # logaddexp has half its gradient missing where both sides are equal.
+    top = ops.stop_gradient(ops.maximum(log_p, log_q))
+    return ops.log(beta * ops.exp(log_p - top) + (1 - beta) * ops.exp(log_q - top)) + top
+
+
 def jensen_shannon(teacher: Tensor, student: Tensor, temperature: Tensor, beta: float) -> Tensor:
     """Generalized Jensen-Shannon divergence of the softened distributions.
 
@@ -109,10 +161,7 @@ def jensen_shannon(teacher: Tensor, student: Tensor, temperature: Tensor, beta: 
     temperature = ops.cast(temperature, student.dtype)
     log_p = ops.log_softmax(teacher / temperature, axis=-1)
     log_q = ops.log_softmax(student / temperature, axis=-1)
-    # logaddexp has half its gradient missing where both sides are equal.
-    top = ops.stop_gradient(ops.maximum(log_p, log_q))
-    mixture = beta * ops.exp(log_p - top) + (1 - beta) * ops.exp(log_q - top)
-    log_m = ops.log(mixture) + top
+    log_m = _log_mixture(log_p, log_q, beta)
     from_teacher = ops.sum(ops.exp(log_p) * (log_p - log_m), axis=-1)
     from_student = ops.sum(ops.exp(log_q) * (log_q - log_m), axis=-1)
     return beta * from_teacher + (1 - beta) * from_student
@@ -235,8 +284,8 @@ class SoftTargets(LogitLoss):
     factor `T**2` keeps its gradient comparable to the hard-label loss as `T`
     varies. Usual weights are 0.9 beside 0.1 of the hard loss at `T=4`, and 0.5
     each at `T=1` on ImageNet. Tokens over a vocabulary of 4096 or more are
-    compared one sample of the batch at a time, so that a batch takes the memory
-    of its logits and their gradient, not of several copies.
+    compared a few at a time, so that a batch takes the memory of its logits and
+    their gradient, not of several copies.
 
     Args:
         temperature: Positive float, dimensionless, or `FLSW` / `CWSM`.
@@ -279,8 +328,9 @@ class SoftTargets(LogitLoss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, ...)`."""
         prepared = self.prepared(y_true, y_pred)
-        large = len(y_pred.shape) > 2 and y_pred.shape[-1] >= LARGE
-        return (softened_kl_by_sample if large else softened_kl)(*prepared)
+        if is_large(y_pred):
+            return in_parts(softened_kl, softened_kl_slope, *prepared)
+        return softened_kl(*prepared)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -384,7 +434,10 @@ class ReverseKL(LogitLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, ...)`."""
-        return reverse_kl(*self.prepared(y_true, y_pred))
+        prepared = self.prepared(y_true, y_pred)
+        if is_large(y_pred):
+            return in_parts(reverse_kl, reverse_kl_slope, *prepared)
+        return reverse_kl(*prepared)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -444,7 +497,11 @@ class JensenShannon(LogitLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, ...)`."""
-        return jensen_shannon(*self.prepared(y_true, y_pred), self.beta)
+        prepared = self.prepared(y_true, y_pred)
+        if is_large(y_pred):
+            value = partial(jensen_shannon, beta=self.beta)
+            return in_parts(value, partial(jensen_shannon_slope, beta=self.beta), *prepared)
+        return jensen_shannon(*prepared, self.beta)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this loss."""

@@ -1,6 +1,8 @@
 """The form of the records, and the manifest that describes it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +159,18 @@ def test_digests_tell_samples_apart_whatever_the_float_precision():
     assert np.flatnonzero(found != samples.digests(changed)).tolist() == [7]
     assert np.array_equal(samples.digests({"a": x, "b": x[:, 0]}), samples.digests([x, x[:, 0]]))
     assert len(samples.digests(np.array(["a", "b"], object))) == 2
+
+
+def test_reading_needs_no_keras(written):
+    code = (
+        "import sys\n"
+        "from keras_kd.cache.reader import Records\n"
+        "records = Records(sys.argv[1])\n"
+        "assert len(records.read([3, 199, 0])) == 3\n"
+        "import keras_kd.cache\n"
+        "keras_kd.cache.record_bytes(10)\n"
+        "keras_kd.cache.verify(sys.argv[1])\n"
+        "heavy = {'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(written)], check=True)

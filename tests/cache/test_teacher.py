@@ -257,6 +257,36 @@ def test_tf_data(written, teacher, x, y, losses, batched, shard):
     _same(found, losses(teacher, finish(data), compile=eager))
 
 
+def test_samples_that_make_no_dense_batches_are_joined_one_by_one(written, x, y):
+    tf = pytest.importorskip("tensorflow")
+    data = tf.data.Dataset.from_tensor_slices((x, y))
+    # Boxes, say: a number of their own in each sample.
+    data = data.map(lambda x, y: (x, tf.range(y + 1)))
+    cached = CachedTeacher(written)
+    for row, (joined, boxes) in enumerate(cached.join(data).take(70)):
+        assert int(joined.record["indices"]) == row
+        assert np.array_equal(joined.x, x[row])
+        assert len(boxes) == y[row] + 1
+
+
+def test_a_dataset_that_changes_after_its_first_pass_is_found(written, x, y):
+    tf = pytest.importorskip("tensorflow")
+    cached = CachedTeacher(written)
+    calls = []
+
+    def samples():
+        calls.append(None)
+        # The first look and the first pass are in order, the others are not.
+        return iter(zip(x, y) if len(calls) <= 2 else zip(x[::-1], y[::-1]))
+
+    spec = (tf.TensorSpec((6,), tf.float32), tf.TensorSpec((), tf.int64))
+    joined = cached.join(tf.data.Dataset.from_generator(samples, output_signature=spec).batch(32))
+    assert sum(len(labels) for _, labels in joined) == 200
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"row \d+ is another sample"):
+        for _ in joined:
+            pass
+
+
 def test_pydataset_and_generator(written, teacher, x, y, losses):
     cached = CachedTeacher(written)
     live = losses(teacher, _Pages(x, y, 48), shuffle=False)

@@ -1,6 +1,10 @@
 """One small CNN, trained and exported once, for all the facts that can be read off its files."""
 
+import multiprocessing
 import os
+import runpy
+from multiprocessing import forkserver
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -10,6 +14,61 @@ import pytest
 from keras import layers
 
 import keras_kd.export
+from keras_kd.export import process
+
+_FORKS = multiprocessing.get_context("forkserver")
+_IMPORTED = [
+    *("tensorflow", "tensorflow.lite", "keras", "tf2onnx", "sympy", "onnxruntime.quantization"),
+    *("onnxruntime.transformers.float16", "ai_edge_quantizer.quantizer"),
+    *("ai_edge_litert.interpreter", "keras_kd.export.convert", "keras_kd.export.measure"),
+]
+
+
+class _Forked:
+    """A worker process with what `run_tasks` needs of `subprocess.Popen`."""
+
+    def __init__(self, box, log):
+        arguments = {"box": str(box), "log": log.name, "environment": process._environment()}
+        self._child = _FORKS.Process(
+            target=runpy.run_path, args=(str(Path(__file__).with_name("forked.py")), arguments)
+        )
+        self._child.start()
+
+    def poll(self):
+        return self._child.exitcode
+
+    def kill(self):
+        self._child.kill()
+
+    def wait(self):
+        self._child.join()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers():
+    """Fork the converting processes from one in which TensorFlow is imported, 8 s each time.
+
+    A worker still is a process of its own: it crashes alone. `bench` keeps fresh ones, whose memory
+    it measures, and `real_workers` brings the real ones back.
+    """
+    start, before = process._start, dict(os.environ)
+    _FORKS.set_forkserver_preload(_IMPORTED)
+    os.environ.update(process._environment())
+    os.environ.pop("TF_USE_LEGACY_KERAS", None)
+    forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
+    process._start = lambda box, log: (
+        start(box, log) if box.name.startswith("bench") else _Forked(box, log)
+    )
+    yield start
+    process._start = start
+
+
+@pytest.fixture
+def real_workers(forked_workers, monkeypatch):
+    """Start workers as the package does, by `subprocess.Popen`."""
+    monkeypatch.setattr(process, "_start", forked_workers)
 
 
 @pytest.fixture(scope="session")
@@ -75,4 +134,41 @@ def report(student, history, blobs, stages, tmp_path_factory):
         teacher={"accuracy": 0.99, "parameters": 94634},
         max_drop=0.05,
         progress=lambda *event: stages.append(event),
+    )
+
+
+@pytest.fixture(scope="session")
+def colored():
+    """Pixels and classes of images in which one color dominates: (uint8 pixels, y)."""
+    rng = np.random.default_rng(3)
+    y = np.arange(48) % 3
+    pixels = rng.integers(0, 90, (48, 8, 8, 3))
+    pixels[np.arange(48), :, :, y] += 130
+    # The darkest and the brightest pixel are left out: no file may need them in its calibration.
+    return pixels.astype("uint8"), y
+
+
+@pytest.fixture(scope="session")
+def images(colored, tmp_path_factory):
+    """The report of an image classifier, exported with labels and normalization."""
+    pixels, y = colored
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3), name="image"),
+            layers.Conv2D(3, 1, activation="relu", name="conv"),
+            layers.GlobalAveragePooling2D(name="pool"),
+            layers.Dense(3, activation="softmax", name="color"),
+        ],
+        name="colors",
+    )
+    eye, zero = np.eye(3), np.zeros(3)
+    model.set_weights([eye[None, None], zero, 8 * eye, zero])
+    return keras_kd.export(
+        model,
+        tmp_path_factory.mktemp("images") / "colors",
+        precisions=("float32", "int8", "uint8"),
+        calibration=pixels / 255.0,
+        evaluation=(pixels / 255.0, y),
+        labels=["red", "green", "bluish"],
+        normalization=(0, 255),
     )

@@ -281,7 +281,14 @@ def test_overwriting_replaces_the_old_export_and_keeps_other_files(student, blob
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
     environment = dict(os.environ)
     report = keras_kd.export(
-        student, copied, formats="onnx", precisions="float32", evaluation=x, overwrite=True
+        student,
+        copied,
+        formats="onnx",
+        precisions="float32",
+        calibration=x[:200],
+        evaluation=x,
+        labels=["nw", "ne", "sw", "se"],
+        overwrite=True,
     )
     assert dict(os.environ) == environment
     assert {path.name for path in copied.iterdir()} == {

@@ -155,7 +155,7 @@ def tasks(*names):
 
 
 @pytest.fixture
-def worker(tmp_path, monkeypatch):
+def worker(tmp_path, monkeypatch, real_workers):
     """Replaces the worker by a script that crashes on some tasks."""
 
     def install(body):

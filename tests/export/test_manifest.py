@@ -3,6 +3,7 @@ import json
 import pytest
 
 from keras_kd.export import ManifestError, manifest
+from keras_kd.export.writing import write_file
 
 
 def content(**changes):
@@ -63,7 +64,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.json"
     path.write_text("old")
     with pytest.raises(UnicodeEncodeError):
-        manifest.write_text("\ud800", path)
+        write_file(path, "\ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -9,7 +9,7 @@ import keras_kd.export
 
 rng = np.random.default_rng(7)
 IMAGES = rng.random((24, 8, 8, 3)).astype("float32")
-STEPS = rng.normal(size=(24, 6, 5)).astype("float32")
+STEPS = rng.normal(size=(24, 3, 5)).astype("float32")
 CLASSES = rng.integers(0, 3, 24)
 
 
@@ -68,7 +68,7 @@ def test_everything_at_once_exports_in_both_formats(tmp_path):
 
 
 def test_recurrent_layers(tmp_path):
-    steps = keras.Input((6, 5), name="steps")
+    steps = keras.Input((3, 5), name="steps")
     x = layers.Bidirectional(layers.LSTM(4, return_sequences=True))(steps)
     model = keras.Model(steps, layers.Dense(3, name="kind")(layers.GRU(4)(x)))
     made = export(model, STEPS, tmp_path / "out")

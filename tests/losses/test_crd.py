@@ -141,3 +141,166 @@ def test_in_batch_finds_its_own_pair():
     worst = float(loss(np.eye(3), np.roll(np.eye(3), 1, 0)))
     expected = 2 * (special.logsumexp([1 / 0.07, 0, 0]))
     assert worst == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------ in a distiller
+
+
+class Seen(losses.Hint):
+    """Reads row numbers and books them, in eager steps."""
+
+    reads_indices = True
+    batches = ()
+
+    def call(self, y_true, y_pred):
+        self.batches.append((ops.convert_to_numpy(self.indices), ops.convert_to_numpy(y_pred)))
+        return super().call(y_true, y_pred)
+
+
+def network(name, width):
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(width, activation="tanh", name="hidden")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(3, name="top")(hidden), name=name)
+
+
+def data(count=SAMPLES):
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(count, 4)).astype("float32"), generator.integers(0, 3, count)
+
+
+def with_banks(teacher, samples=SAMPLES, loss=None, **compiled):
+    keras.utils.set_random_seed(4)
+    distiller = keras_kd.Distiller(network("student", 3), teacher)
+    loss = loss or losses.CRD(samples=samples, negatives=NEGATIVES, width=WIDTH)
+    distiller.compile(
+        keras.optimizers.SGD(0.05),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        distillation_loss=keras_kd.Transfer(loss, "hidden", "hidden"),
+        **compiled,
+    )
+    return distiller
+
+
+def memories(distiller):
+    loss = distiller.transfers[0].loss
+    return [np.array(bank.bank) for bank in loss.banks]
+
+
+def test_banks_with_a_live_teacher_equal_those_with_a_cached_one(tmp_path):
+    x, y = data()
+    teacher = network("teacher", 6)
+    keras_kd.cache.write(teacher, x, tmp_path / "cache", dtype="float32", taps=["hidden"])
+    runs = []
+    for source in (teacher, keras_kd.teachers.CachedTeacher(tmp_path / "cache")):
+        distiller = with_banks(source)
+        keras.utils.set_random_seed(9)
+        history = distiller.fit(x, y, batch_size=8, epochs=2, shuffle=True, verbose=0).history
+        runs.append((memories(distiller), history["crd"]))
+    (live, logs), (cached, cached_logs) = runs
+    for one, other in zip(live, cached):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logs, cached_logs, rtol=1e-4)
+
+
+def tf_dataset(x, y, number=True):
+    import tensorflow as tf
+
+    rows = tf.data.Dataset.from_tensor_slices((x, y)).enumerate()
+    if number:
+        rows = rows.map(lambda i, sample: (keras_kd.teachers.Numbered(sample[0], i), sample[1]))
+    else:
+        rows = rows.map(lambda i, sample: sample)
+    return rows.shuffle(SAMPLES, seed=1).batch(8)
+
+
+def py_dataset(x, y, number=True):
+    class Batches(keras.utils.PyDataset):
+        num_batches = 3
+
+        def __getitem__(self, i):
+            rows = np.arange(SAMPLES)[::-1][8 * i : 8 * i + 8]
+            inputs = keras_kd.teachers.Numbered(x[rows], rows) if number else x[rows]
+            return inputs, y[rows]
+
+    return Batches()
+
+
+def generator(x, y, number=True):
+    batches = py_dataset(x, y, number)
+    return (batches[i] for i in range(3))
+
+
+@pytest.mark.parametrize("unlabeled", [False, True])
+@pytest.mark.parametrize("kind", ["arrays", "numbered", tf_dataset, py_dataset, generator])
+def test_every_row_comes_with_its_number(kind, unlabeled):
+    x, y = data()
+    teacher = network("teacher", 3)
+    loss = Seen()
+    Seen.batches = []
+    distiller = with_banks(teacher, loss=loss, run_eagerly=True)
+    distiller.optimizer.learning_rate = 0.0
+    if unlabeled:
+        distiller.compile("sgd", distillation_loss=distiller.transfers[0], run_eagerly=True)
+        distiller.optimizer.learning_rate = 0.0
+    if kind in ("arrays", "numbered"):
+        rows = np.arange(SAMPLES)
+        inputs = x if kind == "arrays" else keras_kd.teachers.Numbered(x, rows)
+        given = (inputs,) if unlabeled else (inputs, y)
+        options = {"batch_size": 8, "shuffle": True}
+    else:
+        given, options = (kind(x, y),), {}
+    distiller.fit(*given, verbose=0, **options)
+    indices = np.concatenate([each for each, _ in Seen.batches])
+    features = np.concatenate([each for _, each in Seen.batches])
+    assert sorted(indices) == list(range(SAMPLES))
+    assert list(indices) != sorted(indices)
+    hidden = keras.Model(distiller.student.input, distiller.student.get_layer("hidden").output)
+    np.testing.assert_allclose(features, hidden.predict(x, verbose=0)[indices], rtol=1e-5)
+
+
+def test_weights_validation_and_prediction_of_numbered_arrays():
+    x, y = data()
+    distiller = with_banks(network("teacher", 6), metrics=["accuracy"], run_eagerly=True)
+    history = distiller.fit(
+        x, y, sample_weight=np.ones(SAMPLES), validation_split=0.2, verbose=0
+    ).history
+    assert {"crd", "val_accuracy"} <= set(history)
+    numbered = keras_kd.teachers.Numbered(x, np.arange(SAMPLES))
+    np.testing.assert_allclose(
+        distiller.predict(numbered, verbose=0), distiller.predict(x, verbose=0), rtol=1e-5
+    )
+    assert distiller.evaluate(numbered, y, verbose=0) == distiller.evaluate(x, y, verbose=0)
+    before = memories(distiller)
+    distiller.train_on_batch(keras_kd.teachers.Numbered(x[:4], np.arange(4)), y[:4])
+    for old, new in zip(before, memories(distiller)):
+        assert np.abs(old - new)[:4].max() > 0
+        np.testing.assert_array_equal(old[4:], new[4:])
+
+
+@pytest.mark.parametrize("kind", [tf_dataset, py_dataset, generator])
+def test_unnumbered_data_are_refused_with_advice(kind):
+    x, y = data()
+    distiller = with_banks(network("teacher", 6), run_eagerly=True)
+    with pytest.raises(ValueError, match=r"`crd` remembers every row.*Numbered\(x, indices\)"):
+        distiller.fit(kind(x, y, number=False), verbose=0)
+    assert int(distiller.optimizer.iterations) == 0
+
+
+def test_other_misuse_is_refused():
+    import tensorflow as tf
+
+    x, y = data()
+    distiller = with_banks(network("teacher", 6), samples=SAMPLES - 5)
+    with pytest.raises(ValueError, match=r"samples=15 rows.*from 0 to 19.*`samples=20`"):
+        distiller.fit(x, y, verbose=0)
+    distiller = with_banks(network("teacher", 6), evaluate_distillation=True)
+    with pytest.raises(ValueError, match="bring no row numbers"):
+        distiller.fit(x, y, validation_data=(x, y), verbose=0)
+    with pytest.raises(ValueError, match="bring no row numbers"):
+        distiller.train_on_batch(x, y)
+    with pytest.raises(ValueError, match="bring no row numbers"):
+        distiller.evaluate(x, y, verbose=0)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(5).enumerate()
+    batches = batches.map(lambda i, b: (keras_kd.teachers.Numbered(b[0], i), b[1]))
+    with pytest.raises(ValueError, match="one row number for a whole batch"):
+        distiller.fit(batches, verbose=0)

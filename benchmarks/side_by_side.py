@@ -1,0 +1,247 @@
+"""What the timing benchmarks share: contenders that take turns, the machine, the models, the file.
+
+Every ratio comes from one run: the contenders take turns, a few steps each, and the medians are
+compared, so that a machine that slows down slows all of them.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+_PACKAGES = ("keras_kd", "keras", "tensorflow", "jax", "torch", "numpy")
+
+
+def machine():
+    """The processor, what it knows of short floats, the versions and the load."""
+    about = {"system": platform.system(), "processor": platform.processor() or platform.machine()}
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    flags = []
+    if cpuinfo.exists():
+        lines = dict(
+            (part.strip() for part in line.split(":", 1))
+            for line in cpuinfo.read_text().splitlines()
+            if ":" in line
+        )
+        about["processor"] = lines.get("model name", about["processor"])
+        flags = lines.get("flags", "").split()
+    about["cores"] = os.cpu_count()
+    about["flags"] = [flag for flag in _FLAGS if flag in flags]
+    about["short floats in hardware"] = bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    about["load at the start"] = round(os.getloadavg()[0], 1)
+    about["python"] = platform.python_version()
+    for package in _PACKAGES:
+        try:
+            about[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return about
+
+
+def medians(contenders, repeats, warm_up=2):
+    """Median seconds of each contender; they take turns, after turns that count for nothing.
+
+    A contender returns its own seconds, or None to be timed from outside.
+    """
+    times = {name: [] for name in contenders}
+    for turn in range(repeats + warm_up):
+        for name, run in contenders.items():
+            begin = time.perf_counter()
+            own = run()
+            spent = time.perf_counter() - begin
+            if turn >= warm_up:
+                times[name].append(spent if own is None else own)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def spread(contenders, repeats, warm_up=1):
+    """As `medians`, with the median over turns of each ratio to the first contender."""
+    times = {name: [] for name in contenders}
+    for turn in range(repeats + warm_up):
+        for name, run in contenders.items():
+            begin = time.perf_counter()
+            own = run()
+            spent = time.perf_counter() - begin
+            if turn >= warm_up:
+                times[name].append(spent if own is None else own)
+    first = next(iter(times.values()))
+    return {
+        name: (
+            statistics.median(values),
+            statistics.median(a / b for a, b in zip(values, first)),
+        )
+        for name, values in times.items()
+    }
+
+
+def ratio(value, goal=None, note=""):
+    """One line of the table of ratios."""
+    return {"value": value, "goal": goal, "note": note}
+
+
+def save(part, started, *, ratios=None, tables=(), notes=(), quick=False, **more):
+    """Print a result and write it to `benchmarks/results/performance_PART.json`.
+
+    Quick sizes show that a script works; their numbers go to the terminal alone.
+    """
+    result = {
+        "part": part,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": started["machine"],
+        "took_seconds": round(time.perf_counter() - started["at"], 1),
+        "ratios": ratios or {},
+        "tables": list(tables),
+        "notes": list(notes),
+        **more,
+    }
+    print(render(result))
+    if quick:
+        print("quick sizes: nothing is written")
+        return
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"performance_{part}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def begin():
+    """When a script began, and on what."""
+    return {"at": time.perf_counter(), "machine": machine()}
+
+
+def render(result):
+    """The tables of a result as Markdown."""
+    lines = []
+    if result["ratios"]:
+        lines += ["| Ratio | Measured | Goal | |", "|---|---:|---:|---|"]
+        for name, each in result["ratios"].items():
+            goal = "" if each["goal"] is None else f"{each['goal']:.2f}"
+            met = (
+                "" if each["goal"] is None else "met" if each["value"] <= each["goal"] else "missed"
+            )
+            said = "; ".join(part for part in (met, each["note"]) if part)
+            lines.append(f"| {name} | {each['value']:.2f} | {goal} | {said} |")
+        lines.append("")
+    for table in result["tables"]:
+        lines.append("| " + " | ".join(table["columns"]) + " |")
+        lines.append("|---|" + "---:|" * (len(table["columns"]) - 1))
+        for row in table["rows"]:
+            lines.append("| " + " | ".join(_cell(value) for value in row) + " |")
+        lines.append("")
+    lines += [f"- {note}" for note in result["notes"]]
+    return "\n".join(lines).rstrip()
+
+
+def _cell(value):
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    if value and abs(value) < 0.1:
+        return f"{value:.3f}"
+    return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+# ------------------------------------------------------------------------ models
+
+
+def cnn(widths, classes=10, name=None, size=32):
+    """Convolutions with BatchNorm, two a width, halved between widths."""
+    import keras
+    from keras import layers
+
+    inputs = keras.Input((size, size, 3))
+    x = inputs
+    for i, width in enumerate(widths):
+        for j in range(2):
+            x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{i}{j}")(x)
+            x = layers.BatchNormalization(name=f"norm{i}{j}")(x)
+            x = layers.ReLU(name=f"relu{i}{j}")(x)
+        x = layers.MaxPooling2D(name=f"pool{i}")(x)
+    x = layers.GlobalAveragePooling2D(name="features")(x)
+    return keras.Model(inputs, layers.Dense(classes, name="logits")(x), name=name)
+
+
+def crossentropy():
+    import keras
+
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def plain(student, **options):
+    """The student, compiled to train on the labels alone."""
+    import keras
+
+    student.compile(keras.optimizers.SGD(0.01), loss=crossentropy(), **options)
+    return student
+
+
+def ours(student, teacher, losses=None, precision="float32", **options):
+    """The distiller of this package."""
+    import keras
+
+    import keras_kd as kd
+
+    distiller = kd.Distiller(student, teacher, teacher_precision=precision)
+    distiller.compile(
+        keras.optimizers.SGD(0.01), loss=crossentropy(), distillation_loss=losses, **options
+    )
+    return distiller
+
+
+def theirs(student, teacher, losses=None):
+    """`keras.distillation` with the loss that computes KL (its default does not)."""
+    import keras
+    from keras.distillation import Distiller, LogitsDistillation
+
+    kl = LogitsDistillation(loss=keras.losses.KLDivergence(), temperature=2.0)
+    distiller = Distiller(teacher, student, distillation_losses=losses or [kl])
+    distiller.compile(keras.optimizers.SGD(0.01), loss=crossentropy())
+    return distiller
+
+
+def sized_teacher(student_step, x, cost, base=(32, 64, 128), rounds=4, **options):
+    """A teacher whose forward pass takes `cost` times as long as a training step of the student.
+
+    Args:
+        student_step: Trains the student on `x` for one epoch in place.
+        x: Inputs; a batch is 64.
+        cost: Teacher forward over student step.
+        base: Widths to begin with.
+        rounds: How often the widths are corrected.
+        options: Further arguments of `cnn`.
+
+    Returns:
+        The teacher, its widths, and the cost that was measured last.
+    """
+    scale = 1.0
+    for _ in range(rounds):
+        widths = tuple(max(4, 4 * round(width * scale / 4)) for width in base)
+        teacher = cnn(widths, name="teacher", **options)
+        seconds = medians(
+            {
+                "step": student_step,
+                "forward": lambda teacher=teacher: discard(
+                    teacher.predict(x, batch_size=64, verbose=0)
+                ),
+            },
+            3,
+        )
+        found = seconds["forward"] / seconds["step"]
+        if 0.93 < found / cost < 1.07:
+            break
+        # The cost grows with about the square of the width, less where it is narrow.
+        scale *= (cost / found) ** 0.6
+    return teacher, widths, found
+
+
+def discard(_):
+    """Nothing, whatever was computed: the time is taken from outside."""
+
+
+def fitting(model, x, y, batch=64, **options):
+    """A function that takes one epoch of `fit` in the given order."""
+    return lambda: discard(model.fit(x, y, batch_size=batch, shuffle=False, verbose=0, **options))

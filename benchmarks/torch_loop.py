@@ -1,0 +1,407 @@
+"""The same job as a plain PyTorch loop, step by step, and where a Keras step spends its time.
+
+    python benchmarks/torch_loop.py [--repeats 9] [--quick]
+
+The loop runs in a process of its own (channels last, teacher under `no_grad`, the same widths, SGD
+with momentum 0) and takes turns with Keras: it is told to take a few steps, and says how long they
+took. The comparison is that of Keras on TensorFlow; it runs on whatever backend Keras is set to.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+
+STEPS = 12
+
+
+# ----------------------------------------------------------------- the child process
+
+
+def torch_cnn(widths, classes):
+    import torch
+
+    layers, before = [], 3
+    for width in widths:
+        for _ in range(2):
+            layers += [
+                torch.nn.Conv2d(before, width, 3, padding=1, bias=False),
+                torch.nn.BatchNorm2d(width),
+                torch.nn.ReLU(),
+            ]
+            before = width
+        layers.append(torch.nn.MaxPool2d(2))
+    layers += [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(before, classes)]
+    return torch.nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
+def child(student_widths, teacher_widths, batch):
+    """Take `STEPS` steps for each line read, and print their seconds."""
+    import torch
+    from torch.nn import functional
+
+    torch.manual_seed(0)
+    teacher = torch_cnn(teacher_widths, 10).eval()
+    x = torch.randn(batch * STEPS, 3, 32, 32).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (len(x),))
+    made = {}
+    for kind in ("alone", "live", "bfloat16"):
+        student = torch_cnn(student_widths, 10).train()
+        made[kind] = student, torch.optim.SGD(student.parameters(), 0.01)
+    half = torch_cnn(teacher_widths, 10).eval().to(torch.bfloat16)
+
+    def step(kind, x, y):
+        student, optimizer = made[kind]
+        logits = student(x)
+        loss = functional.cross_entropy(logits, y)
+        if kind != "alone":
+            with torch.no_grad():
+                z = teacher(x) if kind == "live" else half(x.to(torch.bfloat16)).float()
+            soft = functional.kl_div(
+                logits.div(2).log_softmax(-1),
+                z.div(2).softmax(-1),
+                reduction="batchmean",
+            )
+            loss = 0.5 * loss + 0.5 * 4 * soft
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    print(torch.get_num_threads(), flush=True)
+    for line in sys.stdin:
+        kind = line.strip()
+        began = time.perf_counter()
+        for i in range(STEPS):
+            rows = slice(i * batch, (i + 1) * batch)
+            if kind == "teacher":
+                with torch.no_grad():
+                    teacher(x[rows])
+            else:
+                step(kind, x[rows], y[rows])
+        print(time.perf_counter() - began, flush=True)
+
+
+class Loop:
+    """The PyTorch loop in its process."""
+
+    def __init__(self, *sizes):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--child", json.dumps(sizes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.threads = int(self.process.stdout.readline())
+
+    def __call__(self, kind):
+        """A contender: takes `STEPS` steps of this kind and returns their seconds."""
+
+        def run():
+            self.process.stdin.write(kind + "\n")
+            self.process.stdin.flush()
+            return float(self.process.stdout.readline())
+
+        return run
+
+    def close(self):
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# ---------------------------------------------------------------------- the comparison
+
+
+def compared(repeats, widths, base, x, y):
+    """Seconds a step of both, what `auto` chose, and the teacher's widths."""
+    import keras
+    from side_by_side import cnn, discard, fitting, medians, ours, plain, sized_teacher, theirs
+
+    import keras_kd as kd
+
+    batch = len(x) // STEPS
+    alone = plain(cnn(widths, name="student"))
+    teacher, wide, _ = sized_teacher(fitting(alone, x, y, batch), x, 1.5, base)
+    distillers = {
+        "distillation, live teacher": ours(cnn(widths, name="student"), teacher),
+        'distillation, teacher_precision="bfloat16"': ours(
+            cnn(widths, name="student"), teacher, precision="bfloat16"
+        ),
+        'distillation, teacher_precision="auto"': ours(
+            cnn(widths, name="student"), teacher, precision="auto"
+        ),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        kd.cache.write(teacher, x, folder)
+        distillers["distillation, cached"] = ours(
+            cnn(widths, name="student"), kd.teachers.CachedTeacher(folder)
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for distiller in distillers.values():
+                distiller.fit(x, y, batch_size=batch, verbose=0)
+        said = [str(w.message) for w in caught if "runs " in str(w.message)]
+        loop = Loop(widths, wide, batch)
+        contenders = {
+            "PyTorch, student alone": loop("alone"),
+            "Keras, student alone": fitting(alone, x, y, batch),
+            "PyTorch, teacher forward": loop("teacher"),
+            "Keras, teacher forward": lambda: discard(
+                teacher.predict(x, batch_size=batch, verbose=0)
+            ),
+            "PyTorch, distillation": loop("live"),
+            "PyTorch, distillation, teacher in bfloat16": loop("bfloat16"),
+            "keras.distillation": fitting(
+                theirs(cnn(widths, name="student"), teacher), x, y, batch
+            ),
+        }
+        contenders |= {
+            f"Keras, {name}": fitting(each, x, y, batch) for name, each in distillers.items()
+        }
+        seconds = medians(contenders, repeats)
+        loop.close()
+    keras.backend.clear_session()
+    return seconds, said, wide, loop.threads
+
+
+# ------------------------------------------------------- where a step of TensorFlow goes
+
+
+def parts(repeats, widths, x, y):
+    """Seconds of the parts of one training step, and what settings of `fit` win back."""
+    import keras
+    import tensorflow as tf
+    from side_by_side import cnn, discard, fitting, medians, plain
+
+    batch = len(x) // STEPS
+    model = plain(cnn(widths, name="student"))
+    fit = fitting(model, x, y, batch)
+    fit()
+    slices = [slice(i * batch, (i + 1) * batch) for i in range(STEPS)]
+    pages = [(tf.constant(x[s]), tf.constant(y[s])) for s in slices]
+    loss_of = model.loss
+
+    @tf.function
+    def forward(x):
+        return model(x, training=True)
+
+    @tf.function
+    def inference(x):
+        return model(x, training=False)
+
+    @tf.function
+    def gradients(x, y):
+        with tf.GradientTape() as tape:
+            loss = loss_of(y, model(x, training=True))
+        return tape.gradient(loss, model.trainable_variables)
+
+    def each(run):
+        def pages_through():
+            for x, y in pages:
+                result = run(x, y)
+            return discard(keras.tree.map_structure(lambda t: t.numpy(), result))
+
+        return pages_through
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch).cache()
+    data = data.prefetch(tf.data.AUTOTUNE)
+    fused = plain(cnn(widths, name="student"), steps_per_execution=STEPS)
+    compiled = plain(cnn(widths, name="student"), jit_compile=True)
+    function = model.make_train_function()
+    iterator = iter(data.repeat())
+
+    def trained():
+        for _ in range(STEPS):
+            logs = function(iterator)
+        return discard(float(logs["loss"]))
+
+    return medians(
+        {
+            "forward pass, inference": each(lambda x, y: inference(x)),
+            "forward pass, training": each(lambda x, y: forward(x)),
+            "forward and backward pass": each(gradients),
+            "train function (optimizer and metrics as well)": trained,
+            "fit, arrays": fit,
+            "fit, tf.data with prefetch": lambda: discard(model.fit(data, verbose=0)),
+            f"fit, tf.data, steps_per_execution={STEPS}": lambda: discard(
+                fused.fit(data, verbose=0)
+            ),
+            "fit, tf.data, jit_compile=True": lambda: discard(compiled.fit(data, verbose=0)),
+        },
+        repeats,
+    )
+
+
+_OPERATIONS = """
+import sys; sys.path.insert(0, {folder!r})
+import torch_loop; torch_loop.operations({widths!r}, {batch})
+"""
+
+
+def operations(widths, batch):
+    """Print the share of the costliest kinds of operations in training steps, by the profiler."""
+    import glob
+
+    import numpy as np
+    import tensorflow as tf
+    from side_by_side import cnn, fitting, plain
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch * STEPS, 32, 32, 3)).astype("float32")
+    y = rng.integers(0, 10, len(x))
+    fit = fitting(plain(cnn(widths, name="student")), x, y, batch)
+    fit()
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        fit()
+        tf.profiler.experimental.stop()
+        [file] = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+        space = xplane_pb2.XSpace()
+        space.ParseFromString(pathlib.Path(file).read_bytes())
+    spent = {}
+    for plane in space.planes:
+        names = {key: event.name for key, event in plane.event_metadata.items()}
+        for event in itertools.chain.from_iterable(line.events for line in plane.lines):
+            # An operation is named "path/of/its/layer:Kind"; calls of functions hold others.
+            path, _, kind = names[event.metadata_id].rpartition(":")
+            if "/" in path and not path.endswith(":") and "PartitionedCall" not in kind:
+                spent[kind] = spent.get(kind, 0) + event.duration_ps
+    print(json.dumps(spent))
+
+
+def shares(widths, batch):
+    """The costliest kinds of operations and their share, in percent."""
+    code = _OPERATIONS.format(folder=str(pathlib.Path(__file__).parent), widths=widths, batch=batch)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    spent = json.loads(done.stdout.splitlines()[-1])
+    total = sum(spent.values())
+    top = sorted(spent.items(), key=lambda item: -item[1])[:6]
+    return [[kind, 100 * value / total] for kind, value in top]
+
+
+_THREADS = """
+import sys; sys.path.insert(0, {folder!r})
+import tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads({intra})
+tf.config.threading.set_inter_op_parallelism_threads({inter})
+import numpy as np
+from side_by_side import cnn, fitting, medians, plain
+rng = np.random.default_rng(0)
+x = rng.normal(size=({rows}, 32, 32, 3)).astype("float32")
+fit = fitting(plain(cnn({widths!r}, name="student")), x, rng.integers(0, 10, len(x)), {batch})
+print(medians({{"fit": fit}}, {repeats})["fit"])
+"""
+
+
+def threads(repeats, widths, batch):
+    """Milliseconds of a `fit` step by thread counts, each in a process of its own."""
+    cores = os.cpu_count() or 1
+    rows = []
+    for intra, inter in ((0, 0), (cores, 1), (1, cores), (1, 1)):
+        code = _THREADS.format(
+            folder=str(pathlib.Path(__file__).parent),
+            intra=intra,
+            inter=inter,
+            rows=batch * STEPS,
+            widths=widths,
+            batch=batch,
+            repeats=repeats,
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        name = "as TensorFlow chooses" if intra == inter == 0 else f"intra {intra}, inter {inter}"
+        rows.append([f"threads {name}", 1000 * float(done.stdout.split()[-1]) / STEPS])
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(*json.loads(arguments.child))
+        return
+    import keras
+    import numpy as np
+    from side_by_side import begin, ratio, save
+
+    started = begin()
+    repeats = 2 if arguments.quick else arguments.repeats
+    widths, base = ((4, 8), (8, 16)) if arguments.quick else ((16, 32, 64), (32, 64, 128))
+    batch = 16 if arguments.quick else 128
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch * STEPS, 32, 32, 3)).astype("float32")
+    y = rng.integers(0, 10, len(x))
+    seconds, said, wide, loop_threads = compared(repeats, widths, base, x, y)
+    loop = seconds["PyTorch, distillation"]
+    fast = "goal for a processor with AMX or AVX-512 BF16"
+
+    def over(name):
+        return seconds[f"Keras, distillation, {name}"] / loop
+
+    ratios = {
+        "distillation, live teacher / PyTorch loop": ratio(over("live teacher")),
+        'distillation, teacher_precision="bfloat16" / PyTorch loop': ratio(
+            over('teacher_precision="bfloat16"'), 0.6, fast
+        ),
+        'distillation, teacher_precision="auto" / PyTorch loop': ratio(
+            over('teacher_precision="auto"'), 0.6, fast
+        ),
+        "distillation, cached / PyTorch loop": ratio(over("cached"), 0.5),
+        "plain student training / PyTorch": ratio(
+            seconds["Keras, student alone"] / seconds["PyTorch, student alone"]
+        ),
+        "teacher forward pass / PyTorch": ratio(
+            seconds["Keras, teacher forward"] / seconds["PyTorch, teacher forward"]
+        ),
+    }
+    tables = [
+        {
+            "columns": [f"batches of {batch}", "ms a step"],
+            "rows": [[k, 1000 * v / STEPS] for k, v in seconds.items()],
+        }
+    ]
+    notes = [
+        f"Teacher {'-'.join(map(str, wide))}, student {'-'.join(map(str, widths))}; "
+        f"PyTorch runs {loop_threads} threads.",
+        *(f'`teacher_precision="auto"` said: {each}' for each in said),
+    ]
+    if keras.config.backend() == "tensorflow":
+        found = parts(repeats, widths, x, y)
+        tables.append(
+            {
+                "columns": ["student alone, on TensorFlow", "ms a step"],
+                "rows": [
+                    *([k, 1000 * v / STEPS] for k, v in found.items()),
+                    *threads(repeats, widths, batch),
+                ],
+            }
+        )
+        top = shares(widths, batch)
+        tables.append(
+            {"columns": ["operation, by tf.profiler", "% of all operations"], "rows": top}
+        )
+    save(
+        "torch",
+        started,
+        ratios=ratios,
+        tables=tables,
+        notes=notes,
+        quick=arguments.quick,
+        backend=keras.config.backend(),
+    )
+
+
+if __name__ == "__main__":
+    main()

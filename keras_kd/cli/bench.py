@@ -1,0 +1,48 @@
+"""`keras-kd bench`: how fast the files of an export are on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import keras_kd.export
+from keras_kd.cli.console import Terminal
+from keras_kd.cli.report import check_target
+
+
+def bench(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder with manifest.json.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads that a runtime may use.")] = 1,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="STUDENT.keras", help="The Keras model, to be timed as well."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="How long each file is measured.")] = 1.0,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder to write.  [default: as DIR]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Time every exported file in its runtime, each in a process of its own.
+
+    Prints the median and the 90th percentile of one inference, the first (cold) and a later (warm)
+    start, and the memory that a file adds to the process, and writes them as `bench.csv`,
+    `bench.json` and `bench.png`. The Keras model stands beside the files: measured with `--model`,
+    otherwise as it was when they were exported.
+
+    Exit code 0 if every file was measured, 1 if one does not run, 2 for bad input.
+    """
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    target = check_target(folder, out)
+    with terminal.working() as work:
+        result = keras_kd.export.bench(folder, threads, model=model, seconds=seconds, progress=work)
+        written = [
+            result.save_csv(target / "bench.csv"),
+            result.save_json(target / "bench.json"),
+            result.save_png(target / "bench.png"),
+        ]
+    names = ", ".join(path.name for path in written)
+    terminal.result(result.to_dict(), result.table(), "", f"{names} are in {target}.")
+    raise typer.Exit(1 if any(row["error"] for row in result.rows()) else 0)

@@ -1,0 +1,70 @@
+"""`keras-kd report`: what an export measured, as a table, a page and a card."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import keras_kd.export
+from keras_kd.cli.console import Terminal
+
+
+def report(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder with manifest.json.")],
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder to write.  [default: as DIR]")
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also print the noise of each int8 layer.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Show what an export measured, without running anything.
+
+    Prints the table and writes `report.html`, a page that opens offline, and `card.md`, a model
+    card. `keras-kd verify` runs the files again.
+
+    Exit code 0 if there is a file to take, 1 if none passed its check, 2 for bad input.
+    """
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    target = check_target(folder, out)
+    known = keras_kd.export.Report.load(folder)
+    with terminal.working():
+        names = [known.save_html(target / "report.html"), known.save_card(target / "card.md")]
+    document = known.to_dict()
+    texts = [known.table(), ""]
+    if layers:
+        document["layers"] = known.layers().rows()
+        texts += [known.layers().table(), ""]
+    written = " and ".join(path.name for path in names)
+    terminal.result(document, *texts, f"{written} are in {target}.")
+    raise typer.Exit(0 if known.best is not None else 1)
+
+
+def check_target(folder: str, out: str | None) -> Path:
+    """Return the folder to write to, the export's own by default, made if it is missing.
+
+    Args:
+        folder: The export.
+        out: What `--out` gave.
+
+    Returns:
+        A folder that can be written to.
+
+    Raises:
+        ValueError: If there is no manifest in `folder`.
+        OSError: If the target is a file or cannot be written to.
+    """
+    # Before anything is made or measured.
+    keras_kd.export.Report.load(folder)
+    target = Path(folder if out is None else out)
+    target.mkdir(parents=True, exist_ok=True)
+    if not os.access(target, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"The folder `{target}` cannot be written to. Choose another one with `--out`."
+        )
+    return target

@@ -1,0 +1,78 @@
+"""A distiller from its file, with its teacher given back."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from keras_kd import checks, teachers
+from keras_kd.saving import Saved
+
+if TYPE_CHECKING:
+    from keras_kd.distiller import Distiller
+
+
+def load_distiller(
+    path: Any,
+    teacher: Any = None,
+    teacher_inputs: Callable[[Any], Any] | None = None,
+    student_inputs: Callable[[Any], Any] | None = None,
+    teacher_precision: str = "float32",
+    custom_objects: dict[str, Any] | None = None,
+) -> "Distiller":
+    """Load what `distiller.save(path)` wrote and give it its teacher back.
+
+    Args:
+        path: A `.keras` file.
+        teacher: The teacher that was trained with, as for `Distiller`.
+        teacher_inputs: As for `Distiller`; functions are not saved.
+        student_inputs: As for `Distiller`.
+        teacher_precision: As for `Distiller`.
+        custom_objects: Classes of the student that are not registered, by name.
+
+    Returns:
+        A compiled `Distiller` that goes on where it stopped: weights, optimizer,
+        temperature and alpha.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If the file holds no distiller, the teacher is another one
+            than the saved, or an input function is missing.
+
+    Example:
+        >>> distiller.save("d.keras")
+        >>> distiller = load_distiller("d.keras", teacher=teacher)
+        >>> history = distiller.fit(x, y, epochs=20, initial_epoch=10)
+    """
+    checks.keras_file(path)
+    loaded = keras.saving.load_model(path, custom_objects=custom_objects, safe_mode=True)
+    if not isinstance(loaded, Saved):
+        raise ValueError(
+            f"`{path}` holds a {type(loaded).__name__}, not a distiller. Load a student with "
+            "`keras.saving.load_model`."
+        )
+    setup = loaded._setup
+    for argument, given in (("teacher_inputs", teacher_inputs), ("student_inputs", student_inputs)):
+        if setup.maps_inputs.get(argument) and given is None:
+            raise ValueError(
+                f"`{path}` was trained with `{argument}`, and functions are not saved. Pass the "
+                f"same function as `{argument}=`."
+            )
+    made = teachers.make(teacher, setup.from_logits.get("teacher"), teacher_precision)
+    if setup.loaded is not None:
+        if made is None:
+            raise ValueError(
+                f"`{path}` was trained with the teacher `{setup.loaded['name']}`. Pass it as "
+                "`teacher=`."
+            )
+        if made.fingerprint() != setup.loaded["fingerprint"]:
+            raise ValueError(
+                f"`{path}` was trained with the teacher `{setup.loaded['name']}`, whose weights "
+                f"differ from those of the given `{made.name}`. Pass the same teacher, or begin a "
+                "new distiller with `loaded.student`."
+            )
+    setup.teacher_inputs, setup.student_inputs = teacher_inputs, student_inputs
+    setup.attach(made)
+    if made is not None and loaded.compiled:
+        loaded.adopt(setup.placed)
+    return loaded

@@ -1,0 +1,121 @@
+"""The terms of the objective on one batch, and their gradients, measured and left no trace of."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_kd.typing import Tensor
+
+
+def losses(terms: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
+    """The value of each term.
+
+    Args:
+        terms: `fn()`: scalars by name.
+    """
+    # What layers, metrics and random generators note in there is dropped with the scope.
+    with keras.StatelessScope(), _own_random_numbers():
+        found = terms()
+    return {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}
+
+
+def gradient_norms(
+    terms: Callable[[], dict[str, Tensor]], variables: list[Any], scale: float
+) -> dict[str, float]:
+    """`||d term / d variables||`, the Euclidean norm over all of them, for each term.
+
+    Args:
+        terms: `fn()`: scalars by name; the student runs in it once.
+        variables: The student's parameters.
+        scale: What terms are multiplied by before the gradient is taken, so
+            that it does not vanish in half precision.
+
+    Returns:
+        Norms by name.
+    """
+    backend = keras.config.backend()
+    measured = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[backend]
+    with _own_random_numbers():
+        norms = measured(terms, variables, scale)
+    return {name: float(ops.convert_to_numpy(norm)) / scale for name, norm in norms.items()}
+
+
+@contextlib.contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """Draw nothing from the random numbers of the training.
+
+    Keras's generators are variables, whose changes the scope drops. On PyTorch
+    dropout draws from PyTorch's own numbers, and here from the same every time.
+    """
+    if keras.config.backend() != "torch":
+        yield
+        return
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def _norm(gradients: Any) -> Tensor:
+    """The norm over all gradients, in float32; a parameter that is not reached has none."""
+    wide = [ops.cast(g, "float32") for g in gradients if g is not None]
+    # Divided by the largest number, since squares of scaled gradients may overflow.
+    if not wide:
+        return ops.zeros(())
+    top = ops.max(ops.stack([ops.max(ops.abs(g)) for g in wide]))
+    safe = ops.where(top > 0, top, ops.ones_like(top))
+    return top * ops.sqrt(sum(ops.sum(ops.square(g / safe)) for g in wide))
+
+
+def _scaled(term: Tensor, scale: float) -> Tensor:
+    return term * ops.cast(scale, term.dtype)
+
+
+def _tensorflow(terms: Any, variables: list[Any], scale: float) -> dict[str, Tensor]:
+    import tensorflow as tf
+
+    with tf.GradientTape(persistent=True) as tape:
+        with keras.StatelessScope():
+            found = terms()
+        scaled = {name: _scaled(term, scale) for name, term in found.items()}
+    values = [v.value for v in variables]
+    norms = {}
+    for name, term in scaled.items():
+        gradients = tape.gradient(term, values)
+        # Embeddings have gradients row by row, where a row may come more than once.
+        norms[name] = _norm([g if g is None else tf.convert_to_tensor(g) for g in gradients])
+    return norms
+
+
+def _jax(terms: Any, variables: list[Any], scale: float) -> dict[str, Tensor]:
+    import jax
+
+    def values(held: list[Any]) -> dict[str, Tensor]:
+        with keras.StatelessScope(state_mapping=list(zip(variables, held))):
+            return {name: _scaled(term, scale) for name, term in terms().items()}
+
+    found, pullback = jax.vjp(values, [v.value for v in variables])
+    norms = {}
+    for name in found:
+        # One for this term and zero for the others.
+        seed = {other: ops.full_like(v, float(other == name)) for other, v in found.items()}
+        norms[name] = _norm(pullback(seed)[0])
+    return norms
+
+
+def _torch(terms: Any, variables: list[Any], scale: float) -> dict[str, Tensor]:
+    import torch
+
+    with torch.enable_grad(), keras.StatelessScope():
+        found = {name: _scaled(term, scale) for name, term in terms().items()}
+    values = [v.value for v in variables]
+    return {
+        name: _norm(torch.autograd.grad(term, values, retain_graph=True, allow_unused=True))
+        if term.requires_grad
+        else ops.zeros(())
+        for name, term in found.items()
+    }

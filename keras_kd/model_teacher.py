@@ -1,0 +1,209 @@
+"""What the distiller asks of any teacher, and a model that answers it."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd import numbered
+from keras_kd.taps import Answer, Reader
+
+
+def fingerprint(model: Any) -> str:
+    """Identify a model by its layers and the bytes of its weights.
+
+    Names do not count, since Keras numbers them anew in each process.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        A SHA-256 in hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for layer in model._flatten_layers():
+        activation = getattr(layer, "activation", None)
+        digest.update(f"{type(layer).__name__}:{getattr(activation, '__name__', '')};".encode())
+    for weight in model.weights:
+        value = np.ascontiguousarray(ops.convert_to_numpy(weight))
+        digest.update(f"{value.shape}{value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+class Teacher:
+    """What the distiller asks of any teacher.
+
+    Attributes:
+        name: For messages and the saved record.
+        variables: The variables that must stay as they are.
+        kinds: `"logits"`, `"softmax"`, `"sigmoid"` or `"unknown"` for each
+            flat output.
+    """
+
+    name: str
+
+    @property
+    def models(self) -> list[Any]:
+        """The models that are run; none where outputs are read from disk."""
+        return []
+
+    @property
+    def kinds(self) -> list[str]:
+        """How each flat output is made."""
+        raise NotImplementedError
+
+    def output_template(self) -> Any:
+        """The structure of the outputs with names at its leaves, or `None` if unknown."""
+        return None
+
+    def output_shapes(self) -> list[Any] | None:
+        """The shapes of the flat outputs, or `None` where they are not known yet."""
+        return None
+
+    def reset(self, paths: Sequence[str]) -> None:
+        """Read these layers from now on."""
+        raise NotImplementedError
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left that only a batch can tell of the outputs."""
+        return True
+
+    @property
+    def baked(self) -> Any:
+        """What a compiled step takes for constant; where it changes, the step is made anew."""
+        return None
+
+    def inspect(self, x: Any) -> None:
+        """Find out from a concrete batch what the layers alone do not tell."""
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        """Separate what the models read from what was joined to it.
+
+        Args:
+            x: One batch as the data deliver it.
+
+        Returns:
+            The models' input, and a record of what was joined, as the row
+            numbers, or `None`.
+        """
+        return numbered.split(x)
+
+    def join_fit(
+        self, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
+    ) -> tuple[Any, Any, int | None, dict[str, Any]]:
+        """Change what `fit` was given, where outputs must be joined to the data.
+
+        Args:
+            x: Inputs, or a dataset.
+            y: Labels.
+            batch_size: Samples a step.
+            arguments: The other arguments of `fit`.
+
+        Returns:
+            The same four for `keras.Model.fit`.
+        """
+        return x, y, batch_size, arguments
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Take note that this epoch of the training begins."""
+
+    def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
+        """Answer one batch, with `training=False`.
+
+        Args:
+            x: What the teacher reads.
+            record: What `split` found.
+            binary: For each flat output whether its units are independent.
+
+        Returns:
+            Output, logits and tapped tensors.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Identify the teacher by its weights."""
+        raise NotImplementedError
+
+
+class ModelTeacher(Teacher):
+    """A Keras model as teacher.
+
+    Args:
+        model: A built `keras.Model`.
+        from_logits: Whether its outputs are logits; `None` finds out.
+
+    Raises:
+        TypeError: If it is no Keras 3 model.
+        ValueError: If it is not built.
+    """
+
+    def __init__(self, model: Any, from_logits: bool | None = None) -> None:
+        require_model(model, "teacher")
+        if not model.built:
+            raise ValueError(
+                f"The teacher `{model.name}` has no weights yet: it was never built. Load its "
+                "trained weights, or call it once on a batch, before distilling from it."
+            )
+        self.model = model
+        self.name = model.name
+        self.from_logits = from_logits
+        self._reader = Reader(model, "teacher", from_logits)
+
+    @property
+    def models(self) -> list[Any]:
+        """The model."""
+        return [self.model]
+
+    @property
+    def kinds(self) -> list[str]:
+        """How each flat output is made."""
+        return self._reader.kinds()
+
+    def output_template(self) -> Any:
+        """The structure of the outputs with names at its leaves, or `None` if unknown."""
+        return self._reader.template
+
+    def output_shapes(self) -> list[Any] | None:
+        """The shapes of the flat outputs, or `None` for a model without a graph."""
+        return self._reader.shapes
+
+    def reset(self, paths: Sequence[str]) -> None:
+        """Read these layers from now on."""
+        self._reader.reset(paths)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the layers tell all there is to know of the outputs."""
+        return self._reader.settled
+
+    def inspect(self, x: Any) -> None:
+        """Find out from a concrete batch what the layers alone do not tell."""
+        self._reader.inspect(x)
+
+    def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
+        """Answer one batch."""
+        return self._reader.read(x, False, binary)
+
+    def fingerprint(self) -> str:
+        """Identify the teacher by its weights."""
+        return fingerprint(self.model)
+
+
+def require_model(model: Any, side: str) -> None:
+    """Raise `TypeError` unless `model` is a Keras 3 model."""
+    if isinstance(model, keras.Model):
+        return
+    if any(base.__module__.split(".")[0] == "tf_keras" for base in type(model).__mro__):
+        raise TypeError(
+            f"The {side} `{getattr(model, 'name', model)}` is a tf_keras (Keras 2) model. "
+            "Rebuild it with Keras 3 and copy its weights: "
+            "`new.set_weights(old.get_weights())`."
+        )
+    raise TypeError(
+        f"The {side} must be a `keras.Model`. Received: {side} of type {type(model).__name__}."
+    )

@@ -1,0 +1,81 @@
+"""The distillation loss of one batch, and the batches it is measured on."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd import numbered, step
+from keras_kd.taps import Answer
+from keras_kd.typing import Tensor
+from keras_kd.wiring import Wiring
+
+
+def distillation(
+    setup: Wiring,
+    batch: step.Batch,
+    y: Any,
+    student: Answer,
+    sample_weight: Any,
+    temperature: Any,
+    training: bool,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The value of each transfer, and their sum by weight.
+
+    Args:
+        setup: The transfers of a distiller.
+        batch: The batch with the teacher's answer.
+        y: Labels.
+        student: The student's answer.
+        sample_weight: Weights, as Keras passes them.
+        temperature: The distiller's live temperature.
+        training: Whether the student is being trained.
+
+    Returns:
+        Scalars by the name of the transfer, and `sum_i weight_i * value_i`.
+    """
+    values: dict[str, Any] = {}
+    total: Any = 0.0
+    temperature = ops.convert_to_tensor(temperature)
+    for transfer, value in setup.terms(batch, y, student, sample_weight, temperature, training):
+        values[transfer.name] = values.get(transfer.name, 0.0) + value
+        total = total + step.times(ops.convert_to_tensor(transfer.weight), value)
+    return values, total
+
+
+def training_arrays(x: Any, y: Any, arguments: dict[str, Any]) -> Any:
+    """What `fit` trains on, where that is arrays.
+
+    Args:
+        x: Inputs.
+        y: Labels.
+        arguments: The other arguments of `fit`.
+
+    Returns:
+        `(x, y, sample_weight)` without the rows that are split off for
+        validation, or `None`.
+    """
+    if not numbered.are_arrays(x) or arguments.get("class_weight"):
+        return None
+    data = (x, y, arguments.get("sample_weight"))
+    split = arguments.get("validation_split")
+    if not split or arguments.get("validation_data") is not None:
+        return data
+    used = math.floor(len(keras.tree.flatten(x)[0]) * (1.0 - split))
+    return keras.tree.map_structure(lambda leaf: leaf[:used], data, none_is_leaf=False)
+
+
+def rows(arrays: Any, count: int) -> Any:
+    """Some rows of arrays, spread evenly; `None` stays `None`."""
+    if arrays is None:
+        return None
+    length = len(keras.tree.flatten(arrays[0])[0])
+    chosen = np.unique(np.linspace(0, length - 1, min(count, length)).round().astype("int64"))
+
+    def take(leaf: Any) -> Any:
+        array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else np.asarray(leaf)
+        return array[chosen]
+
+    return keras.tree.map_structure(take, arrays, none_is_leaf=False)

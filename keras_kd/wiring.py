@@ -1,0 +1,335 @@
+"""What a distiller is made of: the models, what is transferred between them, and their answers."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_kd import backends, checks, numbered, outputs, step, teachers
+from keras_kd.outputs import Placed
+from keras_kd.taps import Answer, Reader
+from keras_kd.teachers import Teacher
+from keras_kd.transfer import Transfer
+from keras_kd.typing import Tensor
+
+
+class Wiring:
+    """The models and how they are joined, in a plain object.
+
+    Keras tracks nothing in it: the teacher must take no part in weights,
+    trainable flags, checkpoints and summaries.
+
+    Args:
+        student: The model that is trained.
+        from_logits: For `"teacher"` and `"student"` whether outputs are logits.
+
+    Attributes:
+        student: The `Reader` of the student.
+        teacher: The `Teacher`, or `None`.
+        placed: The transfers, with the output that each reads.
+        match: How the outputs of student and teacher meet.
+    """
+
+    def __init__(self, student: Any, from_logits: dict[str, bool | None]) -> None:
+        self.from_logits = from_logits
+        self.student: Any = Reader(student, "student", from_logits.get("student"))
+        self.teacher: Teacher | None = None
+        self.teacher_inputs: Any = None
+        self.student_inputs: Any = None
+        self.placed: list[Placed] = []
+        self.restored: list[Placed] | None = None
+        self.match = outputs.Match([0], [False])
+        self.prepared = False
+        # Transfers that came from a file, with their weights, are not made anew.
+        self.kept = False
+        self.explicit = False
+        self.labeled = False
+        self.evaluate_distillation = False
+        self.compiled_with: dict[str, Any] = {}
+        self.loaded: dict[str, Any] | None = None
+        self.maps_inputs: dict[str, bool] = {}
+        self.frozen: set[int] = set()
+        self.shared: list[Any] = []
+        self.live_values: dict[str, float] = {}
+        self.arrays: tuple[Any, Any, Any] | None = None
+        self._baked: dict[str, Any] = {}
+
+    def share(self, layers: list[Any]) -> None:
+        """Leave these layers of the student as the teacher has them."""
+        self.shared.extend(layers)
+        self.frozen |= {id(v) for layer in layers for v in layer.variables}
+
+    def attach(self, teacher: Teacher | None) -> None:
+        """Take this teacher, and find what the student shares with it.
+
+        Raises:
+            ValueError: If it is the student itself.
+        """
+        self.teacher = teacher
+        if teacher is None:
+            return
+        student = self.student.model
+        if any(model is student for model in teacher.models):
+            raise ValueError(
+                f"The student `{student.name}` is the teacher itself. Pass a copy, "
+                "`keras.models.clone_model(model)`, to distil a model into its own kind."
+            )
+        theirs = {id(v) for model in teacher.models for v in model.variables}
+        self.share(
+            [
+                layer
+                for layer in student._flatten_layers()
+                if layer.variables and all(id(v) in theirs for v in layer.variables)
+            ]
+        )
+        self.frozen |= theirs & {id(v) for v in student.variables}
+
+    def require_teacher(self) -> None:
+        """Raise `ValueError` if there are transfers and nobody to learn from."""
+        if self.teacher is None and self.placed:
+            raise ValueError(
+                "This distiller was loaded without its teacher. Load it with "
+                "`keras_kd.load_distiller(path, teacher=teacher)` to go on training."
+            )
+
+    @property
+    def settled(self) -> bool:
+        """Whether shapes alone tell all there is to know of the models."""
+        return self.student.settled and (self.teacher is None or self.teacher.settled)
+
+    def changed(self, kind: str) -> bool:
+        """Whether a compiled step holds what the teacher no longer says, as other weights."""
+        now = self.teacher.baked if self.teacher is not None else None
+        before = self._baked.get(kind, now)
+        self._baked[kind] = now
+        return bool(before != now)
+
+    def teacher_variables(self) -> list[Any]:
+        """The teacher's variables that the student does not share."""
+        models = self.teacher.models if self.teacher is not None else []
+        found = {id(v): v for model in models for v in model.variables}
+        return [v for key, v in found.items() if key not in self.frozen]
+
+    # ---------------------------------------------------------------- transfers
+
+    def compile(self, compiled_with: dict[str, Any], explicit: bool) -> list[Placed]:
+        """Find what is transferred, and note how the distiller was compiled.
+
+        Args:
+            compiled_with: The arguments that are saved with the distiller.
+            explicit: Whether explicit weights take the place of `alpha`.
+
+        Returns:
+            The transfers, with the output that each reads.
+
+        Raises:
+            ValueError: If there is nothing to minimize, a layer is not found,
+                or outputs do not fit together. Nothing has changed then.
+        """
+        loss, distillation_loss = compiled_with["loss"], compiled_with["distillation_loss"]
+        restored = self.restored
+        distills = self.teacher is not None or restored is not None
+        checks.objective(loss, distillation_loss, distills)
+        placed = restored or []
+        if self.teacher is not None:
+            placed = self.plan(distillation_loss, loss)
+        self.explicit, self.labeled = explicit, loss is not None
+        self.evaluate_distillation = compiled_with["evaluate_distillation"]
+        self.prepared, self.kept = False, restored is not None
+        self.compiled_with = compiled_with
+        return placed
+
+    def plan(self, distillation_loss: Any, hard: Any) -> list[Placed]:
+        """What is transferred where, checked as far as the models are known."""
+        if self.student.template is None and isinstance(distillation_loss, dict):
+            # A model without a graph shows the names of its outputs with the first batch.
+            return []
+        if distillation_loss is None:
+            distillation_loss = outputs.default_loss(self.student, hard)
+        placed = outputs.place(distillation_loss, self.student.template)
+        checks.unique([transfer.name for transfer in outputs.transfers(placed)], "transfer")
+        student, teacher = copy.copy(self.student), teachers.apart(self._known_teacher)
+        student.reset(outputs.paths(p.transfer.student for p in placed))
+        teacher.reset(outputs.paths(p.transfer.teacher for p in placed))
+        outputs.match(placed, student, teacher)
+        return placed
+
+    def adopt(self, placed: list[Placed]) -> None:
+        """Transfer this from now on."""
+        self.placed = placed
+        if self.teacher is not None:
+            self.student.reset(outputs.paths(p.transfer.student for p in placed))
+            self.teacher.reset(outputs.paths(p.transfer.teacher for p in placed))
+            self.match_outputs()
+
+    def match_outputs(self) -> None:
+        """Match the outputs by what is known of the models now."""
+        self.match = outputs.match(self.placed, self.student, self._known_teacher)
+
+    def inspect(self, rows: Any) -> list[Placed] | None:
+        """Find out from a few rows what the layers alone do not tell.
+
+        Returns:
+            The transfers, if only now it shows what they are.
+        """
+        x, _ = self.split(rows)
+        known = self.student.settled
+        self._known_teacher.inspect(self.for_teacher(x))
+        self.student.inspect(self.for_student(x))
+        if known or self.kept:
+            self.match_outputs()
+            return None
+        return self.plan(self.compiled_with["distillation_loss"], self.compiled_with["loss"])
+
+    @property
+    def _known_teacher(self) -> Teacher:
+        if self.teacher is None:
+            raise ValueError("There is no teacher. Pass one: `Distiller(student, teacher)`.")
+        return self.teacher
+
+    def books(self) -> list[str]:
+        """Names of the distiller's own logs."""
+        names = ["student_loss"] if self.labeled else []
+        if self.teacher is not None or self.placed:
+            names += ["distillation_loss", *(t.name for t in outputs.transfers(self.placed))]
+            if self.teacher is None or outputs.comparable(
+                self.match, self.student.shapes, self.teacher.output_shapes()
+            ):
+                names.append("agreement")
+        return names
+
+    def _sides(self, placed: Placed, teacher: Answer, student: Answer) -> tuple[Any, Any]:
+        """What a transfer reads on either side; builds it for these shapes at first sight."""
+        transfer, output = placed
+        index = self.match.order[output]
+        theirs = step.pick(teacher, transfer.teacher, index, transfer.reads_logits)
+        ours = step.pick(student, transfer.student, output, transfer.reads_logits)
+        if not transfer.built:
+            transfer.build(step.shapes(theirs), step.shapes(ours))
+        return theirs, ours
+
+    def look(self, rows: Any, real: bool) -> bool:
+        """Run both models on a few rows; build the transfers, refuse what cannot work.
+
+        Args:
+            rows: A few rows of the data.
+            real: Whether they are rows of the data, or zeros in their shape.
+
+        Returns:
+            Whether the teacher could answer, so that all transfers are built.
+
+        Raises:
+            ValueError: If the teacher's outputs are not finite.
+        """
+        teacher = self._known_teacher
+        x, record = self.split(rows)
+        student = self.student.read(self.for_student(x), False, self.match.binary)
+        if record is None and not teacher.models:
+            return False
+        answer = teacher.read(self.for_teacher(x), record, self.match.binary)
+        if real and checks.finite(x) and not checks.finite((answer.logits, answer.tensors)):
+            raise ValueError(
+                f"The outputs of the teacher `{teacher.name}` are NaN or infinite on the first "
+                "rows of the data, which are finite. Check the teacher's weights: it may have "
+                "diverged, or overflow in half precision."
+            )
+        for placed in self.placed:
+            self._sides(placed, answer, student)
+        return True
+
+    # -------------------------------------------------------------------- batch
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        """What the models read of one batch, and what was joined to it."""
+        return self.teacher.split(x) if self.teacher is not None else numbered.split(x)
+
+    def for_student(self, x: Any) -> Any:
+        """What the student reads of a batch."""
+        return self.student_inputs(x) if self.student_inputs is not None else x
+
+    def for_teacher(self, x: Any) -> Any:
+        """What the teacher reads of a batch."""
+        return self.teacher_inputs(x) if self.teacher_inputs is not None else x
+
+    def answered(self, x: Any, values: Sequence[tuple[Any, Any]] = ()) -> step.Batch:
+        """The batch with the teacher's answer, computed where no gradient is taken.
+
+        Args:
+            x: The batch as the data deliver it.
+            values: Variables and what they hold in this step, on JAX.
+        """
+        x, record = self.split(x)
+        answer, indices, finite = Answer(None, [], {}), None, None
+        if self.teacher is None:
+            self.require_teacher()
+        else:
+            indices = record.get("indices") if isinstance(record, dict) else None
+            with backends.inference_only(values):
+                answer = self.teacher.read(self.for_teacher(x), record, self.match.binary)
+            # What nobody reads of the answer is not kept.
+            as_it_is = any(
+                p.transfer.teacher is None and not p.transfer.reads_logits for p in self.placed
+            )
+            answer, finite = step.stopped(answer, as_it_is)
+            x = step.zeros_unless(finite, x)
+        return step.Batch(self.for_student(x), answer, indices, finite)
+
+    def terms(
+        self,
+        batch: step.Batch,
+        y: Any,
+        student: Answer,
+        sample_weight: Any,
+        temperature: Tensor,
+        training: bool,
+    ) -> list[tuple[Transfer, Tensor]]:
+        """The value of each transfer, one for each output that it reads.
+
+        Args:
+            batch: The batch with the teacher's answer.
+            y: Labels.
+            student: The student's answer.
+            sample_weight: Weights, as Keras passes them.
+            temperature: The distiller's.
+            training: Whether the student is being trained.
+
+        Returns:
+            The transfers with scalars, not yet multiplied by their weights.
+        """
+        labels = checks.per_output(y, self.student.template)
+        weights = checks.per_output(sample_weight, self.student.template)
+        found = []
+        for placed in self.placed:
+            theirs, ours = self._sides(placed, batch.answer, student)
+            value = placed.transfer.call(
+                theirs,
+                ours,
+                sample_weight=weights[placed.output],
+                labels=labels[placed.output],
+                indices=batch.indices,
+                temperature=temperature,
+                training=training,
+            )
+            found.append((placed.transfer, value))
+        return found
+
+
+def plain_batch(data: Any) -> tuple[Any, Any, Any]:
+    """One batch `(x, y, sample_weight)` as `fit` would hand it to the step.
+
+    Args:
+        data: `x`, `(x, y)` or `(x, y, sample_weight)`, in arrays or tensors.
+    """
+
+    def tensor(leaf: Any) -> Any:
+        if not hasattr(leaf, "__array__"):
+            return leaf
+        array = keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else leaf.__array__()
+        dtype = keras.config.floatx() if array.dtype.kind == "f" else None
+        return keras.ops.convert_to_tensor(array, dtype=dtype)
+
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(
+        keras.tree.map_structure(tensor, data, none_is_leaf=False)
+    )
+    return x, y, weight

@@ -1,0 +1,84 @@
+"""A quantization-aware model through the whole export: its learned ranges are the file's."""
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from keras import layers
+
+import keras_kd.export
+from keras_kd import compress
+
+RNG = np.random.default_rng(5)
+X = RNG.random((40, 8, 8, 2)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def aware():
+    keras.utils.set_random_seed(2)
+    image = keras.Input((8, 8, 2), name="image")
+    x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="conv")(image)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(x))
+    x = layers.Conv2D(6, 3, activation="relu", name="second")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    model = keras.Model(image, layers.Dense(4, name="logits")(x), name="aware")
+    return compress.quantize_aware(model, calibration=X)
+
+
+@pytest.fixture(scope="module")
+def made(aware, tmp_path_factory):
+    report = keras_kd.export(
+        aware,
+        tmp_path_factory.mktemp("aware") / "out",
+        precisions="int8",
+        evaluation=X,
+        max_drop=None,
+    )
+    assert report.manifest["model"]["quantization_aware"]
+    assert report.manifest["calibration"] is None
+    return {artifact.format: artifact for artifact in report.artifacts}
+
+
+def test_int8_tflite_is_within_two_steps_of_keras(aware, made):
+    artifact = made["tflite"]
+    assert artifact.passed, artifact.reason
+    assert artifact.details["contents"]["float_operators"] == []
+    interpreter = Interpreter(str(artifact.path))
+    interpreter.allocate_tensors()
+    (before,), (after,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert before["dtype"] == after["dtype"] == np.int8
+    want = aware.predict(X, verbose=0)
+    (scale, zero), (step, offset) = before["quantization"], after["quantization"]
+    got = []
+    for sample in X:
+        x = np.clip(np.round(sample / scale) + zero, -128, 127)[None].astype("int8")
+        interpreter.set_tensor(before["index"], x)
+        interpreter.invoke()
+        got.append((interpreter.get_tensor(after["index"])[0].astype("float32") - offset) * step)
+    assert np.abs(np.stack(got) - want).max() <= 2.001 * step
+
+
+def test_int8_onnx_keeps_the_learned_ranges_as_quantize_nodes(made):
+    artifact = made["onnx"]
+    assert artifact.passed, artifact.reason
+    contents = artifact.details["contents"]
+    assert contents["operators"]["QuantizeLinear"] >= 4
+    assert contents["operators"]["DequantizeLinear"] >= contents["operators"]["QuantizeLinear"]
+    assert contents["float_operators"] == []
+    # Both convolutions and the last layer: 3*3*2*6 + 3*3*6*6 + 6*4 weights of one byte.
+    assert contents["weight_bits"]["8"] >= 456
+    # Every rounding is the one of the Keras model: what differs is the order of float sums.
+    assert artifact.details["metrics"]["relative"] < 1e-3
+
+
+def test_a_pruned_model_leaves_its_masks_behind(tmp_path):
+    model = keras.Sequential([keras.Input((8,), name="x"), layers.Dense(16, name="y")])
+    pruned = compress.prune(model, sparsity=0.5)
+    x = RNG.random((10, 8)).astype("float32")
+    report = keras_kd.export(
+        pruned, tmp_path / "out", formats="onnx", precisions="float32", evaluation=x
+    )
+    (artifact,) = report.artifacts
+    assert artifact.passed, artifact.reason
+    # Weights (a bias of zeros goes away), and no mask of their size beside them.
+    assert 4 * 8 * 16 <= artifact.details["contents"]["weight_bits"]["32"] <= 4 * (8 * 16 + 16)
