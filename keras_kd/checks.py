@@ -232,6 +232,7 @@ def training_data(x: Any, y: Any, loss: Any, student: Any, metrics: bool) -> Non
         student: The `Reader` of the student, which knows its outputs.
         metrics: Whether metrics read labels.
     """
+    _not_ragged(x)
     if hasattr(x, "element_spec"):
         _dataset(x, loss, metrics, student.template)
         return
@@ -267,6 +268,18 @@ def more_data(arguments: dict[str, Any], loss: Any, student: Any) -> None:
 
 
 _EMPTY = "The training data are empty: "
+
+
+def _not_ragged(x: Any) -> None:
+    """Keras 3 layers read no ragged tensors, and say so late and in other words."""
+    for leaf in keras.tree.flatten(getattr(x, "element_spec", x)):
+        if type(leaf).__name__ in ("RaggedTensor", "RaggedTensorSpec"):
+            raise ValueError(
+                "The data hold ragged tensors, which Keras 3 layers do not read. Pad them: "
+                "`tensor.to_tensor()`, in a dataset `dataset.map(lambda x, y: (x.to_tensor(), "
+                "y.to_tensor()))` or `padded_batch`, and mask the padding with "
+                "`Embedding(mask_zero=True)` or a weight for each token."
+            )
 
 
 def _are_arrays(x: Any) -> bool:

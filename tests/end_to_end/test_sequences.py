@@ -145,6 +145,25 @@ def test_batches_of_different_lengths():
     np.testing.assert_allclose(logs["distillation_loss"][0], soft, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["tensors", "dataset"])
+def test_ragged_batches_are_refused_with_the_way_to_pad_them(form):
+    tf = pytest.importorskip("tensorflow")
+    x = tf.ragged.constant([[1, 2, 3], [4], [5, 6]], dtype=tf.int32)
+    y = tf.ragged.constant([[1, 2, 0], [1], [1, 0]], dtype=tf.int32)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(3)
+    given = (x, y) if form == "tensors" else (batches,)
+    student, teacher = _taggers()
+    before = student.get_weights()
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", crossentropy())
+    with pytest.raises(ValueError, match="ragged tensors.*to_tensor"):
+        distiller.fit(*given, verbose=0)
+    # And what the message advises trains.
+    padded = batches.map(lambda x, y: (x.to_tensor(), y.to_tensor()))
+    distiller.fit(padded, verbose=0)
+    assert any(np.abs(a - b).max() > 0 for a, b in zip(before, student.get_weights()))
+
+
 def _language_model(width, name):
     tokens = keras.Input((None,), dtype="int32")
     x = layers.Embedding(VOCABULARY, width, mask_zero=True)(tokens)
