@@ -100,7 +100,8 @@ def test_a_classifier_with_hidden_states_and_attention_relations():
 def test_raw_text_through_the_preprocessor_of_the_task(tmp_path):
     tf = pytest.importorskip("tensorflow")
     pytest.importorskip("tensorflow_text")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "file", "is", "small", "fast", "wrong"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, "the", "file", "is", "small", "fast", "wrong"]
     vocabulary = tmp_path / "vocabulary.txt"
     vocabulary.write_text("\n".join(words))
     preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
