@@ -164,8 +164,8 @@ OF_FEATURES = {
         features(lambda r: L.AttentionTransfer(), BOTH, 1000.0),
     ),
     "factor": (
-        "FactorTransfer, rate 0.5, last map, CE + 500",
-        features(lambda r: L.FactorTransfer(rate=0.5), HIGH, 500.0),
+        "FactorTransfer, last map, CE + 500",
+        features(lambda r: L.FactorTransfer(), HIGH, 500.0, "auto"),
     ),
     "fsp": (
         "FSP, two maps, CE + 50",
@@ -175,8 +175,8 @@ OF_FEATURES = {
     "vid": ("VID, last map, CE + 1", features(lambda r: L.VID(), HIGH, 1.0)),
     "ickd": ("ICKD, last map, CE + 2.5", features(lambda r: L.ICKD(), HIGH, 2.5, "auto")),
     "reviewkd": (
-        "ReviewKD, two maps, CE + 1, warm-up",
-        features(lambda r: L.ReviewKD(), BOTH, 1.0, warm_up=True),
+        "ReviewKD, width 64, two maps, CE + 1, warm-up",
+        features(lambda r: L.ReviewKD(width=64), BOTH, 1.0, warm_up=True),
     ),
     "simkd": ("SimKD, last map, no labels, the teacher's head", simkd),
     "similarity": (

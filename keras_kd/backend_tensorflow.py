@@ -48,17 +48,3 @@ def filled(
     )
     rows.set_shape(like.shape)
     return values.stack(), rows
-
-
-def gradient_after(value: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
-    """`value`, whose gradient waits until `other` is computed."""
-
-    @tf.custom_gradient
-    def waiting(value: tf.Tensor) -> Any:
-        def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            with tf.control_dependencies([other]):
-                return tf.identity(upstream)
-
-        return tf.identity(value), gradient
-
-    return waiting(value)

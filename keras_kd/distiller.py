@@ -376,7 +376,9 @@ class Distiller(Guarded, Saved):
         size = ops.shape(keras.tree.flatten(x)[0])[0]
         # Keras's own container of losses has no public door but a total that
         # already includes the regularizers.
-        hard = self._compile_loss(y, output, sample_weight) if self._compile_loss else None
+        hard = None
+        if self._compile_loss:
+            hard = step.hard_loss(self._compile_loss, y, output, sample_weight)
         extra = [self._aggregate_additional_loss(loss) for loss in self.losses]
         if hard is not None:
             self._book("student_loss", hard, size)
@@ -423,7 +425,7 @@ class Distiller(Guarded, Saved):
             found: dict[str, Tensor] = {}
             if self._compile_loss:
                 output = answer.output if isinstance(answer, Answer) else answer
-                found["student_loss"] = self._compile_loss(y, output, sample_weight)
+                found["student_loss"] = step.hard_loss(self._compile_loss, y, output, sample_weight)
             values, _ = objective.distillation(
                 self._setup, batch, y, answer, sample_weight, self.temperature, True
             )

@@ -62,29 +62,17 @@ class Books:
 def hard_loss(loss: Any, y: Any, output: Any, sample_weight: Any) -> Tensor:
     """The student's loss on the labels, by what Keras made of the compiled loss.
 
-    A weight `(batch,)` weighs every token or pixel of its sample. Over a large
-    vocabulary the loss is computed a second time for its gradient: Keras's
-    crossentropy would hold as much as the logits in between.
-
     Args:
         loss: Keras's container of the losses given to `compile`.
         y: Labels, structured like the outputs.
         output: What the student returned.
-        sample_weight: Weights, for all outputs or for each, or `None`.
+        sample_weight: Weights, for all outputs or for each, or `None`; one of
+            `(batch,)` weighs every token or pixel of its sample.
 
     Returns:
         A scalar.
     """
-    weight = for_positions(sample_weight, output)
-    # With several outputs the container also counts, which it must not do twice.
-    if not (ops.is_tensor(output) and is_large(output)):
-        return loss(y, output, weight)
-    mask = keras_mask(output)
-
-    def value(logits: Tensor) -> Tensor:
-        return loss(y, with_keras_mask(logits, mask), weight)
-
-    return keras.remat(value)(output)
+    return loss(y, output, for_positions(sample_weight, output))
 
 
 def for_positions(sample_weight: Any, output: Any) -> Any:

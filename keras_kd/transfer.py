@@ -239,7 +239,7 @@ class _FunctionLoss(keras.losses.Loss):
 def _name_of(loss: Any) -> str:
     """The name of a loss or function, `lambda` for one without."""
     name = getattr(loss, "name", None) or getattr(loss, "__name__", None) or type(loss).__name__
-    return str(name).strip("<>")
+    return str(name).strip("<>_")
 
 
 def _fit_weight(sample_weight: Tensor, tensors: Tensor) -> Tensor:

@@ -92,24 +92,6 @@ def in_parts(
     return ops.reshape(divergence(ops.reshape(student, (-1, classes))), shape)
 
 
-def gradient_after(value: Tensor, other: Tensor, logits: Tensor) -> Tensor:
-    """`value`, whose gradient waits for `other` where that spares a copy of large logits.
-
-    Once a divergence of them is computed, the crossentropy may turn the logits into
-    their gradient where they lie; before, it needs a tensor of its own.
-
-    Args:
-        value: A scalar, a loss computed from `logits`.
-        other: A scalar, another loss computed from `logits`.
-        logits: `(batch, ..., classes)`.
-    """
-    if not (is_large(logits) and _fills_in_place()):
-        return value
-    from keras_kd import backend_tensorflow
-
-    return backend_tensorflow.gradient_after(value, other)
-
-
 def _fills_in_place() -> bool:
     """Whether this is TensorFlow where `keras_kd.backend_tensorflow` writes in place."""
     if keras.config.backend() != "tensorflow":

@@ -101,15 +101,15 @@ def test_a_weight_for_every_token():
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_weight_for_every_sentence(masked):
     """Keras alone would multiply the tokens of all sentences by it, or fail."""
-    student, _ = _taggers(mask_zero=masked)
+    student, teacher = _taggers(mask_zero=masked)
     x, y, valid = _padded()
     weight = np.random.default_rng(2).uniform(0.5, 2, COUNT).astype("float32")
-    student.compile("sgd", crossentropy())
-    output = student(x)
-    found = step.hard_loss(student._compile_loss, y, output, ops.convert_to_tensor(weight))
+    z_t, z_s = _logits(student, teacher, x)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.0), crossentropy(), alpha=0.4, temperature=2.0)
+    logs = distiller.fit(x, y, sample_weight=weight, batch_size=COUNT, verbose=0).history
     counted = valid if masked else np.ones_like(valid)
-    expected = (counted * weight[:, None] * hard_loss(output, y)).sum() / counted.sum()
-    np.testing.assert_allclose(float(found), expected, rtol=1e-5)
+    _expect(logs, z_t, z_s, y, counted * weight[:, None], counted.sum())
 
 
 def test_weights_by_output_are_spread_over_the_tokens_of_theirs():
