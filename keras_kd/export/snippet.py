@@ -70,7 +70,7 @@ def _tensor(info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_TYPES = {
+_TYPES: dict[str, dict[str, Any]] = {
     "kotlin": {
         "float32": "FloatArray",
         "int8": "ByteArray",
@@ -106,5 +106,15 @@ _TYPES = {
         "int64": "BigInt64Array",
         "uint8": "Uint8Array",
         "bool": "Uint8Array",
+    },
+    # litert::ElementType
+    "litert": {
+        "float32": 1,
+        "int32": 2,
+        "uint8": 3,
+        "int64": 4,
+        "bool": 6,
+        "int16": 7,
+        "int8": 9,
     },
 }

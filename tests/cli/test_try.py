@@ -21,7 +21,7 @@ import pytest
 from keras_kd import datasets
 from keras_kd.cli import try_page
 from keras_kd.cli.try_page import Export, Teacher, TryServer, npm_packages
-from keras_kd.export import manifest
+from keras_kd.export import Report, manifest
 from keras_kd.export.runtime import open_file, run_all
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"
@@ -644,6 +644,29 @@ def test_a_hundred_digits_in_the_browser_as_in_python(chromium, live, name):
     np.testing.assert_array_equal(answers.argmax(-1), expected.argmax(-1))
     assert len(np.unique(answers.argmax(-1))) == 10
     assert np.abs(answers - expected).max() <= 1.01 * step
+
+
+@POSIX
+def test_the_javascript_to_paste_runs_in_the_browser(chromium, live):
+    """The snippet for TFLite, with the addresses of this page in place of those beside it."""
+    pytest.importorskip("jinja2")
+    report = Report.load(DIGITS)
+    artifact = next(row for row in report.artifacts if row.format == "tflite")
+    code = report.snippets(artifact)["javascript"]
+    code = code.replace(
+        'import { loadLiteRt } from "@litertjs/core";',
+        # The page has loaded the runtime already.
+        'const { loadLiteRt, unloadLiteRt } = await import("@litertjs/core"); unloadLiteRt();',
+    )
+    code = code.replace('"./wasm/"', '"/npm/@litertjs/core/wasm/"')
+    code = code.replace(f'fetch("{artifact.file}")', f'fetch("/files/{artifact.file}")')
+    chromium.open(live.plain)
+    answer = chromium.run(f"(async () => {{ {code}\n return result0; }})()")
+    (given,) = artifact.details["signature"]["inputs"]
+    x = np.full((1, *given["shape"][1:]), -given["zero_point"] * given["scale"], "float32")
+    expected = run_all(open_file(DIGITS / artifact.file), {given["name"]: x})["logits"][0]
+    np.testing.assert_allclose(answer, expected, rtol=1e-5)
+    assert np.ptp(expected) > 0
 
 
 @POSIX
