@@ -211,6 +211,11 @@ def test_a_full_disk_leaves_no_temporary_file(tmp_path):
     assert (tmp_path / "student.keras").read_text() == "earlier"
 
 
+def heeds_control_c():
+    """A shell that starts the tests in the background lets its children ignore the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder, *arguments):
     environment = {**os.environ, "COLUMNS": "80"}
     return subprocess.Popen(
@@ -220,6 +225,7 @@ def start(folder, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heeds_control_c if os.name == "posix" else None,
     )
 
 
@@ -232,7 +238,10 @@ def test_control_c_ends_the_process_with_130(tmp_path):
         assert line, "The demo ended before it began to train."
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
     assert not any(tmp_path.rglob("*.*"))

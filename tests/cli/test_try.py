@@ -411,7 +411,13 @@ def test_several_inputs_and_plain_numbers(packages, copy):
 def test_ctrl_c_ends_it(packages, tmp_path):
     command = [sys.executable, "-m", "keras_kd", "try", DIGITS, "--no-open", "--assets", packages]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        # A shell that starts the tests in the background lets its children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         url = process.stdout.readline().strip()
