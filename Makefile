@@ -28,7 +28,7 @@ notebooks: $(VENV)/.test
 # The committed files of exported/, from a new run of the demo.
 exported: demo
 	$(BIN)/keras-kd export runs/digits/student.keras --name digits --precisions int8 \
-		--labels 0,1,2,3,4,5,6,7,8,9 --calibration digits --evaluation digits \
+		--labels 0,1,2,3,4,5,6,7,8,9 --mean 0 --std 255 --calibration digits --evaluation digits \
 		--out exported/digits --overwrite
 	rm exported/digits/report.html
 
