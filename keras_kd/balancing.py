@@ -53,7 +53,7 @@ class LossBalancing(keras.callbacks.Callback):
             are fewer than two terms, no batch to measure, or a term that cannot
             be weighed.
 
-    Example:
+    Examples:
         >>> callback = LossBalancing("gradient_norm", every=200)
         >>> history = distiller.fit(x, y, epochs=20, callbacks=[callback])
 

@@ -164,7 +164,7 @@ class TemperatureAnnealing(_Annealing):
     Raises:
         ValueError: If a value is not positive, or the arguments do not fit.
 
-    Example:
+    Examples:
         >>> callback = TemperatureAnnealing(start=8.0, end=1.0, epochs=20, kind="cosine")
 
     Reference:
@@ -205,7 +205,7 @@ class AlphaAnnealing(_Annealing):
         ValueError: If a value lies outside `[0, 1]`, the arguments do not fit,
             or the distiller was compiled with explicit weights.
 
-    Example:
+    Examples:
         >>> callback = AlphaAnnealing(start=0.1, end=0.9, steps=1000)
     """
 
@@ -253,7 +253,7 @@ class TransferWeightAnnealing(_Annealing):
         ValueError: If a value is negative, the arguments do not fit, or the
             distiller has no such transfer.
 
-    Example:
+    Examples:
         >>> callback = TransferWeightAnnealing("decoupled_kd", start=0.0, end=1.0, epochs=20)
 
     Reference:
@@ -303,7 +303,7 @@ class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
     Raises:
         ValueError: If `filepath` does not end in `.keras`.
 
-    Example:
+    Examples:
         >>> callback = StudentCheckpoint("student.keras", monitor="val_accuracy")
     """
 

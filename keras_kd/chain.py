@@ -37,7 +37,7 @@ def distill_chain(
     Raises:
         ValueError: If there are fewer than two models, or one stands twice.
 
-    Example:
+    Examples:
         >>> histories = distill_chain(
         ...     [teacher, assistant, student], x, y,
         ...     compile={"optimizer": "adam", "loss": "sparse_categorical_crossentropy"},
@@ -91,7 +91,7 @@ def born_again(
     Raises:
         ValueError: If `generations` is less than 1.
 
-    Example:
+    Examples:
         >>> children = born_again(
         ...     model, x, y, generations=2, compile={"loss": loss}, epochs=20
         ... )

@@ -76,7 +76,7 @@ class Distiller(Guarded, Saved):
         TypeError: If teacher or student is no Keras 3 model.
         ValueError: If the teacher is not built or is the student itself.
 
-    Example:
+    Examples:
         >>> distiller = Distiller(student, teacher)
         >>> distiller.compile(
         ...     optimizer="adam",

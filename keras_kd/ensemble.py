@@ -47,7 +47,7 @@ class Ensemble(Teacher):
         ValueError: If there are no models, the weights do not fit, or
             `combine` is unknown.
 
-    Example:
+    Examples:
         >>> teacher = Ensemble([model_a, model_b], weights=[2.0, 1.0])
         >>> by_sample = Ensemble([model_a, model_b], weights="confidence")
 
@@ -217,7 +217,7 @@ class Ensemble(Teacher):
                 the outputs, or an answer is not finite. The weights then stay
                 as they were.
 
-        Example:
+        Examples:
             >>> teacher = Ensemble([model_a, model_b])
             >>> weights = teacher.learn_weights(x_val, y_val)
 

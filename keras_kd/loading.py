@@ -39,7 +39,7 @@ def load_distiller(
         ValueError: If the file holds no distiller, the teacher is another one
             than the saved, or an input function is missing.
 
-    Example:
+    Examples:
         >>> distiller.save("d.keras")
         >>> distiller = load_distiller("d.keras", teacher=teacher)
         >>> history = distiller.fit(x, y, epochs=20, initial_epoch=10)

@@ -126,7 +126,7 @@ def match_layers(student: Any, teacher: Any, x: Any = None, teacher_x: Any = Non
         TypeError: If a side is no Keras model.
         ValueError: If `x` is needed and not given, or a model has no level.
 
-    Example:
+    Examples:
         >>> pairs = kd.match_layers(student, teacher)
         >>> print(pairs)
         >>> distiller.compile(loss=hard, distillation_loss=pairs.transfers(kd.losses.Hint()))

@@ -170,7 +170,7 @@ class MutualLearning(_Together):
         ValueError: If there are fewer than two students, or two share a name.
         TypeError: If one is no Keras 3 model.
 
-    Example:
+    Examples:
         >>> peers = MutualLearning([student_a, student_b])
         >>> peers.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         >>> history = peers.fit(x, y, epochs=20)
@@ -245,7 +245,7 @@ class SelfDistillation(_Together):
         ValueError: If the model has fewer than two outputs.
         TypeError: If it is no Keras 3 model.
 
-    Example:
+    Examples:
         >>> trainer = SelfDistillation(keras.Model(inputs, [exit_1, exit_2, exit_3]))
         >>> trainer.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         >>> history = trainer.fit(x, y, epochs=20)

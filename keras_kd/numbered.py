@@ -27,7 +27,7 @@ class Numbered(NamedTuple):
         indices: Integers `(batch,)`, from 0 and below the `samples` of the
             loss.
 
-    Example:
+    Examples:
         >>> dataset = tf.data.Dataset.from_tensor_slices((x, y)).enumerate()
         >>> dataset = dataset.map(lambda i, sample: (Numbered(sample[0], i), sample[1]))
         >>> history = distiller.fit(dataset.shuffle(len(x)).batch(32))

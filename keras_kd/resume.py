@@ -50,7 +50,7 @@ class ResumableBackup(keras.callbacks.Callback):
         ValueError: If `save_freq` is neither, or a backup does not fit the
             model.
 
-    Example:
+    Examples:
         >>> backup = ResumableBackup("backup", save_freq=500)
         >>> history = distiller.fit(x, y, epochs=20, callbacks=[backup])
     """

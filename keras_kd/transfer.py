@@ -42,7 +42,7 @@ class Transfer(keras.layers.Layer):
         ValueError: If `weight` is negative or not finite.
         TypeError: If `loss`, a path or `projector` is of another type.
 
-    Example:
+    Examples:
         >>> transfer = Transfer(
         ...     keras_kd.losses.Hint(), teacher="block3", student="block2",
         ...     projector="linear", weight=100.0,

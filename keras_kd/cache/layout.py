@@ -133,7 +133,7 @@ def record_bytes(
     Raises:
         ValueError: If `top_k` or `dtype` is none of those that `write` takes.
 
-    Example:
+    Examples:
         >>> record_bytes(1000, top_k=100, augmented=True)
         404
 

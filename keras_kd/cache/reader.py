@@ -262,7 +262,7 @@ def verify(path: Any, teacher: Any = None, data: Any = None) -> Manifest:
         ValueError: If it is not finished, files are missing or damaged, or the
             teacher or the data are others.
 
-    Example:
+    Examples:
         >>> keras_kd.cache.verify("cache").count
         60000
     """

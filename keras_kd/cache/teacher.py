@@ -48,7 +48,7 @@ class CachedTeacher(Teacher):
             needs `augment`; if several do not belong to the same data or have
             other outputs; if `weights` or `combine` do not fit.
 
-    Example:
+    Examples:
         >>> keras_kd.cache.write(teacher, x, "cache")
         >>> distiller = keras_kd.Distiller(student, CachedTeacher("cache"))
         >>> distiller.compile(optimizer="adam", loss=None)
@@ -229,7 +229,7 @@ class CachedTeacher(Teacher):
                 another order.
             TypeError: If they are of another type.
 
-        Example:
+        Examples:
             >>> train = CachedTeacher("cache").join(dataset).shuffle(1000).batch(64)
         """
         return join.dataset(self, data)

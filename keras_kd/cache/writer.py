@@ -98,7 +98,7 @@ def write(
         OSError: If the path cannot be written or the disk is full; finished
             shards are untouched.
 
-    Example:
+    Examples:
         >>> manifest = keras_kd.cache.write(teacher, x_train, "cache", top_k=10)
         >>> teacher = keras_kd.teachers.CachedTeacher("cache")
         >>> keras_kd.Distiller(student, teacher)

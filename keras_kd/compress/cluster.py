@@ -26,7 +26,7 @@ def kmeans(values: np.ndarray, clusters: int, iterations: int = 50) -> np.ndarra
     Returns:
         Sorted float64 array of at most `clusters` distinct centers.
 
-    Example:
+    Examples:
         >>> kmeans(np.array([0.0, 0.1, 1.0, 1.1]), 2)
         array([0.05, 1.05])
 
@@ -188,7 +188,7 @@ def cluster(
         ValueError: If the model's graph is not known, `clusters` is below 2, or a name in
             `layers` is unknown.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
         >>> small = finalize(cluster(model, clusters=4))
         >>> len(np.unique(small.layers[-1].kernel)) <= 4

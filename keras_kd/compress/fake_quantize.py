@@ -34,7 +34,7 @@ def quantized_weights(
     Returns:
         Tensor of the shape and dtype of `weights`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> float(quantized_weights(np.array([0.5, 1.0], "float32"), bits=2)[1])
         1.0
@@ -85,7 +85,7 @@ class FakeQuantize(keras.layers.Layer):
     Raises:
         ValueError: If `bits`, `momentum` or `fixed` is out of range.
 
-    Example:
+    Examples:
         >>> layer = FakeQuantize(bits=2, fixed=(0.0, 3.0))
         >>> [float(v) for v in layer([0.4, 1.2, 9.0])]
         [0.0, 1.0, 3.0]

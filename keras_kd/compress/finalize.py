@@ -46,7 +46,7 @@ def finalize(model: keras.Model) -> keras.Model:
         TypeError: If `model` is no Keras model.
         ValueError: If its graph is not known.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
         >>> [type(layer).__name__ for layer in finalize(prune(model)).layers]
         ['InputLayer', 'Dense']
@@ -122,7 +122,7 @@ def summary(model: keras.Model) -> str:
     Returns:
         Lines of text: layer, weights, activations, remarks.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
         >>> "head" in summary(quantize_aware(model))
         True

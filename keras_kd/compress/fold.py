@@ -151,7 +151,7 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
         ValueError: If `model` is not built, or a layer (or the subclassed model) cannot be made
             from its configuration.
 
-    Example:
+    Examples:
         >>> inputs = keras.Input((8, 8, 3))
         >>> x = keras.layers.Conv2D(4, 3, use_bias=False)(inputs)
         >>> model = keras.Model(inputs, keras.layers.BatchNormalization()(x))

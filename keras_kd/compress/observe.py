@@ -173,7 +173,7 @@ class FreezeObservers(keras.callbacks.Callback):
     Raises:
         ValueError: If `epoch` is no integer.
 
-    Example:
+    Examples:
         >>> callback = FreezeObservers(epoch=-2)
 
     Reference:

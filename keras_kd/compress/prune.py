@@ -32,7 +32,7 @@ def magnitude_mask(weights: Tensor, sparsity: Tensor) -> Tensor:
     Returns:
         Float32 tensor of the shape of `weights`.
 
-    Example:
+    Examples:
         >>> [float(m) for m in magnitude_mask([3.0, -1.0, 2.0, 0.5], 0.5)]
         [1.0, 0.0, 1.0, 0.0]
 
@@ -62,7 +62,7 @@ def n_of_m_mask(weights: Tensor, pruned: int = 2, group: int = 4) -> Tensor:
     Returns:
         Float32 tensor of the shape of `weights`.
 
-    Example:
+    Examples:
         >>> mask = n_of_m_mask([[4.0], [1.0], [2.0], [3.0]])
         >>> [float(m) for m in mask[:, 0]]
         [1.0, 0.0, 0.0, 1.0]
@@ -254,7 +254,7 @@ def prune(
         TypeError: If `model` is no Keras model or `schedule` is none of the above.
         ValueError: If the model's graph is not known, or an argument is out of range.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
         >>> pruned = finalize(prune(model, sparsity=0.75))
         >>> float(np.mean(np.asarray(pruned.layers[-1].kernel) == 0))

@@ -83,7 +83,7 @@ def quantize_aware(
         ValueError: If the model's graph is not known, it is quantized already, a width is out of
             range, or an annotation names no layer.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
         >>> quantized = quantize_aware(model)
         >>> is_quantize_aware(quantized)

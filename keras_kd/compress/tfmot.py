@@ -53,7 +53,7 @@ def pruning_schedule() -> ModuleType:
     Raises:
         ImportError: If TFMOT is not installed.
 
-    Example:
+    Examples:
         >>> schedule = pruning_schedule().PolynomialDecay(0.0, 0.8, begin_step=0, end_step=1000)
         >>> schedule.final_sparsity
         0.8
@@ -114,7 +114,7 @@ def to_tf_keras(model: keras.Model, path: str | os.PathLike[str]) -> float:
         ValueError: If the model's graph is not known or a layer has no counterpart.
         ImportError: If tf_keras is not installed.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> to_tf_keras(model, "model.h5") < 1e-6  # doctest: +SKIP
         True

@@ -39,7 +39,7 @@ def load(
             missing, damaged, or no image classification set.
         ImportError: If the package that holds the data is not installed.
 
-    Example:
+    Examples:
         >>> data = load("digits")
         >>> data.input_shape, data.num_classes, len(data.x_test)
         ((8, 8, 1), 10, 359)

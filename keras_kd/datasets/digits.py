@@ -20,7 +20,7 @@ def load() -> Dataset:
     Raises:
         ImportError: If scikit-learn, which carries the data, is not installed.
 
-    Example:
+    Examples:
         >>> data = load()
         >>> data.sizes
         {'train': 1222, 'validation': 216, 'test': 359}

@@ -31,7 +31,7 @@ def load(path: str | os.PathLike[str]) -> Dataset:
         ValueError: If the file is missing, truncated, no `.npz` file or holds pickled objects,
             or if its arrays are missing, of the wrong length or dtype, or not finite.
 
-    Example:
+    Examples:
         >>> import numpy as np, os, tempfile
         >>> path = os.path.join(tempfile.mkdtemp(), "tiny.npz")
         >>> x, y = np.zeros((8, 4, 4), "uint8"), np.arange(8) % 2

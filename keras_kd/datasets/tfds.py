@@ -43,7 +43,7 @@ def load(
             for memory, of varying image size, or has no images with class labels.
         ImportError: If TFDS or TensorFlow is not installed.
 
-    Example:
+    Examples:
         >>> data = load("mnist", image_size=(14, 14))  # doctest: +SKIP
 
     Reference:

@@ -74,7 +74,7 @@ def bench(
         ValueError: If `threads` or `seconds` is not positive.
         FileNotFoundError: If there is no file `model`.
 
-    Example:
+    Examples:
         >>> print(keras_kd.export.bench("exported/digits").table())  # doctest: +SKIP
     """
     if threads < 1 or seconds <= 0:

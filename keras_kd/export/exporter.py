@@ -107,7 +107,7 @@ def export_model(
         OSError: If the folder cannot be written, or the disk is full. Nothing is left behind.
         ImportError: If a package of the extra `export` is missing.
 
-    Example:
+    Examples:
         >>> report = keras_kd.export(  # doctest: +SKIP
         ...     student, "exported/digits", calibration=x_cal, evaluation=(x_val, y_val)
         ... )

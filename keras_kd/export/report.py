@@ -82,7 +82,7 @@ class Report:
         content: The manifest.
         problems: What `verify` found wrong with files, one sentence each.
 
-    Example:
+    Examples:
         >>> report = keras_kd.export.verify("exported/digits")  # doctest: +SKIP
         >>> print(report.table())  # doctest: +SKIP
     """

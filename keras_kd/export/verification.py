@@ -31,7 +31,7 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
         ManifestError: If the manifest is missing, damaged, edited or names files outside the
             folder, or if a file is missing or is not the one that was exported.
 
-    Example:
+    Examples:
         >>> report = keras_kd.export.verify("exported/digits")  # doctest: +SKIP
         >>> report.ok  # doctest: +SKIP
         True

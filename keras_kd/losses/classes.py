@@ -127,7 +127,7 @@ class DecoupledKD(LogitLoss):
         ValueError: If a weight or the temperature is out of its range, there
             are no labels or fewer than two classes, or shapes differ.
 
-    Example:
+    Examples:
         >>> loss = DecoupledKD()
         >>> float(loss([[2.0, 0.0, 1.0]], [[2.0, 0.0, 1.0]], labels=[0]))
         0.0
@@ -249,7 +249,7 @@ class DIST(LogitLoss):
         ValueError: If a weight or the temperature is out of its range, there
             are fewer than two classes, or shapes differ.
 
-    Example:
+    Examples:
         >>> loss = DIST()
         >>> logits = [[2.0, 0.0, 1.0], [0.0, 1.0, 3.0]]
         >>> abs(round(float(loss(logits, logits)), 4))

@@ -159,7 +159,7 @@ class CRD(RelationLoss):
         ValueError: If an argument is out of its range, a width is unknown, or
             there are no `indices` with `samples`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> loss = CRD(samples=100, negatives=16)
         >>> teacher, student = np.ones((4, 8)), np.ones((4, 3))

@@ -203,7 +203,7 @@ class Hint(FeatureLoss):
     Raises:
         ValueError: If the shapes differ and no projector joins them.
 
-    Example:
+    Examples:
         >>> loss = Hint()
         >>> float(loss([[1.0, 2.0]], [[1.0, 0.0]]))
         2.0
@@ -259,7 +259,7 @@ class AttentionTransfer(FeatureLoss):
         ValueError: If `power` is not positive, the features have no positions
             or the lists differ in length.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> teacher = np.eye(2, dtype="float32").reshape(1, 2, 2, 1)
         >>> round(float(AttentionTransfer()(teacher, teacher[:, ::-1])), 4)
@@ -323,7 +323,7 @@ class FSP(FeatureLoss):
     Raises:
         ValueError: If there are fewer than two layers, or channels differ.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> ones = np.ones((1, 2, 2, 3), "float32")
         >>> float(FSP()([ones, ones], [ones, 2 * ones]))
@@ -385,7 +385,7 @@ class NST(FeatureLoss):
     Raises:
         ValueError: If the features have no positions or the lists differ in length.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> teacher = np.eye(4, dtype="float32").reshape(1, 2, 2, 4)
         >>> round(float(NST()(teacher, teacher[..., :1])), 4)
@@ -441,7 +441,7 @@ class ICKD(FeatureLoss):
     Raises:
         ValueError: If the features have no positions, or channels differ.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> teacher = np.eye(4, dtype="float32").reshape(1, 2, 2, 4)
         >>> round(float(ICKD()(teacher, np.ones((1, 2, 2, 4), "float32"))), 4)

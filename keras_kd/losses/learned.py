@@ -116,7 +116,7 @@ class FactorTransfer(FeatureLoss):
     Raises:
         ValueError: If an argument is out of its range, or shapes do not fit.
 
-    Example:
+    Examples:
         >>> loss = FactorTransfer()
         >>> float(loss([[3.0, 0.0]], [[0.0, 2.0]]))
         1.0
@@ -237,7 +237,7 @@ class VID(FeatureLoss):
     Raises:
         ValueError: If an argument is out of its range, or the numbers of axes differ.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> loss = VID()
         >>> float(loss(np.ones((1, 4)), np.ones((1, 2)))) > 0.8
@@ -338,7 +338,7 @@ class SimKD(FeatureLoss):
     Raises:
         ValueError: If the features are no maps, or `factor` is not positive.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> loss = SimKD()
         >>> float(loss(np.zeros((1, 2, 2, 8)), np.ones((1, 4, 4, 3)))) >= 0.0
@@ -488,7 +488,7 @@ class ReviewKD(FeatureLoss):
     Raises:
         ValueError: If the lists differ in length, or a map has no known size.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> teacher = [np.ones((1, 4, 4, 6)), np.ones((1, 8))]
         >>> student = [np.ones((1, 8, 8, 3)), np.ones((1, 5))]

@@ -306,7 +306,7 @@ class SoftTargets(LogitLoss):
         ValueError: If `temperature` is not positive and finite, or the numbers
             of classes differ.
 
-    Example:
+    Examples:
         >>> loss = SoftTargets(temperature=4.0)
         >>> float(loss([[2.0, 0.0]], [[2.0, 0.0]]))
         0.0
@@ -359,7 +359,7 @@ class BinarySoftTargets(LogitLoss):
         ValueError: If `temperature` is not positive and finite, or the numbers
             of outputs differ.
 
-    Example:
+    Examples:
         >>> loss = BinarySoftTargets()
         >>> float(loss([[2.0, -1.0]], [[2.0, -1.0]]))
         0.0
@@ -413,7 +413,7 @@ class ReverseKL(LogitLoss):
         ValueError: If `temperature` is not positive and finite, or the numbers
             of classes differ.
 
-    Example:
+    Examples:
         >>> loss = ReverseKL()
         >>> round(float(loss([[0.0, 0.0]], [[20.0, 0.0]])), 4)
         0.6931
@@ -469,7 +469,7 @@ class JensenShannon(LogitLoss):
         ValueError: If `temperature` is not positive and finite, `beta` is
             outside [0, 1], or the numbers of classes differ.
 
-    Example:
+    Examples:
         >>> loss = JensenShannon(beta=0.5)
         >>> round(float(loss([[50.0, 0.0]], [[0.0, 50.0]])), 4)
         0.6931
@@ -534,7 +534,7 @@ class TotalVariation(LogitLoss):
         ValueError: If `temperature` is not positive and finite, or the numbers
             of classes differ.
 
-    Example:
+    Examples:
         >>> loss = TotalVariation()
         >>> float(loss([[50.0, -50.0]], [[0.0, 0.0]]))
         0.5
@@ -584,7 +584,7 @@ class LogitMSE(LogitLoss):
         ValueError: If `temperature` is not positive and finite, or the numbers
             of classes differ.
 
-    Example:
+    Examples:
         >>> loss = LogitMSE()
         >>> float(loss([[2.0, 0.0]], [[1.0, 0.0]]))
         0.5
@@ -637,7 +637,7 @@ class LogitHuber(LogitLoss):
         ValueError: If `temperature` or `delta` is not positive and finite, or
             the numbers of classes differ.
 
-    Example:
+    Examples:
         >>> loss = LogitHuber()
         >>> float(loss([[3.0, 0.0]], [[0.0, 0.0]]))
         1.25

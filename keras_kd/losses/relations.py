@@ -197,7 +197,7 @@ class SimilarityPreserving(RelationLoss):
     Raises:
         ValueError: If a side is no single tensor with features.
 
-    Example:
+    Examples:
         >>> loss = SimilarityPreserving()
         >>> float(loss([[1.0, 0.0], [0.0, 1.0]], [[3.0], [0.0]]))
         0.25
@@ -250,7 +250,7 @@ class RKD(RelationLoss):
     Raises:
         ValueError: If a weight is negative or both are 0, or a side is no single tensor.
 
-    Example:
+    Examples:
         >>> loss = RKD()
         >>> triangle = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
         >>> larger = [[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]
@@ -318,7 +318,7 @@ class CorrelationCongruence(RelationLoss):
     Raises:
         ValueError: If `gamma` or `order` is not positive, or a side is no single tensor.
 
-    Example:
+    Examples:
         >>> loss = CorrelationCongruence()
         >>> float(loss([[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 5.0]]))
         0.0
@@ -374,7 +374,7 @@ class PKT(RelationLoss):
     Raises:
         ValueError: If a side is no single tensor with features.
 
-    Example:
+    Examples:
         >>> loss = PKT()
         >>> round(float(loss([[1.0, 0.0], [-1.0, 0.0]], [[1.0], [1.0]])), 4)
         0.3466

@@ -105,7 +105,7 @@ class FLSW(AdaptiveTemperature):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> loss = SoftTargets(temperature=FLSW(base=4.0, beta=1.0, gamma=2.0))
         >>> float(loss([[2.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 1.0]]))
         0.0
@@ -154,7 +154,7 @@ class CWSM(AdaptiveTemperature):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> loss = SoftTargets(temperature=CWSM(base=4.0))
         >>> float(loss([[2.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 1.0]]))
         0.0

@@ -124,7 +124,7 @@ class HiddenState(FeatureLoss):
     Raises:
         ValueError: If `distance` is unknown, or shapes or numbers of layers differ.
 
-    Example:
+    Examples:
         >>> loss = HiddenState(distance="cosine")
         >>> float(loss([[[1.0, 0.0]]], [[[0.0, 2.0]]]))
         1.0
@@ -191,7 +191,7 @@ class AttentionScores(FeatureLoss):
     Raises:
         ValueError: If shapes or numbers of layers differ.
 
-    Example:
+    Examples:
         >>> loss = AttentionScores()
         >>> float(loss([[[[1.0, -1000.0]]]], [[[[2.0, -9000.0]]]]))
         0.5
@@ -263,7 +263,7 @@ class MiniLM(FeatureLoss):
         ValueError: If `relation_heads` does not divide the units, or the lists
             differ in length.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> states = np.eye(4, dtype="float32")[None]
         >>> loss = MiniLM(relation_heads=2)
@@ -342,7 +342,7 @@ class PKD(FeatureLoss):
     Raises:
         ValueError: If units or numbers of layers differ.
 
-    Example:
+    Examples:
         >>> loss = PKD()
         >>> float(loss([[3.0, 0.0]], [[0.0, 5.0]]))
         2.0

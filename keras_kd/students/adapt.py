@@ -26,7 +26,7 @@ def freeze(student: Any, train: Sequence[str] = ()) -> int:
     Raises:
         ValueError: If the student is not built or a path names no layer.
 
-    Example:
+    Examples:
         >>> freeze(student, train=["head"])
         170
     """
@@ -68,7 +68,7 @@ def enable_lora(
         ValueError: If the student is not built, a path names no layer, a value is out of range, or
             no layer can be updated.
 
-    Example:
+    Examples:
         >>> enable_lora(student, rank=4, train=["head"])
         1450
 

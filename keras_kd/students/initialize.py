@@ -95,7 +95,7 @@ def initialize_from(
         ValueError: If a model is not built, a name is unknown, shapes differ, or nothing fits.
             Nothing has been copied then.
 
-    Example:
+    Examples:
         >>> student = kd.students.shrink(teacher, width=0.5)
         >>> copied = kd.students.initialize_from(student, teacher, layers="importance")
         >>> print(copied)

@@ -58,7 +58,7 @@ def shrink(
         ValueError: If a value is out of range, the model's graph is not known, a layer cannot
             change its width (named), or `depth < 1` and no block is repeated.
 
-    Example:
+    Examples:
         >>> import keras
         >>> x = inputs = keras.Input((32, 32, 3))
         >>> x = keras.layers.Conv2D(64, 3, name="conv")(x)

@@ -25,5 +25,5 @@ def test_examples(name):
 @pytest.mark.parametrize("name", sorted(set(keras_kd.losses.__all__) - {"DistillationLoss"}))
 def test_every_loss_shows_an_example_and_its_source(name):
     text = inspect.getdoc(getattr(keras_kd.losses, name))
-    for section in ("Args:", "Raises:", "Example:", ">>> ", "Reference:", "https://"):
+    for section in ("Args:", "Raises:", "Examples:", ">>> ", "Reference:", "https://"):
         assert section in text
