@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 FORMAT = "keras_kd.cache"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 
