@@ -144,7 +144,8 @@ def stopped(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
     read = Answer(answer.output if with_output else None, answer.logits, answer.tensors)
     finite: Any = ops.convert_to_tensor(True)
     for tensor in keras.tree.flatten((answer.logits, answer.tensors)):
-        finite = ops.logical_and(finite, all_finite(tensor))
+        # Not by max and min, in which XLA loses a NaN.
+        finite = ops.logical_and(finite, ops.all(ops.isfinite(tensor)))
 
     def clean(tensor: Any) -> Any:
         # A scalar zero, since `zeros_like` of logits over a vocabulary is no small thing.
@@ -160,14 +161,6 @@ def top_class(logits: Tensor) -> Tensor:
     if is_large(logits):
         return ops.top_k(logits, k=1)[1][..., 0]
     return ops.argmax(logits, axis=-1)
-
-
-def all_finite(tensor: Tensor) -> Tensor:
-    """Whether no number is NaN or infinite, found without a second tensor of that size."""
-    if not len(tensor.shape):
-        return ops.isfinite(tensor)
-    extremes = (ops.max(tensor, axis=-1), ops.min(tensor, axis=-1))
-    return ops.all(ops.isfinite(ops.stack(extremes)))
 
 
 def zeros_unless(finite: Tensor, x: Any) -> Any:

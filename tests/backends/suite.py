@@ -13,6 +13,8 @@ import pytest
 from keras import layers, ops
 
 import keras_kd as kd
+from keras_kd import step
+from keras_kd.taps import Answer
 
 BACKEND = keras.config.backend()
 FOLDER = Path(os.environ["KERAS_KD_SUITE"])
@@ -311,6 +313,25 @@ def test_failing_teacher_stops_the_fit(pair, rows):
     with pytest.raises(FloatingPointError, match="teacher"):
         distiller.fit(x, y, epochs=3, batch_size=25, verbose=0, callbacks=[Break()])
     assert all(np.isfinite(w).all() for w in student.get_weights())
+
+
+@pytest.mark.parametrize("classes", [3, 33, 100, 5000])
+def test_one_nan_among_many_answers_is_found(classes):
+    """XLA's max and min lose it; on TensorFlow this is compiled by XLA."""
+
+    def finite(logits):
+        return step.stopped(Answer(None, [logits], {}), False)[1]
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        finite = tf.function(finite, jit_compile=True)
+    logits = np.zeros((4, 4, classes), "float32")
+    assert bool(finite(ops.convert_to_tensor(logits)))
+    for place in (0, classes // 2, classes - 1):
+        broken = logits.copy()
+        broken[2, 1, place] = np.nan
+        assert not bool(finite(ops.convert_to_tensor(broken)))
 
 
 def test_teacher_works_during_and_after_fit(pair, rows):
