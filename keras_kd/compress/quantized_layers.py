@@ -223,7 +223,7 @@ class QuantizedLayer(WeightWrapper):
     ) -> Tensor:
         base = self.base
         if base.use_bias:
-            value = ops.zeros_like(base.bias) if bias is None else bias
+            value = ops.zeros_like(ops.convert_to_tensor(base.bias)) if bias is None else bias
             pairs = [*pairs, (base.bias, value)]
             bias = None
         if type(base) is keras.layers.Dense:

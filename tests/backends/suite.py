@@ -418,6 +418,66 @@ def test_shared_backbone_stays(rows):
     assert len(distiller.trainable_variables) == 2
 
 
+def test_quantization_aware_student_under_a_cached_teacher(pair, rows, tmp_path):
+    """Ranges follow the batches, then stand still; the weights learn from the cache."""
+    student, teacher = pair
+    x, y = rows
+    kd.cache.write(teacher, x, tmp_path / "answers", taps=("hidden",))
+    aware = kd.compress.quantize_aware(student, calibration=x)
+    before, ranges = weights_of(aware), kd.compress.activation_ranges(aware)
+    hint = kd.Transfer(
+        kd.losses.Hint(), teacher="hidden", student="hidden", projector=layers.Dense(9), weight=0.1
+    )
+    distiller = kd.Distiller(aware, kd.teachers.CachedTeacher(tmp_path / "answers"))
+    distiller.compile(
+        keras.optimizers.Adam(0.01),
+        crossentropy(),
+        distillation_loss=[kd.losses.SoftTargets(), hint],
+    )
+    seen = []
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(kd.compress.activation_ranges(aware))
+    )
+    annealing = kd.callbacks.TemperatureAnnealing(start=4.0, end=1.0, epochs=6)
+    freeze = kd.compress.FreezeObservers(epoch=-2)
+    history = distiller.fit(
+        x, y, batch_size=10, epochs=6, verbose=0, callbacks=[annealing, freeze, watch]
+    ).history
+    assert history["student_loss"][-1] < history["student_loss"][0]
+    assert float(distiller.temperature) == pytest.approx(1.0)
+    assert seen[0] != ranges
+    assert seen[2] != seen[3] == seen[4] == seen[5]
+    kernel = next(i for i, w in enumerate(aware.weights) if w.path.endswith("logits/kernel"))
+    assert not np.array_equal(before[kernel], weights_of(aware)[kernel])
+    distiller.save(tmp_path / "distiller.keras")
+    aware.save(tmp_path / "aware.keras")
+    again = keras.models.load_model(tmp_path / "aware.keras")
+    answers = aware.predict(x, verbose=0)
+    np.testing.assert_array_equal(again.predict(x, verbose=0), answers)
+    plain = kd.compress.finalize(aware)
+    kernel = plain.get_layer("logits").get_weights()[0]
+    step = np.abs(kernel).max(0) / 127
+    np.testing.assert_allclose(kernel / step, np.round(kernel / step), atol=1e-3)
+    # What is left between them is the rounding of three activations.
+    assert np.abs(plain.predict(x, verbose=0) - answers).max() < 0.1 * np.abs(answers).max()
+
+
+def test_crd_reads_its_memory_banks(pair, rows):
+    """Each batch finds its own rows of the banks, by the numbers that `fit` gives them."""
+    student, teacher = pair
+    x, y = rows
+    loss = kd.losses.CRD(samples=len(x), negatives=16, width=8)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(
+        keras.optimizers.Adam(0.01),
+        crossentropy(),
+        distillation_loss=[kd.Transfer(loss, teacher="hidden", student="hidden")],
+    )
+    history = distiller.fit(x, y, batch_size=10, epochs=8, verbose=0).history
+    assert history["distillation_loss"][-1] < history["distillation_loss"][0]
+    assert np.isfinite(history["loss"]).all()
+
+
 @pytest.mark.parametrize("together", [1, 2])
 def test_live_temperature_without_retracing(together, shared):
     """A new value counts from the next step on, in the program that is compiled already."""
