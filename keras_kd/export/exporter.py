@@ -81,7 +81,7 @@ def export_model(
             `None` sets no limit.
         objective: `"size"` or `"latency"`: what the best file has least of.
         mixed: Whether to try, where int8 loses more than `max_drop`, a file in which the layers
-            with most quantization noise stay float (`"mixed"` in the report).
+            that lose most of the signal stay float (`"mixed"` in the report).
         labels: Names of the classes of the first output, for the report, the manifest and the files
             themselves (TFLite metadata, ONNX `metadata_props`).
         normalization: `(mean, std)`, numbers or one for each channel, if the input is an image: how
@@ -307,8 +307,9 @@ def _mixed(
     judge: Callable[[list[dict[str, Any]]], None],
     path: str,
 ) -> list[dict[str, Any]]:
-    # Where int8 alone costs too much, its noisiest layers stay float: one, then ever twice as many,
-    # until a file passes or half of the layers are float and little is left of the quantization.
+    # Where int8 alone costs too much, the layers that lose most stay float, with what they read:
+    # one, then ever twice as many, until a file passes or half of the layers have been named and
+    # little is left of the quantization.
     # Both formats go through a round together, since every round starts a converter.
     noise = LayerReport(work.layers)
     noisy = {
@@ -330,7 +331,7 @@ def _mixed(
                 "id": f"{fmt}-mixed",
                 "format": fmt,
                 "precision": "mixed",
-                "keep": noisy[fmt][:count],
+                "keep": noise.with_inputs(fmt, noisy[fmt][:count]),
                 "path": path.format(precision="mixed", format=fmt),
             }
             for fmt in waiting

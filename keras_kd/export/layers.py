@@ -16,6 +16,9 @@ from .writing import write_file
 SAMPLES = 32
 """Samples that the noise is measured on."""
 
+_CLEAN = 60.0
+"""The SQNR in dB that stands for no noise; eight bits leave 50 at most."""
+
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -35,11 +38,13 @@ def layer_noise(
         layers: Names of the Keras model's layers.
 
     Returns:
-        `{"layer", "tensor", "sqnr"}` for each layer that both files keep, in the order in which
-        they run; the SQNR in dB is `None` where there is no noise.
+        `{"layer", "tensor", "sqnr", "reads"}` for each layer that both files keep, in the order in
+        which they run; the SQNR in dB is `None` where there is no noise, and `reads` names the
+        layers of this list whose outputs the layer works on.
     """
     feed = {name: array[:SAMPLES] for name, array in inputs.items()}
-    read = _tflite if reference.suffix == ".tflite" else _onnx
+    tflite = reference.suffix == ".tflite"
+    read, graph = (_tflite, _tflite_graph) if tflite else (_onnx, _onnx_graph)
     want, got = read(reference, feed), read(quantized, feed)
     rows: dict[str, dict[str, Any]] = {}
     for name, array in want.items():
@@ -51,7 +56,54 @@ def layer_noise(
         value = noise if np.isfinite(noise) else None
         rows.pop(layer, None)
         rows[layer] = {"layer": layer, "tensor": name, "sqnr": value}
+    readings = graph(reference)
+    owners = {name: layer_of(name, layers) for name in readings}
+    for layer, row in rows.items():
+        row["reads"] = _layers_before(layer, readings, owners, rows)
     return list(rows.values())
+
+
+def _layers_before(
+    layer: str,
+    readings: dict[str, list[str]],
+    owners: dict[str, str | None],
+    known: Collection[str],
+) -> list[str]:
+    """The nearest known layers that a layer's tensors are computed from."""
+    waiting = [name for name, owner in owners.items() if owner == layer]
+    found: dict[str, None] = {}
+    seen = set(waiting)
+    while waiting:
+        for name in readings[waiting.pop()]:
+            owner = owners.get(name)
+            if owner is not None and owner != layer and owner in known:
+                found[owner] = None
+            elif name in readings and name not in seen:
+                seen.add(name)
+                waiting.append(name)
+    return sorted(found, key=list(known).index)
+
+
+def _tflite_graph(path: Path) -> dict[str, list[str]]:
+    """For each tensor that an operator makes, the tensors that the operator reads."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    graph = flatbuffer_utils.read_model(path).subgraphs[0]
+    names = [tensor.name.decode() for tensor in graph.tensors]
+    # An index of -1 stands for an operand that was left out.
+    return {
+        names[made]: [names[read] for read in operator.inputs if read >= 0]
+        for operator in graph.operators
+        for made in operator.outputs
+    }
+
+
+def _onnx_graph(path: Path) -> dict[str, list[str]]:
+    """For each tensor that a node makes, the tensors that the node reads."""
+    import onnx
+
+    nodes = onnx.load(path).graph.node
+    return {made: [name for name in node.input if name] for node in nodes for made in node.output}
 
 
 def _tflite(path: Path, feed: Arrays) -> Arrays:
@@ -142,6 +194,10 @@ def _onnx(path: Path, feed: Arrays) -> Arrays:
     return result
 
 
+def _level(row: dict[str, Any]) -> float:
+    return _CLEAN if row["sqnr"] is None else min(_CLEAN, float(row["sqnr"]))
+
+
 class LayerReport:
     """The noise of each layer of the int8 files against the float32 ones.
 
@@ -153,20 +209,63 @@ class LayerReport:
         self._rows = rows
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return `{"format", "layer", "tensor", "sqnr"}` for each layer, in running order."""
+        """Return `{"format", "layer", "tensor", "sqnr", "reads"}` for each layer, as they run."""
         return [{"format": fmt, **row} for fmt, rows in self._rows.items() for row in rows]
 
+    def names(self) -> list[str]:
+        """Return the layers of all formats, in running order."""
+        merged: list[str] = []
+        for rows in self._rows.values():
+            place = 0
+            for row in rows:
+                if row["layer"] not in merged:
+                    merged.insert(place, row["layer"])
+                place = merged.index(row["layer"]) + 1
+        return merged
+
     def worst(self, fmt: str) -> list[str]:
-        """Return the layers of a format, the noisiest one first."""
-        noisy = [row for row in self._rows.get(fmt, []) if row["sqnr"] is not None]
-        return [row["layer"] for row in sorted(noisy, key=lambda row: float(row["sqnr"]))]
+        """Return the layers of a format, first those at which most of the signal is lost.
+
+        A layer that only hands on the noise of what it reads comes after the layer at which the
+        noise arose.
+
+        Args:
+            fmt: `"tflite"` or `"onnx"`.
+
+        Returns:
+            The layers with noise.
+        """
+        rows = self._rows.get(fmt, [])
+        level = {row["layer"]: _level(row) for row in rows}
+
+        def lost(row: dict[str, Any]) -> float:
+            return min([level[name] for name in row.get("reads", ())], default=_CLEAN) - _level(row)
+
+        noisy = [row for row in rows if row["sqnr"] is not None]
+        return [row["layer"] for row in sorted(noisy, key=lost, reverse=True)]
+
+    def with_inputs(self, fmt: str, layers: Collection[str]) -> list[str]:
+        """Return layers and those they read, in running order: what must be float together.
+
+        A range too wide for eight bits belongs to the layer before, and is felt in the next.
+
+        Args:
+            fmt: `"tflite"` or `"onnx"`.
+            layers: Some of the layers.
+
+        Returns:
+            Those layers and the ones they read.
+        """
+        rows = self._rows.get(fmt, [])
+        chosen = {name for row in rows if row["layer"] in layers for name in row.get("reads", ())}
+        return [row["layer"] for row in rows if row["layer"] in chosen | set(layers)]
 
     def table(self) -> str:
         """Return layers and their SQNR in dB as text of at most 80 columns."""
         formats = list(self._rows)
         if not formats:
             return "No float32 and int8 file of one format: nothing to compare layer by layer."
-        names = dict.fromkeys(row["layer"] for rows in self._rows.values() for row in rows)
+        names = self.names()
         figures = {
             fmt: {row["layer"]: row["sqnr"] for row in rows} for fmt, rows in self._rows.items()
         }

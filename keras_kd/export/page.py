@@ -62,7 +62,7 @@ def render(report: Report) -> str:
 def layer_plot(layers: LayerReport) -> str:
     """Return the SQNR of each layer as an SVG."""
     rows = layers.rows()
-    names = list(dict.fromkeys(row["layer"] for row in rows))
+    names = layers.names()
     figure = _figure()
     axes = figure.subplots()
     for fmt in dict.fromkeys(row["format"] for row in rows):

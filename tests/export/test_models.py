@@ -174,3 +174,52 @@ def test_every_precision(tmp_path, student, blobs):
 def test_opsets_out_of_range_are_refused(student, tmp_path, opset):
     with pytest.raises(ValueError, match=r"`opset` must lie in 13\.\.18"):
         keras_kd.export(student, tmp_path / "out", evaluation=IMAGES, opset=opset)
+
+
+def test_layers_that_int8_cannot_hold_stay_float(tmp_path):
+    """One value in the thousands widens a range until the small ones, which decide, are lost.
+
+    The layer after it shows the loss, the layer itself does not; both must be float.
+    """
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,), name="x")
+    x = layers.Dense(8, activation="relu", name="first")(inputs)
+    x = layers.Dense(8, activation="relu", name="wide")(x)
+    x = layers.Dense(8, activation="relu", name="reader")(x)
+    x = layers.Dense(8, activation="relu", name="third")(x)
+    model = keras.Model(inputs, layers.Dense(3, name="logits")(x))
+    kernel, bias = model.get_layer("wide").get_weights()
+    bias[0] = 5000.0
+    model.get_layer("wide").set_weights([kernel, bias])
+    kernel, bias = model.get_layer("reader").get_weights()
+    kernel[0] = 0.0
+    model.get_layer("reader").set_weights([kernel, bias])
+    x = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
+    y = model.predict(x, verbose=0).argmax(-1)
+    report = keras_kd.export(
+        model,
+        tmp_path / "out",
+        precisions=("float32", "int8"),
+        calibration=x,
+        evaluation=(x, y),
+        max_drop=0.15,
+    )
+    made = {f"{a.format} {a.precision}": a for a in report.artifacts}
+    noise = report.layers()
+    assert noise.names() == ["first", "wide", "reader", "third", "logits"]
+    for fmt in ("tflite", "onnx"):
+        by_layer = {row["layer"]: row for row in noise.rows() if row["format"] == fmt}
+        assert by_layer["reader"]["reads"] == ["wide"]
+        assert by_layer["wide"]["sqnr"] > 30
+        assert max(by_layer[name]["sqnr"] for name in ("reader", "third", "logits")) < 10
+        assert noise.worst(fmt)[0] == "reader"
+        assert made[f"{fmt} int8"].details["stage"] == "budget"
+        mixed = made[f"{fmt} mixed"]
+        assert mixed.passed, mixed.reason
+        assert mixed.details["kept"] == ["wide", "reader"]
+        assert mixed.details["metrics"]["accuracy"] > 0.85
+        contents = mixed.details["contents"]
+        # Two layers of 8 by 8 in float, the other three in int8.
+        assert contents["weight_bits"]["32"] >= 4 * 2 * 64
+        assert contents["weight_bits"]["8"] >= 4 * 8 + 8 * 8 + 8 * 3
+    assert report.best.precision in ("mixed", "float32")
