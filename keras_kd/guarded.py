@@ -25,10 +25,6 @@ class Guarded(keras.Model):
         """Layers that the teacher owns as well."""
         return self._setup.shared if self._setup is not None else []
 
-    def _share(self, layers: list[Any]) -> None:
-        """Leave these layers of the student as the teacher has them."""
-        self._setup.share(layers)
-
     @property
     def trainable_variables(self) -> list[Any]:
         """Variables of student and projectors that no teacher owns."""

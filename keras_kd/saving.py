@@ -77,7 +77,7 @@ class Saved(keras.Model):
         )
         distiller._setup.loaded = config["teacher"]
         layers = list(distiller.student._flatten_layers())
-        distiller._share([layers[i] for i in config["shared"]])
+        distiller._setup.share([layers[i] for i in config["shared"]])
         distiller._setup.maps_inputs = config["maps_inputs"]
         return distiller
 
