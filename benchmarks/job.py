@@ -1,6 +1,6 @@
 """A whole job, cache write included, beside `keras.distillation` at a costly teacher.
 
-    python benchmarks/job.py [--epochs 20] [--samples 2048] [--quick]
+    python benchmarks/job.py [--epochs 20] [--samples 512] [--quick]
 
 The teacher is sized so that its forward pass costs five training steps of the student. Each side
 begins with models that have never run, so that tracing counts on both; they take turns.
@@ -35,7 +35,7 @@ BATCH = 64
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--samples", type=int, default=2048)
+    parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cost", type=float, default=5.0)
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
