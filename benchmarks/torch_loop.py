@@ -1,6 +1,7 @@
 """The same job as a plain PyTorch loop, step by step, and where a Keras step spends its time.
 
     python benchmarks/torch_loop.py [--repeats 9] [--quick]
+    python benchmarks/torch_loop.py --settings      # what settings of TensorFlow's process win back
 
 The loop runs in a process of its own (channels last, teacher under `no_grad`, the same widths, SGD
 with momentum 0) and takes turns with Keras: it is told to take a few steps, and says how long they
@@ -286,8 +287,9 @@ def shares(widths, batch):
     return [[kind, 100 * value / total] for kind, value in top]
 
 
-_THREADS = """
-import sys; sys.path.insert(0, {folder!r})
+_SETTINGS = """
+import os, sys; sys.path.insert(0, {folder!r})
+os.environ.update({environment!r})
 import tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads({intra})
 tf.config.threading.set_inter_op_parallelism_threads({inter})
@@ -300,13 +302,17 @@ print(medians({{"fit": fit}}, {repeats})["fit"])
 """
 
 
-def threads(repeats, widths, batch):
-    """Milliseconds of a `fit` step by thread counts, each in a process of its own."""
+def settings(repeats, widths, batch):
+    """Milliseconds of a `fit` step by settings of the process, each in a process of its own."""
     cores = os.cpu_count() or 1
     rows = []
-    for intra, inter in ((0, 0), (cores, 1), (1, cores), (1, 1)):
-        code = _THREADS.format(
+    for intra, inter, one_dnn in (
+        *((0, 0, None), (0, 0, "0"), (0, 0, "1")),
+        *((cores, 1, None), (1, cores, None), (1, 1, None)),
+    ):
+        code = _SETTINGS.format(
             folder=str(pathlib.Path(__file__).parent),
+            environment={} if one_dnn is None else {"TF_ENABLE_ONEDNN_OPTS": one_dnn},
             intra=intra,
             inter=inter,
             rows=batch * STEPS,
@@ -317,8 +323,12 @@ def threads(repeats, widths, batch):
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
-        name = "as TensorFlow chooses" if intra == inter == 0 else f"intra {intra}, inter {inter}"
-        rows.append([f"threads {name}", 1000 * float(done.stdout.split()[-1]) / STEPS])
+        name = f"threads: intra {intra}, inter {inter}"
+        if intra == inter == 0:
+            name = "fit in a process of its own, as TensorFlow chooses"
+        if one_dnn is not None:
+            name = f"TF_ENABLE_ONEDNN_OPTS={one_dnn}"
+        rows.append([name, 1000 * float(done.stdout.split()[-1]) / STEPS])
     return rows
 
 
@@ -326,6 +336,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
+    parser.add_argument("--settings", action="store_true", help="that table alone")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -340,6 +351,18 @@ def main():
     widths, base = ((4, 8), (8, 16)) if arguments.quick else ((16, 32, 64), (32, 64, 128))
     batch = 16 if arguments.quick else 128
     keras.utils.set_random_seed(0)
+    if arguments.settings:
+        rows = settings(repeats, widths, batch)
+        columns = ["student alone, on TensorFlow", "ms a step"]
+        save(
+            "settings",
+            started,
+            tables=[{"columns": columns, "rows": rows}],
+            notes=[f"Batches of {batch}; each row is the median of a process of its own."],
+            quick=arguments.quick,
+            backend=keras.config.backend(),
+        )
+        return
     rng = np.random.default_rng(0)
     x = rng.normal(size=(batch * STEPS, 32, 32, 3)).astype("float32")
     y = rng.integers(0, 10, len(x))
@@ -382,10 +405,7 @@ def main():
         tables.append(
             {
                 "columns": ["student alone, on TensorFlow", "ms a step"],
-                "rows": [
-                    *([k, 1000 * v / STEPS] for k, v in found.items()),
-                    *threads(repeats, widths, batch),
-                ],
+                "rows": [[k, 1000 * v / STEPS] for k, v in found.items()],
             }
         )
         top = shares(widths, batch)

@@ -146,9 +146,13 @@ def test_true_int8_and_the_same_integers(name):
     assert off.mean() < 1.0
 
 
-@pytest.mark.parametrize("name", ["convolutional", "nested", "shared_input"])
+@pytest.mark.parametrize("name", sorted({*ZOO} - {"sequence"}))
 def test_no_worse_than_post_training_quantization(name):
-    """The file of the calibrated model, before any training, against the converter's own int8."""
+    """The file of the calibrated model, before any training, against the converter's own int8.
+
+    There is none of LSTM and GRU: the converter refuses them with a free batch, and dies with a
+    batch of one.
+    """
     model = shake(ZOO[name]())
     x = np.random.default_rng(1).normal(size=(48, *model.input.shape[1:])).astype("float32")
     reference = model.predict(x, verbose=0)
