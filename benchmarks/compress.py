@@ -1,16 +1,19 @@
 """Teacher to small file: each stage of compression, measured on the file that ships.
 
-    python benchmarks/compress.py                                  # Fashion-MNIST
-    python benchmarks/compress.py --dataset cifar10 --rows 20000 --epochs 8
-    python benchmarks/compress.py --dataset fsdd
+    python benchmarks/compress.py                        # all three data sets, three seeds
+    python benchmarks/compress.py --dataset fsdd --seeds 1
+    python benchmarks/compress.py --table                # docs/compress.md from the results
 
-For every seed: a float teacher; a student trained alone and quantized after
-training; the same student distilled, quantized after training by four tools,
-and by quantization-aware training, ours and TFMOT's; distilled, pruned and
-quantization-aware. Each row is a TFLite file (ONNX for ONNX Runtime): its bytes,
-plain and gzipped, its accuracy on the test set, and its p50 latency on one
-thread. Every row is written as soon as it is known and models are kept under
-`build/compress`, so a run that was interrupted goes on where it stopped.
+One float teacher a data set. For every seed: a student trained alone on the same
+rows and quantized after training; the same student distilled (CE + 2 DIST at
+temperature 4, from a cache of the teacher), quantized after training by three
+tools, and by quantization-aware training, ours under the teacher and TFMOT's
+without one; distilled, pruned and quantization-aware. Each row is a TFLite file
+(ONNX for ONNX Runtime): its bytes, plain and gzipped, its accuracy on the test
+set, and its p50 latency on one thread. Latencies are measured at the end, file
+after file in turns, so that a busy machine slows all. Every row is written as
+soon as it is known and models and files are kept under `build/compress`, so a
+run that was interrupted goes on where it stopped.
 """
 
 import argparse
@@ -30,9 +33,37 @@ from shared_data import load
 import keras_kd as kd
 from keras_kd import compress
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "compress.json"
-TABLE = pathlib.Path(__file__).parent.parent / "docs" / "compress.md"
+HERE = pathlib.Path(__file__).parent
+RESULTS = HERE / "results"
+TABLE = HERE.parent / "docs" / "compress.md"
 MARKS = ("<!-- table -->", "<!-- /table -->")
+BATCH = 64
+SETTINGS = {
+    "fashion_mnist": {
+        "rows": 12000,
+        "teacher": (32, 64, 128, 128),
+        "teacher_epochs": 6,
+        "student": (16, 32, 64, 128),
+        "epochs": 8,
+        "qat_epochs": 3,
+    },
+    "cifar10": {
+        "rows": 12000,
+        "teacher": (32, 64, 128, 128),
+        "teacher_epochs": 8,
+        "student": (24, 48, 96, 128),
+        "epochs": 8,
+        "qat_epochs": 3,
+    },
+    "fsdd": {
+        "rows": None,
+        "teacher": (32, 64, 128, 128),
+        "teacher_epochs": 15,
+        "student": (16, 32, 64, 128),
+        "epochs": 25,
+        "qat_epochs": 6,
+    },
+}
 STAGES = (
     "teacher, float32",
     "student alone, float32",
@@ -68,117 +99,168 @@ def convnet(shape, classes, widths, separable, name):
 
 
 class Bench:
-    """One dataset and one seed: the models, made once, and the rows."""
+    """One data set: its teacher, and the models, files and rows of each seed."""
 
-    def __init__(self, arguments, seed, data, results):
-        self.arguments, self.seed, self.data, self.results = arguments, seed, data, results
-        self.work = pathlib.Path(arguments.work) / arguments.dataset / str(seed)
+    def __init__(self, dataset, data, work):
+        self.dataset, self.settings = dataset, SETTINGS[dataset]
+        settings = json.loads(json.dumps(self.settings))
+        self.results = read(dataset) or {"settings": settings, "seeds": {}}
+        if self.results["settings"] != settings:
+            raise SystemExit(
+                f"{RESULTS} holds rows of {dataset} made with {self.results['settings']}. Delete "
+                f"the file and {work}/{dataset} to start again."
+            )
+        self.data = load(dataset, data, self.settings["rows"])
+        self.results["training_rows"] = len(self.data[0])
+        self.work = pathlib.Path(work) / dataset
         self.work.mkdir(parents=True, exist_ok=True)
-        self.key = f"{arguments.dataset}/{seed}"
 
-    def model(self, name, make):
+    def model(self, name, seed, make):
         """The model called `name`, trained if no run before this one has done it."""
         path = self.work / f"{name}.keras"
         if not path.exists():
-            keras.utils.set_random_seed(self.seed)
+            keras.utils.set_random_seed(seed)
             partial = path.with_name("partial.keras")
             make().save(partial)
             os.replace(partial, path)
         return keras.models.load_model(path)
 
-    def train(self, model, epochs, rate, teacher=None, callbacks=()):
-        """Train a model, alone or under a teacher, and return it."""
+    def train(self, model, epochs, rate, distilled=True, callbacks=()):
+        """Train a model, alone or from the teacher's cached answers, and return it."""
         x, y = self.data[:2]
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        steps = epochs * -(-len(x) // 64)
-        schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
-        trained = model if teacher is None else kd.Distiller(model, teacher)
-        extra = {} if teacher is None else {"alpha": 0.1, "temperature": 4.0}
+        schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-len(x) // BATCH))
+        trained, extra = model, {}
+        if distilled:
+            trained = kd.Distiller(model, kd.teachers.CachedTeacher(self.work / "answers"))
+            extra = {
+                "distillation_loss": kd.losses.DIST(temperature=4.0),
+                "student_loss_weight": 1.0,
+                "distillation_loss_weight": 2.0,
+            }
         trained.compile(keras.optimizers.Adam(schedule), loss, **extra)
-        trained.fit(x, y, batch_size=64, epochs=epochs, verbose=0, callbacks=list(callbacks))
+        trained.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=list(callbacks))
         return model
 
-    def float_models(self):
-        """The teacher, the student trained alone and the distilled one."""
-        shape, classes = self.data[0].shape[1:], 10
-        teacher_epochs, epochs = self.arguments.teacher_epochs, self.arguments.epochs
-        widths = self.arguments.teacher_widths
+    def teacher(self):
+        """The teacher, with its answers in a cache."""
+        s = self.settings
         teacher = self.model(
             "teacher",
+            0,
             lambda: self.train(
-                convnet(shape, classes, widths, False, "teacher"), teacher_epochs, 2e-3
+                convnet(self.data[0].shape[1:], 10, s["teacher"], False, "teacher"),
+                s["teacher_epochs"],
+                2e-3,
+                distilled=False,
             ),
         )
+        kd.cache.write(teacher, self.data[0], self.work / "answers")
+        return teacher
+
+    def run(self, seed):
+        """All rows of one seed that are still missing."""
+        s, x = self.settings, self.data[0]
+        teacher = self.teacher()
 
         def student():
-            return convnet(shape, classes, self.arguments.student_widths, True, "student")
+            return convnet(x.shape[1:], 10, s["student"], True, "student")
 
-        alone = self.model("alone", lambda: self.train(student(), epochs, 4e-3))
-        distilled = self.model("distilled", lambda: self.train(student(), epochs, 4e-3, teacher))
-        return teacher, alone, distilled
+        def trained(distilled):
+            return self.train(student(), s["epochs"], 4e-3, distilled)
 
-    def aware(self, model, teacher):
+        alone = self.model(f"alone_{seed}", seed, lambda: trained(False))
+        distilled = self.model(f"distilled_{seed}", seed, lambda: trained(True))
+        calibration = x[:256]
+        files = {
+            STAGES[0]: lambda: tflite(teacher),
+            STAGES[1]: lambda: tflite(alone),
+            STAGES[2]: lambda: tflite(alone, calibration),
+            STAGES[3]: lambda: tflite(distilled),
+            STAGES[4]: lambda: tflite(distilled, calibration),
+            STAGES[5]: lambda: edge(distilled, calibration),
+            STAGES[6]: lambda: onnx(distilled, calibration),
+            STAGES[7]: lambda: self.tfmot(distilled, seed),
+            STAGES[8]: lambda: tflite(
+                self.model(f"qat_{seed}", seed, lambda: self.aware(distilled)), aware=True
+            ),
+            STAGES[9]: lambda: tflite(self.sparse(distilled, seed), aware=True),
+        }
+        for stage, make in files.items():
+            self.row(seed, stage, make)
+        self.latencies(seed)
+
+    def aware(self, model):
         """Quantization-aware fine-tuning under the teacher; the last half with frozen ranges."""
-        epochs = self.arguments.qat_epochs
+        epochs = self.settings["qat_epochs"]
         quantized = compress.quantize_aware(model, calibration=self.data[0][:512])
         freeze = compress.FreezeObservers(epoch=max(epochs // 2, 1))
-        return self.train(quantized, epochs, 1e-3, teacher, [freeze])
+        return self.train(quantized, epochs, 1e-3, callbacks=[freeze])
 
-    def pruned(self, model, teacher):
+    def pruned(self, model):
         """The distilled student, pruned while it goes on learning from the teacher."""
-        steps = -(-len(self.data[0]) // 64) * self.arguments.qat_epochs
+        epochs = self.settings["qat_epochs"]
+        steps = epochs * -(-len(self.data[0]) // BATCH)
         sparse = compress.prune(
             model, 0.5, schedule="polynomial", end_step=steps // 2, frequency=max(steps // 20, 1)
         )
-        return self.train(sparse, self.arguments.qat_epochs, 2e-3, teacher)
+        return self.train(sparse, epochs, 2e-3)
 
-    def run(self):
-        """All rows that are still missing."""
-        teacher, alone, distilled = self.float_models()
-        self.row(STAGES[0], lambda: tflite(teacher))
-        self.row(STAGES[1], lambda: tflite(alone))
-        self.row(STAGES[2], lambda: tflite(alone, self.data[0][:256]))
-        self.row(STAGES[3], lambda: tflite(distilled))
-        self.row(STAGES[4], lambda: tflite(distilled, self.data[0][:256]))
-        self.row(STAGES[5], lambda: edge(distilled, self.data[0][:256]))
-        self.row(STAGES[6], lambda: onnx(distilled, self.data[0][:256]))
-        self.row(STAGES[7], lambda: self.tfmot(distilled))
-        self.row(
-            STAGES[8],
-            lambda: tflite(self.model("qat", lambda: self.aware(distilled, teacher)), aware=True),
-        )
+    def sparse(self, distilled, seed):
+        """Pruned, then quantization-aware with its zeros kept."""
+        model = self.model(f"pruned_{seed}", seed, lambda: self.pruned(distilled))
+        return self.model(f"pruned_qat_{seed}", seed, lambda: self.aware(model))
 
-        def sparse():
-            model = self.model("pruned", lambda: self.pruned(distilled, teacher))
-            return self.model("pruned_qat", lambda: self.aware(model, teacher))
-
-        self.row(STAGES[9], lambda: tflite(sparse(), aware=True))
-
-    def tfmot(self, model):
+    def tfmot(self, model, seed):
         """The file that TFMOT makes of the same weights, without a teacher."""
         x, y = self.data[:2]
         return compress.tfmot.quantize(
-            model, x, y, self.arguments.qat_epochs, 64, learning_rate=3e-4, seed=self.seed
+            model, x, y, self.settings["qat_epochs"], BATCH, learning_rate=3e-4, seed=seed
         ).tflite
 
-    def row(self, stage, make):
-        """Make a file and measure it, unless the row is there."""
-        rows = self.results["rows"].setdefault(self.key, {})
-        if stage in rows:
+    def file(self, seed, stage):
+        """Where the file of a row is kept."""
+        kind = "onnx" if "ONNX" in stage else "tflite"
+        return self.work / str(seed) / f"{STAGES.index(stage)}.{kind}"
+
+    def row(self, seed, stage, make):
+        """Make a file and measure what it answers, unless the row is there."""
+        rows = self.results["seeds"].setdefault(str(seed), {})
+        path = self.file(seed, stage)
+        if stage in rows and path.exists():
             return
-        started = time.process_time()
         blob = make()
-        runner = OnnxRunner(blob) if "ONNX" in stage else TFLiteRunner(blob)
+        path.parent.mkdir(exist_ok=True)
+        path.with_suffix(".partial").write_bytes(blob)
+        os.replace(path.with_suffix(".partial"), path)
         x, y = self.data[2:]
         rows[stage] = {
             "bytes": len(blob),
             "gzip": len(gzip.compress(blob, mtime=0)),
-            "accuracy": float(np.mean(runner.predict(x) == y)),
-            "p50_us": runner.latency(x[:1]),
-            "cpu_seconds": round(time.process_time() - started, 1),
+            "accuracy": float(np.mean(runner(path).predict(x) == y)),
         }
-        save(self.results)
-        print(self.key, stage, rows[stage], flush=True)
+        save(self.dataset, self.results)
+        print(self.dataset, seed, stage, rows[stage], flush=True)
+
+    def latencies(self, seed, rounds=15):
+        """The median run of each file, the files in turns."""
+        rows = self.results["seeds"][str(seed)]
+        if all("p50_us" in row for row in rows.values()):
+            return
+        x = self.data[2][:1]
+        runners = {stage: runner(self.file(seed, stage)) for stage in rows}
+        times = {stage: [] for stage in rows}
+        for _ in range(rounds):
+            for stage, each in runners.items():
+                times[stage].append(each.latency(x))
+        for stage, row in rows.items():
+            row["p50_us"] = round(float(np.median(times[stage])), 1)
+        save(self.dataset, self.results)
+
+
+def runner(path):
+    """A file in its runtime, on one thread."""
+    return (OnnxRunner if path.suffix == ".onnx" else TFLiteRunner)(path.read_bytes())
 
 
 def tflite(model, calibration=None, aware=False):
@@ -259,7 +341,7 @@ class TFLiteRunner:
         """Classes of all samples."""
         return np.array([self.step(row[None])[0].argmax() for row in x])
 
-    def latency(self, x, runs=400):
+    def latency(self, x, runs=50):
         """Median microseconds of one run."""
         self.step(x)
         times = []
@@ -267,7 +349,7 @@ class TFLiteRunner:
             started = time.perf_counter()
             self.runtime.invoke()
             times.append(time.perf_counter() - started)
-        return round(float(np.median(times)) * 1e6, 1)
+        return float(np.median(times)) * 1e6
 
 
 class OnnxRunner:
@@ -287,29 +369,45 @@ class OnnxRunner:
         """Classes of all samples."""
         return np.array([self.session.run(None, {self.name: r[None]})[0].argmax() for r in x])
 
-    def latency(self, x, runs=400):
+    def latency(self, x, runs=50):
         """Median microseconds of one run."""
         times = []
         for _ in range(runs):
             started = time.perf_counter()
             self.session.run(None, {self.name: x})
             times.append(time.perf_counter() - started)
-        return round(float(np.median(times)) * 1e6, 1)
+        return float(np.median(times)) * 1e6
 
 
-def save(results):
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    partial = RESULTS.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(partial, RESULTS)
+def read(dataset):
+    """What runs before this one have written, or None."""
+    path = RESULTS / f"compress_{dataset}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
-def table(results):
+def save(dataset, results):
+    """Write the results of one data set, whole or not at all."""
+    path = RESULTS / f"compress_{dataset}.json"
+    path.with_suffix(".partial").write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(path.with_suffix(".partial"), path)
+
+
+def tables():
     """Markdown: mean over seeds, and the ratio to the dataset's teacher."""
     lines = []
-    for dataset in dict.fromkeys(key.split("/")[0] for key in results["rows"]):
-        seeds = [rows for key, rows in results["rows"].items() if key.split("/")[0] == dataset]
-        lines += [f"**{dataset}**, {len(seeds)} seed(s)", ""]
+    for dataset in SETTINGS:
+        results = read(dataset)
+        if results is None:
+            continue
+        s, seeds = results["settings"], results["seeds"].values()
+        lines += [
+            f"**{dataset}**, {len(seeds)} seeds, {results['training_rows']:,} training rows. "
+            f"Teacher: convolutions of {'-'.join(map(str, s['teacher']))} channels, "
+            f"{s['teacher_epochs']} epochs. Student: separable ones of "
+            f"{'-'.join(map(str, s['student']))}, {s['epochs']} epochs, and {s['qat_epochs']} more "
+            "for each of pruning and quantization-aware training.",
+            "",
+        ]
         lines += ["| | accuracy % | bytes | gzipped | smaller | p50 µs | faster |"]
         lines += ["| --- | --: | --: | --: | --: | --: | --: |"]
         for stage in STAGES:
@@ -317,13 +415,15 @@ def table(results):
             if not found:
                 continue
             mean = {k: np.mean([row[k] for row, _ in found]) for k in found[0][0]}
-            spread = np.std([row["accuracy"] for row, _ in found])
+            accuracy = f"{100 * mean['accuracy']:.2f}"
+            if len(found) > 1 and stage != STAGES[0]:
+                spread = np.std([row["accuracy"] for row, _ in found], ddof=1)
+                accuracy += f" ± {100 * spread:.2f}"
             smaller = np.mean([top["bytes"] / row["bytes"] for row, top in found])
             faster = np.mean([top["p50_us"] / row["p50_us"] for row, top in found])
             lines.append(
-                f"| {stage} | {100 * mean['accuracy']:.2f} ± {100 * spread:.2f} | "
-                f"{mean['bytes']:,.0f} | {mean['gzip']:,.0f} | {smaller:.1f}x | "
-                f"{mean['p50_us']:.0f} | {faster:.1f}x |"
+                f"| {stage} | {accuracy} | {mean['bytes']:,.0f} | {mean['gzip']:,.0f} | "
+                f"{smaller:.1f}x | {mean['p50_us']:.0f} | {faster:.1f}x |"
             )
         lines.append("")
     return "\n".join([*lines, REFERENCES])
@@ -331,34 +431,18 @@ def table(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--dataset", default="fashion_mnist", choices=("fashion_mnist", "cifar10", "fsdd")
-    )
+    parser.add_argument("--dataset", choices=tuple(SETTINGS), help="one data set; all by default")
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("../shared/data"))
     parser.add_argument("--work", default="build/compress")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=12000, help="training rows to use")
-    parser.add_argument("--teacher-epochs", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--qat-epochs", type=int, default=3)
-    parser.add_argument("--teacher-widths", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--student-widths", type=int, nargs="+", default=[12, 24, 48])
+    parser.add_argument("--table", action="store_true", help="write docs/compress.md and stop")
     arguments = parser.parse_args()
-    results = {"setup": {}, "rows": {}}
-    if RESULTS.exists():
-        results = json.loads(RESULTS.read_text())
-    skipped = ("seeds", "data", "work", "dataset")
-    setup = {k: v for k, v in vars(arguments).items() if k not in skipped}
-    known = results["setup"].setdefault(arguments.dataset, setup)
-    if known != setup:
-        parser.error(
-            f"{RESULTS} holds rows of {arguments.dataset} made with {known}. Use the same "
-            "arguments to go on, or delete the file and the work folder to start again."
-        )
-    data = load(arguments.dataset, arguments.data, arguments.rows)
-    for seed in range(arguments.seeds):
-        Bench(arguments, seed, data, results).run()
-    text = table(results)
+    names = [arguments.dataset] if arguments.dataset else list(SETTINGS)
+    for name in [] if arguments.table else names:
+        bench = Bench(name, arguments.data, arguments.work)
+        for seed in range(arguments.seeds):
+            bench.run(seed)
+    text = tables()
     print(text)
     page = TABLE.read_text()
     before, _, rest = page.partition(MARKS[0])

@@ -369,7 +369,10 @@ def table(kept):
                 f"| {len(test)} | {seconds:.0f} |",
             )
         )
-    hours = sum(run["cpu_seconds"] for each in runs.values() for run in each.values()) / 3600
+    hours, wall = (
+        sum(run[key] for each in runs.values() for run in each.values()) / 3600
+        for key in ("cpu_seconds", "seconds")
+    )
     return "\n".join(
         [
             f"### {kept['dataset']}",
@@ -378,7 +381,7 @@ def table(kept):
             f"{s['teacher_epochs']} epochs of all {kept['full_rows']:,} rows. Student: "
             f"{kept['student_params']:,} parameters, {s['epochs']} epochs of {s['rows']:,} rows in "
             f"{s['epochs'] * -(-s['rows'] // BATCH)} steps. The runs together: "
-            f"{hours:.2f} hours of CPU.",
+            f"{hours:.2f} hours of CPU and {wall:.2f} by the clock, beside other work.",
             "",
             "| Method | test % | over plain, equal seeds | held-out % | seeds | fit, CPU s |",
             "|---|---|---|---|---|---|",
