@@ -98,7 +98,8 @@ def render(report: Report) -> str:
     lines.append(
         "- No limit was set on the accuracy lost."
         if limit is None
-        else f"- A file may lose {100 * limit:g} points of accuracy against the Keras model."
+        else f"- A file may lose {100 * limit:g} {'point' if limit == 0.01 else 'points'} of "
+        "accuracy against the Keras model."
     )
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     lines.append(f"- {versions}.")
