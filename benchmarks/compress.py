@@ -108,8 +108,8 @@ class Bench:
         self.results = read(dataset) or {"settings": settings, "seeds": {}}
         if self.results["settings"] != settings:
             raise SystemExit(
-                f"{RESULTS} holds rows of {dataset} made with {self.results['settings']}. Delete "
-                f"the file and {work}/{dataset} to start again."
+                f"{RESULTS}/compress_{dataset}.json holds rows made with "
+                f"{self.results['settings']}. Delete it and {work}/{dataset} to start again."
             )
         self.data = load(dataset, data, self.settings["rows"])
         self.results["training_rows"] = len(self.data[0])
