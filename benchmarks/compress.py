@@ -6,7 +6,7 @@
 
 One float teacher a data set. For every seed: a student trained alone on the same
 rows and quantized after training; the same student distilled (CE + 2 DIST at
-temperature 4, from a cache of the teacher), quantized after training by three
+temperature 4, from a cache of the teacher), quantized after training by four
 tools, and by quantization-aware training, ours under the teacher and TFMOT's
 without one; distilled, pruned and quantization-aware. Each row is a TFLite file
 (ONNX for ONNX Runtime): its bytes, plain and gzipped, its accuracy on the test
@@ -28,15 +28,12 @@ import time
 
 import keras
 import numpy as np
+from records import RESULTS, put, read, save
 from shared_data import load
 
 import keras_kd as kd
 from keras_kd import compress
 
-HERE = pathlib.Path(__file__).parent
-RESULTS = HERE / "results"
-TABLE = HERE.parent / "docs" / "compress.md"
-MARKS = ("<!-- table -->", "<!-- /table -->")
 BATCH = 64
 SETTINGS = {
     "fashion_mnist": {
@@ -105,7 +102,7 @@ class Bench:
     def __init__(self, dataset, data, work):
         self.dataset, self.settings = dataset, SETTINGS[dataset]
         settings = json.loads(json.dumps(self.settings))
-        self.results = read(dataset) or {"settings": settings, "seeds": {}}
+        self.results = read(f"compress_{dataset}") or {"settings": settings, "seeds": {}}
         if self.results["settings"] != settings:
             raise SystemExit(
                 f"{RESULTS}/compress_{dataset}.json holds rows made with "
@@ -241,7 +238,7 @@ class Bench:
             "gzip": len(gzip.compress(blob, mtime=0)),
             "accuracy": float(np.mean(runner(path).predict(x) == y)),
         }
-        save(self.dataset, self.results)
+        save(f"compress_{self.dataset}", self.results)
         print(self.dataset, seed, stage, rows[stage], flush=True)
 
     def latencies(self, seed, rounds=15):
@@ -257,7 +254,7 @@ class Bench:
                 times[stage].append(each.latency(x))
         for stage, row in rows.items():
             row["p50_us"] = round(float(np.median(times[stage])), 1)
-        save(self.dataset, self.results)
+        save(f"compress_{self.dataset}", self.results)
 
 
 def runner(path):
@@ -396,24 +393,11 @@ class OnnxRunner:
         return float(np.median(times)) * 1e6
 
 
-def read(dataset):
-    """What runs before this one have written, or None."""
-    path = RESULTS / f"compress_{dataset}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def save(dataset, results):
-    """Write the results of one data set, whole or not at all."""
-    path = RESULTS / f"compress_{dataset}.json"
-    path.with_suffix(".partial").write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(path.with_suffix(".partial"), path)
-
-
 def tables():
     """Markdown: mean over seeds, and the ratio to the dataset's teacher."""
     lines = []
     for dataset in SETTINGS:
-        results = read(dataset)
+        results = read(f"compress_{dataset}")
         if results is None:
             continue
         s, seeds = results["settings"], results["seeds"].values()
@@ -461,10 +445,7 @@ def main():
             bench.run(seed)
     text = tables()
     print(text)
-    page = TABLE.read_text()
-    before, _, rest = page.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    TABLE.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
+    put("compress.md", "table", text)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ import time
 
 import keras
 import numpy as np
+from records import put, read, save
 from shared_data import load
 
 import keras_kd as kd
 
-RESULTS = pathlib.Path(__file__).parent / "results"
-TABLE = pathlib.Path(__file__).parent.parent / "docs" / "methods.md"
 BATCH = 128
 DATASETS = ("fashion_mnist", "cifar10")
 SETTINGS = {
@@ -337,18 +336,6 @@ class Benchmark:
         return keras.Model(student.inputs, self.teacher.get_layer("logits")(pooled))
 
 
-def read(dataset):
-    path = RESULTS / f"methods_{dataset}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def save(kept):
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"methods_{kept['dataset']}.json"
-    path.with_suffix(".part").write_text(json.dumps(kept, indent=1) + "\n")
-    os.replace(path.with_suffix(".part"), path)
-
-
 def table(kept):
     """One data set as Markdown."""
     runs, s, teacher = kept["runs"], kept["settings"], kept["teacher"]
@@ -404,20 +391,18 @@ def main():
         parser.error(f"unknown methods: {sorted(unknown)}. There are {[*PEERS, *METHODS]}")
     if not arguments.table:
         dataset = arguments.dataset
-        benchmark = Benchmark(dataset, arguments.data, arguments.work, read(dataset))
-        save(benchmark.kept)
+        benchmark = Benchmark(dataset, arguments.data, arguments.work, read(f"methods_{dataset}"))
+        save(f"methods_{dataset}", benchmark.kept)
         for seed in range(arguments.seeds):
             for name in names:
                 runs = benchmark.kept["runs"].setdefault(name, {})
                 if str(seed) not in runs:
                     runs[str(seed)] = benchmark.run(name, seed)
-                    save(benchmark.kept)
+                    save(f"methods_{dataset}", benchmark.kept)
                     print(f"{dataset} seed {seed} {name:16s} {runs[str(seed)]}", flush=True)
-    tables = "\n\n".join(table(kept) for kept in map(read, DATASETS) if kept)
+    tables = "\n\n".join(table(kept) for name in DATASETS if (kept := read(f"methods_{name}")))
     print(tables)
-    before, rest = TABLE.read_text().split("<!-- table -->")
-    after = rest.split("<!-- /table -->")[1]
-    TABLE.write_text(f"{before}<!-- table -->\n{tables}\n<!-- /table -->{after}")
+    put("methods.md", "table", tables)
 
 
 if __name__ == "__main__":

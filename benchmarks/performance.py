@@ -10,17 +10,16 @@ Each part writes `benchmarks/results/performance_PART.json` with the machine it 
 """
 
 import argparse
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import time
 
-from side_by_side import RESULTS, render
+from records import put, read
+from side_by_side import render
 
 HERE = pathlib.Path(__file__).parent
-DOCS = HERE.parent / "docs"
 PARTS = {
     "step": ["step.py"],
     "torch": ["torch_loop.py"],
@@ -49,26 +48,14 @@ def run(part, quick):
 
 def write_tables():
     """Put what was measured between the markers of the pages."""
-    page = DOCS / "performance.md"
     for part in [*PARTS, *ELSEWHERE]:
-        file = RESULTS / f"performance_{part}.json"
+        result = read(f"performance_{part}")
         body = "Not measured yet."
-        if file.exists():
-            result = json.loads(file.read_text())
+        if result is not None:
             body = f"{render(result)}\n\n{_stamp(result)}"
             if part == "cache":
-                _put(DOCS / "scale.md", "rate", _rate(result))
-        _put(page, part, body)
-
-
-def _put(page, name, body):
-    """Replace what stands between `<!-- name -->` and `<!-- /name -->`."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, _, rest = page.read_text().partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{page} has no place for `{name}`: {begin} ... {end}")
-    page.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}")
+                put("scale.md", "rate", _rate(result))
+        put("performance.md", part, body)
 
 
 def _rate(result):

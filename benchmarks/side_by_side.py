@@ -6,14 +6,14 @@ compared, so that a machine that slows down slows all of them.
 
 import datetime
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
 import statistics
 import time
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+import records
+
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 _PACKAGES = ("keras_kd", "keras", "tensorflow", "jax", "torch", "numpy")
 
@@ -104,9 +104,7 @@ def save(part, started, *, ratios=None, tables=(), notes=(), quick=False, **more
     if quick:
         print("quick sizes: nothing is written")
         return
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"performance_{part}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    records.save(f"performance_{part}", result)
 
 
 def begin():
