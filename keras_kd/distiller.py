@@ -11,7 +11,6 @@ from keras_kd import (
     backends,
     checks,
     measure,
-    numbered,
     objective,
     outputs,
     step,
@@ -25,6 +24,7 @@ from keras_kd.loading import load_distiller as load_distiller
 from keras_kd.outputs import Placed
 from keras_kd.saving import Saved
 from keras_kd.taps import Answer, inference
+from keras_kd.teachers import numbered
 from keras_kd.transfer import Transfer
 from keras_kd.typing import Tensor
 

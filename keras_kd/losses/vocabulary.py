@@ -73,7 +73,7 @@ def in_parts(
 
         slopes = None
         if _fills_in_place():
-            from keras_kd import backend_tensorflow
+            from keras_kd.backends import tensorflow as backend_tensorflow
 
             # Forward, so that the logits are free when the gradient begins.
             values, slopes = backend_tensorflow.filled(both, groups, ours)
@@ -93,10 +93,10 @@ def in_parts(
 
 
 def _fills_in_place() -> bool:
-    """Whether this is TensorFlow where `keras_kd.backend_tensorflow` writes in place."""
+    """Whether this is TensorFlow where `keras_kd.backends.tensorflow` writes in place."""
     if keras.config.backend() != "tensorflow":
         return False
-    from keras_kd import backend_tensorflow
+    from keras_kd.backends import tensorflow as backend_tensorflow
 
     return backend_tensorflow.fills_in_place()
 

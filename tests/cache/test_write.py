@@ -384,8 +384,10 @@ def test_a_disk_that_is_too_small(tmp_path, teacher, x, monkeypatch):
 def test_answers_that_cannot_be_stored(tmp_path, classifier, x):
     bad = x.copy()
     bad[77, 0] = np.nan
+    # A NaN does not get through every ReLU: that of oneDNN answers 0.
+    linear = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Dense(5)])
     options = {"batch_size": 32, "shard_size": 64}
-    _refused("row 77 are NaN or infinite", classifier(8, 1), bad, tmp_path, **options)
+    _refused("row 77 are NaN or infinite", linear, bad, tmp_path, **options)
     assert (tmp_path / "records-000-00000.bin").stat().st_size == 64 * 10
     model = classifier(8, 1)
     model.get_layer("logits").bias.assign([1e5, 0, 0, 0, 0])

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 import keras_kd as kd
-from keras_kd import backend_jax
+from keras_kd.backends import jax as backend_jax
 
 result, folder, address, count, number, kind = sys.argv[1:]
 if address != "-":

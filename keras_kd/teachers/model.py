@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import numbered
 from keras_kd.taps import Answer, Reader
+from keras_kd.teachers import numbered
 
 
 def fingerprint(model: Any) -> str:

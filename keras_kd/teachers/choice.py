@@ -1,19 +1,11 @@
-"""What may stand as a teacher: a model, several models, or outputs read from disk."""
+"""A teacher made of what the user passed."""
 
 import copy
 from typing import Any
 
-from keras_kd.ensemble import Ensemble as Ensemble
-from keras_kd.mixtures import combined as combined
-from keras_kd.mixtures import mixture_weights as mixture_weights
-from keras_kd.model_teacher import ModelTeacher as ModelTeacher
-from keras_kd.model_teacher import Teacher as Teacher
-from keras_kd.model_teacher import fingerprint as fingerprint
-from keras_kd.model_teacher import require_model as require_model
-from keras_kd.numbered import Numbered as Numbered
-from keras_kd.taps import output_template as output_template
-
-__all__ = ["CachedTeacher", "Ensemble", "ModelTeacher", "Numbered", "Teacher", "fingerprint"]
+from keras_kd.teachers.ensemble import Ensemble
+from keras_kd.teachers.model import ModelTeacher, Teacher
+from keras_kd.teachers.precision import at_precision
 
 
 def apart(teacher: Teacher) -> Teacher:
@@ -33,9 +25,6 @@ def _apart(teacher: ModelTeacher) -> ModelTeacher:
 
 def make(teacher: Any, from_logits: bool | None, precision: str = "float32") -> Teacher | None:
     """A teacher from what the user passed: a model, a list, a `Teacher` or `None`."""
-    # Imported here, since it builds on the classes of this module.
-    from keras_kd.precision import at_precision
-
     made: Teacher | None
     if teacher is None or isinstance(teacher, Teacher):
         made = teacher
@@ -44,7 +33,3 @@ def make(teacher: Any, from_logits: bool | None, precision: str = "float32") -> 
     else:
         made = ModelTeacher(teacher, from_logits)
     return at_precision(made, precision)
-
-
-# Last, since it builds on the names above.
-from keras_kd.cache.teacher import CachedTeacher as CachedTeacher  # noqa: E402

@@ -1,6 +1,5 @@
-"""Live values over time, and checkpoints of the student alone."""
+"""Live values that move along a schedule."""
 
-import os
 from typing import Any
 
 import keras
@@ -11,18 +10,6 @@ from keras.optimizers.schedules import (
     LearningRateSchedule,
     PolynomialDecay,
 )
-
-from keras_kd.balancing import LossBalancing as LossBalancing
-from keras_kd.resume import ResumableBackup, writes
-
-__all__ = [
-    "AlphaAnnealing",
-    "LossBalancing",
-    "ResumableBackup",
-    "StudentCheckpoint",
-    "TemperatureAnnealing",
-    "TransferWeightAnnealing",
-]
 
 KINDS = ("linear", "cosine", "exponential")
 
@@ -283,74 +270,6 @@ class TransferWeightAnnealing(_Annealing):
 
     def _log_name(self) -> str:
         return f"{self.transfer}_weight"
-
-
-class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
-    """Write the best student, alone, while the distiller trains.
-
-    The file is a plain Keras model: no teacher, no projectors, no optimizer.
-    It is written under a temporary name and renamed, so a crash or a full disk
-    leaves the last good one.
-
-    Args:
-        filepath: Path that ends in `.keras`; may contain `{epoch:02d}` and
-            names of logs, as in `keras.callbacks.ModelCheckpoint`.
-        monitor: The log that decides what is best.
-        save_best_only: Whether a worse student is not written.
-        **kwargs: `verbose`, `mode`, `save_freq`, `initial_value_threshold`, as
-            in `keras.callbacks.ModelCheckpoint`.
-
-    Raises:
-        ValueError: If `filepath` does not end in `.keras`.
-
-    Examples:
-        >>> callback = StudentCheckpoint("student.keras", monitor="val_accuracy")
-    """
-
-    def __init__(
-        self,
-        filepath: str | os.PathLike[str],
-        monitor: str = "val_loss",
-        save_best_only: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        if not os.fspath(filepath).endswith(".keras"):
-            raise ValueError(
-                f"`filepath` of `StudentCheckpoint` ends in `.keras`. Received: {filepath!r}."
-            )
-        super().__init__(
-            os.fspath(filepath), monitor=monitor, save_best_only=save_best_only, **kwargs
-        )
-
-    def set_model(self, model: Any) -> None:
-        """Save the student of this distiller, or the model itself where it has none."""
-        super().set_model(_Saver(getattr(model, "student", model), model))
-
-
-class _Saver:
-    """What `ModelCheckpoint` calls its model: it saves the student, whole or not at all."""
-
-    def __init__(self, student: Any, distiller: Any) -> None:
-        self.student = student
-        self.distiller = distiller
-
-    def __getattr__(self, name: str) -> Any:
-        # Everything but saving is the distiller's: its metrics say what is
-        # better, and on JAX it brings the weights back from the step.
-        return getattr(self.distiller, name)
-
-    def save(self, filepath: str, overwrite: bool = True, **kwargs: Any) -> None:
-        """Save under a temporary name and rename; one process of several does."""
-        if not writes():
-            return
-        folder, name = os.path.split(os.path.abspath(filepath))
-        temporary = os.path.join(folder, f".{os.getpid()}-{name}")
-        try:
-            self.student.save(temporary, overwrite=True)
-            os.replace(temporary, filepath)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
 
 
 def _live(model: Any, name: str, callback: str) -> Any:

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import backends, checks, mixtures
+from keras_kd import backends, checks
 from keras_kd.masks import keras_mask
-from keras_kd.mixtures import combined, mixture_weights
-from keras_kd.model_teacher import ModelTeacher, Teacher
 from keras_kd.taps import Answer
+from keras_kd.teachers import mixtures
+from keras_kd.teachers.mixtures import combined, mixture_weights
+from keras_kd.teachers.model import ModelTeacher, Teacher
 from keras_kd.typing import Tensor
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_kd as kd
-from keras_kd import precision
+from keras_kd.teachers import precision
 
 
 def convnet(name, width=4):

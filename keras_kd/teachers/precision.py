@@ -12,7 +12,8 @@ from keras import ops
 
 from keras_kd.losses.logits import softened_kl
 from keras_kd.taps import Answer, Reader
-from keras_kd.teachers import Ensemble, ModelTeacher, Teacher
+from keras_kd.teachers.ensemble import Ensemble
+from keras_kd.teachers.model import ModelTeacher, Teacher
 
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 LEAST_AGREEMENT = 0.999

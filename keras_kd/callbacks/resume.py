@@ -247,7 +247,7 @@ def writes() -> bool:
     distribution = keras.distribution.distribution()
     if distribution is None or keras.config.backend() != "jax":
         return True
-    from keras_kd import backend_jax
+    from keras_kd.backends import jax as backend_jax
 
     return backend_jax.process_index() == 0
 
@@ -277,7 +277,7 @@ def _named(variables: Any, kind: str) -> dict[str, Any]:
 def _plain(variable: Any) -> np.ndarray:
     """The value in a type that NumPy writes; float32 holds the halves exactly."""
     if keras.config.backend() == "jax":
-        from keras_kd import backend_jax
+        from keras_kd.backends import jax as backend_jax
 
         value = backend_jax.whole(variable.value)
     else:
@@ -315,7 +315,7 @@ def _random_state(when: str) -> dict[str, np.ndarray]:
         f"{when}:python": np.array(json.dumps([version, inner, gauss])),
     }
     if keras.config.backend() == "torch":
-        from keras_kd import backend_torch
+        from keras_kd.backends import torch as backend_torch
 
         state[f"{when}:torch"] = backend_torch.random_state()
     return state
@@ -327,6 +327,6 @@ def _set_random_state(when: str, state: dict[str, Any]) -> None:
     version, inner, gauss = json.loads(str(state[f"{when}:python"]))
     random.setstate((version, tuple(inner), gauss))
     if keras.config.backend() == "torch":
-        from keras_kd import backend_torch
+        from keras_kd.backends import torch as backend_torch
 
         backend_torch.set_random_state(state[f"{when}:torch"])

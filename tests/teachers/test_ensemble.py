@@ -8,8 +8,7 @@ from scipy import optimize, special
 from small_models import CLASSES, FEATURES, crossentropy, kl, log_softmax, mlp, rows
 
 import keras_kd as kd
-from keras_kd import mixtures
-from keras_kd.teachers import Ensemble
+from keras_kd.teachers import Ensemble, mixtures
 
 
 def three(scale=4, **options):

@@ -11,9 +11,10 @@ from keras import ops
 from keras_kd.cache import join, reader, samples, storage
 from keras_kd.cache.layout import Output
 from keras_kd.cache.reader import Records
-from keras_kd.mixtures import combined, mixture_weights
-from keras_kd.model_teacher import Teacher
 from keras_kd.taps import Answer
+from keras_kd.teachers import choice
+from keras_kd.teachers.mixtures import combined, mixture_weights
+from keras_kd.teachers.model import Teacher
 from keras_kd.typing import Tensor
 
 
@@ -89,10 +90,7 @@ class CachedTeacher(Teacher):
                     "`teacher` is compared with one cache. Received: a teacher and "
                     f"{len(paths)} caches. Open each alone to compare it."
                 )
-            # Imported here, since it ends with importing this class.
-            from keras_kd.teachers import make
-
-            reader.require_teacher(self.caches[0], make(teacher, None))
+            reader.require_teacher(self.caches[0], choice.make(teacher, None))
 
     @property
     def count(self) -> int:

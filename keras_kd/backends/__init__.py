@@ -58,7 +58,7 @@ def inference_only(values: Sequence[tuple[Any, Any]] = ()) -> Iterator[None]:
         with keras.StatelessScope(state_mapping=values):
             yield
     elif keras.config.backend() == "torch":
-        from keras_kd import backend_torch
+        from keras_kd.backends import torch as backend_torch
 
         with backend_torch.without_gradients():
             yield
