@@ -10,7 +10,6 @@ from keras import ops
 from keras_kd import (
     backends,
     checks,
-    measure,
     objective,
     outputs,
     step,
@@ -21,6 +20,7 @@ from keras_kd import (
 )
 from keras_kd.guarded import Guarded
 from keras_kd.loading import load_distiller as load_distiller
+from keras_kd.measure import Measured
 from keras_kd.outputs import Placed
 from keras_kd.saving import Saved
 from keras_kd.taps import Answer, inference
@@ -34,7 +34,7 @@ DEFAULT_TEMPERATURE = 1.0
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class Distiller(Guarded, Saved):
+class Distiller(Guarded, Measured, Saved):
     """Trains a student to do the task and to answer like its teacher.
 
     Each step minimizes `alpha * hard + (1 - alpha) * distillation +
@@ -409,81 +409,6 @@ class Distiller(Guarded, Saved):
             return hard, distillation
         alpha = ops.convert_to_tensor(self.alpha)
         return alpha * hard, (1.0 - alpha) * distillation
-
-    def _terms(self, data: Any) -> Callable[[], dict[str, Tensor]]:
-        """What computes the terms of the objective on one batch, unweighted and unbooked."""
-        if not self.compiled:
-            raise ValueError("The distiller is not compiled. Call `distiller.compile` first.")
-        self._setup.require_teacher()
-        if not self._setup.prepared:
-            self._prepare(checks.first_rows(keras.utils.unpack_x_y_sample_weight(data)[0], True)[0])
-        batch, y, sample_weight = self._with_answer(wiring.plain_batch(data))
-        numbered.require({} if batch.indices is None else {"indices": 0}, self.transfers)
-
-        def terms() -> dict[str, Tensor]:
-            answer = self(batch, training=True)
-            found: dict[str, Tensor] = {}
-            if self._compile_loss:
-                output = answer.output if isinstance(answer, Answer) else answer
-                found["student_loss"] = step.hard_loss(self._compile_loss, y, output, sample_weight)
-            values, _ = objective.distillation(
-                self._setup, batch, y, answer, sample_weight, self.temperature, True
-            )
-            return {**found, **values}
-
-        return terms
-
-    def term_losses(self, data: Any) -> dict[str, float]:
-        """Measure the terms of the objective on one batch, each without its weight.
-
-        Nothing changes: neither weights and statistics nor metrics, random
-        states and memories.
-
-        Args:
-            data: One batch `(x, y)`, `(x, y, sample_weight)` or `(x,)`, as
-                `fit` reads it.
-
-        Returns:
-            The value of `student_loss` and of every transfer, by name, with
-            `training=True`.
-
-        Raises:
-            ValueError: If the distiller is not compiled or lacks its teacher.
-        """
-        return measure.losses(self._terms(data))
-
-    def gradient_norms(self, data: Any) -> dict[str, float]:
-        """Measure how strongly each term pulls on the student, without its weight.
-
-        Args:
-            data: As for `term_losses`.
-
-        Returns:
-            `||d term / d theta||` by the name of the term, the Euclidean norm
-            over all trainable parameters `theta` of the student.
-
-        Raises:
-            ValueError: If the distiller is not compiled or lacks its teacher.
-        """
-        terms = self._terms(data)
-        ours = {id(v) for v in self.student.trainable_variables}
-        variables = [v for v in self.trainable_variables if id(v) in ours]
-        # Dynamic in float16, and 1 elsewhere.
-        scale = float(ops.convert_to_numpy(self.optimizer.scale_loss(ops.ones(()))))
-        return measure.gradient_norms(terms, variables, scale)
-
-    def sample_rows(self, count: int = 256) -> Any:
-        """Take some rows of the arrays that `fit` is reading.
-
-        Args:
-            count: How many at most; they are spread evenly over the data.
-
-        Returns:
-            `(x, y, sample_weight)`, or `None` outside of `fit` and where it
-            reads no arrays, has `class_weight`, or reads the teacher's answers
-            from disk.
-        """
-        return objective.rows(self._setup.arrays, count)
 
     def _book(self, name: str, value: Tensor, size: Tensor) -> None:
         # Keras divides losses by the number of replicas; a log shows the mean.

@@ -7,7 +7,103 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_kd import checks, objective, step, wiring
+from keras_kd.taps import Answer
+from keras_kd.teachers import numbered
+from keras_kd.transfer import Transfer
 from keras_kd.typing import Tensor
+
+
+class Measured(keras.Model):
+    """The part of the distiller that tells what each term of its objective is worth.
+
+    Attributes:
+        student: The model that is trained.
+        transfers: What is transferred to it.
+        temperature: The live temperature.
+    """
+
+    student: Any
+    transfers: list[Transfer]
+    temperature: Any
+    _setup: Any
+    _with_answer: Any
+    _prepare: Any
+
+    def _terms(self, data: Any) -> Callable[[], dict[str, Tensor]]:
+        """What computes the terms of the objective on one batch, unweighted and unbooked."""
+        if not self.compiled:
+            raise ValueError("The distiller is not compiled. Call `distiller.compile` first.")
+        self._setup.require_teacher()
+        if not self._setup.prepared:
+            self._prepare(checks.first_rows(keras.utils.unpack_x_y_sample_weight(data)[0], True)[0])
+        batch, y, sample_weight = self._with_answer(wiring.plain_batch(data))
+        numbered.require({} if batch.indices is None else {"indices": 0}, self.transfers)
+
+        def terms() -> dict[str, Tensor]:
+            answer = self(batch, training=True)
+            found: dict[str, Tensor] = {}
+            if self._compile_loss:
+                output = answer.output if isinstance(answer, Answer) else answer
+                found["student_loss"] = step.hard_loss(self._compile_loss, y, output, sample_weight)
+            values, _ = objective.distillation(
+                self._setup, batch, y, answer, sample_weight, self.temperature, True
+            )
+            return {**found, **values}
+
+        return terms
+
+    def term_losses(self, data: Any) -> dict[str, float]:
+        """Measure the terms of the objective on one batch, each without its weight.
+
+        Nothing changes: neither weights and statistics nor metrics, random
+        states and memories.
+
+        Args:
+            data: One batch `(x, y)`, `(x, y, sample_weight)` or `(x,)`, as
+                `fit` reads it.
+
+        Returns:
+            The value of `student_loss` and of every transfer, by name, with
+            `training=True`.
+
+        Raises:
+            ValueError: If the distiller is not compiled or lacks its teacher.
+        """
+        return losses(self._terms(data))
+
+    def gradient_norms(self, data: Any) -> dict[str, float]:
+        """Measure how strongly each term pulls on the student, without its weight.
+
+        Args:
+            data: As for `term_losses`.
+
+        Returns:
+            `||d term / d theta||` by the name of the term, the Euclidean norm
+            over all trainable parameters `theta` of the student.
+
+        Raises:
+            ValueError: If the distiller is not compiled or lacks its teacher.
+        """
+        terms = self._terms(data)
+        ours = {id(v) for v in self.student.trainable_variables}
+        variables = [v for v in self.trainable_variables if id(v) in ours]
+        # Dynamic in float16, and 1 elsewhere.
+        scale = float(ops.convert_to_numpy(self.optimizer.scale_loss(ops.ones(()))))
+        return gradient_norms(terms, variables, scale)
+
+    def sample_rows(self, count: int = 256) -> Any:
+        """Take some rows of the arrays that `fit` is reading.
+
+        Args:
+            count: How many at most; they are spread evenly over the data.
+
+        Returns:
+            `(x, y, sample_weight)`, or `None` outside of `fit` and where it
+            reads no arrays, has `class_weight`, or reads the teacher's answers
+            from disk.
+        """
+        return objective.rows(self._setup.arrays, count)
 
 
 def losses(terms: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
