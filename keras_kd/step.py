@@ -142,17 +142,48 @@ def stopped(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
     """The answer without gradients, zeroed and flagged if anything in it is not finite."""
     # What nobody reads is left out: each part costs a pass over its tensors.
     read = Answer(answer.output if with_output else None, answer.logits, answer.tensors)
+    finite = all_finite([answer.logits, answer.tensors])
+    kept = zeros_unless(finite, read)
+
+    def stop(tensor: Any, before: Any) -> Any:
+        return with_keras_mask(ops.stop_gradient(tensor), keras_mask(before))
+
+    return keras.tree.map_structure(stop, kept, read, none_is_leaf=False), finite
+
+
+def all_finite(tensors: Any) -> Tensor:
+    """Whether every number in a structure of tensors is finite, a boolean scalar."""
     finite: Any = ops.convert_to_tensor(True)
-    for tensor in keras.tree.flatten((answer.logits, answer.tensors)):
+    for tensor in keras.tree.flatten(tensors):
         # Not by max and min, in which XLA loses a NaN.
         finite = ops.logical_and(finite, ops.all(ops.isfinite(tensor)))
+    return finite
 
-    def clean(tensor: Any) -> Any:
+
+def zeros_unless(finite: Tensor, tensors: Any) -> Any:
+    """The tensors as they are, or zeros in their place.
+
+    Args:
+        finite: Whether to keep them, a boolean scalar.
+        tensors: A structure of tensors; `None` stays.
+    """
+
+    def zero(tensor: Any) -> Any:
+        return ops.zeros_like(tensor)
+
+    if keras.config.backend() == "tensorflow":
+        # Passed on, where `where` would read and write them once more.
+        return ops.cond(
+            finite,
+            lambda: keras.tree.map_structure(ops.convert_to_tensor, tensors, none_is_leaf=False),
+            lambda: keras.tree.map_structure(zero, tensors, none_is_leaf=False),
+        )
+
+    def gate(tensor: Any) -> Any:
         # A scalar zero, since `zeros_like` of logits over a vocabulary is no small thing.
-        cleaned = ops.where(finite, tensor, ops.zeros((), tensor.dtype))
-        return with_keras_mask(ops.stop_gradient(cleaned), keras_mask(tensor))
+        return ops.where(finite, tensor, ops.zeros((), tensor.dtype))
 
-    return keras.tree.map_structure(clean, read, none_is_leaf=False), finite
+    return keras.tree.map_structure(gate, tensors, none_is_leaf=False)
 
 
 def top_class(logits: Tensor) -> Tensor:
@@ -163,14 +194,34 @@ def top_class(logits: Tensor) -> Tensor:
     return ops.argmax(logits, axis=-1)
 
 
-def zeros_unless(finite: Tensor, x: Any) -> Any:
-    """The batch, or zeros: what makes a teacher fail would make the student fail as well."""
+def spared(finite: Tensor, x: Any) -> Any:
+    """The batch, or zeros where what made the teacher fail would make the student fail as well.
 
-    def gate(tensor: Any) -> Any:
-        if type(tensor).__name__ in ("RaggedTensor", "SparseTensor"):
-            return tensor
-        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)):
-            return tensor
-        return ops.where(finite, tensor, ops.zeros_like(tensor))
+    Args:
+        finite: Whether the teacher's answer is finite.
+        x: What the models read.
+    """
+    flat = keras.tree.flatten(x)
+    places = [i for i, tensor in enumerate(flat) if _holds_floats(tensor)]
+    if not places:
+        return x
+    floats = [flat[i] for i in places]
+    if keras.config.backend() == "tensorflow":
+        # A finite batch does no harm, and a student that need not wait for the teacher's
+        # answer runs beside it.
+        kept = ops.cond(
+            all_finite(floats),
+            lambda: [ops.convert_to_tensor(tensor) for tensor in floats],
+            lambda: zeros_unless(finite, floats),
+        )
+    else:
+        kept = zeros_unless(finite, floats)
+    for i, tensor in zip(places, kept):
+        flat[i] = tensor
+    return keras.tree.pack_sequence_as(x, flat)
 
-    return keras.tree.map_structure(gate, x, none_is_leaf=False)
+
+def _holds_floats(tensor: Any) -> bool:
+    if tensor is None or type(tensor).__name__ in ("RaggedTensor", "SparseTensor"):
+        return False
+    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)))

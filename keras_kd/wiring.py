@@ -272,7 +272,7 @@ class Wiring:
                 p.transfer.teacher is None and not p.transfer.reads_logits for p in self.placed
             )
             answer, finite = step.stopped(answer, as_it_is)
-            x = step.zeros_unless(finite, x)
+            x = step.spared(finite, x)
         return step.Batch(self.for_student(x), answer, indices, finite)
 
     def terms(
