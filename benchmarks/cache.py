@@ -18,7 +18,7 @@ import warnings
 
 import keras
 import numpy as np
-from side_by_side import begin, cnn, discard, medians, ours, plain, ratio, save, spread
+from side_by_side import Seconds, begin, cnn, discard, medians, ours, plain, ratio, save, spread
 
 import keras_kd as kd
 from keras_kd import cache
@@ -32,13 +32,14 @@ class Epochs(keras.callbacks.Callback):
     """Seconds of each epoch."""
 
     def on_train_begin(self, logs=None):  # noqa: D102
-        self.seconds = []
+        self.seconds, self.processor = [], []
 
     def on_epoch_begin(self, epoch, logs=None):  # noqa: D102
-        self.began = time.perf_counter()
+        self.began, self.spent = time.perf_counter(), time.process_time()
 
     def on_epoch_end(self, epoch, logs=None):  # noqa: D102
         self.seconds.append(time.perf_counter() - self.began)
+        self.processor.append(time.process_time() - self.spent)
 
 
 def epochs(folder, x, y, teacher, repeats, widths):
@@ -70,7 +71,7 @@ def epochs(folder, x, y, teacher, repeats, widths):
     def epoch_of(model, *data, **options):
         def run():
             model.fit(*data, epochs=3, verbose=0, callbacks=[times], **options)
-            return sum(times.seconds[1:]) / 2
+            return Seconds(sum(times.seconds[1:]) / 2, sum(times.processor[1:]) / 2)
 
         return run
 
@@ -87,7 +88,9 @@ def epochs(folder, x, y, teacher, repeats, widths):
     for kind, make in kinds.items():
         pair = {"alone": make(alone), "cached": make(distiller)}
         found = spread(pair, repeats)
-        ratios[f"cached epoch / student-only epoch, {kind}"] = ratio(found["cached"][1], 1.08)
+        ratios[f"cached epoch / student-only epoch, {kind}"] = ratio(
+            goal=1.08, **found["cached"][1]
+        )
         rows.append([f"epoch, {kind}", found["cached"][0], found["alone"][0]])
     return ratios, rows
 
@@ -124,7 +127,7 @@ def writing(folder, x, teacher, repeats):
     note = "the goal is for AMX or AVX-512 BF16"
     ratios = {
         f"cache write / teacher.predict, {precision}": ratio(
-            found[precision][1], goal, "" if precision == "float32" else note
+            goal=goal, note="" if precision == "float32" else note, **found[precision][1]
         )
         for precision, goal in goals.items()
     }

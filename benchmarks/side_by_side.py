@@ -44,45 +44,75 @@ def machine():
     return about
 
 
-def medians(contenders, repeats, warm_up=2):
-    """Median seconds of each contender; they take turns, after turns that count for nothing.
+class Seconds(float):
+    """Seconds by the clock, which know the seconds of processor time spent in them.
+
+    Where a machine shares its processor the clock also counts what its neighbors do.
+    """
+
+    def __new__(cls, clock, processor):
+        """Both kinds of seconds as one number."""
+        made = super().__new__(cls, clock)
+        made.processor = processor
+        return made
+
+
+def turns(contenders, repeats, warm_up):
+    """Seconds of each contender in each turn, without the turns that count for nothing.
 
     A contender returns its own seconds, or None to be timed from outside.
     """
     times = {name: [] for name in contenders}
     for turn in range(repeats + warm_up):
         for name, run in contenders.items():
-            begin = time.perf_counter()
+            began, processor = time.perf_counter(), time.process_time()
             own = run()
-            spent = time.perf_counter() - begin
+            spent = Seconds(time.perf_counter() - began, time.process_time() - processor)
             if turn >= warm_up:
                 times[name].append(spent if own is None else own)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def middle(values):
+    """The median by the clock, and that of the processor time where all values know it."""
+    clock = statistics.median(values)
+    if not all(isinstance(value, Seconds) for value in values):
+        return clock
+    return Seconds(clock, statistics.median(value.processor for value in values))
+
+
+def medians(contenders, repeats, warm_up=2):
+    """Median seconds of each contender; they take turns."""
+    return {name: middle(all_) for name, all_ in turns(contenders, repeats, warm_up).items()}
 
 
 def spread(contenders, repeats, warm_up=1):
-    """As `medians`, with the median over turns of each ratio to the first contender."""
-    times = {name: [] for name in contenders}
-    for turn in range(repeats + warm_up):
-        for name, run in contenders.items():
-            begin = time.perf_counter()
-            own = run()
-            spent = time.perf_counter() - begin
-            if turn >= warm_up:
-                times[name].append(spent if own is None else own)
+    """As `medians`, with the median over turns of each ratio to the first contender.
+
+    The ratio is an argument list of `ratio`: by the clock, and by processor time.
+    """
+    times = turns(contenders, repeats, warm_up)
     first = next(iter(times.values()))
-    return {
-        name: (
-            statistics.median(values),
-            statistics.median(a / b for a, b in zip(values, first)),
-        )
-        for name, values in times.items()
-    }
+
+    def against(values):
+        pairs = list(zip(values, first))
+        processor = statistics.median(a.processor / b.processor for a, b in pairs)
+        return {"value": statistics.median(a / b for a, b in pairs), "processor": processor}
+
+    return {name: (middle(values), against(values)) for name, values in times.items()}
 
 
-def ratio(value, goal=None, note=""):
-    """One line of the table of ratios."""
-    return {"value": value, "goal": goal, "note": note}
+def ratio(value, goal=None, note="", processor=None):
+    """One line of the table of ratios, by the clock and by processor time where it is known."""
+    known = {} if processor is None else {"processor": processor}
+    return {"value": value, "goal": goal, "note": note, **known}
+
+
+def over(part, *whole, goal=None, note=""):
+    """The ratio of some median seconds to the sum of others."""
+    return ratio(
+        part / sum(whole), goal, note, part.processor / sum(each.processor for each in whole)
+    )
 
 
 def save(part, started, *, ratios=None, tables=(), notes=(), quick=False, **more):
@@ -116,14 +146,20 @@ def render(result):
     """The tables of a result as Markdown."""
     lines = []
     if result["ratios"]:
-        lines += ["| Ratio | Measured | Goal | |", "|---|---:|---:|---|"]
+        # By the clock, and where it is known by the processor time of the same turns.
+        both = any("processor" in each for each in result["ratios"].values())
+        lines += [
+            f"| Ratio | Measured |{' by processor time |' if both else ''} Goal | |",
+            f"|---|---:|{'---:|' if both else ''}---:|---|",
+        ]
         for name, each in result["ratios"].items():
             goal = "" if each["goal"] is None else f"{each['goal']:.2f}"
             met = (
                 "" if each["goal"] is None else "met" if each["value"] <= each["goal"] else "missed"
             )
             said = "; ".join(part for part in (met, each["note"]) if part)
-            lines.append(f"| {name} | {each['value']:.2f} | {goal} | {said} |")
+            spent = f" {each['processor']:.2f} |" if "processor" in each else " |" * both
+            lines.append(f"| {name} | {each['value']:.2f} |{spent} {goal} | {said} |")
         lines.append("")
     for table in result["tables"]:
         lines.append("| " + " | ".join(table["columns"]) + " |")

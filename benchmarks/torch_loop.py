@@ -77,7 +77,7 @@ def child(student_widths, teacher_widths, batch):
     print(torch.get_num_threads(), flush=True)
     for line in sys.stdin:
         kind = line.strip()
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         for i in range(STEPS):
             rows = slice(i * batch, (i + 1) * batch)
             if kind == "teacher":
@@ -85,7 +85,7 @@ def child(student_widths, teacher_widths, batch):
                     teacher(x[rows])
             else:
                 step(kind, x[rows], y[rows])
-        print(time.perf_counter() - began, flush=True)
+        print(time.perf_counter() - began, time.process_time() - processor, flush=True)
 
 
 class Loop:
@@ -106,7 +106,9 @@ class Loop:
         def run():
             self.process.stdin.write(kind + "\n")
             self.process.stdin.flush()
-            return float(self.process.stdout.readline())
+            from side_by_side import Seconds
+
+            return Seconds(*map(float, self.process.stdout.readline().split()))
 
         return run
 
@@ -344,7 +346,7 @@ def main():
         return
     import keras
     import numpy as np
-    from side_by_side import begin, ratio, save
+    from side_by_side import begin, over, save
 
     started = begin()
     repeats = 2 if arguments.quick else arguments.repeats
@@ -370,29 +372,29 @@ def main():
     loop = seconds["PyTorch, distillation"]
     fast = "goal for a processor with AMX or AVX-512 BF16"
 
-    def over(name):
-        return seconds[f"Keras, distillation, {name}"] / loop
+    def beside(name, goal=None, note=""):
+        return over(seconds[f"Keras, distillation, {name}"], loop, goal=goal, note=note)
 
     ratios = {
-        "distillation, live teacher / PyTorch loop": ratio(over("live teacher")),
-        'distillation, teacher_precision="bfloat16" / PyTorch loop': ratio(
-            over('teacher_precision="bfloat16"'), 0.6, fast
+        "distillation, live teacher / PyTorch loop": beside("live teacher"),
+        'distillation, teacher_precision="bfloat16" / PyTorch loop': beside(
+            'teacher_precision="bfloat16"', 0.6, fast
         ),
-        'distillation, teacher_precision="auto" / PyTorch loop': ratio(
-            over('teacher_precision="auto"'), 0.6, fast
+        'distillation, teacher_precision="auto" / PyTorch loop': beside(
+            'teacher_precision="auto"', 0.6, fast
         ),
-        "distillation, cached / PyTorch loop": ratio(over("cached"), 0.5),
-        "plain student training / PyTorch": ratio(
-            seconds["Keras, student alone"] / seconds["PyTorch, student alone"]
+        "distillation, cached / PyTorch loop": beside("cached", 0.5),
+        "plain student training / PyTorch": over(
+            seconds["Keras, student alone"], seconds["PyTorch, student alone"]
         ),
-        "teacher forward pass / PyTorch": ratio(
-            seconds["Keras, teacher forward"] / seconds["PyTorch, teacher forward"]
+        "teacher forward pass / PyTorch": over(
+            seconds["Keras, teacher forward"], seconds["PyTorch, teacher forward"]
         ),
     }
     tables = [
         {
-            "columns": [f"batches of {batch}", "ms a step"],
-            "rows": [[k, 1000 * v / STEPS] for k, v in seconds.items()],
+            "columns": [f"batches of {batch}", "ms a step", "ms of processor time"],
+            "rows": [[k, 1000 * v / STEPS, 1000 * v.processor / STEPS] for k, v in seconds.items()],
         }
     ]
     notes = [
