@@ -59,7 +59,7 @@ def main():
         },
         5,
     )
-    cost = cost["forward"] / cost["step"]
+    cost = cost["forward"].processor / cost["step"].processor
     options = {"batch_size": BATCH, "epochs": arguments.epochs, "verbose": 0}
     parts = []
     with tempfile.TemporaryDirectory() as temporary:

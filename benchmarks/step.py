@@ -56,7 +56,7 @@ def logits(repeats, sizes, x, y):
         contenders[f"distillation step, teacher in {precision}"] = fitting(distiller, x, y)
     seconds = medians(contenders, repeats)
     step, peer = seconds["distillation step"], seconds["distillation step, keras.distillation"]
-    cost = seconds["teacher forward"] / seconds["student step"]
+    cost = seconds["teacher forward"].processor / seconds["student step"].processor
     ratios = {
         "logits step / (student step + teacher forward)": over(
             step, seconds["student step"], seconds["teacher forward"], goal=1.05
