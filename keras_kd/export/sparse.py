@@ -174,7 +174,7 @@ class _File:
         )
         self._uses: dict[int, list[tuple[Any, int]]] = {}
         for operator in self._graph.operators or []:
-            for slot, index in enumerate(operator.inputs):
+            for slot, index in enumerate([] if operator.inputs is None else operator.inputs):
                 self._uses.setdefault(index, []).append((operator, slot))
 
     def array(self, index: int) -> np.ndarray | None:
@@ -258,7 +258,8 @@ class _File:
     def _is_flat(self, operator: Any) -> bool:
         # Whatever the input's shape, (batch, outputs) comes out.
         source, target = (self._graph.tensors[i] for i in (operator.inputs[0], operator.outputs[0]))
-        return bool(source.type == target.type) and len(target.shape) == 2
+        ranks = 0 if target.shape is None else len(target.shape)
+        return bool(source.type == target.type) and ranks == 2
 
     def _make_convolution(self, operator: Any, weights: int) -> None:
         # LiteRT's XNNPACK, which runs int8 convolutions behind a DENSIFY, fails to load a file
