@@ -206,7 +206,7 @@ class _File:
                 products = [operator for operator in operators if self._is_int8_product(operator)]
                 if products:
                     product = products[0]
-                    runs = runs and len(operators) == 1 and self._is_flat(product)
+                    runs = runs and len(operators) == 1 and self._is_known(product)
             yield _Kernel(index, operators, runs, product)
 
     def make_sparse(self, kernel: _Kernel, array: np.ndarray, layout: Layout) -> None:
@@ -255,11 +255,12 @@ class _File:
         made = self._graph.tensors[operator.outputs[0]].type
         return self._name(operator) == "FULLY_CONNECTED" and made == self._schema.TensorType.INT8
 
-    def _is_flat(self, operator: Any) -> bool:
-        # Whatever the input's shape, (batch, outputs) comes out.
+    def _is_known(self, operator: Any) -> bool:
+        # (batch, ..., outputs): a RESHAPE can infer one size, which is that of the batch.
         source, target = (self._graph.tensors[i] for i in (operator.inputs[0], operator.outputs[0]))
-        ranks = 0 if target.shape is None else len(target.shape)
-        return bool(source.type == target.type) and ranks == 2
+        sizes = target.shape if target.shapeSignature is None else target.shapeSignature
+        known = sizes is not None and len(sizes) > 1 and min(sizes[1:]) > 0
+        return bool(source.type == target.type) and known
 
     def _make_convolution(self, operator: Any, weights: int) -> None:
         # LiteRT's XNNPACK, which runs int8 convolutions behind a DENSIFY, fails to load a file
@@ -268,7 +269,8 @@ class _File:
         source, target = operator.inputs[0], operator.outputs[0]
         kernel = graph.tensors[weights]
         outputs, inputs = (int(size) for size in kernel.shape)
-        batch = int(graph.tensors[target].shape[0])
+        sizes = [int(size) for size in graph.tensors[target].shape]
+        batch = int(np.prod(sizes[:-1]))
         free = graph.tensors[target].shapeSignature is not None
 
         def pixel(of: int, channels: int, suffix: bytes) -> int:
@@ -302,7 +304,7 @@ class _File:
             *graph.operators[:place],
             self._reshape(source, before, [-1, 1, 1, inputs]),
             operator,
-            self._reshape(after, target, [-1, outputs]),
+            self._reshape(after, target, [-1, *sizes[1:]]),
             *graph.operators[place + 1 :],
         ]
 
