@@ -3,12 +3,14 @@
     python benchmarks/compress.py                        # all three data sets, three seeds
     python benchmarks/compress.py --dataset fsdd --seeds 1
     python benchmarks/compress.py --table                # docs/compress.md from the results
+    python benchmarks/compress.py --sizes                # what pruned files take; minutes
 
 One float teacher a data set. For every seed: a student trained alone on the same
 rows and quantized after training; the same student distilled (CE + 2 DIST at
 temperature 4, from a cache of the teacher), quantized after training by four
 tools, and by quantization-aware training, ours under the teacher and TFMOT's
-without one; distilled, pruned and quantization-aware. Each row is a TFLite file
+without one; distilled, pruned and quantization-aware; distilled and pruned as
+`kd.export` writes it, without zeros. Each row is a TFLite file
 (ONNX for ONNX Runtime): its bytes, plain and gzipped, its accuracy on the test
 set, and its p50 latency on one thread. Latencies are measured at the end, file
 after file in turns, so that a busy machine slows all. Every row is written as
@@ -20,6 +22,7 @@ import argparse
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -73,6 +76,9 @@ STAGES = (
     "distilled, int8 QAT",
     "distilled, 50 % pruned, int8 QAT",
     "distilled, int8 PTQ (keras_kd.export, ONNX)",
+    "distilled, 50 % pruned, float32 (keras_kd.export, sparse)",
+    "distilled, 80 % pruned, float32 (keras_kd.export, sparse)",
+    "distilled, 80 % pruned, int8 QAT (keras_kd.export, sparse)",
 )
 REFERENCES = (
     "MLPerf Tiny's closed-division references are ResNet-8 on CIFAR-10, 85 % in 96 KB, and DS-CNN "
@@ -182,8 +188,11 @@ class Bench:
             STAGES[8]: lambda: tflite(
                 self.model(f"qat_{seed}", seed, lambda: self.aware(distilled)), aware=True
             ),
-            STAGES[9]: lambda: tflite(self.sparse(distilled, seed), aware=True),
+            STAGES[9]: lambda: tflite(self.pruned_aware(distilled, seed), aware=True),
             STAGES[10]: lambda: exported(distilled, calibration),
+            STAGES[11]: lambda: sparse(self.pruned(distilled, seed), x[:64], "float32"),
+            STAGES[12]: lambda: sparse(self.pruned(distilled, seed, 0.8), x[:64], "float32"),
+            STAGES[13]: lambda: sparse(self.pruned_aware(distilled, seed, 0.8), x[:64], "int8"),
         }
         for stage, make in files.items():
             self.row(seed, stage, make)
@@ -196,19 +205,25 @@ class Bench:
         freeze = compress.FreezeObservers(epoch=max(epochs // 2, 1))
         return self.train(quantized, epochs, 1e-3, callbacks=[freeze])
 
-    def pruned(self, model):
+    def prune(self, model, share):
         """The distilled student, pruned while it goes on learning from the teacher."""
         epochs = self.settings["qat_epochs"]
         steps = epochs * -(-len(self.data[0]) // BATCH)
-        sparse = compress.prune(
-            model, 0.5, schedule="polynomial", end_step=steps // 2, frequency=max(steps // 20, 1)
+        pruned = compress.prune(
+            model, share, schedule="polynomial", end_step=steps // 2, frequency=max(steps // 20, 1)
         )
-        return self.train(sparse, epochs, 2e-3)
+        return self.train(pruned, epochs, 2e-3)
 
-    def sparse(self, distilled, seed):
+    def pruned(self, distilled, seed, share=0.5):
+        """The pruned student of a seed."""
+        name = "pruned" if share == 0.5 else f"pruned{100 * share:.0f}"
+        return self.model(f"{name}_{seed}", seed, lambda: self.prune(distilled, share))
+
+    def pruned_aware(self, distilled, seed, share=0.5):
         """Pruned, then quantization-aware with its zeros kept."""
-        model = self.model(f"pruned_{seed}", seed, lambda: self.pruned(distilled))
-        return self.model(f"pruned_qat_{seed}", seed, lambda: self.aware(model))
+        model = self.pruned(distilled, seed, share)
+        name = "pruned_qat" if share == 0.5 else f"pruned{100 * share:.0f}_qat"
+        return self.model(f"{name}_{seed}", seed, lambda: self.aware(model))
 
     def tfmot(self, model, seed):
         """The file that TFMOT makes of the same weights, without a teacher."""
@@ -228,7 +243,8 @@ class Bench:
         path = self.file(seed, stage)
         if stage in rows and path.exists():
             return
-        blob = make()
+        made = make()
+        blob, more = made if isinstance(made, tuple) else (made, {})
         path.parent.mkdir(exist_ok=True)
         path.with_suffix(".partial").write_bytes(blob)
         os.replace(path.with_suffix(".partial"), path)
@@ -237,6 +253,7 @@ class Bench:
             "bytes": len(blob),
             "gzip": len(gzip.compress(blob, mtime=0)),
             "accuracy": float(np.mean(runner(path).predict(x) == y)),
+            **more,
         }
         save(f"compress_{self.dataset}", self.results)
         print(self.dataset, seed, stage, rows[stage], flush=True)
@@ -331,6 +348,70 @@ def exported(model, calibration):
         return report.artifacts[0].path.read_bytes()
 
 
+def sparse(model, samples, precision):
+    """The TFLite file of this package, and what it would take with its zeros."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = kd.export(
+            model,
+            pathlib.Path(folder) / "out",
+            formats="tflite",
+            precisions=precision,
+            evaluation=samples,
+            max_drop=None,
+        )
+        (artifact,) = report.artifacts
+        dense = artifact.details["dense"]
+        more = {"dense_bytes": dense["bytes"], "dense_gzip": dense["gzip_bytes"]}
+        return artifact.path.read_bytes(), more
+
+
+def sizes():
+    """Markdown: bytes of pruned files with and without zeros. Untrained: only places count."""
+    samples = np.random.default_rng(0).random((64, 28, 28, 1)).astype("float32")
+    dense = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(256, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    student = convnet((28, 28, 1), 10, SETTINGS["fashion_mnist"]["student"], True, "student")
+    lines = [
+        "| | pruned | with zeros | without | gzipped, with | gzipped, without |",
+        "| --- | --: | --: | --: | --: | --: |",
+    ]
+    models = {"dense, 784-256-10": dense, "separable, 16-32-64-128": student}
+    for (name, model), share in itertools.product(models.items(), (0.5, 0.8)):
+        pruned = compress.prune(model, share)
+        aware = compress.quantize_aware(pruned, calibration=samples)
+        files = []
+        for given, precisions in (
+            (pruned, ("float32", "float16", "weight_int8")),
+            (aware, ("int8",)),
+        ):
+            with tempfile.TemporaryDirectory() as folder:
+                report = kd.export(
+                    given,
+                    pathlib.Path(folder) / "out",
+                    formats="tflite",
+                    precisions=precisions,
+                    evaluation=samples,
+                    max_drop=None,
+                )
+            files += report.artifacts
+        for file in files:
+            whole = file.details.get("dense", file.details)
+            kept = file.sparsity is None
+            precision = "int8 QAT" if file.precision == "int8" else file.precision
+            lines.append(
+                f"| {name}, {precision} | {100 * share:.0f} % | {whole['bytes']:,} | "
+                f"{'-' if kept else format(file.bytes, ',')} | {whole['gzip_bytes']:,} | "
+                f"{'-' if kept else format(file.gzip_bytes, ',')} |"
+            )
+    return "\n".join(lines)
+
+
 class TFLiteRunner:
     """A TFLite file on one thread."""
 
@@ -422,8 +503,11 @@ def tables():
                 accuracy += f" ± {100 * spread:.2f}"
             smaller = np.mean([top["bytes"] / row["bytes"] for row, top in found])
             faster = np.mean([top["p50_us"] / row["p50_us"] for row, top in found])
+            whole = {k: f"{mean[k]:,.0f}" for k in ("bytes", "gzip")}
+            if "dense_bytes" in mean:
+                whole = {k: f"{v} ({mean[f'dense_{k}']:,.0f} with zeros)" for k, v in whole.items()}
             lines.append(
-                f"| {stage} | {accuracy} | {mean['bytes']:,.0f} | {mean['gzip']:,.0f} | "
+                f"| {stage} | {accuracy} | {whole['bytes']} | {whole['gzip']} | "
                 f"{smaller:.1f}x | {mean['p50_us']:.0f} | {faster:.1f}x |"
             )
         lines.append("")
@@ -437,7 +521,13 @@ def main():
     parser.add_argument("--work", default="build/compress")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--table", action="store_true", help="write docs/compress.md and stop")
+    parser.add_argument("--sizes", action="store_true", help="pruned files alone, and stop")
     arguments = parser.parse_args()
+    if arguments.sizes:
+        text = sizes()
+        print(text)
+        put("compress.md", "sizes", text)
+        return
     names = [arguments.dataset] if arguments.dataset else list(SETTINGS)
     for name in [] if arguments.table else names:
         bench = Bench(name, arguments.data, arguments.work)

@@ -44,6 +44,10 @@ def export(
         ),
     ] = None,
     std: Annotated[str | None, typer.Option(help="Given together with --mean.")] = None,
+    sparse: Annotated[
+        bool,
+        typer.Option(help="Store TFLite weights of pruned models without their zeros."),
+    ] = True,
     name: Annotated[
         str | None, typer.Option(help="First part of the file names.  [default: as STUDENT]")
     ] = None,
@@ -86,6 +90,7 @@ def export(
             objective=objective,
             labels=None if labels is None else _words(labels),
             normalization=pixels,
+            sparse=sparse,
             name=name or Path(student).stem,
             overwrite=overwrite,
             progress=work,

@@ -14,7 +14,8 @@ _AWARE_TOLERANCE = (0.5, 10.0)
 # Regression has no accuracy to lose: its files must keep nine tenths of the signal's amplitude.
 _LEAST_SQNR = 20.0
 
-_SLOWER = 1.25
+SLOWER = 1.25
+"""How many times slower a file must be to be called slower: less is the noise of a machine."""
 
 
 def judge(
@@ -85,6 +86,16 @@ def _flags(row: dict[str, Any], float32: dict[str, Any] | None) -> list[str]:
     contents = row["contents"]
     if contents["flex"]:
         flags.append(f"needs TensorFlow operators (Flex): {', '.join(contents['flex'])}")
+    dense = row.get("dense")
+    if dense is not None:
+        times = row["latency_low_ms"] / dense["latency_low_ms"]
+        if times > SLOWER:
+            flags.append(f"{times:.1f} times slower than with its zeros stored")
+        elif dense["slowdown"] > SLOWER:
+            flags.append(
+                f"{dense['slowdown']:.1f} times slower than with its zeros stored where XNNPACK is "
+                "switched off"
+            )
     if row["precision"] == "float32":
         return flags
     narrow = sum(size for bits, size in contents["weight_bits"].items() if int(bits) < 32)
@@ -97,7 +108,7 @@ def _flags(row: dict[str, Any], float32: dict[str, Any] | None) -> list[str]:
     if row["precision"] in ("int8", "uint8") and contents["float_operators"]:
         flags.append(f"computes in float: {', '.join(contents['float_operators'])}")
     times = 0.0 if float32 is None else row["latency_low_ms"] / float32["latency_low_ms"]
-    if times > _SLOWER:
+    if times > SLOWER:
         flags.append(f"{times:.1f} times slower than float32")
     return flags
 

@@ -74,7 +74,8 @@ def render(report: Report) -> str:
     remarks = [
         f"- {artifact.format} {artifact.precision}: {_plain(text)}"
         for artifact in report.artifacts
-        for text in ([artifact.reason] if not artifact.passed else []) + list(artifact.flags)
+        for text in (artifact.reason, *artifact.flags, artifact.without_zeros())
+        if text
     ]
     if remarks:
         lines += ["", "## Failures and flags", "", *remarks]

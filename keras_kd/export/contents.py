@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 _HEAVY = {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "Attention"}
-_BORDER = {"QUANTIZE", "DEQUANTIZE"}
+_BORDER = {"QUANTIZE", "DEQUANTIZE", "DENSIFY"}
 
 MOVERS = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "MaxPool"}
 """ONNX operators whose output values are input values."""

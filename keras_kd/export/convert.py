@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import embed
+from . import embed, sparse
 from .signature import Arrays
 from .source import Source
 from .writing import write_file
@@ -38,10 +38,12 @@ class Converter:
         """Write one artifact.
 
         Args:
-            task: `format`, `precision`, `path`, and for `mixed` the layers to `keep` in float.
+            task: `format`, `precision`, `path`, for `mixed` the layers to `keep` in float, and
+                perhaps `sparse`, the path of a second file.
 
         Returns:
-            What the report says about the conversion: `batch` and `notes`.
+            What the report says about the conversion: `batch` and `notes`; and `sparse`, see
+            `sparse.encode`, if there is a second file that stores the same weights without zeros.
         """
         if task["format"] == "tflite":
             if self._litert is None:
@@ -54,6 +56,8 @@ class Converter:
                     self._job["about"]["normalization"],
                 )
             blob, result = self._litert.convert(task["precision"], task.get("keep", ()))
+            if "sparse" in task:
+                self._without_zeros(blob, task, result)
             blob = embed.tflite(blob, self._job["about"], task["precision"])
         else:
             if self._onnx is None:
@@ -69,3 +73,20 @@ class Converter:
             blob = embed.onnx(blob, self._job["about"], task["precision"])
         write_file(task["path"], blob)
         return result
+
+    def _without_zeros(self, blob: bytes, task: dict[str, Any], result: dict[str, Any]) -> None:
+        try:
+            smaller, facts = sparse.encode(blob)
+        except Exception as error:
+            # The file itself is made and may be all that is wanted.
+            result["notes"].append(f"its zeros could not be left out ({type(error).__name__})")
+            return
+        if smaller is not None:
+            smaller = embed.tflite(smaller, self._job["about"], task["precision"])
+            write_file(task["sparse"], smaller)
+            result["sparse"] = facts
+        if facts["refused"] > sparse.LEAST_SAVING * len(blob):
+            result["notes"].append(
+                f"{facts['refused']} bytes of zeros stay in weights that LiteRT does not run "
+                "sparse, such as int8 ones that multiply floats"
+            )

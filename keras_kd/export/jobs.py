@@ -29,13 +29,13 @@ def convert(
     Args:
         model: The Keras model.
         signature: Of the model.
-        tasks: `id`, `format`, `precision` and `path` of each artifact.
+        tasks: `id`, `format`, `precision` and `path` of each artifact, see `Converter.convert`.
         scratch: Folder for intermediate files.
         job: See `convert.Converter`.
         tell: Progress callback.
 
     Returns:
-        For each id `batch` and `notes`, or `{"error": ...}`.
+        For each id `batch` and `notes`, perhaps `sparse`, or `{"error": ...}`.
 
     Raises:
         OSError: If the disk is full.
@@ -152,5 +152,7 @@ def row(
     if failed is not None:
         row.update(status="failed", stage=failed[0], reason=failed[1])
     elif measured is not None:
-        row.update({key: value for key, value in measured.items() if key != "seconds"})
+        row.update(
+            {key: value for key, value in measured.items() if key not in ("seconds", "against")}
+        )
     return row

@@ -12,7 +12,7 @@ from .benchmark import time_calls
 from .contents import inspect
 from .layers import layer_noise
 from .metrics import compare
-from .runtime import open_file, run_all
+from .runtime import TFLiteRuntime, open_file, run_all
 from .signature import Signature
 
 
@@ -43,12 +43,16 @@ class Measurer:
         """Measure one file.
 
         Args:
-            task: `path`.
+            task: `path`; and of a file that stores the weights of another one without zeros, the
+                path of that one as `dense`.
 
         Returns:
             JSON values: `metrics`, `check` (the same on the samples that travel along), `bytes`,
             `gzip_bytes`, `latency_ms`, `signature`, `contents`. For a task with `float32`, the path
-            of the float file, only `layers`, see `layer_noise`.
+            of the float file, only `layers`, see `layer_noise`. For a task with `dense` also
+            `against`: the greatest `difference` of the two files' answers over the greatest
+            answer, with and without XNNPACK, and `slowdown`, how many times slower the file is
+            without.
         """
         if "float32" in task:
             layers = set(self._job["layers"]) | set(self._references)
@@ -78,7 +82,30 @@ class Measurer:
             result["latency_ms"] = float(np.median(times)) * 1e3
             # What the file can do when nothing else runs: the figure to compare files by.
             result["latency_low_ms"] = float(np.quantile(times, 0.1)) * 1e3
+        if "dense" in task:
+            result["against"] = self._against(path, Path(task["dense"]))
         return result
+
+    def _against(self, sparse: Path, dense: Path) -> dict[str, float]:
+        feed = {name: x[:64] for name, x in self._inputs.items()}
+        one = {name: x[:1] for name, x in self._inputs.items()}
+        differences, times = [], []
+        for delegates in (True, False):
+            files = [TFLiteRuntime(path, 1, delegates) for path in (dense, sparse)]
+            want, got = (run_all(file, feed) for file in files)
+            for name, array in want.items():
+                peak = np.max(np.abs(array), initial=0.0)
+                apart = np.max(np.abs(got[name].astype(np.float64) - array), initial=0.0)
+                differences.append(float(apart / peak if peak > 0 else apart))
+            if not delegates:
+                times = [
+                    np.quantile(time_calls(file.prepare(one), seconds=0.1), 0.1) for file in files
+                ]
+        # The largest of numbers one of which is none would depend on their order.
+        return {
+            "difference": float(np.max(differences)),
+            "slowdown": float(times[1] / times[0]),
+        }
 
     def _compare(self, outputs: dict[str, np.ndarray], rows: slice) -> dict[str, Any]:
         return compare(

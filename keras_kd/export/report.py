@@ -32,6 +32,8 @@ class Artifact:
         sqnr: Ratio of signal to quantization noise in dB; `None` where there is no noise.
         latency_ms: Median time of one inference with one thread, in milliseconds.
         batch: `"dynamic"` or `"static"` (batch of one).
+        sparsity: Share of zeros among the weights, 0..1, if they are stored without the zeros; else
+            `None`. `details["dense"]` then holds size and latency of the same file with its zeros.
         flags: What deserves a second look, as sentences.
         sha256: Hash of the file.
         details: The whole entry of the manifest.
@@ -51,6 +53,7 @@ class Artifact:
     sqnr: float | None
     latency_ms: float | None
     batch: str | None
+    sparsity: float | None
     flags: tuple[str, ...]
     sha256: str | None
     details: dict[str, Any] = field(repr=False)
@@ -65,12 +68,23 @@ class Artifact:
         """Name of the file, without its folder."""
         return None if self.path is None else self.path.name
 
+    def without_zeros(self) -> str:
+        """Say what a file saves that stores its weights without zeros; empty if it does not."""
+        if self.sparsity is None:
+            return ""
+        dense = self.details["dense"]
+        return (
+            f"{percent(self.sparsity)} % of its weights are zeros and not stored: "
+            f"{size(self.bytes)}, with them {size(dense['bytes'])} (gzipped "
+            f"{size(self.gzip_bytes)}, with them {size(dense['gzip_bytes'])})"
+        )
+
 
 _OWN = ("name", "best", "parameters", "flags")
 _COLUMNS = (
     *("name", "best", "format", "precision", "status", "reason", "file", "parameters", "bytes"),
     *("gzip_bytes", "accuracy", "drop", "agreement", "worst", "sqnr", "latency_ms", "batch"),
-    *("flags", "sha256"),
+    *("sparsity", "flags", "sha256"),
 )
 
 
@@ -184,6 +198,8 @@ class Report:
             if not artifact.passed:
                 lines.extend(_wrap(f"x {name}: {artifact.reason}"))
             lines.extend(line for flag in artifact.flags for line in _wrap(f"! {name}: {flag}"))
+            if artifact.sparsity is not None:
+                lines.extend(_wrap(f"- {name}: {artifact.without_zeros()}"))
         return "\n".join(lines)
 
     def layers(self) -> LayerReport:
@@ -281,6 +297,7 @@ class Report:
             sqnr=metrics.get("sqnr"),
             latency_ms=row.get("latency_ms"),
             batch=row.get("batch"),
+            sparsity=row.get("sparsity"),
             flags=tuple(row["flags"]),
             sha256=row.get("sha256"),
             details=row,

@@ -17,11 +17,13 @@ class TFLiteRuntime:
     Args:
         model: The file, or its bytes.
         threads: Threads of the interpreter.
+        delegates: Whether XNNPACK may run what it can, as it does by default.
     """
 
-    def __init__(self, model: Path | bytes, threads: int = 1) -> None:
+    def __init__(self, model: Path | bytes, threads: int = 1, delegates: bool = True) -> None:
         self._model = model
         self._threads = threads
+        self._delegates = delegates
         self._runner = self._interpreter().get_signature_runner()
         self._inputs = self._runner.get_input_details()
         self._outputs = self._runner.get_output_details()
@@ -56,11 +58,15 @@ class TFLiteRuntime:
         }
 
     def _interpreter(self) -> Any:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+        options: dict[str, Any] = {"num_threads": self._threads}
+        if not self._delegates:
+            kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            options["experimental_op_resolver_type"] = kernels
         if isinstance(self._model, bytes):
-            return Interpreter(model_content=self._model, num_threads=self._threads)
-        return Interpreter(model_path=str(self._model), num_threads=self._threads)
+            return Interpreter(model_content=self._model, **options)
+        return Interpreter(model_path=str(self._model), **options)
 
     def _encode(self, name: str, x: np.ndarray) -> np.ndarray:
         row = self._inputs[name]
