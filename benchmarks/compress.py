@@ -33,6 +33,7 @@ import keras
 import numpy as np
 from records import RESULTS, put, read, save
 from shared_data import load
+from side_by_side import machine
 
 import keras_kd as kd
 from keras_kd import compress
@@ -44,7 +45,7 @@ SETTINGS = {
         "teacher": (32, 64, 128, 128),
         "teacher_epochs": 6,
         "student": (16, 32, 64, 128),
-        "epochs": 8,
+        "epochs": 20,
         "qat_epochs": 3,
     },
     "cifar10": {
@@ -271,6 +272,8 @@ class Bench:
                 times[stage].append(each.latency(x))
         for stage, row in rows.items():
             row["p50_us"] = round(float(np.median(times[stage])), 1)
+        about = machine()
+        self.results["machine"] = {key: about[key] for key in ("processor", "flags")}
         save(f"compress_{self.dataset}", self.results)
 
 
@@ -487,7 +490,7 @@ def tables():
             f"Teacher: convolutions of {'-'.join(map(str, s['teacher']))} channels, "
             f"{s['teacher_epochs']} epochs. Student: separable ones of "
             f"{'-'.join(map(str, s['student']))}, {s['epochs']} epochs, and {s['qat_epochs']} more "
-            "for each of pruning and quantization-aware training.",
+            f"for each of pruning and quantization-aware training. {_where(results)}",
             "",
         ]
         lines += ["| | accuracy % | bytes | gzipped | smaller | p50 µs | faster |"]
@@ -512,6 +515,14 @@ def tables():
             )
         lines.append("")
     return "\n".join([*lines, REFERENCES])
+
+
+def _where(results):
+    """The processor that the files were timed on."""
+    about = results.get("machine")
+    if about is None:
+        return "Timed on a processor with AVX2, without VNNI."
+    return f"Timed on {about['processor']}, flags: {', '.join(about['flags'])}."
 
 
 def main():

@@ -14,7 +14,7 @@ import time
 
 import records
 
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile")
 _PACKAGES = ("keras_kd", "keras", "tensorflow", "jax", "torch", "numpy")
 
 
