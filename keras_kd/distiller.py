@@ -378,7 +378,7 @@ class Distiller(Guarded, Saved):
         # already includes the regularizers.
         hard = None
         if self._compile_loss:
-            hard = step.hard_loss(self._compile_loss, y, output, sample_weight)
+            hard = step.hard_loss(self._compile_loss, y, output, sample_weight, self.loss)
         extra = [self._aggregate_additional_loss(loss) for loss in self.losses]
         if hard is not None:
             self._book("student_loss", hard, size)
@@ -425,7 +425,9 @@ class Distiller(Guarded, Saved):
             found: dict[str, Tensor] = {}
             if self._compile_loss:
                 output = answer.output if isinstance(answer, Answer) else answer
-                found["student_loss"] = step.hard_loss(self._compile_loss, y, output, sample_weight)
+                found["student_loss"] = step.hard_loss(
+                    self._compile_loss, y, output, sample_weight, self.loss
+                )
             values, _ = objective.distillation(
                 self._setup, batch, y, answer, sample_weight, self.temperature, True
             )

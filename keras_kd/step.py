@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_kd.losses.base import joint_mask
-from keras_kd.losses.vocabulary import is_large
+from keras_kd.losses.vocabulary import fills, is_large, label_or_rest
 from keras_kd.masks import keras_mask, with_keras_mask
 from keras_kd.outputs import Match
 from keras_kd.taps import Answer
@@ -59,7 +59,7 @@ class Books:
             self.add("agreement", ops.cast(same, "float32"), mask)
 
 
-def hard_loss(loss: Any, y: Any, output: Any, sample_weight: Any) -> Tensor:
+def hard_loss(loss: Any, y: Any, output: Any, sample_weight: Any, given: Any = None) -> Tensor:
     """The student's loss on the labels, by what Keras made of the compiled loss.
 
     Args:
@@ -68,11 +68,28 @@ def hard_loss(loss: Any, y: Any, output: Any, sample_weight: Any) -> Tensor:
         output: What the student returned.
         sample_weight: Weights, for all outputs or for each, or `None`; one of
             `(batch,)` weighs every token or pixel of its sample.
+        given: What was given to `compile`.
 
     Returns:
         A scalar.
     """
-    return loss(y, output, for_positions(sample_weight, output))
+    weight = for_positions(sample_weight, output)
+    if _is_crossentropy(given) and ops.is_tensor(output) and is_large(output) and fills():
+        # The same loss of two classes, the label and the rest, spares the copies of all logits
+        # that Keras's crossentropy keeps for its gradient.
+        mask = keras_mask(output)
+        output = with_keras_mask(label_or_rest(y, output), mask)
+        y = ops.zeros_like(y)
+    return loss(y, output, weight)
+
+
+def _is_crossentropy(loss: Any) -> bool:
+    """Whether this is Keras's crossentropy of integer labels and logits, with no option."""
+    if type(loss) is not keras.losses.SparseCategoricalCrossentropy or loss.dtype != "float32":
+        return False
+    config = loss.get_config()
+    options = (config["from_logits"], config["ignore_class"], config.get("axis", -1))
+    return options == (True, None, -1)
 
 
 def for_positions(sample_weight: Any, output: Any) -> Any:
