@@ -93,7 +93,7 @@ def _is_crossentropy(loss: Any) -> bool:
 
 
 def for_positions(sample_weight: Any, output: Any) -> Any:
-    """Weights `(batch,)` as `(batch, 1, ...)` beside outputs of tokens or pixels.
+    """Weights `(batch,)` as one for every position beside outputs of tokens or pixels.
 
     Keras broadcasts weights over the last axes only where they have as many axes as
     the values of the loss.
@@ -111,7 +111,9 @@ def for_positions(sample_weight: Any, output: Any) -> Any:
     def fitted(tensor: Any, weight: Any) -> Any:
         if weight is None or len(weight.shape) != 1 or len(tensor.shape) < 3:
             return weight
-        return ops.reshape(weight, (-1, *[1] * (len(tensor.shape) - 2)))
+        weight = ops.reshape(weight, (-1, *[1] * (len(tensor.shape) - 2)))
+        # For every position, since Keras multiplies a mask into it, on PyTorch in place.
+        return weight * ops.ones_like(tensor[..., 0], dtype=weight.dtype)
 
     if ops.is_tensor(output) and ops.is_tensor(sample_weight):
         return fitted(output, sample_weight)
