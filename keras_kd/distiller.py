@@ -378,7 +378,7 @@ class Distiller(Guarded, Measured, Saved):
         # already includes the regularizers.
         hard = None
         if self._compile_loss:
-            hard = step.hard_loss(self._compile_loss, y, output, sample_weight)
+            hard = step.hard_loss(self._compile_loss, y, output, sample_weight, self.loss)
         extra = [self._aggregate_additional_loss(loss) for loss in self.losses]
         if hard is not None:
             self._book("student_loss", hard, size)

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_kd.losses.base import joint_mask
-from keras_kd.losses.vocabulary import is_large
+from keras_kd.losses.vocabulary import fills, is_large, label_or_rest
 from keras_kd.masks import keras_mask, with_keras_mask
 from keras_kd.outputs import Match
 from keras_kd.taps import Answer
@@ -59,7 +59,7 @@ class Books:
             self.add("agreement", ops.cast(same, "float32"), mask)
 
 
-def hard_loss(loss: Any, y: Any, output: Any, sample_weight: Any) -> Tensor:
+def hard_loss(loss: Any, y: Any, output: Any, sample_weight: Any, given: Any = None) -> Tensor:
     """The student's loss on the labels, by what Keras made of the compiled loss.
 
     Args:
@@ -68,15 +68,32 @@ def hard_loss(loss: Any, y: Any, output: Any, sample_weight: Any) -> Tensor:
         output: What the student returned.
         sample_weight: Weights, for all outputs or for each, or `None`; one of
             `(batch,)` weighs every token or pixel of its sample.
+        given: What was given to `compile`.
 
     Returns:
         A scalar.
     """
-    return loss(y, output, for_positions(sample_weight, output))
+    weight = for_positions(sample_weight, output)
+    if _is_crossentropy(given) and ops.is_tensor(output) and is_large(output) and fills():
+        # The same loss of two classes, the label and the rest, spares the copies of all logits
+        # that Keras's crossentropy keeps for its gradient.
+        mask = keras_mask(output)
+        output = with_keras_mask(label_or_rest(y, output), mask)
+        y = ops.zeros_like(y)
+    return loss(y, output, weight)
+
+
+def _is_crossentropy(loss: Any) -> bool:
+    """Whether this is Keras's crossentropy of integer labels and logits, with no option."""
+    if type(loss) is not keras.losses.SparseCategoricalCrossentropy or loss.dtype != "float32":
+        return False
+    config = loss.get_config()
+    options = (config["from_logits"], config["ignore_class"], config.get("axis", -1))
+    return options == (True, None, -1)
 
 
 def for_positions(sample_weight: Any, output: Any) -> Any:
-    """Weights `(batch,)` as `(batch, 1, ...)` beside outputs of tokens or pixels.
+    """Weights `(batch,)` as one for every position beside outputs of tokens or pixels.
 
     Keras broadcasts weights over the last axes only where they have as many axes as
     the values of the loss.
@@ -94,7 +111,9 @@ def for_positions(sample_weight: Any, output: Any) -> Any:
     def fitted(tensor: Any, weight: Any) -> Any:
         if weight is None or len(weight.shape) != 1 or len(tensor.shape) < 3:
             return weight
-        return ops.reshape(weight, (-1, *[1] * (len(tensor.shape) - 2)))
+        weight = ops.reshape(weight, (-1, *[1] * (len(tensor.shape) - 2)))
+        # For every position, since Keras multiplies a mask into it, on PyTorch in place.
+        return weight * ops.ones_like(tensor[..., 0], dtype=weight.dtype)
 
     if ops.is_tensor(output) and ops.is_tensor(sample_weight):
         return fitted(output, sample_weight)

@@ -97,6 +97,18 @@ class DistillationLoss(keras.losses.Loss):
         """
         self.built = True
 
+    def converted(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides as `call` reads them: tensors of the loss's own precision.
+
+        Args:
+            teacher: What the loss was called with: a tensor, an array, or a list of them.
+            student: The same.
+
+        Returns:
+            Tensors, in the structures given.
+        """
+        return _tensors(teacher, self.dtype), _tensors(student, self.dtype)
+
     @property
     def layers(self) -> list[keras.layers.Layer]:
         """Layers that the loss owns; the transfer trains and saves them. None by default."""
@@ -142,8 +154,8 @@ class DistillationLoss(keras.losses.Loss):
         if mask is None:
             mask = joint_mask(y_true, y_pred)
         with keras.name_scope(self.name):
-            teacher = keras.tree.map_structure(ops.stop_gradient, _tensors(y_true, self.dtype))
-            student = _tensors(y_pred, self.dtype)
+            teacher, student = self.converted(y_true, y_pred)
+            teacher = keras.tree.map_structure(ops.stop_gradient, teacher)
             if not self.built:
                 self.build(_shapes(teacher), _shapes(student))
             bound = copy.copy(self)

@@ -9,7 +9,7 @@ from keras import ops
 from keras_kd.losses.base import DistillationLoss, last_axis_equal, require_positive
 from keras_kd.losses.geometry import huber
 from keras_kd.losses.temperatures import AdaptiveTemperature
-from keras_kd.losses.vocabulary import in_parts, is_large
+from keras_kd.losses.vocabulary import in_parts, is_half, is_large
 from keras_kd.typing import Tensor
 
 
@@ -266,7 +266,7 @@ class LogitLoss(DistillationLoss):
         temperature = self.temperature
         if isinstance(temperature, AdaptiveTemperature):
             temperature = temperature(teacher, student, self.mask)
-        temperature = ops.cast(temperature, student.dtype)
+        temperature = ops.cast(temperature, self.dtype)
         if self.standardize:
             teacher, student = standardized(teacher), standardized(student)
         return teacher, student, temperature
@@ -276,8 +276,33 @@ class LogitLoss(DistillationLoss):
         return {**super().get_config(), "standardize": self.standardize}
 
 
+class PartwiseLoss(LogitLoss):
+    """Base of the losses that compare tokens over a large vocabulary in parts.
+
+    Half-precision logits of a large vocabulary stay as they are, and are cast part by
+    part, except where all of them are read at once first: to be standardized, or for a
+    temperature that adapts to them.
+
+    Args:
+        temperature: As in `LogitLoss`.
+        standardize: As in `LogitLoss`.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss in the logs.
+        dtype: Precision of the computation.
+    """
+
+    def converted(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        """Both logits, as they are where parts of them are cast, else in the loss's precision."""
+        whole = self.standardize or isinstance(self.temperature, AdaptiveTemperature)
+        if whole or self.dtype != "float32":
+            return super().converted(teacher, student)
+        if is_half(teacher) and is_half(student) and is_large(student):
+            return teacher, student
+        return super().converted(teacher, student)
+
+
 @keras.saving.register_keras_serializable(package="keras_kd")
-class SoftTargets(LogitLoss):
+class SoftTargets(PartwiseLoss):
     """Match the teacher's softened class distribution (Hinton's distillation).
 
     Minimizes `T**2 * KL(softmax(teacher / T) || softmax(student / T))`. The
@@ -385,7 +410,7 @@ class BinarySoftTargets(LogitLoss):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class ReverseKL(LogitLoss):
+class ReverseKL(PartwiseLoss):
     """Let the student settle on some of the teacher's classes: KL from student to teacher.
 
     Minimizes `KL(softmax(student / T) || softmax(teacher / T))`. It punishes what
@@ -441,7 +466,7 @@ class ReverseKL(LogitLoss):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class JensenShannon(LogitLoss):
+class JensenShannon(PartwiseLoss):
     """Generalized Jensen-Shannon divergence between teacher and student (GKD).
 
     With `t = softmax(teacher / T)`, `s = softmax(student / T)` and

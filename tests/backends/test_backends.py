@@ -43,7 +43,7 @@ def need(backend):
         pytest.skip(f"{backend} is not installed")
 
 
-def run_suite(backend, folder, *arguments):
+def run_suite(backend, folder, *arguments, flags=""):
     environment = {
         **os.environ,
         "KERAS_BACKEND": backend,
@@ -52,7 +52,7 @@ def run_suite(backend, folder, *arguments):
         "OMP_NUM_THREADS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         # Most of the time on JAX is compilation of programs that run for a moment.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_backend_optimization_level=0 {flags}",
     }
     return subprocess.run(
         [sys.executable, "-m", "pytest", *arguments, "-p", "no:cacheprovider"],
@@ -86,3 +86,15 @@ def test_same_numbers(backend, folder):
         np.testing.assert_allclose(
             found[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=f"{name} on {backend}"
         )
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_losses(backend, folder):
+    """The conformance table in short, and the vocabularies; TensorFlow runs them whole."""
+    need(backend)
+    losses = HERE.parent / "losses"
+    # Without it compilation takes twice as long; TensorFlow's XLA need not know it.
+    flags = "--xla_cpu_use_fusion_emitters=false" if backend == "jax" else ""
+    files = [str(losses / name) for name in ("essentials.py", "test_vocabulary.py")]
+    result = run_suite(backend, folder, *files, "-k", "not memory and not fit", flags=flags)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]

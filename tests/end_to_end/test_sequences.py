@@ -116,7 +116,7 @@ def test_weights_by_output_are_spread_over_the_tokens_of_theirs():
     weights = {"tags": ops.ones((3,)), "topic": ops.ones((3,))}
     outputs = {"tags": ops.ones((3, 5, 2)), "topic": ops.ones((3, 2))}
     fitted = step.for_positions(weights, outputs)
-    assert {name: tuple(w.shape) for name, w in fitted.items()} == {"tags": (3, 1), "topic": (3,)}
+    assert {name: tuple(w.shape) for name, w in fitted.items()} == {"tags": (3, 5), "topic": (3,)}
     one = ops.ones((3,))
     assert step.for_positions(one, outputs) is one
     assert step.for_positions(None, outputs) is None

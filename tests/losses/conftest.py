@@ -29,6 +29,11 @@ def _double_precision() -> Iterator[None]:
 
 def _gradient(function: Callable[..., Any], structure: Any) -> Any:
     """Gradients of a scalar function of tensors; zeros where it does not depend on them."""
+    return _evaluated(function, structure)[1]
+
+
+def _evaluated(function: Callable[..., Any], structure: Any, run: Any = None) -> tuple[Any, Any]:
+    """The values of a function of tensors, and the gradients of their sum."""
     leaves = keras.tree.flatten(structure)
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -37,36 +42,65 @@ def _gradient(function: Callable[..., Any], structure: Any) -> Any:
         tensors = [tf.convert_to_tensor(leaf) for leaf in leaves]
         with tf.GradientTape() as tape:
             tape.watch(tensors)
-            value = function(keras.tree.pack_sequence_as(structure, tensors))
-        found = tape.gradient(value, tensors)
+            values = function(keras.tree.pack_sequence_as(structure, tensors))
+        found = tape.gradient(values, tensors)
     elif backend == "jax":
-        import jax
         import jax.numpy as jnp
 
-        tensors = [jnp.asarray(leaf) for leaf in leaves]
-        found = jax.grad(
-            lambda flat: function(keras.tree.pack_sequence_as(structure, flat)),
-        )(tensors)
+        run = run or _differentiated(function, structure)
+        found, values = run([jnp.asarray(leaf) for leaf in leaves])
     else:
         import torch
 
         tensors = [
             keras.ops.convert_to_tensor(leaf).detach().clone().requires_grad_() for leaf in leaves
         ]
-        value = function(keras.tree.pack_sequence_as(structure, tensors))
-        if not value.requires_grad:
-            return keras.tree.map_structure(np.zeros_like, structure)
-        found = torch.autograd.grad(value, tensors, allow_unused=True)
+        values = function(keras.tree.pack_sequence_as(structure, tensors))
+        found = [None] * len(leaves)
+        if values.requires_grad:
+            found = torch.autograd.grad(values.sum(), tensors, allow_unused=True)
     arrays = [
-        np.zeros(leaf.shape)
-        if gradient is None
-        else keras.ops.convert_to_numpy(keras.ops.cast(gradient, "float64"))
+        np.zeros(leaf.shape) if gradient is None else _numpy(gradient)
         for gradient, leaf in zip(found, leaves)
     ]
-    return keras.tree.pack_sequence_as(structure, arrays)
+    return _numpy(values), keras.tree.pack_sequence_as(structure, arrays)
+
+
+def _differentiated(function: Callable[..., Any], structure: Any) -> Callable[..., Any]:
+    """On JAX: from the flat tensors to the gradients of the sum of the values, and the values."""
+    import jax
+
+    def summed(flat: Any) -> tuple[Any, Any]:
+        values = function(keras.tree.pack_sequence_as(structure, flat))
+        return values.sum(), values
+
+    return jax.grad(summed, has_aux=True)
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float64"))
 
 
 @pytest.fixture
 def gradient() -> Callable[..., Any]:
     """`gradient(function, tensors)`: NumPy gradients of a scalar function."""
     return _gradient
+
+
+@pytest.fixture
+def compiled() -> Callable[..., Any]:
+    """`compiled(function, like)(tensors)`: NumPy values, and the gradients of their sum.
+
+    JAX compiles operation by operation unless it is given them together, and that is most of the
+    time that a small loss takes.
+    """
+
+    def compile(function: Callable[..., Any], like: Any) -> Callable[..., Any]:
+        run = None
+        if keras.backend.backend() == "jax":
+            import jax
+
+            run = jax.jit(_differentiated(function, like))
+        return lambda structure: _evaluated(function, structure, run)
+
+    return compile

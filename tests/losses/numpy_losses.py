@@ -70,14 +70,17 @@ def dist(t, s, temperature=1.0, beta=1.0, gamma=1.0):
     return temperature**2 * (beta * (1 - rows) + gamma * (1 - np.mean(columns)))
 
 
-def flsw_soft_targets(t, s, base=4.0, beta=1.0, gamma=2.0):
-    cosine = (t * s).sum(-1) / np.linalg.norm(t, axis=-1) / np.linalg.norm(s, axis=-1)
+def flsw_soft_targets(t, s, base=4.0, beta=1.0, gamma=2.0, at=None):
+    """`at`: the student's logits of which the temperatures are read, which take no gradient."""
+    z = s if at is None else at
+    cosine = (t * z).sum(-1) / np.linalg.norm(t, axis=-1) / np.linalg.norm(z, axis=-1)
     w = (1 - cosine) ** gamma
     return soft_targets_each(t, s, base + beta * (w.mean() - w))
 
 
-def cwsm_soft_targets(t, s, base=4.0, beta=1.0):
-    w = 1 / (special.softmax(s, -1).max(-1) + 1e-3)
+def cwsm_soft_targets(t, s, base=4.0, beta=1.0, at=None):
+    """`at`: the student's logits of which the temperatures are read, which take no gradient."""
+    w = 1 / (special.softmax(s if at is None else at, -1).max(-1) + 1e-3)
     return soft_targets_each(t, s, base + beta * (w.mean() - w))
 
 

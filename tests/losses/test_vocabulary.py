@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_kd import losses
 from keras_kd.losses import logits
-from keras_kd.losses.vocabulary import LARGE, PARTS, in_parts
+from keras_kd.losses.vocabulary import LARGE, PARTS, in_parts, label_or_rest
 
 FORMULAS = {
     "softened": (logits.softened_kl, logits.softened_kl_slope),
@@ -32,8 +32,8 @@ FORMULAS = {
 def test_value_and_gradient_are_those_of_the_plain_formula(gradient, formula, adaptive):
     rng = np.random.default_rng(0)
     teacher, student = rng.normal(0, 3, (2, 3, 4, 11))
-    temperature = rng.uniform(0.5, 4, (3, 4, 1)) if adaptive else 2.0
-    weight = rng.uniform(0, 1, (3, 4))
+    temperature = ops.convert_to_tensor(rng.uniform(0.5, 4, (3, 4, 1))) if adaptive else 2.0
+    weight = ops.convert_to_tensor(rng.uniform(0, 1, (3, 4)))
     value, slope = FORMULAS[formula]
 
     def total(function):
@@ -43,6 +43,26 @@ def test_value_and_gradient_are_those_of_the_plain_formula(gradient, formula, ad
     student = ops.convert_to_tensor(student)
     np.testing.assert_allclose(float(lean(student)), float(plain(student)), rtol=1e-12)
     np.testing.assert_allclose(gradient(lean, student), gradient(plain, student), rtol=1e-9)
+
+
+def test_crossentropy_of_a_label_and_the_rest(gradient):
+    """The loss of all classes, sure and unsure, right and wrong, to the last bit or so."""
+    rng = np.random.default_rng(0)
+    student = np.concatenate([rng.normal(0, 3, (4, 5, 7)), 90.0 * np.eye(7)[None, :5]])
+    labels = rng.integers(0, 7, (5, 5))
+    loss = keras.losses.SparseCategoricalCrossentropy(True, dtype="float64", reduction="sum")
+
+    def halved(s):
+        return loss(np.zeros_like(labels), label_or_rest(ops.convert_to_tensor(labels), s))
+
+    def whole(s):
+        return loss(labels, s)
+
+    student = ops.convert_to_tensor(student)
+    np.testing.assert_allclose(float(halved(student)), float(whole(student)), rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient(halved, student), gradient(whole, student), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, PARTS - 1, PARTS, 2 * PARTS + 5])
@@ -84,15 +104,16 @@ def test_a_large_vocabulary_in_a_fit(loss):
     assert logs[1] < logs[0]
 
 
-# A whole step, in a process of its own, counted in float32 tensors of the logits' size.
+# A whole step, in a process of its own, counted in tensors of the logits' size and precision.
 SCRIPT = """
 import sys
 import keras
 import numpy as np
 import keras_kd as kd
 
-BATCH, TOKENS, CLASSES = 24, 16, 50_000
-COPY = BATCH * TOKENS * CLASSES * 4
+LOSS, LABELED, DTYPE, XLA, BATCH = sys.argv[1:]
+BATCH, TOKENS, CLASSES = int(BATCH), 16, 50_000
+COPY = BATCH * TOKENS * CLASSES * (4 if DTYPE == "float32" else 2)
 
 def status(key):
     # Not `ru_maxrss`, which a process inherits from the one that started it.
@@ -101,46 +122,104 @@ def status(key):
 
 def model(width):
     inputs = keras.Input((None,), dtype="int32")
+    if DTYPE != "float32":
+        # Products in half precision take memory of their own on a CPU.
+        return keras.Model(inputs, keras.layers.Embedding(50, CLASSES, dtype=DTYPE)(inputs))
     x = keras.layers.Embedding(50, width)(inputs)
     return keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
 
-def extra(distiller, labeled):
+def data(batch):
     rng = np.random.default_rng(0)
+    x = rng.integers(0, 50, (batch, TOKENS))
+    return x, rng.integers(0, CLASSES, (batch, TOKENS)) if LABELED == "labeled" else None
+
+def by_the_process(distiller):
     for batch in (2, BATCH):
         before = status("VmRSS")
-        x = rng.integers(0, 50, (batch, TOKENS))
-        y = rng.integers(0, CLASSES, (batch, TOKENS)) if labeled else None
-        logs = distiller.fit(x, y, batch_size=batch, verbose=0).history
+        logs = distiller.fit(*data(batch), batch_size=batch, verbose=0).history
     assert np.isfinite(logs["loss"]).all()
-    # The logits of teacher and student are the models' own.
-    return (status("VmHWM") - before) / COPY - 2
+    return status("VmHWM") - before
 
-loss = getattr(kd.losses, sys.argv[1])()
-labeled = sys.argv[2] == "labeled"
+def by_xla(distiller):
+    import jax
+    from keras_kd import backends
+
+    distiller.train_on_batch(*data(2))
+    state = tuple(
+        [v.value for v in variables]
+        for variables in (
+            distiller.trainable_variables,
+            distiller.non_trainable_variables,
+            distiller.optimizer.variables,
+            distiller.metrics_variables,
+        )
+    )
+    x, y = data(BATCH)
+    batch = (x,) if y is None else (x, y)
+    batch = backends.Supplied(batch, [v.value for v in distiller.teacher.variables])
+    compiled = jax.jit(distiller.train_step).lower(state, batch).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
 distiller = kd.Distiller(model(4), model(6))
-hard = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if labeled else None
-distiller.compile("sgd", hard, distillation_loss=loss, jit_compile=False)
-print(extra(distiller, labeled))
+hard = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+distiller.compile(
+    "sgd",
+    hard if LABELED == "labeled" else None,
+    distillation_loss=getattr(kd.losses, LOSS)(),
+    jit_compile=XLA == "xla",
+)
+taken = (by_xla if keras.backend.backend() == "jax" else by_the_process)(distiller)
+# The logits of teacher and student are the models' own.
+print(taken / COPY - 2)
 """
 
 
-@pytest.mark.skipif(
+def copies_of(backend, *arguments):
+    # With oneDNN, on by default on some processors, TensorFlow allocates from pools that it
+    # enlarges by doubling, so that the peak of the process says less about its tensors.
+    settings = {"KERAS_BACKEND": backend, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    return float(
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()[-1]
+    )
+
+
+LINUX = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow" or sys.platform != "linux",
-    reason="measures TensorFlow's memory through Linux",
+    reason="measures memory through Linux, each backend in a process of its own",
 )
+
+
+@LINUX
 @pytest.mark.parametrize(
     ("loss", "labels", "copies"),
     [("SoftTargets", "labeled", 2.0), ("JensenShannon", "unlabeled", 1.5)],
 )
 def test_memory_of_a_step_over_a_large_vocabulary(loss, labels, copies):
     """Beyond the models' own logits a step holds their gradient, and less than as much again."""
-    # With oneDNN, on by default on some processors, TensorFlow allocates from pools that it
-    # enlarges by doubling, so that the peak of the process says less about its tensors.
-    printed = subprocess.run(
-        [sys.executable, "-c", SCRIPT, loss, labels],
-        env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    assert float(printed[-1]) < copies
+    assert copies_of("tensorflow", loss, labels, "float32", "plain", 24) < copies
+
+
+@LINUX
+def test_memory_of_a_step_in_half_precision():
+    """Less than one float32 copy, which is two of these; the gradient alone is one."""
+    assert copies_of("tensorflow", "SoftTargets", "unlabeled", "bfloat16", "plain", 96) < 2.0
+
+
+@LINUX
+def test_memory_of_a_step_under_xla():
+    """Two copies, the gradients of both losses, and what the compiler itself takes meanwhile."""
+    assert copies_of("tensorflow", "SoftTargets", "labeled", "float32", "xla", 72) < 2.6
+
+
+@LINUX
+@pytest.mark.parametrize(("labels", "copies"), [("labeled", 2.05), ("unlabeled", 1.05)])
+def test_memory_of_a_step_on_jax(labels, copies):
+    """One copy for the gradient of each loss, and the rows at hand."""
+    pytest.importorskip("jax")
+    assert copies_of("jax", "SoftTargets", labels, "float32", "xla", 24) < copies
