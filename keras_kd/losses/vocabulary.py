@@ -64,7 +64,7 @@ def in_parts(
     def divergence(ours: Tensor) -> Any:
         def read(start: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             def part(tensor: Tensor) -> Tensor:
-                return ops.cast(ops.slice(tensor, (start, 0), (size, tensor.shape[-1])), precise)
+                return ops.cast(_rows(tensor, start, size), precise)
 
             return part(theirs), part(ours), part(temperature) if each else temperature
 
@@ -89,7 +89,7 @@ def in_parts(
                 return ops.cast(upstream * slope(t, s, temperature), _dtype(ours))
 
             def part(start: Tensor, size: Tensor) -> tuple[Tensor]:
-                scale = ops.slice(upstream, (start, 0), (size, 1))
+                scale = _rows(upstream, start, size)
                 return (ops.cast(scale * slope(*read(start, size)), _dtype(ours)),)
 
             return backend.filled(part, PARTS, (ours,))[0]
@@ -159,6 +159,12 @@ def _values(function: Callable[[Tensor, Tensor], Tensor], like: Tensor) -> Tenso
     row = ops.arange(count)
     before = row // size * size
     return ops.take(values, before + row - ops.minimum(before, count - size))
+
+
+def _rows(tensor: Tensor, start: Tensor, size: Tensor) -> Tensor:
+    """Rows `start` to `start + size` of `(rows, columns)`."""
+    # JAX wants both beginnings as integers of one type.
+    return ops.slice(tensor, (start, start * 0), (size, tensor.shape[-1]))
 
 
 def _filler() -> Any:
