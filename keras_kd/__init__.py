@@ -1,6 +1,7 @@
 """Distil a Keras model, compress it, export it, and prove that the file works."""
 
 import importlib
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -32,7 +33,17 @@ _MODULES = (
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 
 
+def _announce() -> None:
+    # A `.keras` file with layers of this package then loads without their module being imported by
+    # hand. Keras itself is not loaded for it: reading a cache needs none.
+    if "keras" in sys.modules:
+        from keras_kd.stand_ins import register
+
+        register(sys.modules["keras"])
+
+
 def __getattr__(name: str) -> Any:
+    _announce()
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     if name in _MODULES:
@@ -42,3 +53,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_announce()

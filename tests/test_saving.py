@@ -10,6 +10,7 @@ from keras import layers
 from small_models import CLASSES, FEATURES, crossentropy, mlp, rows
 
 import keras_kd as kd
+from keras_kd import stand_ins
 
 
 def dropping(width, name):
@@ -381,3 +382,28 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path):
     distiller.save(tmp_path / "d.keras")
     with pytest.raises(ValueError, match="(?i)lambda"):
         kd.load_distiller(tmp_path / "d.keras", teacher=distiller.teacher)
+
+
+def test_compressed_models_load_before_their_module(tmp_path):
+    """Keras knows the layers by stand-ins, once it and `keras_kd` are imported, in safe mode."""
+    model = kd.compress.quantize_aware(kd.compress.prune(dropping(6, "small"), 0.5))
+    model.save(tmp_path / "m.keras")
+    known = keras.saving.get_custom_objects()
+    before = {name: value for name, value in known.items() if name.startswith("keras_kd>")}
+    layers_ = {n for n, value in before.items() if value.__module__.startswith("keras_kd.compress")}
+    assert layers_ == {f"keras_kd>{n}" for names in stand_ins.LAYERS.values() for n in names}
+    for name in layers_:
+        del known[name]
+    try:
+        with pytest.raises(TypeError, match="Could not locate class"):
+            keras.models.load_model(tmp_path / "m.keras")
+        stand_ins.register(keras)
+        again = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    finally:
+        known.update(before)
+    assert [type(layer) for layer in again.layers] == [type(layer) for layer in model.layers]
+    x = np.random.default_rng(0).normal(size=(4, FEATURES)).astype("float32")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+    # A class that is there already stays.
+    stand_ins.register(keras)
+    assert known["keras_kd>QuantizedLayer"] is kd.compress.QuantizedLayer

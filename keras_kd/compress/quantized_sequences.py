@@ -48,9 +48,14 @@ class _Stepwise(WeightWrapper):
         """The steps that a layer has."""
         return cls.steps
 
-    def observe(self, step: str, value: Tensor, training: bool | None) -> Tensor:
-        """Quantize what a step gives with the step's own range."""
-        return self.observers[self.steps.index(step)](value, training=training)
+    def observe(
+        self, step: str, value: Tensor, training: bool | None, seen: Tensor | None = None
+    ) -> Tensor:
+        """Quantize what a step gives with the step's own range, which follows `seen` if given."""
+        observer = self.observers[self.steps.index(step)]
+        if seen is not None and (training or observer.calibrating):
+            observer.follow(seen)
+        return observer(value, training=training, observe=seen is None)
 
     def bounded(self, kind: str, value: Tensor) -> Tensor:
         """Apply softmax, sigmoid or tanh and quantize to the range TFLite prescribes."""
@@ -89,9 +94,12 @@ class _Stepwise(WeightWrapper):
 class QuantizedLayerNormalization(_Stepwise):
     """LayerNormalization over the last axis, every intermediate value in int8.
 
-    `y = gamma * (x - mean) / sqrt(variance) + beta`. The variance is bounded from below by its
-    quantization step (and by `epsilon`) in place of adding `epsilon`, so that its integer is never
-    zero.
+    `y = x * a + b` with `a = gamma / sigma`, `b = beta - gamma * mean / sigma` and
+    `sigma**2 = |x - mean|**2 / n` over the `n` values of a row. Mean, `a` and `b` are products with
+    constants and the sum of squares is a product of the row with itself, so that all of them add
+    up in 32 bits and only `x * a` and `y` are rounded at full range. The sum is bounded from below
+    by its quantization step (and by `n * epsilon`) in place of adding `epsilon`, so that its
+    integer is never zero.
 
     Args:
         layer: `keras.layers.LayerNormalization` with `axis=-1`.
@@ -100,29 +108,44 @@ class QuantizedLayerNormalization(_Stepwise):
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
-    steps = ("mean", "centered", "square", "variance", "inverse", "unit")
+    steps = ("mean", "centered", "energy", "inverse", "offset", "scale", "scaled", "shift")
 
     def call(  # type: ignore[override]
         self, inputs: Tensor, training: bool | None = None
     ) -> Tensor:
         """Normalize."""
-        layer = self.layer
-        mean = self.observe("mean", ops.mean(inputs, axis=-1, keepdims=True), training)
-        centered = self.observe("centered", inputs - mean, training)
-        square = self.observe("square", centered * centered, training)
-        variance = self.observe("variance", ops.mean(square, axis=-1, keepdims=True), training)
-        high = self.observers[self.steps.index("variance")].maximum
+        layer, size = self.layer, inputs.shape[-1]
+        rows = ops.reshape(inputs, (-1, size))
+        # TFLite's own MEAN is one step off in a quarter of all values; a product with a constant
+        # is exact, since equal weights are all the largest integer.
+        mean = ops.matmul(rows, ops.full((size, 1), 1.0 / size, dtype=rows.dtype))
+        mean = self.observe("mean", mean, training)
+        centered = self.observe("centered", rows - mean, training)
+        energy = ops.matmul(
+            ops.reshape(centered, (-1, 1, size)), ops.reshape(centered, (-1, size, 1))
+        )
+        energy = ops.reshape(energy, (-1, 1))
+        varies = energy > 0.0
+        energy = self.observe("energy", energy, training)
+        high = self.observers[self.steps.index("energy")].maximum
         step = ops.convert_to_tensor(high) / (2**self.activation_bits - 1)
-        floor = ops.cast(ops.stop_gradient(ops.maximum(step, layer.epsilon)), inputs.dtype)
-        inverse = ops.rsqrt(ops.maximum(variance, floor))
-        inverse = self.observe("inverse", inverse, training)
-        unit = self.observe("unit", centered * inverse, training)
-        if layer.gamma is None and layer.beta is None:
-            return unit
-        wide = ops.ones((inputs.shape[-1],), dtype=inputs.dtype)
-        scale = wide if layer.gamma is None else ops.convert_to_tensor(layer.gamma)
-        shift = wide * 0.0 if layer.beta is None else ops.convert_to_tensor(layer.beta)
-        return per_channel_affine(unit, scale, shift)
+        floor = ops.stop_gradient(ops.maximum(step, size * layer.epsilon))
+        inverse = ops.rsqrt(ops.maximum(energy, ops.cast(floor, rows.dtype)))
+        # A constant row, such as padding, has no deviation; its bound would widen the range of all.
+        seen = ops.where(varies, inverse, ops.zeros_like(inverse))
+        inverse = self.observe("inverse", inverse, training, seen)
+        offset = self.observe("offset", mean * inverse, training)
+        wide = ops.full((1, size), math.sqrt(size), dtype=rows.dtype)
+        gamma = wide if layer.gamma is None else wide * layer.gamma
+        scale = self.observe("scale", ops.matmul(inverse, gamma), training)
+        shift = ops.matmul(offset, -gamma)
+        shift = shift if layer.beta is None else shift + layer.beta
+        shift = self.observe("shift", shift, training)
+        outputs = self.observe("scaled", rows * scale, training) + shift
+        shape = tuple(inputs.shape[1:])
+        if None in shape:
+            shape = tuple(ops.shape(inputs)[1:])
+        return ops.reshape(outputs, (-1, *shape))
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -163,15 +186,25 @@ class QuantizedAttention(_Stepwise):
         values = {id(variable): tensor for variable, tensor in self.effective(training)}
         key = value if key is None else key
 
-        def project(step: str, dense: Any, inputs: Tensor, factor: float = 1.0) -> Tensor:
+        def project(
+            step: str, dense: Any, inputs: Tensor, factor: float = 1.0, bias: Tensor | None = None
+        ) -> Tensor:
             kernel = self.weight(dense.kernel, values, (inputs.shape[-1], -1)) * factor
-            bias = None if dense.bias is None else ops.reshape(dense.bias, (-1,)) * factor
             outputs = self.observe(step, _matmul(inputs, kernel, bias), training)
             outputs = ops.reshape(outputs, (-1, *inputs.shape[1:-1], heads, dense.kernel.shape[-1]))
             return ops.transpose(outputs, (0, 2, 1, 3))
 
-        queries = project("query", base.query_dense, query, 1.0 / math.sqrt(key_dim))
-        keys = project("key", base.key_dense, key)
+        factor = 1.0 / math.sqrt(key_dim)
+        bias = base.query_dense.bias
+        bias = None if bias is None else ops.reshape(bias, (-1,)) * factor
+        queries = project("query", base.query_dense, query, factor, bias)
+        # The key's bias adds the same to all scores of a query, which softmax takes away; the
+        # value's goes through unchanged, since the weights of a query sum to one. Without them
+        # the two ranges are narrower.
+        bias = base.key_dense.bias
+        # In training it takes part as zero, or Keras would warn of a weight without a gradient.
+        bias = ops.reshape(bias, (-1,)) * 0.0 if training and bias is not None else None
+        keys = project("key", base.key_dense, key, bias=bias)
         contents = project("value", base.value_dense, value)
         scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2)))
         weights = self.bounded("softmax", self.observe("scores", scores, training))
@@ -182,7 +215,12 @@ class QuantizedAttention(_Stepwise):
         context = ops.reshape(context, (-1, query.shape[1], heads * contents.shape[-1]))
         dense = base.output_dense
         kernel = self.weight(dense.kernel, values, (context.shape[-1], -1))
-        return _matmul(context, kernel, dense.bias)
+        bias = dense.bias
+        if base.value_dense.bias is not None:
+            passed = ops.reshape(base.value_dense.bias, (1, -1))
+            passed = ops.reshape(ops.matmul(passed, kernel), (-1,))
+            bias = passed if bias is None else passed + bias
+        return _matmul(context, kernel, bias)
 
     def matrix_shape(self, variable: Any) -> tuple[int, int]:
         """The output kernel has its two inputs, heads and values, in front."""

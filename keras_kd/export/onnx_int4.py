@@ -59,7 +59,8 @@ def blocks(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round a matrix to 4 bits, in blocks of `BLOCK` weights along each column.
 
     `q = round(w / s) + 8` in 0..15 with `s = w_extreme / -8`, where `w_extreme` is the weight of
-    largest magnitude in the block, so that it is met exactly; `w' = (q - 8) s`.
+    largest magnitude in the block, so that it is met exactly; `w' = (q - 8) s`. A column that lies
+    on the 4-bit grid it was trained for, all weights multiples of `max|w| / 7`, keeps its values.
 
     Args:
         matrix: `(rows, columns)`, float32.
@@ -75,6 +76,11 @@ def blocks(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     parts = padded.T.reshape(columns, count, BLOCK)
     extreme = np.take_along_axis(parts, np.abs(parts).argmax(axis=-1)[..., None], axis=-1)
     scales = extreme / -8
+    trained = np.abs(matrix).max(axis=0)[:, None, None] / 7
+    multiples = np.divide(parts, trained, out=np.zeros_like(parts), where=trained != 0)
+    # Rounded once more, with a step for each block, such a column would lose what it has learned.
+    on_grid = np.abs(multiples - np.round(multiples)).max(axis=(1, 2), keepdims=True) < 0.02
+    scales = np.where(on_grid, trained, scales)
     steps = np.round(np.divide(parts, scales, out=np.zeros_like(parts), where=scales != 0)) + 8
     steps = np.clip(steps, 0, 15).astype(np.uint8)
     return steps[..., 0::2] | (steps[..., 1::2] << 4), scales.reshape(-1)

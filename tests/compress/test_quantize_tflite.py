@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(
 
 COMPUTE = {
     "ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D",
-    "FULLY_CONNECTED", "GELU", "HARD_SWISH", "LOGISTIC", "MAX_POOL_2D", "MEAN", "MUL", "PAD",
-    "RELU", "RELU6", "RSQRT", "SOFTMAX", "SUB", "TANH", "TRANSPOSE_CONV",
+    "FULLY_CONNECTED", "GELU", "HARD_SWISH", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MEAN", "MUL",
+    "PAD", "RELU", "RELU6", "RSQRT", "SOFTMAX", "SUB", "TANH", "TRANSPOSE_CONV",
 }  # fmt: skip
 
 
@@ -31,11 +31,11 @@ def convert(model, calibration=None):
     return converter.convert()
 
 
-def run(blob, x):
+def run(blob, x, kernels="BUILTIN_REF"):
     """Outputs, the output's step, and the operators with the types they work in."""
     runtime = interpreter.Interpreter(
         model_content=blob,
-        experimental_op_resolver_type=interpreter.OpResolverType.BUILTIN_REF,
+        experimental_op_resolver_type=interpreter.OpResolverType[kernels],
     )
     runtime.allocate_tensors()
     given, made = runtime.get_input_details()[0], runtime.get_output_details()[0]
@@ -60,6 +60,14 @@ def run(blob, x):
     assert made["dtype"] == np.int8
     step, zero = made["quantization"]
     return (np.array(outputs, "float32") - zero) * step, step, operators
+
+
+def float_compute(operators):
+    return [op for op, kinds in operators if op in COMPUTE and kinds & {"float32", "float16"}]
+
+
+def sqnr(reference, outputs):
+    return 10 * np.log10(np.sum(reference**2) / np.sum((reference - outputs) ** 2))
 
 
 def shake(model):
@@ -133,17 +141,57 @@ def test_true_int8_and_the_same_integers(name):
     shape = model.input.shape[1:]
     x = np.random.default_rng(1).normal(size=(48, *shape)).astype("float32")
     quantized = quantize_aware(model, calibration=x)
-    outputs, step, operators = run(convert(quantized), x)
-    floats = [op for op, kinds in operators if op in COMPUTE and kinds & {"float32", "float16"}]
-    assert not floats
+    blob = convert(quantized)
+    outputs, step, operators = run(blob, x)
+    assert not float_compute(operators)
     assert {op for op, _ in operators} & {"CONV_2D", "FULLY_CONNECTED"}
-    off = np.abs(outputs - quantized.predict(x, verbose=0)) / step
-    # Softmax, a mean of squares and its root in a row: single values end one or two steps further
-    # off, by rounding alone.
-    most = 4.01 if name == "attention" else 2.01
-    assert off.max() <= most
-    assert np.quantile(off, 0.98) <= 2.01
+    expected = quantized.predict(x, verbose=0)
+    off = np.abs(outputs - expected) / step
+    if name == "attention":
+        # The reference kernels round products and means twice, so that about one score in 300 is
+        # another integer; after a dozen operators a single value is three steps off.
+        assert off.max() <= 3.01
+        off = np.abs(run(blob, x, "AUTO")[0] - expected) / step
+    assert off.max() <= 2.01
     assert off.mean() < 1.0
+
+
+def alone(layer, *shape):
+    inputs = keras.Input(shape)
+    calls = (inputs, inputs) if isinstance(layer, layers.MultiHeadAttention) else (inputs,)
+    return shake(keras.Model(inputs, layer(*calls)))
+
+
+def test_layer_normalization_alone():
+    """Padded with constant rows, which have no deviation and must not cost the others theirs."""
+    model = alone(layers.LayerNormalization(), 16, 32)
+    x = np.random.default_rng(1).normal(size=(32, 16, 32)).astype("float32")
+    x[:, 12:] = 0.0
+    quantized = quantize_aware(model, calibration=x)
+    outputs, step, operators = run(convert(quantized), x)
+    assert not float_compute(operators)
+    off = np.abs(outputs - quantized.predict(x, verbose=0)) / step
+    assert off.max() <= 2.01
+    # The converter's own mean alone is off in a quarter of the rows.
+    assert off.mean() < 0.02
+    gamma, beta = (np.asarray(w, "float64") for w in model.get_weights())
+    centered = x - x.mean(-1, keepdims=True, dtype="float64")
+    variance = np.mean(centered**2, axis=-1, keepdims=True)
+    exact = centered / np.sqrt(variance + model.layers[-1].epsilon) * gamma + beta
+    assert sqnr(exact, outputs) > 33
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_attention_alone(use_bias):
+    model = alone(layers.MultiHeadAttention(2, 16, use_bias=use_bias), 8, 16)
+    x = np.random.default_rng(1).normal(size=(32, 8, 16)).astype("float32")
+    quantized = quantize_aware(model, calibration=x)
+    outputs, step, operators = run(convert(quantized), x)
+    assert not float_compute(operators)
+    expected = quantized.predict(x, verbose=0)
+    assert (np.abs(outputs - expected) / step).max() <= 2.01
+    # The biases of key and value are computed elsewhere than in their projections.
+    assert sqnr(model.predict(x, verbose=0), expected) > 29
 
 
 @pytest.mark.parametrize("name", sorted({*ZOO} - {"sequence"}))
@@ -156,12 +204,8 @@ def test_no_worse_than_post_training_quantization(name):
     model = shake(ZOO[name]())
     x = np.random.default_rng(1).normal(size=(48, *model.input.shape[1:])).astype("float32")
     reference = model.predict(x, verbose=0)
-
-    def sqnr(outputs):
-        return 10 * np.log10(np.sum(reference**2) / np.sum((reference - outputs) ** 2))
-
-    ours = sqnr(run(convert(quantize_aware(model, calibration=x)), x)[0])
-    theirs = sqnr(run(convert(model, calibration=x), x)[0])
+    ours = sqnr(reference, run(convert(quantize_aware(model, calibration=x)), x)[0])
+    theirs = sqnr(reference, run(convert(model, calibration=x), x)[0])
     assert ours > theirs - 0.5
 
 
