@@ -7,7 +7,8 @@ import keras
 from keras import ops
 
 from keras_kd import projectors
-from keras_kd.losses.base import DistillationLoss, joint_mask
+from keras_kd.losses.base import DistillationLoss, joint_mask, zeroed
+from keras_kd.masks import with_keras_mask
 from keras_kd.typing import Tensor
 
 Taps = str | list[str] | None
@@ -193,8 +194,10 @@ class Transfer(keras.layers.Layer):
                 training=training,
             )
         if isinstance(self.loss, keras.losses.Loss):
+            if mask is not None and not _is_for_values(mask, student):
+                teacher, student = zeroed(teacher, mask), zeroed(student, mask)
             return self.loss(teacher, student, sample_weight)
-        return _FunctionLoss(self.loss)(teacher, student, sample_weight)
+        return _FunctionLoss(self.loss, mask)(teacher, student, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this transfer."""
@@ -228,12 +231,31 @@ class Transfer(keras.layers.Layer):
         self.build(*(_as_shapes(config[side]) for side in ("teacher_shape", "student_shape")))
 
 
+def _is_for_values(mask: Tensor, student: Tensor) -> bool:
+    """Whether Keras can lay a mask on the values of its own losses, which lack the last axis."""
+    ranks = {len(tensor.shape) for tensor in keras.tree.flatten(student)}
+    return ranks == {len(mask.shape) + 1}
+
+
 class _FunctionLoss(keras.losses.Loss):
     """A user's function of teacher and student, weighted and reduced by Keras."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, mask: Tensor = None) -> None:
         super().__init__(name=_name_of(function))
-        self.call = function
+        self.function = function
+        self.mask = mask
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        values = self.function(y_true, y_pred)
+        if self.mask is None or len(values.shape) == len(self.mask.shape):
+            return with_keras_mask(values, self.mask)
+        # One value a sample mixes the positions: padded ones are zero for it.
+        return self.function(zeroed(y_true, self.mask), zeroed(y_pred, self.mask))
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        # Keras would lay the student's mask on the values, whatever these are.
+        bare = keras.tree.map_structure(ops.copy, y_pred) if self.mask is not None else y_pred
+        return super().__call__(y_true, bare, sample_weight)
 
 
 def _name_of(loss: Any) -> str:

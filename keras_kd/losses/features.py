@@ -72,21 +72,36 @@ def paired_layers(name: str, teacher: Any, student: Any, least: int = 1) -> list
     return list(zip(theirs, ours))
 
 
-def feature_mse(teacher: Tensor, student: Tensor) -> Tensor:
+def averaged(values: Tensor, mask: Tensor = None) -> Tensor:
+    """Mean over the units, and over positions where they get no values of their own.
+
+    Args:
+        values: `(batch, ..., units)`.
+        mask: Boolean `(batch, ..., positions)`; its axes stay. Defaults to none.
+
+    Returns:
+        `(batch,)`; `(batch, tokens)` where there is one axis of tokens; the
+        shape of the mask where that has more.
+    """
+    kept = 2 if len(values.shape) == 3 else 1
+    if mask is not None and len(mask.shape) < len(values.shape):
+        kept = max(kept, len(mask.shape))
+    return ops.mean(values, axis=tuple(range(kept, len(values.shape))))
+
+
+def feature_mse(teacher: Tensor, student: Tensor, mask: Tensor = None) -> Tensor:
     """Mean squared difference of features.
 
     Args:
         teacher: `(batch, units)`, `(batch, tokens, units)` or
             `(batch, height, width, channels)`.
         student: Same shape.
+        mask: Boolean `(batch, ..., positions)`, whose positions get values each.
 
     Returns:
         `(batch,)`, or `(batch, tokens)` where the features have one axis of tokens.
     """
-    squared = ops.square(teacher - student)
-    if len(squared.shape) == 3:
-        return ops.mean(squared, axis=-1)
-    return ops.mean(flattened(squared), axis=-1)
+    return averaged(ops.square(teacher - student), mask)
 
 
 def attention_map(features: Tensor, power: float) -> Tensor:
@@ -229,7 +244,7 @@ class Hint(FeatureLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)` or `(batch, tokens)`."""
-        return feature_mse(y_true, y_pred)
+        return feature_mse(y_true, y_pred, self.mask)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive, require_weights
-from keras_kd.losses.features import paired_layers, same_shape
+from keras_kd.losses.features import averaged, paired_layers, same_shape
 from keras_kd.losses.geometry import averaged_to, common_grid, flattened, require_maps, unit
 from keras_kd.typing import Shape, Tensor
 
@@ -30,7 +30,7 @@ def factor_difference(teacher: Tensor, student: Tensor) -> Tensor:
     return ops.mean(ops.abs(unit(flattened(teacher)) - unit(flattened(student))), axis=-1)
 
 
-def gaussian_nll(teacher: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def gaussian_nll(teacher: Tensor, mean: Tensor, variance: Tensor, mask: Tensor = None) -> Tensor:
     """Negative log-likelihood of the teacher's features, `log(2 pi) / 2` left out.
 
     `mean of ((mean - f_t)**2 / variance + log(variance)) / 2`.
@@ -39,14 +39,12 @@ def gaussian_nll(teacher: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         teacher: `(batch, ..., channels)`.
         mean: Predicted features, same shape.
         variance: `(channels,)`, positive.
+        mask: Boolean `(batch, ..., positions)`, whose positions get values each.
 
     Returns:
         `(batch,)`, or `(batch, tokens)` where the features have one axis of tokens.
     """
-    values = 0.5 * (ops.square(mean - teacher) / variance + ops.log(variance))
-    if len(values.shape) == 3:
-        return ops.mean(values, axis=-1)
-    return ops.mean(flattened(values), axis=-1)
+    return averaged(0.5 * (ops.square(mean - teacher) / variance + ops.log(variance)), mask)
 
 
 def pyramid_mse(teacher: Tensor, student: Tensor, levels: tuple[int, ...]) -> Tensor:
@@ -299,7 +297,8 @@ class VID(FeatureLoss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)` or `(batch, tokens)`."""
         teacher, student = common_grid(y_true, y_pred, self.name)
-        return gaussian_nll(teacher, self.mean(student), self.variance(teacher))
+        mean, variance = self.mean(student), self.variance(teacher)
+        return gaussian_nll(teacher, mean, variance, self.mask)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this loss."""

@@ -30,7 +30,8 @@ def score_mse(teacher: Tensor, student: Tensor, mask: Tensor = None) -> Tensor:
     Args:
         teacher: `(batch, heads, queries, keys)`.
         student: Same shape.
-        mask: Boolean `(batch, keys)`: keys that count. Defaults to all.
+        mask: Boolean `(batch, keys)`: keys that count; or
+            `(batch, 1, queries, keys)`: pairs that count. Defaults to all.
 
     Returns:
         Tensor `(batch, queries)`.
@@ -42,7 +43,8 @@ def score_mse(teacher: Tensor, student: Tensor, mask: Tensor = None) -> Tensor:
     squared = ops.mean(ops.square(allowed(teacher) - allowed(student)), axis=1)
     if mask is None:
         return ops.mean(squared, axis=-1)
-    valid = ops.cast(mask, squared.dtype)[:, None, :]
+    valid = ops.cast(mask, squared.dtype)
+    valid = valid[:, None, :] if len(valid.shape) == 2 else valid[:, 0]
     # `where` first: what stands in padded keys may be no number.
     squared = ops.where(valid > 0, squared, ops.zeros_like(squared))
     return ops.sum(squared, axis=-1) / ops.maximum(ops.sum(valid, axis=-1), 1.0)
@@ -183,7 +185,8 @@ class AttentionScores(FeatureLoss):
     Call arguments:
         y_true: Teacher scores `(batch, heads, queries, keys)`, or a list of them.
         y_pred: Student scores of the same shape, or as long a list.
-        mask: Boolean `(batch, tokens)`, for self-attention.
+        mask: Boolean `(batch, tokens)`, for self-attention, or
+            `(batch, 1, queries, keys)`, as `":scores"` carry it.
 
     Returns:
         Squared scores, `(batch, queries)` before reduction.
@@ -221,6 +224,10 @@ class AttentionScores(FeatureLoss):
                     "`MiniLM` where the numbers of heads differ."
                 )
         super().build(teacher_shape, student_shape)
+
+    def mask_of_values(self, mask: Tensor, student: Tensor) -> Tensor:
+        """Queries that count: those with a key that counts."""
+        return ops.any(mask[:, 0], axis=-1) if len(mask.shape) == 4 else mask
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, queries)`."""
