@@ -111,6 +111,22 @@ def unique(names: Sequence[str], what: str) -> None:
             )
 
 
+def number_of_layers(transfer: Any) -> None:
+    """Raise `ValueError` where several layers are given to a loss that compares one with one."""
+    loss = transfer.loss
+    # A function, or a loss of the user's own, may take lists.
+    keras_own = isinstance(loss, keras.losses.Loss) and type(loss).__module__.startswith("keras.")
+    if not (keras_own or getattr(loss, "single_layer", False)):
+        return
+    for side in ("teacher", "student"):
+        taps = getattr(transfer, side)
+        if isinstance(taps, list):
+            raise ValueError(
+                f"`{transfer.name}` compares one layer with one layer, and several are listed. "
+                f"Received: {side}={taps!r}. Use one transfer for each pair of layers."
+            )
+
+
 def student_loss(loss: Any, kinds: Sequence[str]) -> None:
     """Warn where the hard loss takes logits for probabilities."""
     flat = keras.tree.flatten(loss)

@@ -64,6 +64,9 @@ class DistillationLoss(keras.losses.Loss):
     reads_indices: bool = False
     """Whether `call` needs `self.indices`, the row numbers of the batch in the data."""
 
+    single_layer: bool = False
+    """Whether `call` compares one tensor with one, so that lists of layers are refused."""
+
     per_position: ClassVar[bool] = False
     """Whether `call` returns one value per token or pixel, on which a mask acts.
 

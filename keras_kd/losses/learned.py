@@ -123,6 +123,8 @@ class FactorTransfer(FeatureLoss):
         - [Kim et al., 2018](https://arxiv.org/abs/1802.04977), section 3
     """
 
+    single_layer = True
+
     def __init__(
         self,
         rate: float | None = None,
@@ -246,6 +248,7 @@ class VID(FeatureLoss):
     """
 
     per_position: ClassVar[bool] = True
+    single_layer = True
 
     def __init__(
         self,
@@ -348,6 +351,8 @@ class SimKD(FeatureLoss):
     Reference:
         - [Chen et al., 2022](https://arxiv.org/abs/2203.14001), section 3
     """
+
+    single_layer = True
 
     def __init__(
         self,

@@ -154,6 +154,8 @@ class RelationLoss(FeatureLoss):
         dtype: Precision of the computation.
     """
 
+    single_layer = True
+
     def build(self, teacher_shape: Any, student_shape: Any) -> None:
         """Check that both sides are `(batch, ...)` with features."""
         for shape in (teacher_shape, student_shape):

@@ -193,6 +193,37 @@ def test_unknown_layers_with_close_matches():
             compiled(student, teacher, distillation_loss=kd.Transfer(kd.losses.Hint(), *paths))
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        kd.losses.SoftTargets(),
+        kd.losses.DIST(),
+        kd.losses.RKD(),
+        kd.losses.CRD(),
+        kd.losses.VID(),
+        kd.losses.SimKD(),
+        kd.losses.FactorTransfer(),
+        keras.losses.MeanSquaredError(),
+    ],
+    ids=lambda loss: loss.name,
+)
+def test_several_layers_for_a_loss_that_compares_one(loss):
+    student, teacher = pair()
+    match = f"`{loss.name}` compares one layer with one layer.*one transfer for each pair"
+    for listed in ({"teacher": ["hidden", "logits"]}, {"student": ["hidden"]}):
+        transfer = kd.Transfer(loss, **{"teacher": "hidden", "student": "hidden", **listed})
+        with pytest.raises(ValueError, match=match):
+            compiled(student, teacher, distillation_loss=transfer)
+
+
+def test_hints_of_layers_that_have_no_mean():
+    tokens, units = np.zeros((2, 3, 4)), np.zeros((2, 4))
+    with pytest.raises(ValueError, match="`hint` takes the mean over layers.*one transfer"):
+        kd.losses.Hint()([tokens, units], [tokens, units])
+    with pytest.raises(ValueError, match="`hint` compares layer with layer.*2 teacher layers"):
+        kd.losses.Hint()([units, units], [units])
+
+
 def test_two_transfers_of_one_name():
     student, teacher = pair()
     hints = [kd.Transfer(kd.losses.Hint(), "hidden", "hidden", projector="linear") for _ in "ab"]

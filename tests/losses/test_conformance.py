@@ -43,6 +43,12 @@ def two_layers(rng, batch):
     return tuple([rng.normal(0, 1, (batch, *shape)) for shape in side] for side in shapes)
 
 
+def two_images(rng, batch):
+    """Two maps on each side, of two sizes, alike on both sides."""
+    shapes = (4, 4, 3), (2, 2, 5)
+    return tuple([rng.normal(0, 1, (batch, *shape)) for shape in shapes] for _ in range(2))
+
+
 def levels(rng, batch):
     """Three levels, shallow to deep, the last one pooled."""
     shapes = ((6, 6, 4), (3, 3, 6), (8,)), ((8, 8, 3), (4, 4, 5), (6,))
@@ -211,6 +217,9 @@ ROWS = {
     ),
     "hint": Row(losses.Hint, formulas.hint, images, sequences=tokens),
     "hint_units": Row(losses.Hint, formulas.hint, logits),
+    "hint_layers": Row(
+        losses.Hint, formulas.mean_of(formulas.hint), two_images, sequences=two_states
+    ),
     "attention_transfer": Row(
         losses.AttentionTransfer, formulas.rows_of(formulas.attention_transfer), unequal_maps
     ),
@@ -229,6 +238,7 @@ ROWS = {
         lambda rng, batch: (rng.normal(0, 1, (batch, 2, 2, 7)), rng.normal(0, 1, (batch, 2, 2, 5))),
     ),
     "ickd": Row(losses.ICKD, formulas.rows_of(formulas.ickd), images),
+    "ickd_layers": Row(losses.ICKD, formulas.mean_of(formulas.rows_of(formulas.ickd)), two_images),
     "factor_transfer": Row(
         losses.FactorTransfer, formulas.rows_of(formulas.factor_transfer), images
     ),
