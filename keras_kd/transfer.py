@@ -37,7 +37,8 @@ class Transfer(keras.layers.Layer):
             teacher's layer in the same place. It trains with the student and
             stays out of it.
         weight: Non-negative float, dimensionless; live as `transfer.weight`.
-        name: Name in the logs. Defaults to the name of the loss.
+        name: Name in the logs. Defaults to the name of the loss, which `compile`
+            numbers where several transfers have it: `hint`, `hint_1`.
 
     Raises:
         ValueError: If `weight` is negative or not finite.
@@ -88,6 +89,7 @@ class Transfer(keras.layers.Layer):
         if isinstance(projector, str):
             projectors.require_kind(projector)
         super().__init__(name=name or _name_of(loss), autocast=False)
+        self.named = bool(name)
         self.loss = loss
         self.teacher = list(teacher) if isinstance(teacher, list | tuple) else teacher
         self.student = list(student) if isinstance(student, list | tuple) else student

@@ -148,9 +148,11 @@ class Wiring:
         if distillation_loss is None:
             distillation_loss = outputs.default_loss(self.student, hard)
         placed = outputs.place(distillation_loss, self.student.template)
-        for transfer in outputs.transfers(placed):
+        each = outputs.transfers(placed)
+        for transfer in each:
             checks.number_of_layers(transfer)
-        checks.unique([transfer.name for transfer in outputs.transfers(placed)], "transfer")
+        outputs.number(each)
+        checks.unique([transfer.name for transfer in each], "transfer")
         student, teacher = copy.copy(self.student), teachers.apart(self._known_teacher)
         student.reset(outputs.paths(p.transfer.student for p in placed))
         teacher.reset(outputs.paths(p.transfer.teacher for p in placed))

@@ -226,7 +226,7 @@ def test_hints_of_layers_that_have_no_mean():
 
 def test_two_transfers_of_one_name():
     student, teacher = pair()
-    hints = [kd.Transfer(kd.losses.Hint(), "hidden", "hidden", projector="linear") for _ in "ab"]
+    hints = [kd.Transfer(kd.losses.Hint(), "hidden", "hidden", name="hint") for _ in "ab"]
     with pytest.raises(ValueError, match="transfer name `hint` is used twice.*`name=`"):
         compiled(student, teacher, distillation_loss=hints)
     with pytest.raises(ValueError, match="transfer name `loss` is a log of the distiller"):
