@@ -237,6 +237,40 @@ def test_two_transfers_of_one_name():
         )
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.KLDivergence(),
+        keras.losses.kl_divergence,
+        keras.losses.CategoricalCrossentropy(),
+        keras.losses.BinaryCrossentropy(),
+    ],
+)
+def test_a_loss_of_probabilities_on_logits(loss):
+    student, teacher = pair()
+    match = "compares probabilities, and the teacher `teacher` ends in logits.*`keras_kd.losses.Sof"
+    with pytest.raises(ValueError, match=match):
+        compiled(student, teacher, distillation_loss=loss)
+    told = kd.Distiller(student, teacher, from_logits=False)
+    told.compile("adam", distillation_loss=loss)
+
+
+def test_a_loss_of_probabilities_where_there_are_some():
+    x, _ = rows()
+    teacher = mlp(name="teacher", activation="softmax")
+    with pytest.raises(ValueError, match="and the student `student` ends in logits"):
+        compiled(mlp(name="student"), teacher, distillation_loss=keras.losses.KLDivergence())
+    soft = kd.Transfer(keras.losses.CategoricalCrossentropy(from_logits=True))
+    compiled(mlp(name="student"), teacher, distillation_loss=soft)
+    student = mlp(name="student", activation="softmax")
+    p, q = (np.array(model(x), "float64") for model in (teacher, student))
+    divergence = keras.losses.KLDivergence()
+    distiller = compiled(student, teacher, loss=None, distillation_loss=divergence)
+    logs = distiller.fit(x, batch_size=len(x), verbose=0).history
+    expected = (p * np.log(p / q)).sum(-1).mean()
+    np.testing.assert_allclose(logs["distillation_loss"][0], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_distillation_loss_that_is_none():
     student, teacher = pair()
     with pytest.raises(TypeError, match=r"`loss` of a transfer.*Received: loss='soft_targets'"):
