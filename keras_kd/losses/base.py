@@ -161,7 +161,10 @@ class DistillationLoss(keras.losses.Loss):
                     teacher, student = zeroed(teacher, mask), zeroed(student, mask)
             values = bound.call(teacher, student)
         weight = _weight(values, sample_weight, acting, self.reduction, self.name)
-        return _Reduction(self.name, self.reduction, self.dtype)(values, values, weight)
+        # A loss in half may compute its values in float32; their sum is one too, then.
+        dtype = keras.backend.result_type(values.dtype, self.dtype)
+        reduced = _Reduction(self.name, self.reduction, dtype)(values, values, weight)
+        return _narrowed(reduced, self.dtype)
 
     def mask_of_values(self, mask: Tensor, student: Tensor) -> Tensor:
         """What a mask says of the values of this loss.
@@ -251,6 +254,16 @@ class _Reduction(keras.losses.Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return y_pred
+
+
+def _narrowed(value: Tensor, dtype: str) -> Tensor:
+    """`value` in this dtype; what is too large for float16 becomes its largest number."""
+    if keras.backend.standardize_dtype(value.dtype) == dtype:
+        return value
+    if dtype == "float16":
+        # The bound leaves the gradient as it is.
+        value = value + ops.stop_gradient(ops.clip(value, -65504.0, 65504.0) - value)
+    return ops.cast(value, dtype)
 
 
 def _tensors(value: Tensor, dtype: str) -> Tensor:

@@ -9,7 +9,14 @@ from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive, require_weights
 from keras_kd.losses.features import averaged, paired_layers, same_shape
-from keras_kd.losses.geometry import averaged_to, common_grid, flattened, require_maps, unit
+from keras_kd.losses.geometry import (
+    averaged_to,
+    common_grid,
+    flattened,
+    precise,
+    require_maps,
+    unit,
+)
 from keras_kd.typing import Shape, Tensor
 
 
@@ -44,6 +51,7 @@ def gaussian_nll(teacher: Tensor, mean: Tensor, variance: Tensor, mask: Tensor =
     Returns:
         `(batch,)`, or `(batch, tokens)` where the features have one axis of tokens.
     """
+    teacher, mean, variance = precise(teacher), precise(mean), precise(variance)
     return averaged(0.5 * (ops.square(mean - teacher) / variance + ops.log(variance)), mask)
 
 
@@ -61,7 +69,7 @@ def pyramid_mse(teacher: Tensor, student: Tensor, levels: tuple[int, ...]) -> Te
     Returns:
         Tensor `(batch,)`.
     """
-    difference = teacher - student
+    difference = precise(teacher) - precise(student)
     height, width = difference.shape[1:3]
     value, total, share = _mean_square(difference), 1.0, 1.0
     for level in levels:
@@ -76,7 +84,7 @@ def pyramid_mse(teacher: Tensor, student: Tensor, levels: tuple[int, ...]) -> Te
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    return ops.mean(ops.square(flattened(x)), axis=-1)
+    return ops.mean(ops.square(precise(flattened(x))), axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -181,9 +189,9 @@ class FactorTransfer(FeatureLoss):
             return factor_difference(y_true, y_pred)
         factor = self.encoder(y_true)
         rebuilt = self.decoder(factor)
-        error = ops.mean(flattened(ops.square(rebuilt - y_true)), axis=-1)
+        error = _mean_square(rebuilt - y_true)
         theirs, ours = common_grid(ops.stop_gradient(factor), self.translator(y_pred), self.name)
-        return factor_difference(theirs, ours) + self.reconstruction * error
+        return precise(factor_difference(theirs, ours)) + self.reconstruction * error
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this loss."""

@@ -8,13 +8,13 @@ from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive
 from keras_kd.losses.features import paired_layers, same_shape
-from keras_kd.losses.geometry import unit
+from keras_kd.losses.geometry import precise, unit
 from keras_kd.typing import Shape, Tensor
 
 
 def hidden_mse(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean over the units of the squared difference, `(batch, ..., units)` to `(batch, ...)`."""
-    return ops.mean(ops.square(teacher - student), axis=-1)
+    return ops.mean(ops.square(precise(teacher) - precise(student)), axis=-1)
 
 
 def hidden_cosine(teacher: Tensor, student: Tensor) -> Tensor:
@@ -40,7 +40,8 @@ def score_mse(teacher: Tensor, student: Tensor, mask: Tensor = None) -> Tensor:
     def allowed(scores: Tensor) -> Tensor:
         return ops.where(scores <= -100.0, ops.zeros_like(scores), scores)
 
-    squared = ops.mean(ops.square(allowed(teacher) - allowed(student)), axis=1)
+    teacher, student = allowed(precise(teacher)), allowed(precise(student))
+    squared = ops.mean(ops.square(teacher - student), axis=1)
     if mask is None:
         return ops.mean(squared, axis=-1)
     valid = ops.cast(mask, squared.dtype)
@@ -314,7 +315,7 @@ class MiniLM(FeatureLoss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, tokens)`."""
         values = [
-            relation_kl(theirs, ours, self.relation_heads, self.mask)
+            relation_kl(precise(theirs), precise(ours), self.relation_heads, self.mask)
             for theirs, ours in paired_layers(self.name, y_true, y_pred)
         ]
         return sum(values)

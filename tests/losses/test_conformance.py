@@ -482,6 +482,37 @@ def test_half_precision(row, dtype, rng, gradient):
     assert finite(found)
 
 
+WIDE = ("similarity_preserving", "rkd", "correlation_congruence", "pkt")
+# The slope of FSP grows with the cube of the features and is past float16 itself; ReviewKD
+# normalizes batches of such features in float16.
+STEEPER_THAN_FLOAT16 = {"fsp", "reviewkd"}
+
+
+@rows(FEATURES - STEEPER_THAN_FLOAT16)
+def test_large_features_in_float16(row, rng, gradient):
+    """Squares of them, and their sums, are past 65504."""
+    teacher, student = row.data(rng, 4)
+    context = row.context(rng, (4,))
+    large = mapped(lambda a: (300 * a).astype("float16"), teacher, student)
+    loss = row.loss(dtype="float16")
+    found = loss(*large, **context)
+    assert keras.backend.standardize_dtype(found.dtype) == "float16"
+    assert finite(found)
+    assert finite(gradient(lambda s: ops.cast(loss(large[0], s, **context), "float32"), large[1]))
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_features_in_float16(name, rng, gradient):
+    """Sums over so many units are past 65504; constant features have no direction."""
+    row = ROWS[name]
+    teacher, student = 3 * rng.normal(size=(2, 8, 8192)).astype("float16")
+    loss = row.loss(dtype="float16")
+    reference = row.loss(dtype="float64")(teacher.astype("float64"), student.astype("float64"))
+    np.testing.assert_allclose(float(loss(teacher, student)), float(reference), rtol=1e-2)
+    for side in (student, np.ones_like(student)):
+        assert finite(gradient(lambda s: ops.cast(loss(teacher, s), "float32"), side))
+
+
 @rows(LOGITS)
 def test_two_classes(row, rng, gradient):
     teacher, student = (side[..., :2] for side in row.data(rng, 5))
