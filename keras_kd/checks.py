@@ -111,6 +111,63 @@ def unique(names: Sequence[str], what: str) -> None:
             )
 
 
+def number_of_layers(transfer: Any) -> None:
+    """Raise `ValueError` where several layers are given to a loss that compares one with one."""
+    loss = transfer.loss
+    # A function, or a loss of the user's own, may take lists.
+    keras_own = isinstance(loss, keras.losses.Loss) and type(loss).__module__.startswith("keras.")
+    if not (keras_own or getattr(loss, "single_layer", False)):
+        return
+    for side in ("teacher", "student"):
+        taps = getattr(transfer, side)
+        if isinstance(taps, list):
+            raise ValueError(
+                f"`{transfer.name}` compares one layer with one layer, and several are listed. "
+                f"Received: {side}={taps!r}. Use one transfer for each pair of layers."
+            )
+
+
+_OF_PROBABILITIES = (
+    keras.losses.KLDivergence,
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.CategoricalFocalCrossentropy,
+    keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.BinaryCrossentropy,
+    keras.losses.BinaryFocalCrossentropy,
+)
+_FUNCTIONS_OF_PROBABILITIES = (
+    keras.losses.kl_divergence,
+    keras.losses.categorical_crossentropy,
+    keras.losses.categorical_focal_crossentropy,
+    keras.losses.sparse_categorical_crossentropy,
+    keras.losses.binary_crossentropy,
+    keras.losses.binary_focal_crossentropy,
+)
+
+
+def loss_of_probabilities(transfer: Any, side: str, model: str) -> None:
+    """Raise `ValueError` where a loss of Keras between probabilities would be given logits.
+
+    Args:
+        transfer: The transfer, which reads outputs that are logits.
+        side: `"teacher"` or `"student"`.
+        model: Name of the model on that side.
+    """
+    loss = transfer.loss
+    known = isinstance(loss, _OF_PROBABILITIES) or any(
+        loss is function for function in _FUNCTIONS_OF_PROBABILITIES
+    )
+    # `from_logits` speaks of the second argument alone, the student.
+    if not known or (side == "student" and getattr(loss, "from_logits", False)):
+        return
+    raise ValueError(
+        f"`{transfer.name}` compares probabilities, and the {side} `{model}` ends in logits, which "
+        "it would clip to numbers between 0 and 1. Use `keras_kd.losses.SoftTargets()`, which "
+        "reads logits, or `BinarySoftTargets()` for independent classes. If the outputs are "
+        "probabilities, say so: `Distiller(..., from_logits=False)`."
+    )
+
+
 def student_loss(loss: Any, kinds: Sequence[str]) -> None:
     """Warn where the hard loss takes logits for probabilities."""
     flat = keras.tree.flatten(loss)

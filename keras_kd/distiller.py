@@ -184,7 +184,9 @@ class Distiller(Guarded, Measured, Saved):
                 out is 1.
             distillation_loss_weight: Non-negative float.
             evaluate_distillation: Whether `evaluate` also runs the teacher and
-                reports the distillation loss and the agreement.
+                reports the distillation loss and the agreement. Without it
+                and with `loss=None` nothing is computed that could be a loss,
+                and `evaluate` and `val_...` logs hold the metrics alone.
             **kwargs: `loss_weights`, `weighted_metrics`, `run_eagerly`,
                 `steps_per_execution`, `jit_compile`, `auto_scale_loss`, as in
                 `keras.Model.compile`.
@@ -349,7 +351,19 @@ class Distiller(Guarded, Measured, Saved):
     def _student_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
         """Logs without those of the teacher, which was not run."""
         unused = set(self._books.means if self._books else ()) - {"student_loss"}
-        return {name: value for name, value in logs.items() if name not in unused}
+        kept = {name: value for name, value in logs.items() if name not in unused}
+        # A compiled step of TensorFlow cannot return nothing.
+        return self._without_empty_loss(kept) or kept
+
+    def _without_empty_loss(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """Evaluation's logs without a loss that nothing was added to.
+
+        What is left of it, 0 or the regularizers, says nothing of the student, and
+        callbacks would act on it.
+        """
+        if self._compile_loss is not None or self._setup.evaluate_distillation:
+            return logs
+        return {name: value for name, value in logs.items() if name != "loss"}
 
     def compute_loss(
         self,
@@ -501,19 +515,28 @@ class Distiller(Guarded, Measured, Saved):
     def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         """Evaluate the student, as `keras.Model.evaluate` does.
 
+        With `loss=None` there is no `loss` among the results, unless `compile`
+        was given `evaluate_distillation=True`: then it is the distillation loss.
+
         Args:
             x: Inputs: arrays, or a dataset that yields batches.
             y: Labels.
             **kwargs: As in `keras.Model.evaluate`.
 
         Returns:
-            The loss, or the logs with `return_dict=True`.
+            The loss and metrics, where there are any, or the logs with
+            `return_dict=True`.
         """
         if self._setup.evaluate_distillation and not self._setup.prepared:
             self._setup.require_teacher()
             rows, real, x = checks.first_rows(x, not self._setup.settled)
             self._prepare(rows, real)
-        return super().evaluate(x, y, **kwargs)
+        if self._compile_loss is not None or self._setup.evaluate_distillation:
+            return super().evaluate(x, y, **kwargs)
+        as_dict = kwargs.pop("return_dict", False)
+        logs = self._without_empty_loss(super().evaluate(x, y, return_dict=True, **kwargs))
+        values = list(logs.values())
+        return logs if as_dict else values[0] if len(values) == 1 else values
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Take one optimizer step, as `keras.Model.train_on_batch` does.

@@ -150,6 +150,27 @@ def transfers(placed: Sequence[Placed]) -> list[Transfer]:
     return list(dict.fromkeys(each.transfer for each in placed))
 
 
+def number(transfers: Sequence[Transfer]) -> None:
+    """Number the names that several transfers took from their losses: `hint`, `hint_1`.
+
+    Names that were given stay, and so do those that are free: a transfer may be
+    in the logs of another distiller.
+
+    Args:
+        transfers: Each once.
+    """
+    taken = {transfer.name for transfer in transfers if transfer.named}
+    for transfer in transfers:
+        if transfer.named:
+            continue
+        count, name = 0, transfer.name
+        while name in taken:
+            count += 1
+            name = f"{transfer.name}_{count}"
+        transfer.name = name
+        taken.add(name)
+
+
 def paths(taps: Iterable[Any]) -> list[str]:
     """The paths of layers among taps, each once."""
     each = (path for tap in taps for path in (tap if isinstance(tap, list) else [tap]))
@@ -183,4 +204,5 @@ def _as_transfer(loss: Any, names: Sequence[str], output: int) -> Transfer:
     transfer = Transfer(loss)
     if len(names) == 1:
         return transfer
-    return Transfer(loss, name=f"{names[output]}_{transfer.name}")
+    transfer.name = f"{names[output]}_{transfer.name}"
+    return transfer

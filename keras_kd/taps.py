@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_kd import attention
 from keras_kd.masks import keras_mask, with_keras_mask
 
-KINDS = ("output", "input", "preactivation", "query", "key", "value", "scores")
+KINDS = ("output", "input", "preactivation", *attention.PARTS, "scores")
 
 
 class Output(NamedTuple):
@@ -100,10 +101,10 @@ def find(model: Any, path: str, side: str) -> Tap:
             f"`{path}`: layer `{found.name}` of the {side} has no activation of its own. "
             "Tap its output, or the input of the activation layer behind it."
         )
-    if kind in ("query", "key", "value", "scores") and not _is_attention(found):
+    if kind in (*attention.PARTS, "scores") and not attention.is_attention(found):
         raise ValueError(
             f"`{path}`: layer `{found.name}` of the {side} is a {type(found).__name__}, not an "
-            "attention layer. Tap a `MultiHeadAttention` or `GroupedQueryAttention` by its path."
+            "attention layer. Tap a `MultiHeadAttention` or `GroupQueryAttention` by its path."
         )
     return Tap(found, kind)
 
@@ -132,10 +133,6 @@ def _elsewhere(model: Any, name: str) -> str:
 
     places = list(walk(model, ""))[:3]
     return f" There is `{'`, `'.join(places)}`." if places else ""
-
-
-def _is_attention(layer: Any) -> bool:
-    return isinstance(layer, keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention)
 
 
 def takes_training(model: Any) -> bool:
@@ -233,7 +230,8 @@ class Reading(NamedTuple):
 
     Attributes:
         output: What the model returned.
-        tensors: The tapped tensors, by the names the taps were given.
+        tensors: The tapped tensors, by the names the taps were given, carrying
+            their Keras masks.
     """
 
     output: Any
@@ -256,9 +254,11 @@ def read(model: Any, x: Any, taps: Mapping[str, Tap], training: bool) -> Reading
         ValueError: If a tapped layer was not called, or more than once.
     """
     seen: dict[str, list[Any]] = {name: [] for name in taps}
+    masks: dict[str, list[Any]] = {name: [] for name in taps}
     with contextlib.ExitStack() as stack:
         for name, tap in taps.items():
             stack.enter_context(_tapped(tap, seen[name].append))
+            stack.enter_context(_mask_noted(tap, masks[name].append))
         output = _run(model, x, training)
     for name, values in seen.items():
         if len(values) != 1:
@@ -267,7 +267,18 @@ def read(model: Any, x: Any, taps: Mapping[str, Tap], training: bool) -> Reading
                 f"Layer `{taps[name].layer.name}` {times} in one pass of `{model.name}`, so what "
                 "it computes there is not one tensor. Tap a layer that the model calls once."
             )
-    return Reading(output, {name: values[0] for name, values in seen.items()})
+    return Reading(
+        output, {name: _carrying(values[0], masks[name]) for name, values in seen.items()}
+    )
+
+
+def _carrying(tensor: Any, masks: Sequence[Any]) -> Any:
+    """A tapped tensor with the first mask that was noted of it."""
+    mask = next((mask for mask in masks if mask is not None), None)
+    if mask is None or not ops.is_tensor(tensor) or keras_mask(tensor) is not None:
+        return tensor
+    # On a copy, since the model's own tensor goes on to layers that would heed the mask.
+    return with_keras_mask(ops.copy(tensor), mask)
 
 
 def calls(model: Any, x: Any, layers: Iterable[Any]) -> tuple[Any, list[tuple[Any, Any]]]:
@@ -375,27 +386,68 @@ def _tapped(tap: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
         with _shadowed(layer, "activation", activate):
             yield
         return
-    if kind in ("query", "key", "value"):
-        with _tapped(Tap(getattr(layer, f"{kind}_dense"), "output"), keep):
+    if kind in attention.PARTS:
+        with _tapped(Tap(attention.projection(layer, kind), "output"), keep):
             yield
         return
     if kind == "scores":
         with _scores(layer, keep):
             yield
         return
-    # A quantized layer runs `quantized_call` in place of `call`.
-    name = "quantized_call" if getattr(layer, "quantization_mode", None) else "call"
+    name = _name_of_call(layer)
     original = getattr(layer, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        if kind == "input":
-            keep(args[0] if args else next(iter(kwargs.values())))
-        else:
-            keep(result)
+        keep(_first(args, kwargs) if kind == "input" else result)
         return result
 
     with _shadowed(layer, name, call):
+        yield
+
+
+def _name_of_call(layer: Any) -> str:
+    """A quantized layer runs `quantized_call` in place of `call`."""
+    return "quantized_call" if getattr(layer, "quantization_mode", None) else "call"
+
+
+def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+@contextlib.contextmanager
+def _mask_noted(tap: Tap, note: Callable[[Any], None]) -> Iterator[None]:
+    """Note the Keras mask of what a tap reads while the model runs.
+
+    Afterwards it may be gone: Keras attaches it when the layer has returned, and
+    attention layers take it off the tensors that they read.
+    """
+    layer, kind = tap
+    name = _name_of_call(layer)
+    original = getattr(layer, name)
+    attends = attention.is_attention(layer)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if attends:
+            note(attention.padding(layer, args, kwargs).of(kind))
+        elif kind == "input":
+            note(keras_mask(_first(args, kwargs)))
+        result = original(*args, **kwargs)
+        if kind == "output":
+            note(keras_mask(result))
+        return result
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_shadowed(layer, name, call))
+        if not attends and kind != "input" and isinstance(layer, keras.layers.Layer):
+            computed = layer.compute_mask
+
+            def compute_mask(*args: Any, **kwargs: Any) -> Any:
+                mask = computed(*args, **kwargs)
+                note(mask if ops.is_tensor(mask) else None)
+                return mask
+
+            stack.enter_context(_shadowed(layer, "compute_mask", compute_mask))
         yield
 
 
@@ -410,7 +462,7 @@ def _scores(layer: Any, keep: Callable[[Any], None]) -> Iterator[None]:
         for part in ("query", "key"):
             stack.enter_context(
                 _tapped(
-                    Tap(getattr(layer, f"{part}_dense"), "output"),
+                    Tap(attention.projection(layer, part), "output"),
                     lambda x, part=part: projected.__setitem__(part, x),  # type: ignore[misc]
                 )
             )
@@ -418,12 +470,7 @@ def _scores(layer: Any, keep: Callable[[Any], None]) -> Iterator[None]:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            query, key = projected["query"], projected["key"]
-            heads, key_heads = int(query.shape[2]), int(key.shape[2])
-            if heads != key_heads:
-                key = ops.repeat(key, heads // key_heads, axis=2)
-            scale = float(query.shape[-1]) ** -0.5
-            keep(ops.einsum("bqhd,bkhd->bhqk", query * ops.cast(scale, query.dtype), key))
+            keep(attention.scaled_scores(projected["query"], projected["key"]))
             return result
 
         stack.enter_context(_shadowed(layer, "call", call))

@@ -7,7 +7,8 @@ import keras
 from keras import ops
 
 from keras_kd import projectors
-from keras_kd.losses.base import DistillationLoss, joint_mask
+from keras_kd.losses.base import DistillationLoss, joint_mask, zeroed
+from keras_kd.masks import with_keras_mask
 from keras_kd.typing import Tensor
 
 Taps = str | list[str] | None
@@ -36,7 +37,8 @@ class Transfer(keras.layers.Layer):
             teacher's layer in the same place. It trains with the student and
             stays out of it.
         weight: Non-negative float, dimensionless; live as `transfer.weight`.
-        name: Name in the logs. Defaults to the name of the loss.
+        name: Name in the logs. Defaults to the name of the loss, which `compile`
+            numbers where several transfers have it: `hint`, `hint_1`.
 
     Raises:
         ValueError: If `weight` is negative or not finite.
@@ -87,6 +89,7 @@ class Transfer(keras.layers.Layer):
         if isinstance(projector, str):
             projectors.require_kind(projector)
         super().__init__(name=name or _name_of(loss), autocast=False)
+        self.named = bool(name)
         self.loss = loss
         self.teacher = list(teacher) if isinstance(teacher, list | tuple) else teacher
         self.student = list(student) if isinstance(student, list | tuple) else student
@@ -193,8 +196,10 @@ class Transfer(keras.layers.Layer):
                 training=training,
             )
         if isinstance(self.loss, keras.losses.Loss):
+            if mask is not None and not _is_for_values(mask, student):
+                teacher, student = zeroed(teacher, mask), zeroed(student, mask)
             return self.loss(teacher, student, sample_weight)
-        return _FunctionLoss(self.loss)(teacher, student, sample_weight)
+        return _FunctionLoss(self.loss, mask)(teacher, student, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this transfer."""
@@ -228,12 +233,31 @@ class Transfer(keras.layers.Layer):
         self.build(*(_as_shapes(config[side]) for side in ("teacher_shape", "student_shape")))
 
 
+def _is_for_values(mask: Tensor, student: Tensor) -> bool:
+    """Whether Keras can lay a mask on the values of its own losses, which lack the last axis."""
+    ranks = {len(tensor.shape) for tensor in keras.tree.flatten(student)}
+    return ranks == {len(mask.shape) + 1}
+
+
 class _FunctionLoss(keras.losses.Loss):
     """A user's function of teacher and student, weighted and reduced by Keras."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, mask: Tensor = None) -> None:
         super().__init__(name=_name_of(function))
-        self.call = function
+        self.function = function
+        self.mask = mask
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        values = self.function(y_true, y_pred)
+        if self.mask is None or len(values.shape) == len(self.mask.shape):
+            return with_keras_mask(values, self.mask)
+        # One value a sample mixes the positions: padded ones are zero for it.
+        return self.function(zeroed(y_true, self.mask), zeroed(y_pred, self.mask))
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        # Keras would lay the student's mask on the values, whatever these are.
+        bare = keras.tree.map_structure(ops.copy, y_pred) if self.mask is not None else y_pred
+        return super().__call__(y_true, bare, sample_weight)
 
 
 def _name_of(loss: Any) -> str:

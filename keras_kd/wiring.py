@@ -148,12 +148,28 @@ class Wiring:
         if distillation_loss is None:
             distillation_loss = outputs.default_loss(self.student, hard)
         placed = outputs.place(distillation_loss, self.student.template)
-        checks.unique([transfer.name for transfer in outputs.transfers(placed)], "transfer")
+        each = outputs.transfers(placed)
+        for transfer in each:
+            checks.number_of_layers(transfer)
+        outputs.number(each)
+        checks.unique([transfer.name for transfer in each], "transfer")
         student, teacher = copy.copy(self.student), teachers.apart(self._known_teacher)
         student.reset(outputs.paths(p.transfer.student for p in placed))
         teacher.reset(outputs.paths(p.transfer.teacher for p in placed))
-        outputs.match(placed, student, teacher)
+        self._refuse_logits(placed, outputs.match(placed, student, teacher))
         return placed
+
+    def _refuse_logits(self, placed: list[Placed], match: outputs.Match) -> None:
+        """Refuse losses of Keras between probabilities where an output is known to be logits."""
+        student, teacher = self.student, self._known_teacher
+        for transfer, output in placed:
+            for side, tap, name, kinds, index in (
+                ("teacher", transfer.teacher, teacher.name, teacher.kinds, match.order[output]),
+                ("student", transfer.student, student.model.name, student.kinds(), output),
+            ):
+                told = self.from_logits.get(side) is False
+                if tap is None and not told and kinds[index : index + 1] == ["logits"]:
+                    checks.loss_of_probabilities(transfer, side, name)
 
     def adopt(self, placed: list[Placed]) -> None:
         """Transfer this from now on."""

@@ -7,6 +7,7 @@ from keras import layers, ops
 from small_models import CLASSES, FEATURES, Counted, mlp, rows
 
 from keras_kd import taps
+from keras_kd.masks import keras_mask
 
 
 def seen(model, x, *paths, training=False):
@@ -116,6 +117,82 @@ def test_attention():
     np.testing.assert_allclose(
         scores, np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(3), rtol=1e-4, atol=1e-5
     )
+
+
+def test_grouped_attention():
+    """Two heads of the queries read one of the keys."""
+    inputs = keras.Input((5, 6))
+    grouped = layers.GroupQueryAttention(3, 4, 2, name="attention")
+    model = keras.Model(inputs, grouped(inputs, inputs))
+    x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
+    kinds = ("query", "key", "value", "scores")
+    tensors = seen(model, x, *(f"attention:{kind}" for kind in kinds)).tensors
+    query, key, value, scores = (np.array(tensors[f"attention:{kind}"]) for kind in kinds)
+    dense = grouped._query_dense, grouped._key_dense, grouped._value_dense
+    for found, layer in zip((query, key, value), dense):
+        expected = np.einsum("btf,fhd->bthd", x, np.array(layer.kernel))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    expected = np.einsum("bqhd,bkhd->bhqk", query, key[:, :, [0, 0, 1, 1]]) / np.sqrt(3)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def masks(model, x, *paths):
+    found = {path: keras_mask(t) for path, t in seen(model, x, *paths).tensors.items()}
+    return {path: None if mask is None else np.array(mask) for path, mask in found.items()}
+
+
+ATTENTION = {
+    "multi_head": lambda: layers.MultiHeadAttention(2, 3, name="attention"),
+    "grouped": lambda: layers.GroupQueryAttention(3, 4, 2, name="attention"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(ATTENTION))
+def test_the_masks_of_attention(kind):
+    """Of queries and of keys, which Keras takes off the tensors that attention reads."""
+    ours, theirs = keras.Input((4,), dtype="int32"), keras.Input((3,), dtype="int32")
+    words = [layers.Embedding(9, 6, mask_zero=True, name=name) for name in ("ours", "theirs")]
+    x = ATTENTION[kind]()(words[0](ours), words[1](theirs))
+    model = keras.Model([ours, theirs], layers.Dense(2)(x))
+    q, k = np.array([[1, 2, 3, 0], [4, 0, 0, 0]]), np.array([[5, 6, 0], [7, 8, 1]])
+    taps_ = ["ours", "attention", *(f"attention:{k}" for k in taps.KINDS if "act" not in k)]
+    found = masks(model, [q, k], *taps_)
+    pairs = (q != 0)[:, None, :, None] & (k != 0)[:, None, None, :]
+    for path in ("ours", "attention", "attention:input", "attention:query"):
+        np.testing.assert_array_equal(found[path], q != 0, err_msg=path)
+    for path in ("attention:key", "attention:value"):
+        np.testing.assert_array_equal(found[path], k != 0, err_msg=path)
+    np.testing.assert_array_equal(found["attention:scores"], pairs)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", sorted(ATTENTION))
+def test_the_padding_of_an_explicit_mask(kind, causal):
+    """Keys that nobody may see are padding; what comes later is not."""
+    inputs, valid = keras.Input((4, 6)), keras.Input((4,), dtype="bool")
+    allowed = valid[:, None, :]
+    if causal:
+        allowed = ops.logical_and(allowed, np.tril(np.ones((4, 4), "bool"))[None])
+    x = ATTENTION[kind]()(inputs, inputs, attention_mask=allowed)
+    model = keras.Model([inputs, valid], layers.Dense(2, name="head")(x))
+    x = np.random.default_rng(0).normal(size=(2, 4, 6)).astype("float32")
+    valid = np.arange(4) < np.array([[4], [2]])
+    found = masks(model, [x, valid], "attention:query", "attention:value", "attention:scores")
+    np.testing.assert_array_equal(found["attention:query"], valid)
+    np.testing.assert_array_equal(found["attention:value"], valid)
+    expected = valid[:, None, :, None] & valid[:, None, None, :]
+    np.testing.assert_array_equal(found["attention:scores"], expected)
+    # The model itself reads no mask that it did not have.
+    assert keras_mask(seen(model, [x, valid], "attention:query").output) is None
+
+
+def test_a_mask_for_all_samples_is_no_padding():
+    inputs = keras.Input((4, 6))
+    x = layers.MultiHeadAttention(2, 3, name="attention")(
+        inputs, inputs, attention_mask=np.tril(np.ones((1, 4, 4), "bool"))
+    )
+    model = keras.Model(inputs, x)
+    assert masks(model, np.zeros((2, 4, 6)), "attention:scores") == {"attention:scores": None}
 
 
 def test_a_layer_is_run_once_for_several_taps():

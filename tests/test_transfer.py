@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from small_models import CLASSES, FEATURES, crossentropy, mlp, pair, rows
+from small_models import CLASSES, FEATURES, crossentropy, kl, mlp, pair, rows
 
 import keras_kd as kd
 
@@ -246,6 +246,50 @@ def test_a_function_as_loss():
     weight = np.linspace(0, 2, len(x)).astype("float32")
     logs = distiller.train_on_batch(x, sample_weight=weight, return_dict=True)
     np.testing.assert_allclose(logs["cosine"], (weight * expected).mean(), rtol=1e-4)
+
+
+def test_names_taken_from_losses_are_numbered(tmp_path):
+    """In logs, callbacks, summary and file alike; a given name goes before them."""
+    student, teacher = mlp(name="student"), mlp(name="teacher")
+    hints = [
+        kd.Transfer(kd.losses.Hint(), "hidden", "hidden", projector="linear"),
+        kd.Transfer(kd.losses.Hint(), "logits", "logits", weight=0.5),
+        kd.Transfer(kd.losses.Hint(), "hidden", "hidden", name="hint_1"),
+    ]
+    given = [*hints, kd.losses.SoftTargets(), kd.losses.SoftTargets(4.0)]
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.0), distillation_loss=given, temperature=1.0)
+    names = ["hint", "hint_2", "hint_1", "soft_targets", "soft_targets_1"]
+    assert [transfer.name for transfer in distiller.transfers] == names
+    # Once more, as for every `compile`: the same names.
+    distiller.compile(keras.optimizers.SGD(0.0), distillation_loss=given, temperature=1.0)
+    assert [row["name"] for row in distiller.summary_of_transfers()] == names
+    x, _ = rows()
+    gap = (features(teacher, "hidden", x) - features(student, "hidden", x)) ** 2
+    z_t, z_s = (model.predict(x, verbose=0) for model in (teacher, student))
+    annealing = kd.callbacks.TransferWeightAnnealing("hint_2", start=0.5, end=0.5, epochs=1)
+    logs = distiller.fit(x, batch_size=len(x), verbose=0, callbacks=[annealing]).history
+    assert logs["hint_2_weight"] == [0.5]
+    np.testing.assert_allclose(logs["hint_1"][0], gap.mean(), rtol=1e-5)
+    np.testing.assert_allclose(logs["hint_2"][0], ((z_t - z_s) ** 2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(logs["soft_targets"][0], kl(z_t, z_s, 1.0).mean(), rtol=1e-4)
+    np.testing.assert_allclose(logs["soft_targets_1"][0], kl(z_t, z_s, 4.0).mean(), rtol=1e-4)
+    distiller.save(tmp_path / "d.keras")
+    loaded = kd.load_distiller(tmp_path / "d.keras", teacher=teacher)
+    assert [transfer.name for transfer in loaded.transfers] == names
+    again = loaded.fit(x, batch_size=len(x), verbose=0).history
+    assert {name: again[name] for name in names} == {name: logs[name] for name in names}
+
+
+def test_names_of_several_losses_on_each_output():
+    inputs = keras.Input((FEATURES,))
+    heads = {name: layers.Dense(3, name=name)(inputs) for name in ("a", "b")}
+    teacher = keras.Model(inputs, heads, name="teacher")
+    distiller = kd.Distiller(keras.models.clone_model(teacher), teacher)
+    two = [kd.losses.SoftTargets(), kd.losses.SoftTargets(4.0)]
+    distiller.compile("adam", distillation_loss={"a": two, "b": kd.losses.SoftTargets()})
+    names = [transfer.name for transfer in distiller.transfers]
+    assert names == ["a_soft_targets", "a_soft_targets_1", "b_soft_targets"]
 
 
 def test_a_lambda_has_a_name_too():

@@ -64,6 +64,9 @@ class DistillationLoss(keras.losses.Loss):
     reads_indices: bool = False
     """Whether `call` needs `self.indices`, the row numbers of the batch in the data."""
 
+    single_layer: bool = False
+    """Whether `call` compares one tensor with one, so that lists of layers are refused."""
+
     per_position: ClassVar[bool] = False
     """Whether `call` returns one value per token or pixel, on which a mask acts.
 
@@ -134,8 +137,9 @@ class DistillationLoss(keras.losses.Loss):
             sample_weight: `(batch,)` or the shape of the values.
             labels: Hard labels, for the losses that read them.
             indices: `(batch,)` row numbers in the data, for the losses with a memory.
-            mask: Boolean `(batch, ..., positions)`, `False` where padded.
-                Defaults to the Keras masks that the tensors carry.
+            mask: Boolean `(batch, ..., positions)`, `False` where padded; or with
+                as many axes as the tensors, for their entries. Defaults to the
+                Keras masks that the tensors carry.
             temperature: Used where the loss has none of its own.
             training: Whether losses with a memory may update it.
 
@@ -162,13 +166,31 @@ class DistillationLoss(keras.losses.Loss):
             bound.labels, bound.indices, bound.training = labels, indices, training
             bound.temperature = _in_force(self.temperature, temperature)
             bound.mask = mask
-            if mask is not None and not self.per_position:
-                teacher, student = _zeroed(teacher, mask), _zeroed(student, mask)
+            acting = None
+            if mask is not None:
+                acting = self.mask_of_values(mask, keras.tree.flatten(student)[0])
+                if acting is None:
+                    teacher, student = zeroed(teacher, mask), zeroed(student, mask)
             values = bound.call(teacher, student)
-        weight = _weight(
-            values, sample_weight, mask if self.per_position else None, self.reduction, self.name
-        )
-        return _Reduction(self.name, self.reduction, self.dtype)(values, values, weight)
+        weight = _weight(values, sample_weight, acting, self.reduction, self.name)
+        # A loss in half may compute its values in float32; their sum is one too, then.
+        dtype = keras.backend.result_type(values.dtype, self.dtype)
+        reduced = _Reduction(self.name, self.reduction, dtype)(values, values, weight)
+        return _narrowed(reduced, self.dtype)
+
+    def mask_of_values(self, mask: Tensor, student: Tensor) -> Tensor:
+        """What a mask says of the values of this loss.
+
+        Args:
+            mask: Boolean, of the positions or of the entries of the tensors.
+            student: The student's tensor, or the first of several.
+
+        Returns:
+            Boolean, in the shape of the values; `None` where they mix what the
+            mask tells apart, and masked entries are set to zero instead.
+        """
+        of_entries = len(mask.shape) == len(student.shape) and mask.shape[-1] != 1
+        return mask if self.per_position and not of_entries else None
 
     def bound(self, **context: Any) -> Self:
         """Return a copy in which the given context (`temperature=`, `labels=`, ...) is in force.
@@ -246,6 +268,16 @@ class _Reduction(keras.losses.Loss):
         return y_pred
 
 
+def _narrowed(value: Tensor, dtype: str) -> Tensor:
+    """`value` in this dtype; what is too large for float16 becomes its largest number."""
+    if keras.backend.standardize_dtype(value.dtype) == dtype:
+        return value
+    if dtype == "float16":
+        # The bound leaves the gradient as it is.
+        value = value + ops.stop_gradient(ops.clip(value, -65504.0, 65504.0) - value)
+    return ops.cast(value, dtype)
+
+
 def _tensors(value: Tensor, dtype: str) -> Tensor:
     """`value` as one tensor, or as the structure of tensors that it is."""
 
@@ -313,13 +345,15 @@ def _aligned(argument: str, tensor: Tensor, values: Tensor, name: str) -> Tensor
     return tensor
 
 
-def _zeroed(tensors: Tensor, mask: Tensor) -> Tensor:
+def zeroed(tensors: Tensor, mask: Tensor) -> Tensor:
     """Set the masked positions to zero in every tensor that has the mask's axes."""
 
     def zero(tensor: Tensor) -> Tensor:
         rank = len(mask.shape)
-        if len(tensor.shape) <= rank or any(
-            a is not None and b is not None and a != b
+        # A mask of entries has one of an axis for all, as of the heads of attention.
+        alike = (None, 1) if len(tensor.shape) == rank else (None,)
+        if len(tensor.shape) < rank or any(
+            a is not None and b not in alike and a != b
             for a, b in zip(tensor.shape[:rank], mask.shape)
         ):
             return tensor

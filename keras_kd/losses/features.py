@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive
-from keras_kd.losses.geometry import common_grid, flattened, require_maps, scaled, unit
+from keras_kd.losses.geometry import common_grid, flattened, precise, require_maps, scaled, unit
 from keras_kd.typing import Shape, Tensor
 
 
@@ -72,21 +72,36 @@ def paired_layers(name: str, teacher: Any, student: Any, least: int = 1) -> list
     return list(zip(theirs, ours))
 
 
-def feature_mse(teacher: Tensor, student: Tensor) -> Tensor:
+def averaged(values: Tensor, mask: Tensor = None) -> Tensor:
+    """Mean over the units, and over positions where they get no values of their own.
+
+    Args:
+        values: `(batch, ..., units)`.
+        mask: Boolean `(batch, ..., positions)`; its axes stay. Defaults to none.
+
+    Returns:
+        `(batch,)`; `(batch, tokens)` where there is one axis of tokens; the
+        shape of the mask where that has more.
+    """
+    kept = 2 if len(values.shape) == 3 else 1
+    if mask is not None and len(mask.shape) < len(values.shape):
+        kept = max(kept, len(mask.shape))
+    return ops.mean(values, axis=tuple(range(kept, len(values.shape))))
+
+
+def feature_mse(teacher: Tensor, student: Tensor, mask: Tensor = None) -> Tensor:
     """Mean squared difference of features.
 
     Args:
         teacher: `(batch, units)`, `(batch, tokens, units)` or
             `(batch, height, width, channels)`.
         student: Same shape.
+        mask: Boolean `(batch, ..., positions)`, whose positions get values each.
 
     Returns:
         `(batch,)`, or `(batch, tokens)` where the features have one axis of tokens.
     """
-    squared = ops.square(teacher - student)
-    if len(squared.shape) == 3:
-        return ops.mean(squared, axis=-1)
-    return ops.mean(flattened(squared), axis=-1)
+    return averaged(ops.square(precise(teacher) - precise(student)), mask)
 
 
 def attention_map(features: Tensor, power: float) -> Tensor:
@@ -114,7 +129,7 @@ def flow(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         Tensor `(batch, m, n)`.
     """
-    first, second = _positions(first), _positions(second)
+    first, second = precise(_positions(first)), precise(_positions(second))
     count = ops.cast(ops.shape(first)[1], first.dtype)
     return ops.matmul(ops.transpose(first, (0, 2, 1)), second / count)
 
@@ -183,8 +198,9 @@ def _count(grid: Shape) -> int:
 class Hint(FeatureLoss):
     """Mean squared difference between a teacher's and a student's features.
 
-    `mean((f_t - projector(f_s))**2)`; the projector is the transfer's. The
-    paper's weight in a sum with the hard loss is 100.
+    `mean((f_t - projector(f_s))**2)`; the projector is the transfer's. Lists of
+    layers give the mean over the pairs. The paper's weight in a sum with the
+    hard loss is 100.
 
     Args:
         reduction: As in `keras.losses.Loss`.
@@ -193,15 +209,16 @@ class Hint(FeatureLoss):
 
     Call arguments:
         y_true: Teacher features, `(batch, units)`, `(batch, tokens, units)` or
-            `(batch, height, width, channels)`.
-        y_pred: Student features after the projector, same shape.
+            `(batch, height, width, channels)`, or a list of them.
+        y_pred: Student features after the projector, same shape, or as long a list.
 
     Returns:
         Squared units of the features, `(batch,)`, or `(batch, tokens)`, before
         reduction.
 
     Raises:
-        ValueError: If the shapes differ and no projector joins them.
+        ValueError: If the shapes differ and no projector joins them, the lists
+            differ in length, or only some of the layers have tokens.
 
     Examples:
         >>> loss = Hint()
@@ -223,13 +240,24 @@ class Hint(FeatureLoss):
         super().__init__(reduction, name, dtype)
 
     def build(self, teacher_shape: Any, student_shape: Any) -> None:
-        """Check that both sides have the same shape."""
-        same_shape(self.name, teacher_shape, student_shape)
+        """Check that both sides have the same shape, layer by layer."""
+        pairs = paired_layers(self.name, teacher_shape, student_shape)
+        for pair in pairs:
+            same_shape(self.name, *pair)
+        positions = {tuple(ours[1:2]) if len(ours) == 3 else () for _, ours in pairs}
+        if len(positions) > 1:
+            raise ValueError(
+                f"`{self.name}` takes the mean over layers whose values fit together: all with "
+                f"the same tokens, or none with tokens. Received: {[ours for _, ours in pairs]}. "
+                "Use one transfer for each pair of layers."
+            )
         super().build(teacher_shape, student_shape)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)` or `(batch, tokens)`."""
-        return feature_mse(y_true, y_pred)
+        pairs = paired_layers(self.name, y_true, y_pred)
+        values = [feature_mse(*pair, self.mask) for pair in pairs]
+        return sum(values) / len(values)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -423,7 +451,8 @@ class ICKD(FeatureLoss):
     """Match which channels respond together (inter-channel correlation).
 
     `sum((G_t - G_s)**2) / channels`, `G = F' F` over the positions with rows of
-    length 1. The reference weight beside the hard loss is 2.5.
+    length 1. Lists of layers give the mean over the pairs. The reference weight
+    beside the hard loss is 2.5.
 
     Args:
         reduction: As in `keras.losses.Loss`.
@@ -432,14 +461,16 @@ class ICKD(FeatureLoss):
 
     Call arguments:
         y_true: Teacher features, `(batch, height, width, channels)` or
-            `(batch, positions, channels)`.
-        y_pred: Student features with the same channels; the grid may differ.
+            `(batch, positions, channels)`, or a list of them.
+        y_pred: Student features with the same channels, or as long a list; the
+            grid may differ.
 
     Returns:
         Dimensionless, `(batch,)` before reduction.
 
     Raises:
-        ValueError: If the features have no positions, or channels differ.
+        ValueError: If the features have no positions, channels differ, or the
+            lists differ in length.
 
     Examples:
         >>> import numpy as np
@@ -461,11 +492,15 @@ class ICKD(FeatureLoss):
 
     def build(self, teacher_shape: Any, student_shape: Any) -> None:
         """Check that both sides have maps of the same channels."""
-        require_maps(self.name, teacher_shape, student_shape)
-        same_channels(self.name, teacher_shape, student_shape)
+        for pair in paired_layers(self.name, teacher_shape, student_shape):
+            require_maps(self.name, *pair)
+            same_channels(self.name, *pair)
         super().build(teacher_shape, student_shape)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)`."""
-        difference = channel_correlation(y_true) - channel_correlation(y_pred)
-        return ops.sum(ops.square(difference), axis=(1, 2)) / y_pred.shape[-1]
+        values = []
+        for teacher, student in paired_layers(self.name, y_true, y_pred):
+            difference = channel_correlation(teacher) - channel_correlation(student)
+            values.append(ops.sum(ops.square(difference), axis=(1, 2)) / student.shape[-1])
+        return sum(values) / len(values)

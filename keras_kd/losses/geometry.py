@@ -7,6 +7,12 @@ from keras import ops
 from keras_kd.typing import Tensor
 
 
+def precise(x: Tensor) -> Tensor:
+    """`x` in float32 where it is a half: sums of products past 65504 overflow in float16."""
+    half = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
+    return ops.cast(x, "float32") if half else x
+
+
 def scaled(x: Tensor, axis: int | tuple[int, ...]) -> Tensor:
     """`x` divided by its largest size along `axis`, which counts as a constant.
 

@@ -8,8 +8,15 @@ import numpy as np
 from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive, require_weights
-from keras_kd.losses.features import paired_layers, same_shape
-from keras_kd.losses.geometry import averaged_to, common_grid, flattened, require_maps, unit
+from keras_kd.losses.features import averaged, paired_layers, same_shape
+from keras_kd.losses.geometry import (
+    averaged_to,
+    common_grid,
+    flattened,
+    precise,
+    require_maps,
+    unit,
+)
 from keras_kd.typing import Shape, Tensor
 
 
@@ -30,7 +37,7 @@ def factor_difference(teacher: Tensor, student: Tensor) -> Tensor:
     return ops.mean(ops.abs(unit(flattened(teacher)) - unit(flattened(student))), axis=-1)
 
 
-def gaussian_nll(teacher: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def gaussian_nll(teacher: Tensor, mean: Tensor, variance: Tensor, mask: Tensor = None) -> Tensor:
     """Negative log-likelihood of the teacher's features, `log(2 pi) / 2` left out.
 
     `mean of ((mean - f_t)**2 / variance + log(variance)) / 2`.
@@ -39,14 +46,13 @@ def gaussian_nll(teacher: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         teacher: `(batch, ..., channels)`.
         mean: Predicted features, same shape.
         variance: `(channels,)`, positive.
+        mask: Boolean `(batch, ..., positions)`, whose positions get values each.
 
     Returns:
         `(batch,)`, or `(batch, tokens)` where the features have one axis of tokens.
     """
-    values = 0.5 * (ops.square(mean - teacher) / variance + ops.log(variance))
-    if len(values.shape) == 3:
-        return ops.mean(values, axis=-1)
-    return ops.mean(flattened(values), axis=-1)
+    teacher, mean, variance = precise(teacher), precise(mean), precise(variance)
+    return averaged(0.5 * (ops.square(mean - teacher) / variance + ops.log(variance)), mask)
 
 
 def pyramid_mse(teacher: Tensor, student: Tensor, levels: tuple[int, ...]) -> Tensor:
@@ -63,7 +69,7 @@ def pyramid_mse(teacher: Tensor, student: Tensor, levels: tuple[int, ...]) -> Te
     Returns:
         Tensor `(batch,)`.
     """
-    difference = teacher - student
+    difference = precise(teacher) - precise(student)
     height, width = difference.shape[1:3]
     value, total, share = _mean_square(difference), 1.0, 1.0
     for level in levels:
@@ -78,7 +84,7 @@ def pyramid_mse(teacher: Tensor, student: Tensor, levels: tuple[int, ...]) -> Te
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    return ops.mean(ops.square(flattened(x)), axis=-1)
+    return ops.mean(ops.square(precise(flattened(x))), axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -124,6 +130,8 @@ class FactorTransfer(FeatureLoss):
     Reference:
         - [Kim et al., 2018](https://arxiv.org/abs/1802.04977), section 3
     """
+
+    single_layer = True
 
     def __init__(
         self,
@@ -181,9 +189,9 @@ class FactorTransfer(FeatureLoss):
             return factor_difference(y_true, y_pred)
         factor = self.encoder(y_true)
         rebuilt = self.decoder(factor)
-        error = ops.mean(flattened(ops.square(rebuilt - y_true)), axis=-1)
+        error = _mean_square(rebuilt - y_true)
         theirs, ours = common_grid(ops.stop_gradient(factor), self.translator(y_pred), self.name)
-        return factor_difference(theirs, ours) + self.reconstruction * error
+        return precise(factor_difference(theirs, ours)) + self.reconstruction * error
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this loss."""
@@ -248,6 +256,7 @@ class VID(FeatureLoss):
     """
 
     per_position: ClassVar[bool] = True
+    single_layer = True
 
     def __init__(
         self,
@@ -299,7 +308,8 @@ class VID(FeatureLoss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)` or `(batch, tokens)`."""
         teacher, student = common_grid(y_true, y_pred, self.name)
-        return gaussian_nll(teacher, self.mean(student), self.variance(teacher))
+        mean, variance = self.mean(student), self.variance(teacher)
+        return gaussian_nll(teacher, mean, variance, self.mask)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this loss."""
@@ -349,6 +359,8 @@ class SimKD(FeatureLoss):
     Reference:
         - [Chen et al., 2022](https://arxiv.org/abs/2203.14001), section 3
     """
+
+    single_layer = True
 
     def __init__(
         self,

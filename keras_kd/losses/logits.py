@@ -235,6 +235,7 @@ class LogitLoss(DistillationLoss):
     """
 
     reads_logits: ClassVar[bool] = True
+    single_layer = True
     per_position: ClassVar[bool] = True
 
     def __init__(

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive, require_weights
-from keras_kd.losses.geometry import flattened, huber, unit
+from keras_kd.losses.geometry import flattened, huber, precise, unit
 from keras_kd.typing import Tensor
 
 
@@ -154,6 +154,8 @@ class RelationLoss(FeatureLoss):
         dtype: Precision of the computation.
     """
 
+    single_layer = True
+
     def build(self, teacher_shape: Any, student_shape: Any) -> None:
         """Check that both sides are `(batch, ...)` with features."""
         for shape in (teacher_shape, student_shape):
@@ -167,7 +169,7 @@ class RelationLoss(FeatureLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)`."""
-        return self.compare(flattened(y_true), flattened(y_pred))
+        return self.compare(precise(flattened(y_true)), precise(flattened(y_pred)))
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The values `(batch,)` from features `(batch, features)`."""

@@ -8,13 +8,13 @@ from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive
 from keras_kd.losses.features import paired_layers, same_shape
-from keras_kd.losses.geometry import unit
+from keras_kd.losses.geometry import precise, unit
 from keras_kd.typing import Shape, Tensor
 
 
 def hidden_mse(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean over the units of the squared difference, `(batch, ..., units)` to `(batch, ...)`."""
-    return ops.mean(ops.square(teacher - student), axis=-1)
+    return ops.mean(ops.square(precise(teacher) - precise(student)), axis=-1)
 
 
 def hidden_cosine(teacher: Tensor, student: Tensor) -> Tensor:
@@ -30,7 +30,8 @@ def score_mse(teacher: Tensor, student: Tensor, mask: Tensor = None) -> Tensor:
     Args:
         teacher: `(batch, heads, queries, keys)`.
         student: Same shape.
-        mask: Boolean `(batch, keys)`: keys that count. Defaults to all.
+        mask: Boolean `(batch, keys)`: keys that count; or
+            `(batch, 1, queries, keys)`: pairs that count. Defaults to all.
 
     Returns:
         Tensor `(batch, queries)`.
@@ -39,10 +40,12 @@ def score_mse(teacher: Tensor, student: Tensor, mask: Tensor = None) -> Tensor:
     def allowed(scores: Tensor) -> Tensor:
         return ops.where(scores <= -100.0, ops.zeros_like(scores), scores)
 
-    squared = ops.mean(ops.square(allowed(teacher) - allowed(student)), axis=1)
+    teacher, student = allowed(precise(teacher)), allowed(precise(student))
+    squared = ops.mean(ops.square(teacher - student), axis=1)
     if mask is None:
         return ops.mean(squared, axis=-1)
-    valid = ops.cast(mask, squared.dtype)[:, None, :]
+    valid = ops.cast(mask, squared.dtype)
+    valid = valid[:, None, :] if len(valid.shape) == 2 else valid[:, 0]
     # `where` first: what stands in padded keys may be no number.
     squared = ops.where(valid > 0, squared, ops.zeros_like(squared))
     return ops.sum(squared, axis=-1) / ops.maximum(ops.sum(valid, axis=-1), 1.0)
@@ -183,7 +186,8 @@ class AttentionScores(FeatureLoss):
     Call arguments:
         y_true: Teacher scores `(batch, heads, queries, keys)`, or a list of them.
         y_pred: Student scores of the same shape, or as long a list.
-        mask: Boolean `(batch, tokens)`, for self-attention.
+        mask: Boolean `(batch, tokens)`, for self-attention, or
+            `(batch, 1, queries, keys)`, as `":scores"` carry it.
 
     Returns:
         Squared scores, `(batch, queries)` before reduction.
@@ -221,6 +225,10 @@ class AttentionScores(FeatureLoss):
                     "`MiniLM` where the numbers of heads differ."
                 )
         super().build(teacher_shape, student_shape)
+
+    def mask_of_values(self, mask: Tensor, student: Tensor) -> Tensor:
+        """Queries that count: those with a key that counts."""
+        return ops.any(mask[:, 0], axis=-1) if len(mask.shape) == 4 else mask
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, queries)`."""
@@ -307,7 +315,7 @@ class MiniLM(FeatureLoss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, tokens)`."""
         values = [
-            relation_kl(theirs, ours, self.relation_heads, self.mask)
+            relation_kl(precise(theirs), precise(ours), self.relation_heads, self.mask)
             for theirs, ours in paired_layers(self.name, y_true, y_pred)
         ]
         return sum(values)

@@ -6,6 +6,8 @@ import pytest
 from small_models import crossentropy, hard_loss, kl
 
 import keras_kd as kd
+from keras_kd import taps
+from keras_kd.masks import keras_mask
 
 keras_hub = pytest.importorskip("keras_hub")
 VOCABULARY, LENGTH, COUNT = 30, 8, 4
@@ -95,6 +97,44 @@ def test_a_classifier_with_hidden_states_and_attention_relations():
     gap = np.mean((hidden[1] @ kernel + bias - hidden[0]) ** 2)
     np.testing.assert_allclose(logs["hidden_state"][0], gap, rtol=1e-4)
     assert logs["minilm"][0] > 0
+
+
+def encoder(name):
+    inputs = keras.Input((LENGTH,), dtype="int32")
+    x = keras.layers.Embedding(VOCABULARY, 8, mask_zero=True, name="words")(inputs)
+    x = keras_hub.layers.TransformerEncoder(16, 2, name="encoder")(x)
+    return spread(keras.Model(inputs, keras.layers.Dense(3)(x), name=name))
+
+
+def test_the_padding_inside_the_blocks():
+    """A mask that the block takes over from an embedding, or from an input of its own."""
+    x = tokens()
+    valid = x["padding_mask"] > 0
+    teacher, student = encoder("teacher"), encoder("student")
+    attention = "encoder/self_attention_layer"
+    queries = []
+    for model in (teacher, student):
+        words = model.get_layer("words")(x["token_ids"])
+        layer = taps.find(model, attention, "student").layer
+        queries.append(np.array(layer.query_dense(words)))
+    distiller = kd.Distiller(student, teacher)
+    paths = [f"{attention}:query"] * 2
+    distiller.compile(
+        keras.optimizers.SGD(0.0), distillation_loss=kd.Transfer(kd.losses.Hint(), *paths)
+    )
+    logs = distiller.fit(x["token_ids"], batch_size=COUNT, verbose=0).history
+    gap = ((queries[0] - queries[1]) ** 2).mean((2, 3))[valid].mean()
+    np.testing.assert_allclose(logs["hint"][0], gap, rtol=1e-4)
+
+    explicit = classifier(1, 8, "explicit")
+    attention = "backbone/transformer_layer_0/self_attention_layer"
+    found = {kind: taps.find(explicit, attention + kind, "student") for kind in ("", ":scores")}
+    tensors = taps.read(explicit, x, found, False).tensors
+    np.testing.assert_array_equal(np.array(keras_mask(tensors[""])), valid)
+    np.testing.assert_array_equal(
+        np.array(keras_mask(tensors[":scores"])),
+        valid[:, None, :, None] & valid[:, None, None, :],
+    )
 
 
 def test_raw_text_through_the_preprocessor_of_the_task(tmp_path):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from small_models import crossentropy, hard_loss, kl
+from small_models import crossentropy, hard_loss, kl, log_softmax
 
 import keras_kd as kd
 from keras_kd import step
@@ -188,3 +188,75 @@ def test_a_causal_language_model_learns_the_next_token():
     later = x.copy()
     later[0, -1] = 1 + later[0, -1] % (VOCABULARY - 1)
     np.testing.assert_allclose(student.predict(later, verbose=0)[0, :-1], z_s[0, :-1], atol=1e-6)
+
+
+def _attending(width, name):
+    inputs = keras.Input((LENGTH,), dtype="int32")
+    x = layers.Embedding(VOCABULARY, width, mask_zero=True, name="words")(inputs)
+    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    model = keras.Model(inputs, layers.Dense(TAGS)(x), name=name)
+    # Wide enough apart that scores and relations differ by more than rounding.
+    model.get_layer("words").set_weights([np.random.default_rng(width).normal(size=(9, width))])
+    return model
+
+
+def _log_relations(states, valid):
+    products = np.einsum("bqhd,bkhd->bhqk", states, states) / np.sqrt(states.shape[-1])
+    return log_softmax(np.where(valid[:, None, None, :], products, -np.inf))
+
+
+def test_padding_counts_for_nothing_inside_attention():
+    student, teacher = _attending(5, "student"), _attending(7, "teacher")
+    x, _, valid = _padded()
+    query, key, words = [], [], []
+    for model in (teacher, student):
+        words.append(np.array(model.get_layer("words")(x)))
+        layer = model.get_layer("attention")
+        query.append(np.array(layer.query_dense(words[-1])))
+        key.append(np.array(layer.key_dense(words[-1])))
+    scores = [np.einsum("bqhd,bkhd->bhqk", q, k) / 2 for q, k in zip(query, key)]
+    gap = ((scores[0] - scores[1]) ** 2).mean(1)
+    by_query = (gap * valid[:, None, :]).sum(-1) / valid.sum(-1)[:, None]
+    log_p, log_q = (_log_relations(states, valid) for states in query)
+    terms = np.where(valid[:, None, None, :], np.exp(log_p) * (log_p - log_q), 0)
+    relations = terms.sum(-1).mean(1)
+    pairs = (valid[:, None, :, None] & valid[:, None, None, :]) * np.ones((1, 2, 1, 1))
+    entries = (scores[0] - scores[1]) ** 2 * pairs
+    attends, asks = ("attention:scores",) * 2, ("attention:query",) * 2
+    transfers = {
+        "scores": kd.Transfer(kd.losses.AttentionScores(), *attends),
+        "relations": kd.Transfer(kd.losses.MiniLM(relation_heads=2), *asks),
+        "queries": kd.Transfer(kd.losses.Hint(), *asks),
+        "plain": kd.Transfer(keras.losses.MeanSquaredError(), *attends),
+        "function": kd.Transfer(lambda t, s: ops.mean((t - s) ** 2, axis=(1, 2, 3)), *attends),
+        "words": kd.Transfer(kd.losses.PKT(), "words", "words"),
+    }
+    for name, transfer in transfers.items():
+        transfer.name = name
+    expected = {
+        "scores": by_query[valid].mean(),
+        "relations": relations[valid].mean(),
+        "queries": ((query[0] - query[1]) ** 2).mean((2, 3))[valid].mean(),
+        # A loss of Keras, or of the user, reads zeros in place of padding.
+        "plain": entries.mean(),
+        "function": entries.mean(),
+        "words": pkt(*(side * valid[..., None] for side in words)).mean(),
+    }
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.0), distillation_loss=list(transfers.values()))
+    logs = distiller.fit(x, batch_size=COUNT, verbose=0).history
+    for name, value in expected.items():
+        np.testing.assert_allclose(logs[name][0], value, rtol=1e-4, err_msg=name)
+
+
+def pkt(teacher, student):
+    """Probabilities with which samples are neighbors, in NumPy."""
+
+    def neighbors(features):
+        flat = features.reshape(len(features), -1)
+        direction = flat / np.linalg.norm(flat, axis=-1, keepdims=True)
+        likeness = (direction @ direction.T + 1) / 2
+        return likeness / likeness.sum(-1, keepdims=True)
+
+    p, q = neighbors(teacher), neighbors(student)
+    return (p * (np.log(p + 1e-7) - np.log(q + 1e-7))).mean(-1)

@@ -87,3 +87,30 @@ def test_the_label_for_none_is_refused_where_the_loss_does_not_ignore_it():
     distiller.compile("sgd", crossentropy(ignore_class=-2))
     with pytest.raises(ValueError, match="Labels run from -1"):
         distiller.fit(x, y, verbose=0)
+
+
+@pytest.mark.parametrize("metrics", [None, ["accuracy"]])
+def test_no_loss_is_made_up_where_none_is_computed(metrics):
+    """A `val_loss` of 0 would stop the training early."""
+    student, teacher = pair()
+    x, y = rows(8)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.1), metrics=metrics)
+    logs = distiller.fit(x, y, validation_data=(x, y), epochs=2, verbose=0).history
+    assert "loss" in logs
+    found = {name for name in logs if name.startswith("val_")}
+    assert found == ({"val_accuracy"} if metrics else set())
+    right = student.predict(x, verbose=0).argmax(-1) == y
+    expected = {"accuracy": pytest.approx(right.mean())} if metrics else {}
+    assert distiller.evaluate(x, y, verbose=0, return_dict=True) == expected
+    assert distiller.evaluate(x, y, verbose=0) == (expected["accuracy"] if metrics else [])
+
+
+def test_the_loss_is_that_of_the_teacher_where_evaluation_asks_for_it():
+    student, teacher = pair()
+    x, _ = rows(8)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.1), temperature=2.0, evaluate_distillation=True)
+    soft = kl(teacher.predict(x, verbose=0), student.predict(x, verbose=0), 2.0).mean()
+    found = distiller.evaluate(x, verbose=0, return_dict=True)
+    np.testing.assert_allclose(found["loss"], soft, rtol=1e-5)

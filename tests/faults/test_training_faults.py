@@ -193,9 +193,40 @@ def test_unknown_layers_with_close_matches():
             compiled(student, teacher, distillation_loss=kd.Transfer(kd.losses.Hint(), *paths))
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        kd.losses.SoftTargets(),
+        kd.losses.DIST(),
+        kd.losses.RKD(),
+        kd.losses.CRD(),
+        kd.losses.VID(),
+        kd.losses.SimKD(),
+        kd.losses.FactorTransfer(),
+        keras.losses.MeanSquaredError(),
+    ],
+    ids=lambda loss: loss.name,
+)
+def test_several_layers_for_a_loss_that_compares_one(loss):
+    student, teacher = pair()
+    match = f"`{loss.name}` compares one layer with one layer.*one transfer for each pair"
+    for listed in ({"teacher": ["hidden", "logits"]}, {"student": ["hidden"]}):
+        transfer = kd.Transfer(loss, **{"teacher": "hidden", "student": "hidden", **listed})
+        with pytest.raises(ValueError, match=match):
+            compiled(student, teacher, distillation_loss=transfer)
+
+
+def test_hints_of_layers_that_have_no_mean():
+    tokens, units = np.zeros((2, 3, 4)), np.zeros((2, 4))
+    with pytest.raises(ValueError, match="`hint` takes the mean over layers.*one transfer"):
+        kd.losses.Hint()([tokens, units], [tokens, units])
+    with pytest.raises(ValueError, match="`hint` compares layer with layer.*2 teacher layers"):
+        kd.losses.Hint()([units, units], [units])
+
+
 def test_two_transfers_of_one_name():
     student, teacher = pair()
-    hints = [kd.Transfer(kd.losses.Hint(), "hidden", "hidden", projector="linear") for _ in "ab"]
+    hints = [kd.Transfer(kd.losses.Hint(), "hidden", "hidden", name="hint") for _ in "ab"]
     with pytest.raises(ValueError, match="transfer name `hint` is used twice.*`name=`"):
         compiled(student, teacher, distillation_loss=hints)
     with pytest.raises(ValueError, match="transfer name `loss` is a log of the distiller"):
@@ -204,6 +235,40 @@ def test_two_transfers_of_one_name():
             teacher,
             distillation_loss=kd.Transfer(kd.losses.SoftTargets(), name="loss"),
         )
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.KLDivergence(),
+        keras.losses.kl_divergence,
+        keras.losses.CategoricalCrossentropy(),
+        keras.losses.BinaryCrossentropy(),
+    ],
+)
+def test_a_loss_of_probabilities_on_logits(loss):
+    student, teacher = pair()
+    match = "compares probabilities, and the teacher `teacher` ends in logits.*`keras_kd.losses.Sof"
+    with pytest.raises(ValueError, match=match):
+        compiled(student, teacher, distillation_loss=loss)
+    told = kd.Distiller(student, teacher, from_logits=False)
+    told.compile("adam", distillation_loss=loss)
+
+
+def test_a_loss_of_probabilities_where_there_are_some():
+    x, _ = rows()
+    teacher = mlp(name="teacher", activation="softmax")
+    with pytest.raises(ValueError, match="and the student `student` ends in logits"):
+        compiled(mlp(name="student"), teacher, distillation_loss=keras.losses.KLDivergence())
+    soft = kd.Transfer(keras.losses.CategoricalCrossentropy(from_logits=True))
+    compiled(mlp(name="student"), teacher, distillation_loss=soft)
+    student = mlp(name="student", activation="softmax")
+    p, q = (np.array(model(x), "float64") for model in (teacher, student))
+    divergence = keras.losses.KLDivergence()
+    distiller = compiled(student, teacher, loss=None, distillation_loss=divergence)
+    logs = distiller.fit(x, batch_size=len(x), verbose=0).history
+    expected = (p * np.log(p / q)).sum(-1).mean()
+    np.testing.assert_allclose(logs["distillation_loss"][0], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_distillation_loss_that_is_none():

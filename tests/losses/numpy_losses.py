@@ -32,6 +32,11 @@ def hint(t, s):
     return squared.mean(-1) if t.ndim == 3 else squared.reshape(len(t), -1).mean(-1)
 
 
+def mean_of(formula):
+    """The mean over pairs of layers."""
+    return lambda teacher, student: np.mean([formula(*pair) for pair in zip(teacher, student)], 0)
+
+
 def reverse_kl(t, s, temperature=1.0):
     return soft_targets(s, t, temperature) / temperature**2
 

@@ -43,6 +43,12 @@ def two_layers(rng, batch):
     return tuple([rng.normal(0, 1, (batch, *shape)) for shape in side] for side in shapes)
 
 
+def two_images(rng, batch):
+    """Two maps on each side, of two sizes, alike on both sides."""
+    shapes = (4, 4, 3), (2, 2, 5)
+    return tuple([rng.normal(0, 1, (batch, *shape)) for shape in shapes] for _ in range(2))
+
+
 def levels(rng, batch):
     """Three levels, shallow to deep, the last one pooled."""
     shapes = ((6, 6, 4), (3, 3, 6), (8,)), ((8, 8, 3), (4, 4, 5), (6,))
@@ -212,6 +218,9 @@ ROWS = {
     ),
     "hint": Row(losses.Hint, formulas.hint, images, sequences=tokens),
     "hint_units": Row(losses.Hint, formulas.hint, logits),
+    "hint_layers": Row(
+        losses.Hint, formulas.mean_of(formulas.hint), two_images, sequences=two_states
+    ),
     "attention_transfer": Row(
         losses.AttentionTransfer, formulas.rows_of(formulas.attention_transfer), unequal_maps
     ),
@@ -230,6 +239,7 @@ ROWS = {
         lambda rng, batch: (rng.normal(0, 1, (batch, 2, 2, 7)), rng.normal(0, 1, (batch, 2, 2, 5))),
     ),
     "ickd": Row(losses.ICKD, formulas.rows_of(formulas.ickd), images),
+    "ickd_layers": Row(losses.ICKD, formulas.mean_of(formulas.rows_of(formulas.ickd)), two_images),
     "factor_transfer": Row(
         losses.FactorTransfer, formulas.rows_of(formulas.factor_transfer), images
     ),
@@ -477,6 +487,37 @@ def test_half_precision(row, dtype, rng, gradient):
     )
     found = gradient(lambda s: ops.cast(loss(half_teacher, s, **context), "float32"), half_student)
     assert finite(found)
+
+
+WIDE = ("similarity_preserving", "rkd", "correlation_congruence", "pkt")
+# The slope of FSP grows with the cube of the features and is past float16 itself; ReviewKD
+# normalizes batches of such features in float16.
+STEEPER_THAN_FLOAT16 = {"fsp", "reviewkd"}
+
+
+@rows(FEATURES - STEEPER_THAN_FLOAT16)
+def test_large_features_in_float16(row, rng, gradient):
+    """Squares of them, and their sums, are past 65504."""
+    teacher, student = row.data(rng, 4)
+    context = row.context(rng, (4,))
+    large = mapped(lambda a: (300 * a).astype("float16"), teacher, student)
+    loss = row.loss(dtype="float16")
+    found = loss(*large, **context)
+    assert keras.backend.standardize_dtype(found.dtype) == "float16"
+    assert finite(found)
+    assert finite(gradient(lambda s: ops.cast(loss(large[0], s, **context), "float32"), large[1]))
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_features_in_float16(name, rng, gradient):
+    """Sums over so many units are past 65504; constant features have no direction."""
+    row = ROWS[name]
+    teacher, student = 3 * rng.normal(size=(2, 8, 8192)).astype("float16")
+    loss = row.loss(dtype="float16")
+    reference = row.loss(dtype="float64")(teacher.astype("float64"), student.astype("float64"))
+    np.testing.assert_allclose(float(loss(teacher, student)), float(reference), rtol=1e-2)
+    for side in (student, np.ones_like(student)):
+        assert finite(gradient(lambda s: ops.cast(loss(teacher, s), "float32"), side))
 
 
 @rows(LOGITS)
