@@ -192,9 +192,7 @@ class Transfer(keras.layers.Layer):
                 temperature=temperature,
                 training=training,
             )
-        if isinstance(self.loss, keras.losses.Loss):
-            return self.loss(teacher, student, sample_weight)
-        return _FunctionLoss(self.loss)(teacher, student, sample_weight)
+        return averaged(self.loss)(teacher, student, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this transfer."""
@@ -229,11 +227,31 @@ class Transfer(keras.layers.Layer):
 
 
 class _FunctionLoss(keras.losses.Loss):
-    """A user's function of teacher and student, weighted and reduced by Keras."""
+    """A function of one value per sample, weighted and averaged by Keras."""
 
     def __init__(self, function: Any) -> None:
         super().__init__(name=_name_of(function))
-        self.call = function
+        self.function = function
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        tensors = ops.is_tensor(y_true) and ops.is_tensor(y_pred)
+        if tensors and len(y_true.shape) + 1 == len(y_pred.shape) and y_pred.shape[-1] == 1:
+            # `(batch,)` beside `(batch, 1)` would be broadcast to all pairs.
+            y_true = ops.expand_dims(y_true, -1)
+        return self.function(y_true, y_pred)
+
+
+def averaged(loss: Any) -> Any:
+    """A loss that weighs its samples and returns their mean, made of a function if it is one.
+
+    Args:
+        loss: A `keras.losses.Loss`, or `fn(y_true, y_pred)` that returns one
+            value per sample.
+
+    Returns:
+        The loss itself, or one around the function.
+    """
+    return loss if isinstance(loss, keras.losses.Loss) else _FunctionLoss(loss)
 
 
 def _name_of(loss: Any) -> str:

@@ -182,3 +182,82 @@ def test_peers_save_and_load(data, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "peers.keras")
     for a, b in zip(peers.predict(x, verbose=0), loaded.predict(x, verbose=0)):
         np.testing.assert_array_equal(a, b)
+
+
+def _probabilities(kind):
+    """A trainer whose outputs are softmax, the same weights every time."""
+    keras.utils.set_random_seed(3)
+    if kind is kd.MutualLearning:
+        return kind([dense(2, "a", "softmax"), dense(3, "b", "softmax")])
+    inputs = keras.Input((4,))
+    exits = [keras.layers.Dense(3, "softmax", name=name)(inputs) for name in ("e1", "e2")]
+    return kind(keras.Model(inputs, exits))
+
+
+@pytest.mark.parametrize("kind", [kd.MutualLearning, kd.SelfDistillation])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_loss_by_name_is_the_mean_over_the_batch(data, kind, weighted):
+    """Loss and step are those of the Keras loss object, with weights too."""
+    x, y = data
+    weights = np.linspace(0, 2, len(x)).astype("float32") if weighted else None
+    found = []
+    for loss in (
+        "sparse_categorical_crossentropy",
+        keras.losses.sparse_categorical_crossentropy,
+        keras.losses.SparseCategoricalCrossentropy(),
+    ):
+        trainer = _probabilities(kind)
+        trainer.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
+        logs = trainer.train_on_batch(x, y, weights, return_dict=True)
+        found.append((logs, trainer.get_weights()))
+    for logs, values in found[:-1]:
+        np.testing.assert_allclose(logs["loss"], found[-1][0]["loss"], rtol=1e-6)
+        for ours, theirs in zip(values, found[-1][1]):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_peers_with_one_unit_and_labels_without_its_axis():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 2, 8)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    students = [
+        keras.Model(inputs, keras.layers.Dense(1, "sigmoid")(inputs), name=name) for name in "ab"
+    ]
+    p = students[0].predict(x, verbose=0)[:, 0]
+    peers = kd.MutualLearning(students)
+    peers.compile(
+        keras.optimizers.SGD(0.0),
+        "binary_crossentropy",
+        distillation_loss=kd.losses.BinarySoftTargets(),
+    )
+    logs = peers.train_on_batch(x, y, return_dict=True)
+    expected = -np.where(y == 1, np.log(p), np.log(1 - p)).mean()
+    np.testing.assert_allclose(logs["a_loss"], expected, rtol=1e-4)
+
+
+def test_losses_between_peers_read_the_labels(data):
+    x, y = data
+    students = [dense(2, "a"), dense(3, "b")]
+    z = [student.predict(x, verbose=0) for student in students]
+    loss = kd.losses.DecoupledKD(temperature=1.0)
+    peers = kd.MutualLearning(students)
+    peers.compile(keras.optimizers.SGD(0.0), LOSS, distillation_loss=loss)
+    logs = peers.train_on_batch(x, y, return_dict=True)
+    expected = float(loss(z[1], z[0], labels=y)) + float(loss(z[0], z[1], labels=y))
+    np.testing.assert_allclose(logs["distillation_loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (kd.Transfer(kd.losses.Hint(), "dense", "dense"), ValueError, "transfer `hint`"),
+        (kd.losses.VID(), ValueError, "no layers or memory"),
+        ([kd.losses.SoftTargets()], TypeError, "one loss between logits"),
+        ("kl_divergence", TypeError, "one loss between logits"),
+    ],
+)
+def test_peers_refuse_losses_that_read_more_than_logits(loss, error, message):
+    peers = kd.MutualLearning([dense(2, "a"), dense(3, "b")])
+    with pytest.raises(error, match=message):
+        peers.compile("sgd", LOSS, distillation_loss=loss)
