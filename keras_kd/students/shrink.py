@@ -224,6 +224,9 @@ class _Builder:
         else:
             copy = type(layer).from_config({**layer.get_config(), **changes})
         copy.trainable = True
+        if getattr(layer, "lora_rank", None):
+            # An update would freeze a kernel that has learned nothing yet.
+            copy.lora_rank = copy.lora_alpha = None
         if isinstance(layer, keras.layers.Normalization) and layer.weights:
             copy.build(tuple(layer.input.shape))
             # Unlike `set_weights`, this also makes the constants that the layer computes with.
