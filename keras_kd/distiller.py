@@ -195,7 +195,8 @@ class Distiller(Guarded, Measured, Saved):
         Raises:
             ValueError: If a value is out of range, `alpha` is given beside an
                 explicit weight, there is no loss at all, a layer is not found,
-                or the outputs do not fit together.
+                the outputs do not fit together, or a projector or a loss with
+                layers is another distiller's.
         """
         setup = self._setup
         checks.weights(alpha, student_loss_weight, distillation_loss_weight, loss is not None)

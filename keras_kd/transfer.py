@@ -1,13 +1,16 @@
 """What a loss reads on either side, through which projector, and with what weight."""
 
 import math
+import weakref
+from collections.abc import MutableMapping
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_kd import projectors
-from keras_kd.losses.base import DistillationLoss, joint_mask
+from keras_kd.graph import copy_built, copy_layer
+from keras_kd.losses.base import DistillationLoss, joint_mask, owns_layers
 from keras_kd.typing import Tensor
 
 Taps = str | list[str] | None
@@ -194,6 +197,47 @@ class Transfer(keras.layers.Layer):
             )
         return averaged(self.loss)(teacher, student, sample_weight)
 
+    def fresh(self) -> "Transfer":
+        """Make a transfer with the same arguments for another pair of models.
+
+        Returns:
+            A transfer that has learned nothing; a projector that was given
+            with weights is copied with them.
+        """
+        projector: Any = self.projector
+        if isinstance(projector, keras.layers.Layer):
+            given = projector.built and not self.built
+            projector = copy_built(projector) if given else copy_layer(projector)
+        return type(self)(
+            fresh_loss(self.loss),
+            self.teacher,
+            self.student,
+            projector,
+            float(ops.convert_to_numpy(self.weight)),
+            self.name,
+        )
+
+    def _learners(self) -> list[Any]:
+        """What learns for one pair of models: a loss with layers, and what has the projector."""
+        found = [self.loss] if owns_layers(self.loss) else []
+        if self.projector is not None:
+            found.append(self if isinstance(self.projector, str) else self.projector)
+        return found
+
+    def require_free(self, owner: object) -> None:
+        """Raise `ValueError` if another owner trains what this transfer would train."""
+        if any(_OWNERS.get(learner, owner) is not owner for learner in self._learners()):
+            raise ValueError(
+                f"The transfer `{self.name}` has a projector or a loss that another distiller "
+                "trains, which would be shared between the two. Make a transfer for each, "
+                "`transfer.fresh()` or a new one with a loss of its own."
+            )
+
+    def claim(self, owner: object) -> None:
+        """Leave what this transfer trains to one owner."""
+        for learner in self._learners():
+            _OWNERS[learner] = owner
+
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this transfer."""
         projector: Any = self.projector
@@ -224,6 +268,15 @@ class Transfer(keras.layers.Layer):
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Build the transfer for saved shapes."""
         self.build(*(_as_shapes(config[side]) for side in ("teacher_shape", "student_shape")))
+
+
+# By what is trained, since a loss or a projector may stand in several transfers.
+_OWNERS: MutableMapping[Any, object] = weakref.WeakKeyDictionary()
+
+
+def fresh_loss(loss: Any) -> Any:
+    """A loss that has learned nothing: the loss itself, or one like it where it owns layers."""
+    return type(loss).from_config(loss.get_config()) if owns_layers(loss) else loss
 
 
 class _FunctionLoss(keras.losses.Loss):

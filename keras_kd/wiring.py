@@ -54,6 +54,8 @@ class Wiring:
         self.live_values: dict[str, float] = {}
         self.arrays: tuple[Any, Any, Any] | None = None
         self._baked: dict[str, Any] = {}
+        # Says whose a projector is, and outlives nothing else.
+        self._owner = object()
 
     def share(self, layers: list[Any]) -> None:
         """Leave these layers of the student as the teacher has them."""
@@ -149,6 +151,8 @@ class Wiring:
             distillation_loss = outputs.default_loss(self.student, hard)
         placed = outputs.place(distillation_loss, self.student.template)
         checks.unique([transfer.name for transfer in outputs.transfers(placed)], "transfer")
+        for transfer in outputs.transfers(placed):
+            transfer.require_free(self._owner)
         student, teacher = copy.copy(self.student), teachers.apart(self._known_teacher)
         student.reset(outputs.paths(p.transfer.student for p in placed))
         teacher.reset(outputs.paths(p.transfer.teacher for p in placed))
@@ -158,6 +162,8 @@ class Wiring:
     def adopt(self, placed: list[Placed]) -> None:
         """Transfer this from now on."""
         self.placed = placed
+        for transfer in outputs.transfers(placed):
+            transfer.claim(self._owner)
         if self.teacher is not None:
             self.student.reset(outputs.paths(p.transfer.student for p in placed))
             self.teacher.reset(outputs.paths(p.transfer.teacher for p in placed))
