@@ -1,6 +1,5 @@
 """Distillation in stages: through assistants, and from generation to generation."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import keras
 
 from keras_kd import teachers
 from keras_kd.distiller import Distiller
+from keras_kd.transfer import Transfer, fresh_loss
 
 
 def distill_chain(
@@ -23,19 +23,26 @@ def distill_chain(
     size helps where the teacher is far larger than the student.
 
     Args:
-        models: The trained teacher, the assistants from large to small, and
-            the student: at least two `keras.Model`s.
+        models: The trained teacher, as any for `Distiller`: a `keras.Model`, a
+            list of them, an `Ensemble` or a `CachedTeacher`; then the
+            assistants from large to small, and the student, `keras.Model`s.
         *fit_args: Positional arguments of `Distiller.fit`: the data.
         compile: Arguments of `Distiller.compile`, or `fn(stage)` that returns
-            them, `stage` counting from 0. Each stage gets an optimizer of its
-            own, made anew from the configuration of the one given.
+            them, `stage` counting from 0; it is called for all stages before
+            the first trains. Each stage gets an optimizer of its own, made anew
+            from the configuration of the one given, and so transfers, and
+            losses with layers.
         **fit_kwargs: Keyword arguments of `Distiller.fit`.
 
     Returns:
         One Keras `History` a stage. The models are trained in place.
 
     Raises:
-        ValueError: If there are fewer than two models, or one stands twice.
+        ValueError: If there are fewer than two models, one stands twice, or a
+            stage cannot be compiled. Nothing has been trained then, unless a
+            student is built only by its training: what it teaches is checked
+            after it.
+        TypeError: If one is no Keras 3 model.
 
     Examples:
         >>> histories = distill_chain(
@@ -52,20 +59,29 @@ def distill_chain(
             "A chain needs a teacher and a student, with any assistants between them. Received: "
             f"{len(models)} models."
         )
-    if len({id(model) for model in models}) != len(models):
-        raise ValueError("A model stands twice in the chain. Each learns from the one before it.")
-    # Every pair is checked before the first stage trains for hours.
+    first = teachers.make(models[0], None)
+    if first is None:
+        raise ValueError("A chain begins with a trained teacher. Received: models[0]=None.")
     for model in models[1:]:
         teachers.require_model(model, "student")
-    teachers.ModelTeacher(models[0])
-    histories = []
-    for stage, (teacher, student) in enumerate(itertools.pairwise(models)):
+    known = [*first.models, *models[1:]]
+    if len({id(model) for model in known}) != len(known):
+        raise ValueError("A model stands twice in the chain. Each learns from the one before it.")
+
+    def made(stage: int) -> Distiller:
         arguments = dict(compile(stage) if callable(compile) else compile)
         arguments["optimizer"] = _fresh(arguments.get("optimizer", "adam"))
-        distiller = Distiller(student, teacher)
+        arguments["distillation_loss"] = _fresh_losses(arguments.get("distillation_loss"))
+        distiller = Distiller(models[stage + 1], models[stage] if stage else first)
         distiller.compile(**arguments)
-        histories.append(distiller.fit(*fit_args, **fit_kwargs))
-    return histories
+        return distiller
+
+    # All are checked before the first trains for hours; a model that is built by its own training
+    # cannot be read as a teacher before.
+    stages = [made(i) if i == 0 or models[i].built else None for i in range(len(models) - 1)]
+    return [
+        (distiller or made(i)).fit(*fit_args, **fit_kwargs) for i, distiller in enumerate(stages)
+    ]
 
 
 def born_again(
@@ -110,3 +126,12 @@ def _fresh(optimizer: Any) -> Any:
     """An optimizer without state: one that has stepped belongs to other variables."""
     made = keras.optimizers.get(optimizer)
     return type(made).from_config(made.get_config())
+
+
+def _fresh_losses(losses: Any) -> Any:
+    """Transfers and losses that have learned nothing, structured as those given."""
+    if isinstance(losses, dict):
+        return {name: _fresh_losses(loss) for name, loss in losses.items()}
+    if isinstance(losses, list | tuple):
+        return [_fresh_losses(loss) for loss in losses]
+    return losses.fresh() if isinstance(losses, Transfer) else fresh_loss(losses)

@@ -10,6 +10,7 @@ from keras import ops
 from keras_kd import (
     backends,
     checks,
+    lora,
     objective,
     outputs,
     step,
@@ -127,6 +128,8 @@ class Distiller(Guarded, Measured, Saved):
         self.distillation_loss_weight = _live(1.0, "distillation_loss_weight")
         # Without it Keras warns of masks that end here, those of the teacher's answer too.
         self.supports_masking = True
+        # Past Keras's tracking, since its variables are the student's.
+        object.__setattr__(self, "updates", lora.Updates(student))
         # The student builds itself when it is first called.
         self.built = True
         setup.attach(teachers.make(teacher, from_logits.get("teacher"), teacher_precision))
@@ -194,7 +197,8 @@ class Distiller(Guarded, Measured, Saved):
         Raises:
             ValueError: If a value is out of range, `alpha` is given beside an
                 explicit weight, there is no loss at all, a layer is not found,
-                or the outputs do not fit together.
+                the outputs do not fit together, or a projector or a loss with
+                layers is another distiller's.
         """
         setup = self._setup
         checks.weights(alpha, student_loss_weight, distillation_loss_weight, loss is not None)

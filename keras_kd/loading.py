@@ -1,5 +1,6 @@
 """A distiller from its file, with its teacher given back."""
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ def load_distiller(
     Raises:
         FileNotFoundError: If there is no file.
         ValueError: If the file holds no distiller, the teacher is another one
-            than the saved, or an input function is missing.
+            than the saved, an input function is missing, or the state of the
+            optimizer does not fit.
 
     Examples:
         >>> distiller.save("d.keras")
@@ -45,7 +47,7 @@ def load_distiller(
         >>> history = distiller.fit(x, y, epochs=20, initial_epoch=10)
     """
     checks.keras_file(path)
-    loaded = keras.saving.load_model(path, custom_objects=custom_objects, safe_mode=True)
+    loaded = _loaded(path, custom_objects)
     if not isinstance(loaded, Saved):
         raise ValueError(
             f"`{path}` holds a {type(loaded).__name__}, not a distiller. Load a student with "
@@ -76,3 +78,21 @@ def load_distiller(
     if made is not None and loaded.compiled:
         loaded.adopt(setup.placed)
     return loaded
+
+
+def _loaded(path: Any, custom_objects: dict[str, Any] | None) -> Any:
+    """What Keras loads; a state of the optimizer that it would leave out is an error."""
+    skipped = "Skipping variable loading for optimizer"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=skipped)
+        try:
+            return keras.saving.load_model(path, custom_objects=custom_objects, safe_mode=True)
+        except (ValueError, UserWarning) as error:
+            if skipped not in str(error):
+                raise
+            raise ValueError(
+                f"The optimizer in `{path}` has the state of other variables than those that train "
+                "in the loaded distiller, so that training would not go on where it stopped. Give "
+                "the student's class a `build` that makes all its layers' weights, in the order in "
+                "which they were made; or load the student's weights alone into a new distiller."
+            ) from error

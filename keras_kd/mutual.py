@@ -7,8 +7,10 @@ import keras
 from keras import ops
 
 from keras_kd import checks, teachers
+from keras_kd.losses.base import DistillationLoss, owns_layers
 from keras_kd.losses.logits import SoftTargets
 from keras_kd.taps import Answer, Reader
+from keras_kd.transfer import Transfer, averaged
 from keras_kd.typing import Tensor
 
 
@@ -41,13 +43,17 @@ class _Together(keras.Model):
             optimizer: As in `keras.Model.compile`.
             loss: The hard loss of each output against the labels.
             metrics: Metrics of each output, logged as `<name>_<metric>`.
-            distillation_loss: A loss of `keras_kd.losses` on logits. Defaults
-                to `SoftTargets(temperature=1.0)`.
+            distillation_loss: One loss between logits: of `keras_kd.losses`,
+                without layers of its own, any `keras.losses.Loss`, or a
+                function of teacher and student that returns one value per
+                sample. Defaults to `SoftTargets(temperature=1.0)`.
             weight: Non-negative weight of the distillation, live as `weight`.
             **kwargs: As in `keras.Model.compile`.
 
         Raises:
-            ValueError: If there is no `loss`, or `weight` is negative.
+            ValueError: If there is no `loss`, `weight` is negative, or
+                `distillation_loss` reads layers or owns some.
+            TypeError: If `distillation_loss` is no loss.
         """
         if loss is None:
             raise ValueError(
@@ -55,8 +61,9 @@ class _Together(keras.Model):
                 "Pass `loss=`."
             )
         checks.weights(None, None, weight, True)
-        hard = keras.losses.get(loss)
-        between = distillation_loss or SoftTargets(temperature=1.0)
+        # Named losses are functions in Keras, of one value per sample.
+        hard = averaged(keras.losses.get(loss))
+        between = self._between_logits(distillation_loss)
         super().compile(optimizer=optimizer, **kwargs)
         self.weight.assign(weight)
         # Plain holders: Keras would read a list of losses as one for each output.
@@ -71,6 +78,30 @@ class _Together(keras.Model):
             }
         )
         self._scores = _Held([self._fresh_metrics(metrics) for _ in self._names])
+
+    def _between_logits(self, loss: Any) -> Any:
+        """The loss between two learners, refused where it would read more than logits."""
+        kind = type(self).__name__
+        if loss is None:
+            return SoftTargets(temperature=1.0)
+        if isinstance(loss, Transfer):
+            raise ValueError(
+                f"`distillation_loss` of `{kind}` compares the logits, and a `Transfer` says which "
+                f"layers are read. Received: the transfer `{loss.name}`. Pass its loss alone; for "
+                "layers distil from a finished model in a `keras_kd.Distiller`."
+            )
+        if owns_layers(loss) or getattr(loss, "reads_indices", False):
+            raise ValueError(
+                f"`distillation_loss` of `{kind}` has no layers or memory of its own: they would "
+                f"not be trained. Received: `{loss.name}`. Pass a loss between logits, as "
+                "`keras_kd.losses.SoftTargets()`."
+            )
+        if not callable(loss):
+            raise TypeError(
+                f"`distillation_loss` of `{kind}` is one loss between logits, as "
+                f"`keras_kd.losses.SoftTargets()`. Received: distillation_loss={loss!r}."
+            )
+        return averaged(loss)
 
     def _fresh_metrics(self, metrics: Any) -> list[Any]:
         fresh = []
@@ -114,11 +145,16 @@ class _Together(keras.Model):
             total = total + hard
         between: Any = 0.0
         pairs = self._pairs()
+        reads_more = isinstance(self._between.it, DistillationLoss)
+        more = {"labels": y, "training": training} if reads_more else {}
         for learner in {learner for _, learner in pairs}:
             mine = [teacher for teacher, other in pairs if other == learner]
             for teacher in mine:
                 value = self._between.it(
-                    ops.stop_gradient(y_pred.logits[teacher]), y_pred.logits[learner], sample_weight
+                    ops.stop_gradient(y_pred.logits[teacher]),
+                    y_pred.logits[learner],
+                    sample_weight,
+                    **more,
                 )
                 between = between + value / len(mine)
         self._means.it["distillation_loss"].update_state(between, sample_weight=size)

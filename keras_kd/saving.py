@@ -5,6 +5,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
+from keras_kd import lora
 from keras_kd.outputs import Placed
 from keras_kd.transfer import Transfer
 
@@ -60,6 +61,7 @@ class Saved(keras.Model):
             "student": keras.saving.serialize_keras_object(self.student),
             "teacher": record,
             "shared": [i for i, layer in enumerate(layers) if id(layer) in shared],
+            "trained": lora.record(self.student),
             "from_logits": dict(setup.from_logits),
             "maps_inputs": {
                 "teacher_inputs": self.teacher_inputs is not None,
@@ -70,8 +72,11 @@ class Saved(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Rebuild a distiller that still lacks its teacher."""
+        student = keras.saving.deserialize_keras_object(config["student"])
+        if "trained" in config:
+            lora.restore(student, config["trained"])
         distiller = cls(
-            keras.saving.deserialize_keras_object(config["student"]),
+            student,
             from_logits=config["from_logits"],
             name=config["name"],
         )
@@ -93,6 +98,7 @@ class Saved(keras.Model):
             if name != "distillation_loss"
         }
         config["optimizer"] = keras.saving.serialize_keras_object(self.optimizer)
+        config["optimizer_built"] = bool(self.optimizer.built)
         config["transfers"] = [
             {
                 "config": keras.saving.serialize_keras_object(transfer),
@@ -110,6 +116,7 @@ class Saved(keras.Model):
         """Compile with a saved configuration; live values come with the weights."""
         config = dict(config)
         saved, places = config.pop("transfers"), config.pop("placed")
+        had_slots = config.pop("optimizer_built", True)
         arguments = {
             name: keras.saving.deserialize_keras_object(value) for name, value in config.items()
         }
@@ -122,7 +129,7 @@ class Saved(keras.Model):
         self._setup.restored = [Placed(transfers[i], output) for i, output in places]
         self.compile(**arguments)
         self._setup.restored = None
-        if self.student.built and all(transfer.built for transfer in transfers):
+        if had_slots and self.student.built and all(transfer.built for transfer in transfers):
             # The optimizer's state is loaded into slots that must exist by then.
             self.optimizer.build(self.trainable_variables)
 

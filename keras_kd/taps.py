@@ -336,6 +336,12 @@ def watch_outputs(model: Any, x: Any) -> tuple[Any, list[Output]]:
     ]
 
 
+def _declared(model: Any) -> list[str] | None:
+    """Names of the inputs of a model that reads a dict of them; `None` for any other."""
+    inputs = getattr(model, "input", None) if _graph_outputs(model) is not None else None
+    return list(inputs) if isinstance(inputs, dict) else None
+
+
 def output_template(model: Any) -> Any:
     """The structure of a model's outputs with their names at the leaves.
 
@@ -577,7 +583,7 @@ class Reader:
         if self.settled:
             return
         self._build(x)
-        output, outputs = watch_outputs(self.model, x)
+        output, outputs = watch_outputs(self.model, self._own(x))
         if _graph_outputs(self.model) is None:
             self.outputs = outputs
         flat = keras.tree.flatten(output)
@@ -600,12 +606,20 @@ class Reader:
     def _build(self, x: Any) -> None:
         """Let the model build itself, in passes of its own that no tap should see."""
         if not self._built and not all(layer.built for layer in self.model._flatten_layers()):
-            _run(self.model, x, False)
+            _run(self.model, self._own(x), False)
         self._built = True
+
+    def _own(self, x: Any) -> Any:
+        """Of a dict of inputs those that the model declares by name; all, if it declares none."""
+        declared = _declared(self.model)
+        # A model reads a dict in the order of its keys, so that others would shift it.
+        if isinstance(x, dict) and declared is not None and set(declared) < set(x):
+            return {name: x[name] for name in declared}
+        return x
 
     def run(self, x: Any, training: bool) -> Any:
         """Return what the model returns."""
-        return _run(self.model, x, training)
+        return _run(self.model, self._own(x), training)
 
     def kinds(self) -> list[str]:
         """`"logits"`, `"softmax"`, `"sigmoid"` or `"unknown"` for each flat output."""
@@ -629,7 +643,7 @@ class Reader:
                 if output.tap is not None:
                     # No layer's path is made of a colon alone.
                     wanted[f":{i}"] = output.tap
-        reading = read(self.model, x, wanted, training)
+        reading = read(self.model, self._own(x), wanted, training)
         logits = []
         for i, tensor in enumerate(keras.tree.flatten(reading.output)):
             if f":{i}" in wanted:

@@ -1,13 +1,16 @@
 """What a loss reads on either side, through which projector, and with what weight."""
 
 import math
+import weakref
+from collections.abc import MutableMapping
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_kd import projectors
-from keras_kd.losses.base import DistillationLoss, joint_mask, zeroed
+from keras_kd.graph import copy_built, copy_layer
+from keras_kd.losses.base import DistillationLoss, joint_mask, owns_layers, zeroed
 from keras_kd.masks import with_keras_mask
 from keras_kd.typing import Tensor
 
@@ -201,6 +204,47 @@ class Transfer(keras.layers.Layer):
             return self.loss(teacher, student, sample_weight)
         return _FunctionLoss(self.loss, mask)(teacher, student, sample_weight)
 
+    def fresh(self) -> "Transfer":
+        """Make a transfer with the same arguments for another pair of models.
+
+        Returns:
+            A transfer that has learned nothing; a projector that was given
+            with weights is copied with them.
+        """
+        projector: Any = self.projector
+        if isinstance(projector, keras.layers.Layer):
+            given = projector.built and not self.built
+            projector = copy_built(projector) if given else copy_layer(projector)
+        return type(self)(
+            fresh_loss(self.loss),
+            self.teacher,
+            self.student,
+            projector,
+            float(ops.convert_to_numpy(self.weight)),
+            self.name,
+        )
+
+    def _learners(self) -> list[Any]:
+        """What learns for one pair of models: a loss with layers, and what has the projector."""
+        found = [self.loss] if owns_layers(self.loss) else []
+        if self.projector is not None:
+            found.append(self if isinstance(self.projector, str) else self.projector)
+        return found
+
+    def require_free(self, owner: object) -> None:
+        """Raise `ValueError` if another owner trains what this transfer would train."""
+        if any(_OWNERS.get(learner, owner) is not owner for learner in self._learners()):
+            raise ValueError(
+                f"The transfer `{self.name}` has a projector or a loss that another distiller "
+                "trains, which would be shared between the two. Make a transfer for each, "
+                "`transfer.fresh()` or a new one with a loss of its own."
+            )
+
+    def claim(self, owner: object) -> None:
+        """Leave what this transfer trains to one owner."""
+        for learner in self._learners():
+            _OWNERS[learner] = owner
+
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this transfer."""
         projector: Any = self.projector
@@ -239,8 +283,17 @@ def _is_for_values(mask: Tensor, student: Tensor) -> bool:
     return ranks == {len(mask.shape) + 1}
 
 
+# By what is trained, since a loss or a projector may stand in several transfers.
+_OWNERS: MutableMapping[Any, object] = weakref.WeakKeyDictionary()
+
+
+def fresh_loss(loss: Any) -> Any:
+    """A loss that has learned nothing: the loss itself, or one like it where it owns layers."""
+    return type(loss).from_config(loss.get_config()) if owns_layers(loss) else loss
+
+
 class _FunctionLoss(keras.losses.Loss):
-    """A user's function of teacher and student, weighted and reduced by Keras."""
+    """A function of one value per sample, weighted and averaged by Keras."""
 
     def __init__(self, function: Any, mask: Tensor = None) -> None:
         super().__init__(name=_name_of(function))
@@ -248,6 +301,10 @@ class _FunctionLoss(keras.losses.Loss):
         self.mask = mask
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        tensors = ops.is_tensor(y_true) and ops.is_tensor(y_pred)
+        if tensors and len(y_true.shape) + 1 == len(y_pred.shape) and y_pred.shape[-1] == 1:
+            # `(batch,)` beside `(batch, 1)` would be broadcast to all pairs.
+            y_true = ops.expand_dims(y_true, -1)
         values = self.function(y_true, y_pred)
         if self.mask is None or len(values.shape) == len(self.mask.shape):
             return with_keras_mask(values, self.mask)
@@ -255,9 +312,24 @@ class _FunctionLoss(keras.losses.Loss):
         return self.function(zeroed(y_true, self.mask), zeroed(y_pred, self.mask))
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        if self.mask is None:
+            return super().__call__(y_true, y_pred, sample_weight)
         # Keras would lay the student's mask on the values, whatever these are.
-        bare = keras.tree.map_structure(ops.copy, y_pred) if self.mask is not None else y_pred
+        bare = keras.tree.map_structure(ops.copy, y_pred)
         return super().__call__(y_true, bare, sample_weight)
+
+
+def averaged(loss: Any) -> Any:
+    """A loss that weighs its samples and returns their mean, made of a function if it is one.
+
+    Args:
+        loss: A `keras.losses.Loss`, or `fn(y_true, y_pred)` that returns one
+            value per sample.
+
+    Returns:
+        The loss itself, or one around the function.
+    """
+    return loss if isinstance(loss, keras.losses.Loss) else _FunctionLoss(loss)
 
 
 def _name_of(loss: Any) -> str:

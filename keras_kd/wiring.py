@@ -54,6 +54,8 @@ class Wiring:
         self.live_values: dict[str, float] = {}
         self.arrays: tuple[Any, Any, Any] | None = None
         self._baked: dict[str, Any] = {}
+        # Says whose a projector is, and outlives nothing else.
+        self._owner = object()
 
     def share(self, layers: list[Any]) -> None:
         """Leave these layers of the student as the teacher has them."""
@@ -153,6 +155,8 @@ class Wiring:
             checks.number_of_layers(transfer)
         outputs.number(each)
         checks.unique([transfer.name for transfer in each], "transfer")
+        for transfer in each:
+            transfer.require_free(self._owner)
         student, teacher = copy.copy(self.student), teachers.apart(self._known_teacher)
         student.reset(outputs.paths(p.transfer.student for p in placed))
         teacher.reset(outputs.paths(p.transfer.teacher for p in placed))
@@ -174,6 +178,8 @@ class Wiring:
     def adopt(self, placed: list[Placed]) -> None:
         """Transfer this from now on."""
         self.placed = placed
+        for transfer in outputs.transfers(placed):
+            transfer.claim(self._owner)
         if self.teacher is not None:
             self.student.reset(outputs.paths(p.transfer.student for p in placed))
             self.teacher.reset(outputs.paths(p.transfer.teacher for p in placed))

@@ -140,6 +140,135 @@ def test_a_chain_teaches_each_from_the_one_before(data):
     assert kl(assistant.predict(x, verbose=0), student.predict(x, verbose=0)) < 0.1
 
 
+def named(units, name, classes=3):
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(units, activation="relu", name="hidden")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(classes, name="head")(hidden), name=name)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: kd.Transfer(kd.losses.Hint(), "hidden", "hidden", "linear"),
+        lambda: kd.Transfer(kd.losses.Hint(), "hidden", "hidden", keras.layers.Dense(6)),
+        lambda: [kd.losses.SoftTargets(), kd.Transfer(kd.losses.VID(), "hidden", "hidden")],
+    ],
+    ids=["projector", "layer", "loss"],
+)
+@pytest.mark.parametrize("called", [False, True])
+def test_each_stage_of_a_chain_learns_projectors_of_its_own(data, make, called, monkeypatch):
+    x, y = data
+    seen = []
+    fit = kd.Distiller.fit
+    monkeypatch.setattr(
+        kd.Distiller, "fit", lambda self, *a, **k: (seen.append(self), fit(self, *a, **k))[1]
+    )
+    # The second pair has other widths than the first, but for what a given layer must meet.
+    wide = 6 if isinstance(make(), kd.Transfer) and make().projector != "linear" else 8
+    models = [named(6, "teacher"), named(wide, "assistant"), named(2, "student")]
+    if wide == 6:
+        models[1:] = [named(6, "assistant"), named(6, "student")]
+    arguments = {"loss": LOSS, "distillation_loss": make(), "run_eagerly": True}
+    kd.distill_chain(
+        models, x, y, compile=(lambda stage: arguments) if called else arguments, verbose=0
+    )
+    first, second = (
+        {id(v) for transfer in each.transfers for v in transfer.trainable_variables}
+        for each in seen
+    )
+    assert first
+    assert second
+    assert not first & second
+
+
+def test_a_transfer_with_a_projector_trains_in_one_distiller(data):
+    x, y = data
+    transfer = kd.Transfer(kd.losses.Hint(), "hidden", "hidden", "linear", weight=3.0, name="mine")
+    loss = kd.losses.VID()
+    distiller = kd.Distiller(named(2, "student"), named(6, "teacher"))
+    both = [transfer, kd.Transfer(loss, "hidden", "hidden")]
+    for _ in range(2):
+        # Compiled again, it goes on with what it has learned.
+        distiller.compile("sgd", LOSS, distillation_loss=both, run_eagerly=True)
+        distiller.fit(x, y, verbose=0)
+    other = kd.Distiller(named(2, "student"), named(6, "teacher"))
+    for taken in (transfer, kd.Transfer(loss, "hidden", "hidden", name="other")):
+        with pytest.raises(ValueError, match=f"`{taken.name}` has a projector or a loss that"):
+            other.compile("sgd", LOSS, distillation_loss=taken)
+    fresh = transfer.fresh()
+    assert (fresh.name, float(fresh.weight), fresh.built) == ("mine", 3.0, False)
+    other.compile("sgd", LOSS, distillation_loss=fresh)
+    # What learns nothing may be shared.
+    plain = kd.Transfer(kd.losses.LogitMSE())
+    for each in (distiller, other):
+        each.compile("sgd", LOSS, distillation_loss=plain)
+
+
+@pytest.mark.parametrize(
+    ("models", "arguments", "message"),
+    [
+        (
+            [(8, 3), (4, 3), (2, 3)],
+            lambda stage: {
+                "loss": LOSS,
+                "distillation_loss": kd.Transfer(
+                    kd.losses.Hint(), "hidden" if stage == 0 else "hiddn", "hidden", "linear"
+                ),
+            },
+            "`hiddn` is not a layer",
+        ),
+        ([(8, 3), (4, 3), (2, 5)], {"loss": LOSS}, "classes"),
+    ],
+    ids=["layer", "classes"],
+)
+def test_a_chain_is_checked_to_its_end_before_it_begins(data, models, arguments, message):
+    x, y = data
+    chain = [named(units, f"m{i}", classes) for i, (units, classes) in enumerate(models)]
+    before = chain[1].get_weights()
+    with pytest.raises(ValueError, match=message):
+        kd.distill_chain(chain, x, y, compile=arguments, verbose=0)
+    for a, b in zip(before, chain[1].get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_chain_begins_with_any_teacher(data, tmp_path):
+    x, y = data
+    keras.utils.set_random_seed(0)
+    a, b = named(8, "a"), named(6, "b")
+    kd.cache.write(a, x, tmp_path / "cache")
+    for first in (
+        [a, b],
+        kd.teachers.Ensemble([a, b], weights=[1, 3]),
+        kd.teachers.CachedTeacher(tmp_path / "cache"),
+    ):
+        histories = kd.distill_chain(
+            [first, named(4, "assistant"), named(2, "student")],
+            x,
+            y,
+            compile={"loss": LOSS, "run_eagerly": True},
+            verbose=0,
+        )
+        assert [len(h.history["agreement"]) for h in histories] == [1, 1]
+    for first in ([a, b], kd.teachers.Ensemble([a, b])):
+        with pytest.raises(ValueError, match="stands twice"):
+            kd.distill_chain([first, named(4, "c"), b], x, y, compile={"loss": LOSS})
+    with pytest.raises(TypeError, match="The teacher must be"):
+        kd.distill_chain(["a", b], x, y, compile={"loss": LOSS})
+
+
+def test_a_chain_of_models_that_their_training_builds(data):
+    x, y = data
+    lazy = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(3)], name="lazy")
+    histories = kd.distill_chain(
+        [named(8, "a"), lazy, named(2, "b")],
+        x,
+        y,
+        compile={"loss": LOSS, "run_eagerly": True},
+        verbose=0,
+    )
+    assert len(histories) == 2
+
+
 def test_generations_are_fresh_copies_taught_by_their_parents(data):
     keras.utils.set_random_seed(0)
     x, y = data
@@ -182,3 +311,82 @@ def test_peers_save_and_load(data, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "peers.keras")
     for a, b in zip(peers.predict(x, verbose=0), loaded.predict(x, verbose=0)):
         np.testing.assert_array_equal(a, b)
+
+
+def _probabilities(kind):
+    """A trainer whose outputs are softmax, the same weights every time."""
+    keras.utils.set_random_seed(3)
+    if kind is kd.MutualLearning:
+        return kind([dense(2, "a", "softmax"), dense(3, "b", "softmax")])
+    inputs = keras.Input((4,))
+    exits = [keras.layers.Dense(3, "softmax", name=name)(inputs) for name in ("e1", "e2")]
+    return kind(keras.Model(inputs, exits))
+
+
+@pytest.mark.parametrize("kind", [kd.MutualLearning, kd.SelfDistillation])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_loss_by_name_is_the_mean_over_the_batch(data, kind, weighted):
+    """Loss and step are those of the Keras loss object, with weights too."""
+    x, y = data
+    weights = np.linspace(0, 2, len(x)).astype("float32") if weighted else None
+    found = []
+    for loss in (
+        "sparse_categorical_crossentropy",
+        keras.losses.sparse_categorical_crossentropy,
+        keras.losses.SparseCategoricalCrossentropy(),
+    ):
+        trainer = _probabilities(kind)
+        trainer.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
+        logs = trainer.train_on_batch(x, y, weights, return_dict=True)
+        found.append((logs, trainer.get_weights()))
+    for logs, values in found[:-1]:
+        np.testing.assert_allclose(logs["loss"], found[-1][0]["loss"], rtol=1e-6)
+        for ours, theirs in zip(values, found[-1][1]):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_peers_with_one_unit_and_labels_without_its_axis():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 2, 8)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    students = [
+        keras.Model(inputs, keras.layers.Dense(1, "sigmoid")(inputs), name=name) for name in "ab"
+    ]
+    p = students[0].predict(x, verbose=0)[:, 0]
+    peers = kd.MutualLearning(students)
+    peers.compile(
+        keras.optimizers.SGD(0.0),
+        "binary_crossentropy",
+        distillation_loss=kd.losses.BinarySoftTargets(),
+    )
+    logs = peers.train_on_batch(x, y, return_dict=True)
+    expected = -np.where(y == 1, np.log(p), np.log(1 - p)).mean()
+    np.testing.assert_allclose(logs["a_loss"], expected, rtol=1e-4)
+
+
+def test_losses_between_peers_read_the_labels(data):
+    x, y = data
+    students = [dense(2, "a"), dense(3, "b")]
+    z = [student.predict(x, verbose=0) for student in students]
+    loss = kd.losses.DecoupledKD(temperature=1.0)
+    peers = kd.MutualLearning(students)
+    peers.compile(keras.optimizers.SGD(0.0), LOSS, distillation_loss=loss)
+    logs = peers.train_on_batch(x, y, return_dict=True)
+    expected = float(loss(z[1], z[0], labels=y)) + float(loss(z[0], z[1], labels=y))
+    np.testing.assert_allclose(logs["distillation_loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (kd.Transfer(kd.losses.Hint(), "dense", "dense"), ValueError, "transfer `hint`"),
+        (kd.losses.VID(), ValueError, "no layers or memory"),
+        ([kd.losses.SoftTargets()], TypeError, "one loss between logits"),
+        ("kl_divergence", TypeError, "one loss between logits"),
+    ],
+)
+def test_peers_refuse_losses_that_read_more_than_logits(loss, error, message):
+    peers = kd.MutualLearning([dense(2, "a"), dense(3, "b")])
+    with pytest.raises(error, match=message):
+        peers.compile("sgd", LOSS, distillation_loss=loss)

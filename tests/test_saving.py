@@ -1,6 +1,8 @@
 """Saved without the teacher, and resumed where training stopped."""
 
+import json
 import pathlib
+import warnings
 import zipfile
 
 import keras
@@ -326,6 +328,88 @@ def test_backup_and_restore_goes_on(tmp_path):
     train(again, 0, 3, [Halves(), keras.callbacks.BackupAndRestore(tmp_path / "backup")])
     for a, b in zip(whole.student.variables, again.student.variables):
         np.testing.assert_array_equal(np.array(a), np.array(b), err_msg=a.path)
+
+
+# ------------------------------------------------------------------- updates of low rank
+
+
+def adapted(student=None):
+    """A distiller whose student trains updates in attention, in a layer of its own, and a head."""
+    keras.utils.set_random_seed(7)
+    if student is None:
+        inputs = keras.Input((FEATURES, 8))
+        x = layers.MultiHeadAttention(2, 4, name="attention")(inputs, inputs)
+        x = layers.BatchNormalization(name="norm")(layers.Dense(8, "gelu", name="dense")(x))
+        x = layers.GlobalAveragePooling1D()(x)
+        student = keras.Model(inputs, layers.Dense(CLASSES, name="head")(x), name="student")
+        kd.students.enable_lora(student, 1, alpha=3, train=["head"])
+    inputs = keras.Input((FEATURES, 8))
+    teacher = keras.Model(inputs, layers.Dense(CLASSES)(layers.Flatten()(inputs)), name="teacher")
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.Adam(0.01), loss=None)
+    return distiller
+
+
+def fit_adapted(distiller):
+    x = np.random.default_rng(1).normal(size=(12, FEATURES, 8)).astype("float32")
+    return distiller.fit(x, batch_size=4, epochs=2, shuffle=False, verbose=0).history
+
+
+def assert_same_training(one, other):
+    names = [[v.path for v in each.student.trainable_variables] for each in (one, other)]
+    assert names[0] == names[1]
+    assert any("attention/query/lora" in name for name in names[0])
+    assert_equal(one, other)
+    assert fit_adapted(one) == fit_adapted(other)
+    assert_equal(one, other)
+
+
+def test_low_rank_updates_go_on_bit_for_bit(tmp_path):
+    distiller = adapted()
+    fit_adapted(distiller)
+    distiller.save(tmp_path / "d.keras")
+    loaded = kd.load_distiller(tmp_path / "d.keras", teacher=distiller.teacher)
+    assert int(loaded.optimizer.iterations) == int(distiller.optimizer.iterations) == 6
+    assert not loaded.student.get_layer("norm").trainable
+    assert loaded.student.get_layer("dense").lora_alpha == 3
+    assert_same_training(distiller, loaded)
+
+
+def test_low_rank_updates_in_weights_alone(tmp_path):
+    distiller, other = adapted(), adapted()
+    fit_adapted(distiller), fit_adapted(other), fit_adapted(other)
+    distiller.save_weights(tmp_path / "d.weights.h5")
+    other.load_weights(tmp_path / "d.weights.h5")
+    assert_same_training(distiller, other)
+
+
+def test_the_optimizer_is_never_left_out_in_silence(tmp_path):
+    distiller = adapted()
+    fit_adapted(distiller)
+    distiller.save(tmp_path / "whole.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.keras") as whole,
+        zipfile.ZipFile(tmp_path / "other.keras", "w") as other,
+    ):
+        for name in whole.namelist():
+            data = whole.read(name)
+            if name == "config.json":
+                config = json.loads(data)
+                # As files were that knew nothing of the updates.
+                del config["config"]["trained"]
+                data = json.dumps(config).encode()
+            other.writestr(name, data)
+    with pytest.raises(ValueError, match=r"optimizer in `.*other.keras` has the state of other"):
+        kd.load_distiller(tmp_path / "other.keras", teacher=distiller.teacher)
+
+
+def test_a_distiller_that_has_not_stepped_loads_without_a_warning(tmp_path):
+    distiller = kd.Distiller(mlp(name="student"))
+    distiller.compile("adam", loss=crossentropy())
+    distiller.save(tmp_path / "d.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kd.load_distiller(tmp_path / "d.keras")
 
 
 # ------------------------------------------------------------------- foreign files

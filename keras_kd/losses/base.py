@@ -253,6 +253,11 @@ class FeatureLoss(DistillationLoss):
         return config
 
 
+def owns_layers(loss: Any) -> bool:
+    """Whether a loss brings layers: it learns or remembers for one pair of models alone."""
+    return isinstance(loss, DistillationLoss) and type(loss).layers is not DistillationLoss.layers
+
+
 def _in_force(own: Any, given: Tensor) -> Any:
     """The temperature of one evaluation: the loss's own, else the one given, else 1."""
     given = 1.0 if given is None else given

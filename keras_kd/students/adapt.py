@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_kd import lora
 from keras_kd.taps import find, sublayers
 
 
@@ -48,9 +49,12 @@ def enable_lora(
     """Freeze a student but for updates of low rank, `kernel + alpha / rank * A B`.
 
     A kernel of `a` inputs and `b` outputs trains `rank * (a + b)` numbers. The update begins at
-    zero, so the student answers as before. All other weights are frozen, biases included. Keras
-    merges the updates into the kernels when the student is saved; a model that is loaded again has
-    the merged kernels and updates that begin at zero.
+    zero, so the student answers as before. All other weights are frozen, biases included.
+
+    `Distiller.save` keeps the updates, and `keras_kd.load_distiller` goes on with them. In a file
+    of the student alone Keras merges them into the kernels, and loads `A` and `B` as zero, where
+    nothing trains them any more: call `enable_lora` again, which begins a new update on the merged
+    kernels and freezes the rest again, since Keras does not save what is frozen of a layer.
 
     Args:
         student: Built model, changed in place, before it is compiled.
@@ -65,8 +69,8 @@ def enable_lora(
         How many parameters of the student train.
 
     Raises:
-        ValueError: If the student is not built, a path names no layer, a value is out of range, or
-            no layer can be updated.
+        ValueError: If the student is not built, a path names no layer, a value is out of range, no
+            layer can be updated, or a layer has an update of another rank or scale.
 
     Examples:
         >>> enable_lora(student, rank=4, train=["head"])
@@ -82,11 +86,11 @@ def enable_lora(
         raise ValueError(f"`alpha` is positive and finite. Received: alpha={alpha!r}.")
     kept = _inside(student, train)
     chosen = None if layers is None else _inside(student, layers)
-    updated = [
-        layer
-        for layer in _leaves(student)
-        if id(layer) not in kept and _takes_lora(layer, rank, chosen)
-    ]
+    open_to_choice = [layer for layer in _leaves(student) if id(layer) not in kept]
+    for layer in open_to_choice:
+        if getattr(layer, "lora_enabled", False) and (chosen is None or id(layer) in chosen):
+            _require_same(layer, rank, alpha)
+    updated = [layer for layer in open_to_choice if _takes_lora(layer, rank, chosen)]
     if not updated:
         raise ValueError(
             f"No layer of `{student.name}` takes an update of rank {rank}: they are of Dense, "
@@ -98,9 +102,28 @@ def enable_lora(
         layer.trainable = True
         if not layer.lora_enabled:
             layer.enable_lora(rank, lora_alpha=alpha)
+        elif lora.is_zero(layer):
+            lora.draw(layer)
+            # Keras does not save it with every layer.
+            layer.lora_alpha = rank if alpha is None else alpha
         for variable in layer.variables:
             variable.trainable = "lora" in variable.name
     return _count(student)
+
+
+def _require_same(layer: Any, rank: int, alpha: float | None) -> None:
+    """Raise `ValueError` if a layer has an update of another rank or scale, which Keras keeps."""
+    if layer.lora_rank != rank:
+        raise ValueError(
+            f"Layer `{layer.name}` has an update of rank {layer.lora_rank}, and Keras gives a "
+            f"layer one alone. Received: rank={rank!r}. Pass `rank={layer.lora_rank}`, or copy the "
+            "merged kernels into a new student with `initialize_from`."
+        )
+    if alpha is not None and alpha != layer.lora_alpha and not lora.is_zero(layer):
+        raise ValueError(
+            f"Layer `{layer.name}` has an update of alpha {layer.lora_alpha}, and another would "
+            f"change what the student answers. Received: alpha={alpha!r}. Leave `alpha` out."
+        )
 
 
 _UPDATED = (

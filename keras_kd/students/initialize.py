@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_kd import table
+from keras_kd import lora, table
 from keras_kd.students.align import aligned
 from keras_kd.students.shrink import require_graph
-from keras_kd.students.widths import Dim, Site, Width, expand, trace, weight_at
+from keras_kd.students.widths import Dim, Site, Width, expand, trace, variable_at, weight_at
 from keras_kd.taps import find, sublayers
 
 CHOICES = ("every_other", "names", "importance")
@@ -64,6 +64,9 @@ def initialize_from(
     norm: str = "l1",
 ) -> Copied:
     """Start a student from the weights of its teacher.
+
+    Updates of low rank in the teacher are copied as part of the kernels; those of the student,
+    where its kernels are copied, begin anew.
 
     Args:
         student: Built model, changed in place.
@@ -145,6 +148,12 @@ def initialize_from(
         how = ("whole" if step.whole else "part") if step.values else "not"
         of = sum(int(np.prod(v.shape)) for v in step.variables)
         copied.append(CopiedLayer(step.student, step.teacher, how, number, of))
+    given = {id(variable) for step in plan for variable, _ in step.values}
+    for layer in lora.updated_layers(student):
+        kernel, _, b = lora.parts(layer)
+        if id(kernel) in given:
+            # The kernel that was copied is the whole one.
+            b.assign(keras.ops.zeros(b.shape, b.dtype))
     for layer in student._flatten_layers():
         if isinstance(layer, keras.layers.Normalization) and layer.weights:
             # It computes with constants made of its weights.
@@ -173,8 +182,20 @@ def leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _state(layer: Any) -> list[Any]:
-    """A layer's weights but for the seeds of its random numbers."""
-    return [v for v in layer.variables if "int" not in v.dtype or v.trainable]
+    """A layer's weights but for the seeds of its random numbers and updates of low rank."""
+    updates = {id(v) for inner in lora.updated_layers(layer) for v in lora.parts(inner)[1:]}
+    return [
+        v for v in layer.variables if ("int" not in v.dtype or v.trainable) and id(v) not in updates
+    ]
+
+
+def _values(layer: Any) -> list[Any]:
+    """What `_state` holds, the kernels with their updates."""
+    sums = {id(lora.parts(inner)[0]): inner for inner in lora.updated_layers(layer)}
+    return [
+        lora.merged(sums[id(v)]) if id(v) in sums else keras.ops.convert_to_numpy(v)
+        for v in _state(layer)
+    ]
 
 
 def _whole(student: str, ours: Any, teacher: str, theirs: Any) -> _Step:
@@ -191,7 +212,7 @@ def _whole(student: str, ours: Any, teacher: str, theirs: Any) -> _Step:
             f"teacher {shapes[1]}. Pair layers of the same shapes, or shrink the teacher and use "
             "`layers='importance'`."
         )
-    values = [(v, keras.ops.convert_to_numpy(w)) for v, w in zip(mine, other)]
+    values = list(zip(mine, _values(theirs)))
     return _Step(student, teacher, mine, values, True)
 
 
@@ -346,7 +367,7 @@ def _parts(site: Site, layer: Any, kept: dict[Width, np.ndarray]) -> list[tuple[
         for axis, dim in enumerate(dims):
             if dim is not None:
                 value = np.take(value, _indices(dim, kept), axis=axis)
-        variable = weight_at(layer, path)
+        variable = variable_at(layer, path)
         if tuple(variable.shape) != value.shape:
             return []
         values.append((variable, value))

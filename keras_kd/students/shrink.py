@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_kd.graph import Graph, copy_layer, is_graph
+from keras_kd.students import chains
 from keras_kd.students.blocks import Block, dropped, repeated
 from keras_kd.students.widths import Site, Width, trace
 from keras_kd.typing import Tensor
@@ -36,6 +37,11 @@ def shrink(
     and that nothing else reads. Attention and feed-forward of a transformer layer go together.
     Blocks with a projection in the shortcut, which change resolution or width, stay.
 
+    A model, or a nested one, without such runs is a plain chain where each layer reads the one
+    before it alone: of `n` units in a row that return the same shape and are made alike, as Dense
+    layers, or convolution, normalization and activation, `max(2, floor(n * depth + 1/2))` are kept,
+    spread evenly, the first and the last among them.
+
     Understood are Dense, Embedding, Conv, transposed, depthwise and separable convolutions, batch,
     layer, RMS and group normalization, `MultiHeadAttention`, activations, pooling, padding,
     resizing, dropout, Flatten, Reshape that keeps or folds the channels, sums, products and
@@ -56,7 +62,8 @@ def shrink(
     Raises:
         TypeError: If `teacher` is no Keras model.
         ValueError: If a value is out of range, the model's graph is not known, a layer cannot
-            change its width (named), or `depth < 1` and no block is repeated.
+            change its width (named), or `depth < 1` and nothing is repeated so often that some of
+            it could go.
 
     Examples:
         >>> import keras
@@ -87,9 +94,9 @@ def shrink(
     student = builder.build(teacher, None, name or f"{teacher.name}_student")
     if depth < 1 and not builder.dropped_any:
         raise ValueError(
-            f"`depth={depth}` drops residual blocks that repeat one another (identity shortcuts of "
-            f"one shape), and `{teacher.name}` has none, or so few that none is dropped. "
-            "Shrink its width alone, or build the student by hand."
+            f"`depth={depth}` drops residual blocks (identity shortcuts of one shape) or units of "
+            f"a plain chain that repeat one another, and `{teacher.name}` has none, or so few that "
+            "none is dropped. Shrink its width alone, or build the student by hand."
         )
     return student
 
@@ -206,8 +213,12 @@ class _Builder:
         ends: dict[str, str] = {}
         blocks: list[Block] = []
         if self.depth < 1:
-            for run in repeated(graph):
+            runs = repeated(graph)
+            for run in runs:
                 blocks.extend(dropped(run, self.depth))
+            # Beside residual blocks, what repeats in a row is the inside of one.
+            for unit in chains.units(graph) if not runs else []:
+                blocks.extend(chains.dropped(unit, self.depth))
         for block in blocks:
             skipped |= block.inside
             ends[block.end] = block.start
@@ -224,6 +235,9 @@ class _Builder:
         else:
             copy = type(layer).from_config({**layer.get_config(), **changes})
         copy.trainable = True
+        if getattr(layer, "lora_rank", None):
+            # An update would freeze a kernel that has learned nothing yet.
+            copy.lora_rank = copy.lora_alpha = None
         if isinstance(layer, keras.layers.Normalization) and layer.weights:
             copy.build(tuple(layer.input.shape))
             # Unlike `set_weights`, this also makes the constants that the layer computes with.

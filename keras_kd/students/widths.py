@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_kd import lora
 from keras_kd.graph import Graph, is_graph
 
 Resolve = Callable[["Width"], int]
@@ -156,6 +157,15 @@ def weight_at(layer: Any, path: str) -> Any:
     for segment in path.split("/"):
         layer = getattr(layer, segment)
     return layer
+
+
+def variable_at(layer: Any, path: str) -> Any:
+    """The same to assign to: beside an update of low rank, `kernel` is a sum."""
+    *inner, name = path.split("/")
+    owner = weight_at(layer, "/".join(inner)) if inner else layer
+    if name in ("kernel", "embeddings") and getattr(owner, "lora_enabled", False):
+        return lora.parts(owner)[0]
+    return getattr(owner, name)
 
 
 class _Tracer:

@@ -36,7 +36,8 @@ class Ensemble(Teacher):
     weighed by itself. `learn_weights` finds fixed weights on validation data.
 
     Args:
-        models: Built `keras.Model`s with outputs of the same structure.
+        models: Built `keras.Model`s with outputs of the same structure. Of a
+            dict of inputs each reads those that it declares by name.
         weights: One float a model, dimensionless, none negative and not all
             zero, scaled to sum 1; or `"confidence"`. `None` weighs them
             equally.

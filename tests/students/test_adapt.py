@@ -13,7 +13,7 @@ from keras_kd.students import enable_lora, freeze
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from students_models import resnet, run, transformer
+from students_models import batch, resnet, run, transformer
 
 
 def _values(model):
@@ -103,3 +103,44 @@ def test_bad_values_are_refused_and_nothing_is_frozen():
     assert len(student.trainable_variables) == len(student.variables) - sum(
         "seed" in v.path for v in student.variables
     )
+
+
+def test_updates_that_were_merged_by_saving_begin_anew(tmp_path):
+    student = resnet(1, 8)
+    count = enable_lora(student, rank=2, layers=["c20a", "head"], train=["b20a"], alpha=6)
+    x = batch(student)
+    for name in ("c20a", "head"):
+        student.get_layer(name).lora_kernel_b.assign_add(
+            np.ones(student.get_layer(name).lora_kernel_b.shape)
+        )
+    student.save(tmp_path / "student.keras")
+    again = keras.saving.load_model(tmp_path / "student.keras")
+    before = run(again, x)
+    np.testing.assert_allclose(before, run(student, x), rtol=1e-5, atol=1e-6)
+    assert enable_lora(again, 2, layers=["c20a", "head"], train=["b20a"], alpha=6) == count
+    np.testing.assert_array_equal(run(again, x), before)
+    for name in ("c20a", "head"):
+        layer = again.get_layer(name)
+        assert layer.lora_alpha == 6
+        # As far from zero as a new update: He's uniform distribution.
+        a = ops.convert_to_numpy(layer.lora_kernel_a)
+        limit = np.sqrt(6 / np.prod(a.shape[:-1]))
+        assert limit / 2 < np.abs(a).max() <= limit
+    again.compile(keras.optimizers.SGD(0.1), "mse")
+    start = _values(again)
+    again.train_on_batch(x, np.ones((len(x), 5), "float32"))
+    assert {"c20a/lora_kernel_b", "head/lora_kernel_b"} <= _moved(again, start)
+
+
+def test_another_rank_or_scale_is_refused():
+    student = resnet(1, 8)
+    count = enable_lora(student, rank=2, layers=["c20a"], alpha=4)
+    with pytest.raises(ValueError, match="`c20a` has an update of rank 2.*rank=8"):
+        enable_lora(student, rank=8)
+    # The same again, and other layers beside it, are fine.
+    assert enable_lora(student, rank=2, layers=["c20a"]) == count
+    assert student.get_layer("c20a").lora_alpha == 4
+    student.get_layer("c20a").lora_kernel_b.assign_add(np.ones((2, 32)))
+    with pytest.raises(ValueError, match=r"alpha 4.*alpha=8"):
+        enable_lora(student, rank=2, layers=["c20a"], alpha=8)
+    assert enable_lora(student, rank=1, layers=["head"]) == 32 + 5

@@ -280,3 +280,37 @@ def test_a_started_student_begins_where_its_teacher_stands():
         distiller.compile("sgd", loss=None)
         losses.append(distiller.fit(x, epochs=1, batch_size=16, verbose=0).history["loss"][0])
     assert losses[0] < 1e-6 < losses[1]
+
+
+@pytest.mark.parametrize("choice", ["names", "every_other", "importance"])
+@pytest.mark.parametrize("own", [False, True], ids=["plain", "updated"])
+def test_updates_of_low_rank_are_copied_as_part_of_the_kernels(choice, own):
+    teacher, student = transformer(2), transformer(2)
+    for each in [teacher, student] if own else [teacher]:
+        kd.students.enable_lora(each, rank=2)
+        for variable in each.trainable_variables:
+            variable.assign(np.random.default_rng(1).normal(size=variable.shape))
+    x = batch(teacher)
+    copied = initialize_from(student, teacher, choice)
+    assert {row.how for row in copied} == {"whole"}
+    assert copied.parameters == sum(row.of for row in copied)
+    np.testing.assert_allclose(run(student, x), run(teacher, x), rtol=1e-3, atol=1e-4)
+    if own:
+        assert any(
+            ops.convert_to_numpy(v).any() for v in student.variables if "lora_kernel_a" in v.path
+        )
+
+
+def test_a_student_of_a_teacher_with_updates_has_none_and_its_channels():
+    teacher = _dense([16], ["a"])
+    teacher.layers[1].enable_lora(2)
+    # Of the sum, the even channels are the large ones; of the kernel alone, the odd ones.
+    kernel = np.tile([0.0, 1.0], (4, 8))
+    a, b = np.ones((4, 2)), np.tile([2.0, -0.5], (2, 8))
+    for variable, value in zip(teacher.layers[1].variables, (kernel, np.zeros(16), a, b)):
+        variable.assign(value)
+    student = shrink(teacher, width=0.5)
+    assert not student.layers[1].lora_enabled
+    assert len(student.trainable_variables) == 4
+    initialize_from(student, teacher, "importance")
+    np.testing.assert_array_equal(_weights(student, "a")[0], np.full((4, 8), 4.0))

@@ -269,3 +269,95 @@ def test_mixed_precision_is_kept():
     student = shrink(teacher)
     assert student.get_layer("stem").dtype_policy.name == "mixed_bfloat16"
     assert student.get_layer("head").dtype_policy.name == "mixed_bfloat16"
+
+
+def _stack(units, widths=(), size=(8, 8, 3)):
+    """A plain chain of units, `unit(x, width, k)` makes one."""
+    x = inputs = keras.Input(size)
+    for k, width in enumerate(widths):
+        x = units(x, width, k)
+    if len(x.shape) == 4:
+        x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(5, name="head")(x), name="plain")
+
+
+def _dense_unit(x, width, k):
+    return layers.Dense(width, activation="relu", name=f"d{k}")(x)
+
+
+def _conv_unit(x, width, k):
+    x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"c{k}")(x)
+    return layers.ReLU(name=f"r{k}")(layers.BatchNormalization(name=f"b{k}")(x))
+
+
+def _separable_unit(x, width, k):
+    x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"dw{k}")(x)
+    x = layers.ReLU(name=f"dr{k}")(layers.BatchNormalization(name=f"db{k}")(x))
+    x = layers.Conv2D(width, 1, use_bias=False, name=f"pw{k}")(x)
+    return layers.ReLU(name=f"pr{k}")(layers.BatchNormalization(name=f"pb{k}")(x))
+
+
+@pytest.mark.parametrize("width", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("teacher", "depth", "gone"),
+    [
+        # The first makes the width, the others repeat it.
+        (lambda: _stack(_dense_unit, [32] * 6, (10,)), 0.5, {"d1", "d2", "d4"}),
+        (lambda: _stack(_dense_unit, [32] * 6, (32,)), 0.1, {"d1", "d2", "d3", "d4"}),
+        (lambda: _stack(_conv_unit, [16] * 5), 0.6, {"1", "3"}),
+        # Two runs: each keeps its first and its last.
+        (lambda: _stack(_conv_unit, [16] * 3 + [32] * 4), 0.5, {"1", "4", "5"}),
+        (lambda: _stack(_separable_unit, [8, 16, 16, 16, 16]), 0.5, {"2", "3"}),
+    ],
+    ids=["dense", "two", "conv", "runs", "separable"],
+)
+def test_depth_drops_units_of_a_plain_chain(teacher, depth, gone, width):
+    teacher = teacher()
+    student = shrink(teacher, width=width, depth=depth)
+    names = [layer.name for layer in teacher.layers]
+    dropped = [n for n in names if n in gone or (n[-1] in gone and not n.startswith("input"))]
+    kept = [n for n in names[1:] if n not in dropped]
+    assert [layer.name for layer in student.layers[1:]] == kept
+    assert student.output_shape == teacher.output_shape
+    x = batch(teacher)
+    assert run(student, x).shape == run(teacher, x).shape
+    copied = kd.students.initialize_from(student, teacher, "names" if width == 1 else "importance")
+    if width == 1:
+        assert {row.how for row in copied} == {"whole"}
+        # The graph is the teacher's, without the units that are gone.
+        z = ops.convert_to_tensor(x)
+        for name in kept:
+            z = (
+                teacher.get_layer(name)(z, training=False)
+                if name[0] in "bd"
+                else (teacher.get_layer(name)(z))
+            )
+        np.testing.assert_allclose(run(student, x), z, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chain_within_a_model_is_shortened_by_itself():
+    inner = _stack(_conv_unit, [16] * 4)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Dense(16, "relu", name="f0")(inner(inputs))
+    x = layers.Dense(16, "tanh", name="f1")(x)
+    teacher = keras.Model(inputs, layers.Dense(5, name="last")(x))
+    student = shrink(teacher, width=1.0, depth=0.5)
+    assert [layer.name for layer in student.get_layer("plain").layers if layer.weights] == [
+        "c0", "b0", "c3", "b3", "head",
+    ]  # fmt: skip
+    # Another activation is no repetition.
+    assert [layer.name for layer in student.layers[2:]] == ["f0", "f1", "last"]
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        lambda: _stack(_dense_unit, [32, 32], (10,)),
+        lambda: _stack(_dense_unit, [32, 24, 16, 8], (32,)),
+        lambda: _stack(_conv_unit, [16, 8, 16, 8]),
+    ],
+    ids=["two", "narrowing", "alternating"],
+)
+def test_depth_is_refused_where_nothing_can_go(teacher):
+    with pytest.raises(ValueError, match="so few that none is dropped"):
+        shrink(teacher(), depth=0.5)

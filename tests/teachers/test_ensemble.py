@@ -363,3 +363,37 @@ def test_bad_weights():
     with pytest.raises(ValueError, match="one positive number"):
         teacher.weights = [1.0]
     assert teacher.weights == [0.5, 0.5]
+
+
+# ------------------------------------------------------------------------- inputs
+
+
+def reads(name, sizes):
+    """A model of a dict of inputs; its answer is linear in each."""
+    inputs = {key: keras.Input((size,), name=key) for key, size in sizes.items()}
+    parts = [layers.Dense(CLASSES)(tensor) for tensor in inputs.values()]
+    return keras.Model(inputs, layers.Add()(parts) if len(parts) > 1 else parts[0], name=name)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_each_model_reads_the_inputs_that_it_declares(eager):
+    rng = np.random.default_rng(0)
+    sizes = {"audio": 4, "depth": 3, "image": 6}
+    x = {key: rng.normal(size=(12, size)).astype("float32") for key, size in sizes.items()}
+    sound, sight = reads("sound", {"audio": 4}), reads("sight", {"image": 6, "depth": 3})
+    teacher = Ensemble([sound, sight], combine="logits")
+    logits = [
+        sound.predict({"audio": x["audio"]}, verbose=0),
+        sight.predict({key: x[key] for key in ("depth", "image")}, verbose=0),
+    ]
+    student = reads("student", {"image": 6})
+    z = student.predict({"image": x["image"]}, verbose=0)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.0), crossentropy(), temperature=2.0, run_eagerly=eager)
+    y = rng.integers(0, CLASSES, 12)
+    history = distiller.fit(x, y, verbose=0).history
+    expected = kl((logits[0] + logits[1]) / 2, z, 2.0).mean()
+    np.testing.assert_allclose(history["distillation_loss"], [expected], rtol=1e-5)
+    np.testing.assert_allclose(distiller.predict(x, verbose=0), z, rtol=1e-5, atol=1e-6)
+    weights = teacher.learn_weights(x, y)
+    np.testing.assert_allclose(sum(weights), 1.0)
