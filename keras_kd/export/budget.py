@@ -41,6 +41,13 @@ def judge(rows: list[dict[str, Any]], max_drop: float | None, aware: bool) -> No
         if reason:
             row.update(status="failed", stage=stage, reason=reason)
         row["flags"] = _flags(row, floats.get(row["format"]))
+        unclear = [name for name, output in outputs.items() if output["kind"] == "unknown"]
+        if unclear and max_drop is not None and row["precision"] == "float32":
+            row["flags"].append(
+                f"nothing says whether `{'`, `'.join(unclear)}` holds classes, so files must keep "
+                "its decisions and its values; evaluation data with labels, class names or a "
+                "compiled loss would tell"
+            )
 
 
 def _fault(row: dict[str, Any], max_drop: float | None, aware: bool) -> tuple[str, str]:
@@ -116,15 +123,6 @@ def _burden(output: dict[str, Any], max_drop: float | None) -> float:
 def _flags(row: dict[str, Any], float32: dict[str, Any] | None) -> list[str]:
     flags = []
     contents = row["contents"]
-    unclear = [
-        name for name, output in row["metrics"]["outputs"].items() if output["kind"] == "unknown"
-    ]
-    if unclear and row["precision"] == "float32":
-        flags.append(
-            f"nothing says whether `{'`, `'.join(unclear)}` holds classes, so files must keep its "
-            "decisions and its values; evaluation data with labels, class names or a compiled loss "
-            "would tell"
-        )
     if contents["flex"]:
         flags.append(f"needs TensorFlow operators (Flex): {', '.join(contents['flex'])}")
     if row["precision"] == "float32":

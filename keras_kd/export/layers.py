@@ -290,7 +290,9 @@ class LayerReport:
         width = min(60, max(map(len, ("SQNR of int8 in dB", *labels.values()))))
         lines = [f"{'SQNR of int8 in dB':<{width}}" + "".join(f"{fmt:>9}" for fmt in formats)]
         for name in names:
-            label = labels[name] if len(labels[name]) <= width else "..." + labels[name][3 - width :]
+            label = (
+                labels[name] if len(labels[name]) <= width else "..." + labels[name][3 - width :]
+            )
             cells = [
                 "-"
                 if name not in figures[fmt]
