@@ -18,8 +18,8 @@ _SCALE = 2.5
 """Ratio of standard deviations between calibration and evaluation data beyond which they differ."""
 
 _RANGE = 1.7
-"""The same where the ranges differ as much: [-1, 1] against [0, 1] is 2, and 32 honest rows, of which
-a few may be far out, differ in one of the two at most."""
+"""The same where the ranges differ as much: [-1, 1] against [0, 1] is 2, and 32 honest rows, of
+which a few may be far out, differ in one of the two at most."""
 
 _SHIFT = 0.35
 """Share of the range by which both of its ends may move."""
@@ -303,7 +303,8 @@ def check_same_scale(calibration: Arrays, evaluation: Arrays) -> None:
                 f"data: values from {got.min():.4g} to {got.max():.4g} (mean {mean_c:.4g}, "
                 f"standard deviation {std_c:.4g}) against {reference.min():.4g} to "
                 f"{reference.max():.4g} (mean {mean_e:.4g}, standard deviation {std_e:.4g}). "
-                "Prepare both the same way, for example divide both by 255, or bring both to [-1, 1]."
+                "Prepare both the same way, for example divide both by 255, or bring both to "
+                "[-1, 1]."
             )
 
 

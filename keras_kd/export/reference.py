@@ -11,7 +11,7 @@ import numpy as np
 
 from . import data, metrics
 from .benchmark import time_calls
-from .checks import check_model, names
+from .checks import check_model, names, number
 from .signature import Arrays, Signature, describe, is_symbolic, pack
 
 STORED_SAMPLES = 256
@@ -131,16 +131,23 @@ def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any
         Some of `accuracy`, `parameters`, `bytes`, `latency_ms`.
 
     Raises:
+        TypeError: If a figure in the dict is no number.
         ValueError: If the dict has other keys, or the teacher other outputs.
     """
     if teacher is None:
         return None
     if isinstance(teacher, dict):
         known = ("accuracy", "parameters", "bytes", "latency_ms")
-        return {
+        given = {
             key: teacher[key]
             for key in names("figures of `teacher`", list(teacher), known)
             if teacher[key] is not None
+        }
+        for key, value in given.items():
+            number(f"teacher['{key}']", value, whole=key in ("parameters", "bytes"))
+        return {
+            key: int(value) if key in ("parameters", "bytes") else float(value)
+            for key, value in given.items()
         }
     check_model(teacher)
     import keras

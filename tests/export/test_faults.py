@@ -58,6 +58,15 @@ def test_bad_arguments_are_refused_before_anything_is_written(small, tmp_path, a
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"max_drop": "a"}, {"max_drop": True}, {"opset": 17.0}, {"name": 3}]
+)
+def test_settings_of_another_type_are_refused(small, tmp_path, arguments):
+    with pytest.raises(TypeError, match=f"`{next(iter(arguments))}` must be a"):
+        keras_kd.export(small, tmp_path / "out", calibration=X, evaluation=(X, Y), **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_no_built_keras_model_is_refused(tmp_path):
     with pytest.raises(TypeError, match=r"must be a `keras\.Model`.*distiller\.student"):
         keras_kd.export("student.keras", tmp_path / "out", evaluation=X)
