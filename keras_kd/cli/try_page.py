@@ -159,7 +159,9 @@ class Export:
                 {
                     "name": name,
                     # Bars are for one flat row of classes.
-                    "kind": kinds[name]["kind"] if y.ndim == 2 else "values",
+                    "kind": kinds[name]["kind"]
+                    if y.ndim == 2 and kinds[name]["kind"] != "unknown"
+                    else "values",
                     "probabilities": kinds[name]["probabilities"],
                     "units": math.prod(y.shape[1:]),
                 }

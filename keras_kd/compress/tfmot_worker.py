@@ -22,6 +22,26 @@ OPERATIONS = {
 }
 """Operations on two tensors, and the layers that do the same."""
 
+# The same setting under another name, either way; without it a layer would take its default.
+_RENAMED = {"LeakyReLU": {"negative_slope": "alpha", "alpha": "negative_slope"}}
+
+# Keras 2: clip(0.2 x + 0.5, 0, 1); Keras 3: clip(x / 6 + 0.5, 0, 1).
+_DIFFERENT = ("hard_sigmoid", "hard_silu", "hard_swish")
+
+# What only one of the two knows, and how it stands where it does nothing.
+_ONE_SIDED = {
+    "time_major": False,
+    "virtual_batch_size": None,
+    "adjustment": None,
+    "sliding_window": None,
+    "use_gate": False,
+    "antialias": False,
+    "pad_to_aspect_ratio": False,
+}
+
+_TOLERANCE = 1e-5
+_HALF_TOLERANCE = 1e-2
+
 
 def build(spec: dict[str, Any], api: Any) -> tuple[Any, dict[str, Any]]:
     """Build a Functional model from its description.
@@ -86,12 +106,142 @@ def make_layer(entry: dict[str, Any], api: Any) -> Any:
     for base in cls.__mro__:
         if "__init__" in vars(base):
             accepted |= set(inspect.signature(base.__init__).parameters)
-    config = {key: value for key, value in entry["config"].items() if key in accepted}
+    renamed = _RENAMED.get(kind, {})
+    config = {}
+    for key, value in entry["config"].items():
+        if key not in accepted:
+            key = renamed.get(key, key)
+        function = value.get("config") if isinstance(value, dict) else value
+        if key.endswith("activation") and function in _DIFFERENT:
+            raise ValueError(
+                f"Layer `{entry['name']}` has the {key} `{function}`, which Keras 2 and Keras 3 "
+                "compute by different formulas; it cannot be carried over. Use `sigmoid` or "
+                "another activation."
+            )
+        if key in accepted:
+            config[key] = value
+        elif key in _ONE_SIDED and value != _ONE_SIDED[key]:
+            raise ValueError(
+                f"Layer `{entry['name']}` is set to {key}={value!r}, which {api.__name__} does not "
+                "know; it cannot be carried over."
+            )
     config["name"] = entry["name"]
     if "layer" in config:
         config["layer"] = make_layer(config["layer"], api)
         config.pop("backward_layer", None)
     return cls(**config)
+
+
+def save_probe(model: Any, folder: pathlib.Path, api: Any) -> None:
+    """Write four random samples (zeros for integers), and what the original answers to them."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    inputs = []
+    for tensor in model.inputs:
+        shape = (4, *(size or 8 for size in tensor.shape[1:]))
+        name = str(getattr(tensor.dtype, "name", tensor.dtype))
+        inputs.append(
+            rng.normal(size=shape).astype(name) if "float" in name else np.zeros(shape, name)
+        )
+    np.savez(folder / "probe.npz", *inputs)
+    # A layer may have any name, such as that of an argument of `savez`.
+    found = {f"={name}": array for name, array in answers(model, inputs, api).items()}
+    np.savez(folder / "answers.npz", **found)
+
+
+def check_probe(model: Any, folder: pathlib.Path, api: Any) -> float:
+    """Compare the converted model's answers with those that `save_probe` wrote.
+
+    Returns:
+        Largest difference of the outputs.
+
+    Raises:
+        ValueError: See `require_equal`.
+    """
+    import numpy as np
+
+    with np.load(folder / "probe.npz") as stored:
+        inputs = [stored[f"arr_{i}"] for i in range(len(stored.files))]
+    with np.load(folder / "answers.npz") as stored:
+        expected = {key[1:]: stored[key] for key in stored.files}
+    return require_equal(expected, answers(model, inputs, api))
+
+
+def answers(model: Any, inputs: list[Any], api: Any) -> dict[str, Any]:
+    """What a Functional model's layers and outputs give, in order, by name.
+
+    Args:
+        model: Model of `api`.
+        inputs: One array for each of `model.inputs`.
+        api: `keras` or `tf_keras`.
+
+    Returns:
+        Array of each layer that is called once and gives one tensor, then `output 0` and so on.
+    """
+    import numpy as np
+
+    tensors = {}
+    for layer in model.layers:
+        # A nested model's `output` is that of its own graph, not of its call in this one.
+        if isinstance(layer, (api.Model, api.layers.InputLayer)):
+            continue
+        try:
+            output = layer.output
+        except (AttributeError, ValueError, RuntimeError):
+            continue
+        if not isinstance(output, (list, tuple, dict)):
+            tensors[layer.name] = output
+    for i, output in enumerate(model.outputs):
+        tensors[f"output {i}"] = output
+    whole = api.Model(model.inputs, list(tensors.values()))
+    # Keras 3 takes the only input bare, and gives the only output bare.
+    found = whole.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
+    found = found if isinstance(found, (list, tuple)) else [found]
+    return {name: np.asarray(array) for name, array in zip(tensors, found)}
+
+
+def require_equal(expected: dict[str, Any], got: dict[str, Any]) -> float:
+    """Refuse a converted model that answers otherwise than the original.
+
+    Args:
+        expected: See `answers`, of the original.
+        got: The same of the converted model.
+
+    Returns:
+        Largest difference of the outputs.
+
+    Raises:
+        ValueError: If the outputs differ by more than rounding, naming the first layer that does.
+    """
+    import numpy as np
+
+    def difference(name: str) -> float:
+        first, second = (np.asarray(arrays[name], np.float64) for arrays in (expected, got))
+        if first.shape != second.shape:
+            return float("inf")
+        same = (first == second) | (np.isnan(first) & np.isnan(second))
+        return float(np.max(np.where(same, 0.0, np.abs(first - second)), initial=0.0))
+
+    half = any(array.dtype.itemsize == 2 for array in expected.values())
+    limit = _HALF_TOLERANCE if half else _TOLERANCE
+
+    def differs(name: str) -> bool:
+        scale = float(np.max(np.abs(np.asarray(expected[name], np.float64)), initial=0.0))
+        # Not a number is no small difference either.
+        return not difference(name) <= limit * max(scale, 1e-6)
+
+    outputs = [name for name in expected if name.startswith("output ")]
+    if any(differs(name) for name in outputs):
+        shared = [name for name in expected if name in got and name not in outputs]
+        layer = next((name for name in shared if differs(name)), None)
+        where = f"first at layer `{layer}`" if layer else "at no layer that can be told"
+        worst = max(difference(name) for name in outputs)
+        raise ValueError(
+            f"The converted model answers otherwise than the original, by up to {worst:.3g}, "
+            f"{where}. Replace that layer by one that Keras 2 and Keras 3 compute alike."
+        )
+    return max(difference(name) for name in outputs)
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -249,6 +399,7 @@ def _main(command: str, folder: pathlib.Path) -> None:
         arrays: dict[str, Any] = {}
         _collect(model, "", arrays)
         np.savez(folder / "weights.npz", **arrays)
+        save_probe(model, folder, tf_keras)
         return
     spec = json.loads((folder / "spec.json").read_text())
     with np.load(folder / "weights.npz") as weights:
@@ -256,15 +407,16 @@ def _main(command: str, folder: pathlib.Path) -> None:
         load_weights(layers, dict(weights))
     with np.load(folder / "data.npz") as stored:
         data = {key: stored[key] for key in stored}
+    (folder / "difference.json").write_text(json.dumps(check_probe(model, folder, tf_keras)))
+    if command == "to":
+        model.save(task["path"])
+        return
     inputs = [data[f"input_{i}"] for i in range(task["inputs"])]
     x = inputs[0] if len(inputs) == 1 else inputs
-    if command == "quantize":
-        model = _quantize(model, x, data, task, folder)
+    model = _quantize(model, x, data, task, folder)
     outputs = model.predict(x, verbose=0, batch_size=256)
     flat = [np.asarray(v) for v in _flat(outputs)]
     np.savez(folder / "outputs.npz", **{f"output_{i}": v for i, v in enumerate(flat)})
-    if command == "to":
-        model.save(task["path"])
 
 
 def _quantize(model: Any, x: Any, data: dict[str, Any], task: dict[str, Any], folder: Any) -> Any:

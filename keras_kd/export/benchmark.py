@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import manifest
+from .checks import number
 from .process import run_tasks
 from .writing import write_file
 
@@ -31,7 +32,13 @@ def time_calls(call: Callable[[], Any], *, seconds: float = 0.3, at_least: int =
 
     Returns:
         Seconds of each call.
+
+    Raises:
+        ValueError: If `seconds` is no finite number above 0.
     """
+    number("seconds", seconds)
+    if seconds <= 0:
+        raise ValueError(f"`seconds` must be positive. Received: seconds={seconds!r}.")
     end = time.perf_counter() + seconds / 3
     call()
     while time.perf_counter() < end:
@@ -71,12 +78,15 @@ def bench(
 
     Raises:
         ManifestError: If the folder holds no export, or its files are not the exported ones.
-        ValueError: If `threads` or `seconds` is not positive.
+        TypeError: If `threads` is no integer, or `seconds` no number.
+        ValueError: If `threads` or `seconds` is not positive, or not finite.
         FileNotFoundError: If there is no file `model`.
 
     Examples:
         >>> print(keras_kd.export.bench("exported/digits").table())  # doctest: +SKIP
     """
+    number("threads", threads, whole=True)
+    number("seconds", seconds)
     if threads < 1 or seconds <= 0:
         raise ValueError(
             "`threads` and `seconds` must be positive. "

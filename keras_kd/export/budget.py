@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 # Largest difference from the Keras model over the largest output, and lowest SQNR in dB, that
@@ -11,38 +12,43 @@ _TOLERANCE = {"float32": (1e-3, 60.0), "float16": (3e-2, 35.0)}
 # A quantization-aware model rounds its activations in Keras too, and its float files do not.
 _AWARE_TOLERANCE = (0.5, 10.0)
 
-# Regression has no accuracy to lose: its files must keep nine tenths of the signal's amplitude.
+# Regression has no accuracy to lose: its files must keep nine tenths of the signal's amplitude, and
+# two thirds of what changes from sample to sample, which a large constant part would hide.
 _LEAST_SQNR = 20.0
+_LEAST_VARIATION = 10.0
 
 SLOWER = 1.25
 """How many times slower a file must be to be called slower: less is the noise of a machine."""
 
 
-def judge(
-    rows: list[dict[str, Any]], reference: dict[str, Any], max_drop: float | None, aware: bool
-) -> None:
+def judge(rows: list[dict[str, Any]], max_drop: float | None, aware: bool) -> None:
     """Mark the rows of measured files that fail, and flag what deserves a second look.
 
     Args:
         rows: Entries of the manifest, changed in place.
-        reference: Figures of the Keras model.
-        max_drop: Accuracy that may be lost, 0..1, or `None`.
+        max_drop: Accuracy that each output may lose, 0..1, or `None`.
         aware: Whether the Keras model is quantization-aware.
     """
     floats = {row["format"]: row for row in rows if row["precision"] == "float32" and row["bytes"]}
     for row in rows:
         if row["bytes"] is None:
             continue
-        figures = row["metrics"]
-        row["drop"] = (
-            None
-            if figures["accuracy"] is None or reference["accuracy"] is None
-            else reference["accuracy"] - figures["accuracy"]
-        )
+        outputs = row["metrics"]["outputs"]
+        drops = [output["drop"] for output in outputs.values() if output["drop"] is not None]
+        row["drop"] = max(drops, default=None)
+        if len(outputs) > 1:
+            row["worst_output"] = max(outputs, key=lambda name: _burden(outputs[name], max_drop))
         stage, reason = _fault(row, max_drop, aware)
         if reason:
             row.update(status="failed", stage=stage, reason=reason)
         row["flags"] = _flags(row, floats.get(row["format"]))
+        unclear = [name for name, output in outputs.items() if output["kind"] == "unknown"]
+        if unclear and max_drop is not None and row["precision"] == "float32":
+            row["flags"].append(
+                f"nothing says whether `{'`, `'.join(unclear)}` holds classes, so files must keep "
+                "its decisions and its values; evaluation data with labels, class names or a "
+                "compiled loss would tell"
+            )
 
 
 def _fault(row: dict[str, Any], max_drop: float | None, aware: bool) -> tuple[str, str]:
@@ -59,26 +65,60 @@ def _fault(row: dict[str, Any], max_drop: float | None, aware: bool) -> tuple[st
             )
     if max_drop is None:
         return "", ""
+    # One output must not make up for another.
+    for name, output in figures["outputs"].items():
+        reason = _loss(output, max_drop)
+        if reason:
+            where = f"at output `{name}`, " if len(figures["outputs"]) > 1 else ""
+            return "budget", where + reason
+    return "", ""
+
+
+def _loss(output: dict[str, Any], max_drop: float) -> str:
     # Shares of a finite number of samples: a hair's breadth of float error must not decide.
-    slack = 1e-9
-    if row["drop"] is not None:
-        if row["drop"] > max_drop + slack:
-            return "budget", (
-                f"accuracy {100 * figures['accuracy']:.2f} % is {100 * row['drop']:.2f} points "
-                f"below the Keras model, more than max_drop allows ({100 * max_drop:g})"
-            )
-    elif figures["agreement"] is not None:
-        if 1 - figures["agreement"] > max_drop + slack:
-            return "budget", (
-                f"it changes {100 * (1 - figures['agreement']):.2f} % of the Keras model's "
-                f"decisions, more than max_drop allows ({100 * max_drop:g} %)"
-            )
-    elif figures["sqnr"] < _LEAST_SQNR:
-        return "budget", (
-            f"its outputs keep {figures['sqnr']:.1f} dB of signal over noise, less than "
+    limit = max_drop + 1e-9
+    if output["drop"] is not None:
+        if output["drop"] <= limit:
+            return ""
+        return (
+            f"accuracy {100 * output['accuracy']:.2f} % is {100 * output['drop']:.2f} points "
+            f"below the Keras model, more than max_drop allows ({100 * max_drop:g})"
+        )
+    unclear = output["kind"] == "unknown"
+    if output["agreement"] is not None and 1 - output["agreement"] > limit:
+        return (
+            f"it changes {100 * (1 - output['agreement']):.2f} % of the Keras model's "
+            f"decisions, more than max_drop allows ({100 * max_drop:g} %)"
+            + ("; if these are no classes, pass labels or compile the model" if unclear else "")
+        )
+    if output["agreement"] is not None and not unclear:
+        return ""
+    if output["sqnr"] < _LEAST_SQNR:
+        return (
+            f"its outputs keep {output['sqnr']:.1f} dB of signal over noise, less than "
             f"{_LEAST_SQNR:g} dB"
         )
-    return "", ""
+    if output["variation"] is not None and output["variation"] < _LEAST_VARIATION:
+        return (
+            f"its outputs keep {output['variation']:.1f} dB of what changes from sample to sample "
+            f"over noise, less than {_LEAST_VARIATION:g} dB"
+        )
+    return ""
+
+
+def _burden(output: dict[str, Any], max_drop: float | None) -> float:
+    # How much of what an output may lose it has lost: above 1 is too much.
+    if not output["finite"]:
+        return math.inf
+    share = output["drop"]
+    if share is None and output["agreement"] is not None:
+        share = 1 - output["agreement"]
+    burden = 0.0 if share is None else share / (max_drop or 0.01)
+    if output["drop"] is None and output["kind"] in ("values", "unknown"):
+        burden = max(burden, 10 ** ((_LEAST_SQNR - output["sqnr"]) / 20))
+        if output["variation"] is not None:
+            burden = max(burden, 10 ** ((_LEAST_VARIATION - output["variation"]) / 20))
+    return burden
 
 
 def _flags(row: dict[str, Any], float32: dict[str, Any] | None) -> list[str]:

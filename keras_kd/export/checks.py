@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 import os
 import sys
 from collections.abc import Sequence
@@ -99,8 +101,40 @@ def check_precisions(precisions: Sequence[str], formats: Sequence[str]) -> list[
     return checked
 
 
+def number(what: str, value: Any, *, whole: bool = False) -> None:
+    """Refuse what is no finite number.
+
+    Args:
+        what: Name of the argument.
+        value: Its value.
+        whole: Whether it must be an integer.
+
+    Raises:
+        TypeError: If it is no number, or no integer.
+        ValueError: If it is NaN or infinite.
+    """
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(
+            f"`{what}` must be {'an integer' if whole else 'a number'}. Received: {value!r}."
+        )
+    if not math.isfinite(value):
+        raise ValueError(f"`{what}` must be a finite number. Received: {value!r}.")
+
+
 def check_settings(max_drop: float | None, objective: str, opset: int, name: str) -> None:
-    """Check the plain settings of an export; see `export_model` for their meaning."""
+    """Check the plain settings of an export; see `export_model` for their meaning.
+
+    Raises:
+        TypeError: If one is of another type.
+        ValueError: If one lies outside its range.
+    """
+    # Not a number lies in no range, which is said below.
+    if max_drop is not None and max_drop == max_drop:
+        number("max_drop", max_drop)
+    number("opset", opset, whole=True)
+    if not isinstance(name, str):
+        raise TypeError(f"`name` must be a string. Received: {name!r}.")
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise ValueError(
             f"`max_drop` must lie in [0, 1], as a share of the samples, or be None. "

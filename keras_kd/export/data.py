@@ -17,6 +17,13 @@ CALIBRATION_SAMPLES = 512
 _SCALE = 2.5
 """Ratio of standard deviations between calibration and evaluation data beyond which they differ."""
 
+_RANGE = 1.7
+"""The same where the ranges differ as much: [-1, 1] against [0, 1] is 2, and 32 honest rows, of
+which a few may be far out, differ in one of the two at most."""
+
+_SHIFT = 0.35
+"""Share of the range by which both of its ends may move."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -268,7 +275,9 @@ def check_same_scale(calibration: Arrays, evaluation: Arrays) -> None:
 
     Raises:
         ValueError: If, for a float input, the standard deviations differ by more than a factor of
-            2.5, or the means by more than two standard deviations.
+            2.5, or they and the ranges by more than 1.7, or the means by more than two standard
+            deviations, or both ends of the range by more than 0.35 of it. A range is that of all
+            values but the 2 % at each end.
     """
     for name, reference in evaluation.items():
         if reference.dtype.kind != "f":
@@ -279,7 +288,11 @@ def check_same_scale(calibration: Arrays, evaluation: Arrays) -> None:
         widest = max(std_c, std_e)
         if widest == 0 and mean_c == mean_e:
             continue
-        far = widest > _SCALE * min(std_c, std_e) or abs(mean_c - mean_e) > 2 * widest
+        far = (
+            widest > _SCALE * min(std_c, std_e)
+            or abs(mean_c - mean_e) > 2 * widest
+            or _other_range(got, reference, widest > _RANGE * min(std_c, std_e))
+        )
         # A handful of samples says little about spread: only their limits are compared then.
         if len(got) < 8 or len(reference) < 8:
             span = max(float(np.ptp(got)), float(np.ptp(reference)))
@@ -290,5 +303,18 @@ def check_same_scale(calibration: Arrays, evaluation: Arrays) -> None:
                 f"data: values from {got.min():.4g} to {got.max():.4g} (mean {mean_c:.4g}, "
                 f"standard deviation {std_c:.4g}) against {reference.min():.4g} to "
                 f"{reference.max():.4g} (mean {mean_e:.4g}, standard deviation {std_e:.4g}). "
-                "Prepare both the same way, for example divide both by 255."
+                "Prepare both the same way, for example divide both by 255, or bring both to "
+                "[-1, 1]."
             )
+
+
+def _other_range(got: np.ndarray, reference: np.ndarray, wider: bool) -> bool:
+    (low_c, high_c), (low_e, high_e) = (np.quantile(x, (0.02, 0.98)) for x in (got, reference))
+    spans = sorted((float(high_c - low_c), float(high_e - low_e)))
+    # Rows that are nearly all zeros have no range to compare.
+    if spans[1] == 0:
+        return False
+    if wider and spans[1] > _RANGE * spans[0]:
+        return True
+    moves = sorted((float(low_c - low_e), float(high_c - high_e)))
+    return min(abs(move) for move in moves) > _SHIFT * spans[1] and moves[0] * moves[1] > 0

@@ -79,8 +79,11 @@ def export_model(
             rows, 0/1 values or regression targets. Without it the calibration inputs serve for
             comparison with the Keras model.
         max_drop: Accuracy that a file may lose against the Keras model, as a share (0.01 is one
-            point). Without labels, the share of decisions it may change, which bounds that loss.
-            `None` sets no limit.
+            point), at each output. At an output without labels, the share of decisions it may
+            change, which bounds that loss; outputs that make no decisions must keep 20 dB of signal
+            over noise. Without labels, classes are known by class names (`labels`), by the loss
+            that the model was compiled with, or by a softmax; other rows of numbers must pass both
+            checks. `None` sets no limit.
         objective: `"size"` or `"latency"`: what the best file has least of.
         mixed: Whether to try, where int8 loses more than `max_drop`, a file in which the layers
             that lose most of the signal stay float (`"mixed"` in the report).
@@ -144,7 +147,9 @@ def export_model(
         else data.read(evaluation, "evaluation", several_inputs=several)
     )
     tell("reference", 0, 1)
-    reference = answer(model, samples.x, None if evaluation is None else samples.y)
+    reference = answer(
+        model, samples.x, None if evaluation is None else samples.y, classes=labels is not None
+    )
     check_class_names(labels, reference)
     pixels = read_normalization(normalization, reference.signature)
     calibrated = None
@@ -194,7 +199,7 @@ def export_model(
         )
 
         def judge(entries: list[dict[str, Any]]) -> None:
-            budget.judge(entries, reference.figures, max_drop, quantization_aware)
+            budget.judge(entries, max_drop, quantization_aware)
 
         rows = work.make(tasks)
         judge(rows)

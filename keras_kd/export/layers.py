@@ -38,9 +38,11 @@ def layer_noise(
         layers: Names of the Keras model's layers.
 
     Returns:
-        `{"layer", "tensor", "sqnr", "reads"}` for each layer that both files keep, in the order in
-        which they run; the SQNR in dB is `None` where there is no noise, and `reads` names the
-        layers of this list whose outputs the layer works on.
+        `{"layer", "tensor", "sqnr", "reads", "covers"}` for each layer that both files keep, in the
+        order in which they run; the SQNR in dB is `None` where there is no noise. `reads` names the
+        layers of this list whose outputs the layer works on, `covers` those between that have no
+        row of their own, since the quantized file computes them in one step with the layer: a
+        convolution and its BatchNorm before a ReLU.
     """
     feed = {name: array[:SAMPLES] for name, array in inputs.items()}
     tflite = reference.suffix == ".tflite"
@@ -57,31 +59,38 @@ def layer_noise(
         rows.pop(layer, None)
         rows[layer] = {"layer": layer, "tensor": name, "sqnr": value}
     readings = graph(reference)
-    owners = {name: layer_of(name, layers) for name in readings}
     for layer, row in rows.items():
-        row["reads"] = _layers_before(layer, readings, owners, rows)
+        row["reads"], row["covers"] = _layers_before(layer, readings, layers, rows)
     return list(rows.values())
 
 
 def _layers_before(
     layer: str,
     readings: dict[str, list[str]],
-    owners: dict[str, str | None],
+    layers: Collection[str],
     known: Collection[str],
-) -> list[str]:
-    """The nearest known layers that a layer's tensors are computed from."""
-    waiting = [name for name, owner in owners.items() if owner == layer]
+) -> tuple[list[str], list[str]]:
+    """The nearest known layers that a layer's tensors are computed from, and those between."""
+    waiting = [name for name in readings if layer_of(name, layers) == layer]
     found: dict[str, None] = {}
+    between: dict[str, None] = {}
     seen = set(waiting)
     while waiting:
         for name in readings[waiting.pop()]:
-            owner = owners.get(name)
-            if owner is not None and owner != layer and owner in known:
-                found[owner] = None
-            elif name in readings and name not in seen:
+            owner = layer_of(name, layers)
+            if owner is not None and owner != layer:
+                if owner in known:
+                    if name in readings:
+                        found[owner] = None
+                    continue
+                # A weight tells the layer of an operator whose output has lost its name; the
+                # model's input, which has no path, is no operator.
+                if name in readings or "/" in name:
+                    between[owner] = None
+            if name in readings and name not in seen:
                 seen.add(name)
                 waiting.append(name)
-    return sorted(found, key=list(known).index)
+    return sorted(found, key=list(known).index), list(reversed(between))
 
 
 def _tflite_graph(path: Path) -> dict[str, list[str]]:
@@ -209,7 +218,7 @@ class LayerReport:
         self._rows = rows
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return `{"format", "layer", "tensor", "sqnr", "reads"}` for each layer, as they run."""
+        """Return the rows of `layer_noise` with their `format`, in running order."""
         return [{"format": fmt, **row} for fmt, rows in self._rows.items() for row in rows]
 
     def names(self) -> list[str]:
@@ -254,11 +263,13 @@ class LayerReport:
             layers: Some of the layers.
 
         Returns:
-            Those layers and the ones they read.
+            Those layers and the ones they read, each behind the layers that are part of it.
         """
         rows = self._rows.get(fmt, [])
         chosen = {name for row in rows if row["layer"] in layers for name in row.get("reads", ())}
-        return [row["layer"] for row in rows if row["layer"] in chosen | set(layers)]
+        kept = [row for row in rows if row["layer"] in chosen | set(layers)]
+        names = [name for row in kept for name in (*row.get("covers", ()), row["layer"])]
+        return list(dict.fromkeys(names))
 
     def table(self) -> str:
         """Return layers and their SQNR in dB as text of at most 80 columns."""
@@ -269,10 +280,19 @@ class LayerReport:
         figures = {
             fmt: {row["layer"]: row["sqnr"] for row in rows} for fmt, rows in self._rows.items()
         }
-        width = min(60, max([len(name) for name in names] + [len("SQNR of int8 in dB")]))
+        covered: dict[str, dict[str, None]] = {}
+        for row in self.rows():
+            covered.setdefault(row["layer"], {}).update(dict.fromkeys(row.get("covers", ())))
+        labels = {
+            name: f"{name} (with {', '.join(covered[name])})" if covered[name] else name
+            for name in names
+        }
+        width = min(60, max(map(len, ("SQNR of int8 in dB", *labels.values()))))
         lines = [f"{'SQNR of int8 in dB':<{width}}" + "".join(f"{fmt:>9}" for fmt in formats)]
         for name in names:
-            label = name if len(name) <= width else "..." + name[3 - width :]
+            label = (
+                labels[name] if len(labels[name]) <= width else "..." + labels[name][3 - width :]
+            )
             cells = [
                 "-"
                 if name not in figures[fmt]

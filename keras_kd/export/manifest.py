@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from .form import fault
 from .writing import write_file
 
 FILE = "manifest.json"
@@ -75,15 +76,19 @@ def read(folder: Path) -> dict[str, Any]:
         Its content.
 
     Raises:
-        ManifestError: If it is missing, is no manifest of this version, was edited, or names a file
-            outside its folder.
+        ManifestError: If it is missing, is no manifest of this version, was edited, does not follow
+            its schema, or names a file outside its folder.
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
         raise ManifestError(
             f"`{folder}` has no {FILE}. Pass a folder that `keras_kd.export` wrote."
+        ) from None
+    except RecursionError:
+        raise ManifestError(
+            f"`{path}` cannot be read: it is nested too deeply. Export again."
         ) from None
     except (OSError, ValueError) as error:
         raise ManifestError(f"`{path}` cannot be read: {error}. Export again.") from None
@@ -92,14 +97,27 @@ def read(folder: Path) -> dict[str, Any]:
             f"`{path}` is no export manifest of version {VERSION}. Export again with this version."
         )
     unsealed = {key: value for key, value in content.items() if key != "seal"}
-    if content.get("seal") != _hash(unsealed):
+    try:
+        sealed = content.get("seal") == _hash(unsealed)
+    except (RecursionError, ValueError):
+        sealed = False
+    if not sealed:
         raise ManifestError(
             f"`{path}` was changed after the export: its content does not match its seal. "
             "Restore the file or export again."
         )
-    files = [row["file"] for row in content["artifacts"] if row.get("file")]
-    for name in (*files, content["evaluation"]["file"]):
-        inside(folder, name)
+    rows, evaluation = content.get("artifacts"), content.get("evaluation")
+    described = [*rows, evaluation] if isinstance(rows, list) else [evaluation]
+    for row in described:
+        if isinstance(row, dict) and row.get("file"):
+            inside(folder, row["file"])
+    wanted = schema()
+    reason = fault(content, wanted, wanted)
+    if reason:
+        raise ManifestError(
+            f"`{path}` does not have the form of a manifest: {reason}. Restore the file or export "
+            "again."
+        )
     return content
 
 
@@ -163,6 +181,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"it holds {constant}, which is no JSON")
 
 
 def _hash(content: dict[str, Any]) -> str:

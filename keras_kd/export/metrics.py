@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("classes", "binary", "multilabel", "values")
-"""What an output means: one class of many, one yes or no, several of them, or plain numbers."""
+KINDS = ("classes", "binary", "multilabel", "values", "unknown")
+"""What an output means: one class of many, one yes or no, several of them, plain numbers, or a row
+of numbers of which nothing says whether they are classes."""
 
 
-def kind_of(reference: np.ndarray, labels: np.ndarray | None) -> str:
-    """Say what an output means, from its shape and its labels.
+def kind_of(reference: np.ndarray, labels: np.ndarray | None, hint: str | None = None) -> str:
+    """Say what an output means, from its labels, or else from what is known of the model.
 
     Args:
         reference: Outputs of the Keras model, `(samples, ..., units)`.
         labels: `None`, class indices `(samples, ...)`, or an array shaped like the outputs.
+        hint: One of `KINDS`, which holds without labels.
 
     Returns:
         One of `KINDS`.
@@ -26,7 +28,11 @@ def kind_of(reference: np.ndarray, labels: np.ndarray | None) -> str:
     """
     units = reference.shape[-1] if reference.ndim > 1 else 1
     if labels is None:
-        return "classes" if reference.ndim == 2 and units > 1 else "values"
+        if hint is not None:
+            return hint
+        if units > 1 and is_distribution(reference):
+            return "classes"
+        return "unknown" if reference.ndim == 2 and units > 1 else "values"
     labels = squeeze(labels, reference)
     whole = labels.dtype.kind in "biu" or bool(np.all(labels == np.round(labels)))
     if units > 1 and labels.shape == reference.shape[:-1] and whole:
@@ -65,7 +71,7 @@ def squeeze(labels: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 def decide(outputs: np.ndarray, kind: str, probabilities: bool) -> np.ndarray | None:
     """Turn outputs into decisions: class indices, or yes and no; `None` for plain numbers."""
-    if kind == "classes":
+    if kind in ("classes", "unknown"):
         return outputs.argmax(axis=-1)
     if kind in ("binary", "multilabel"):
         return outputs > (0.5 if probabilities else 0.0)
@@ -75,6 +81,12 @@ def decide(outputs: np.ndarray, kind: str, probabilities: bool) -> np.ndarray | 
 def is_probability(reference: np.ndarray) -> bool:
     """Say whether outputs lie in [0, 1], which logits of more than a few samples do not."""
     return bool(reference.min() >= 0 and reference.max() <= 1)
+
+
+def is_distribution(reference: np.ndarray) -> bool:
+    """Say whether every row of the outputs is a distribution, as after a softmax."""
+    sums = reference.astype(np.float64).sum(axis=-1)
+    return is_probability(reference) and bool(np.allclose(sums, 1, atol=5e-3))
 
 
 def accuracy(
@@ -117,6 +129,30 @@ def sqnr(reference: np.ndarray, outputs: np.ndarray) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
+def variation(reference: np.ndarray, outputs: np.ndarray) -> float | None:
+    """Return the ratio of the outputs' variation over the samples to the noise, in dB.
+
+    As `sqnr`, but the signal is what changes from sample to sample,
+    `10 log10(sum (r - mean r)**2 / sum (r - o)**2)`: a large constant part, which any file keeps,
+    hides nothing.
+
+    Args:
+        reference: Outputs of the Keras model, `(samples, ...)`.
+        outputs: Outputs of the file, same shape.
+
+    Returns:
+        Decibels; infinite where both are equal, `None` where the outputs do not vary.
+    """
+    reference = reference.astype(np.float64)
+    spread = reference - reference.mean(axis=0, keepdims=True)
+    signal = float(np.sum(spread**2))
+    # Rounding of equal answers is no variation.
+    if signal <= 1e-12 * float(np.sum(reference**2)):
+        return None
+    noise = float(np.sum((reference - outputs) ** 2))
+    return 10 * math.log10(signal / noise) if noise > 0 else math.inf
+
+
 def compare(
     references: dict[str, np.ndarray],
     outputs: dict[str, np.ndarray],
@@ -132,10 +168,11 @@ def compare(
         kinds: For each output `{"kind": one of KINDS, "probabilities": bool}`.
 
     Returns:
-        `accuracy` and `agreement` (means over the outputs that have them, else `None`), `worst`
-        (greatest absolute difference), `relative` (the same over the greatest magnitude of that
-        output), `sqnr` (lowest over the outputs, dB), `finite`, and `outputs` with the figures of
-        each output.
+        `accuracy` (mean over the outputs that have one, else `None`), `agreement` (lowest over the
+        outputs that make decisions, else `None`), `worst` (greatest absolute difference),
+        `relative` (the same over the greatest magnitude of that output), `sqnr` (lowest over the
+        outputs, dB), `finite`, and `outputs` with the figures of each output: these, its `kind`,
+        `drop` (Keras's accuracy minus the file's) and `variation`, see there.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, reference in references.items():
@@ -144,17 +181,25 @@ def compare(
         finite = bool(np.isfinite(got).all())
         worst = float(np.max(np.abs(got - reference), initial=0.0)) if finite else math.inf
         peak = float(np.max(np.abs(reference), initial=0.0))
+        right = accuracy(got, labels.get(name), kind, probabilities)
+        before = accuracy(reference, labels.get(name), kind, probabilities)
         rows[name] = {
-            "accuracy": accuracy(got, labels.get(name), kind, probabilities),
+            "kind": kind,
+            "accuracy": right,
+            "drop": None if right is None or before is None else before - right,
             "agreement": agreement(reference, got, kind, probabilities),
             "worst": worst,
             "relative": worst / peak if peak > 0 else worst,
             "sqnr": sqnr(reference, got) if finite else -math.inf,
+            "variation": variation(reference, got) if finite else -math.inf,
             "finite": finite,
         }
     return {
         "accuracy": _mean([row["accuracy"] for row in rows.values()]),
-        "agreement": _mean([row["agreement"] for row in rows.values()]),
+        "agreement": min(
+            (row["agreement"] for row in rows.values() if row["agreement"] is not None),
+            default=None,
+        ),
         "worst": max(row["worst"] for row in rows.values()),
         "relative": max(row["relative"] for row in rows.values()),
         "sqnr": min(row["sqnr"] for row in rows.values()),

@@ -119,11 +119,16 @@ class ONNX:
         kind = QuantType.QUInt8 if unsigned else QuantType.QInt8
         prepared = self._prepared(path)
         layers = self._source.layers | {info.name for info in self._source.signature.outputs}
-        floats = [
-            node.name
-            for node in onnx.load(prepared).graph.node
-            if layer_of(node.output[0], layers) in keep
-        ]
+        graph = onnx.load(prepared).graph
+        weights = {entry.name for entry in graph.initializer}
+
+        def owner(node: Any) -> str | None:
+            # An output may have lost its layer on the way; the weights still tell it.
+            names = [node.output[0], *(name for name in node.input if name in weights)]
+            found = (layer_of(name, layers) for name in names)
+            return next((layer for layer in found if layer is not None), None)
+
+        floats = [node.name for node in graph.node if owner(node) in keep]
         quantize_static(
             prepared,
             target,

@@ -58,9 +58,10 @@ def pack_int4(model: Any) -> int:
 def blocks(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round a matrix to 4 bits, in blocks of `BLOCK` weights along each column.
 
-    `q = round(w / s) + 8` in 0..15 with `s = w_extreme / -8`, where `w_extreme` is the weight of
-    largest magnitude in the block, so that it is met exactly; `w' = (q - 8) s`. A column that lies
-    on the 4-bit grid it was trained for, all weights multiples of `max|w| / 7`, keeps its values.
+    `q = round(w / s) + 8` in 0..15, `w' = (q - 8) s`. A column that lies on the grid of
+    quantization-aware training, multiples of `max|w| / 7` of the column or of the matrix, keeps the
+    scale it was trained with, and its values. In others `s = w_extreme / -8`, where `w_extreme` is
+    the weight of largest magnitude in the block, so that it is met exactly.
 
     Args:
         matrix: `(rows, columns)`, float32.
@@ -75,12 +76,21 @@ def blocks(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     padded[:rows] = matrix
     parts = padded.T.reshape(columns, count, BLOCK)
     extreme = np.take_along_axis(parts, np.abs(parts).argmax(axis=-1)[..., None], axis=-1)
-    scales = extreme / -8
-    trained = np.abs(matrix).max(axis=0)[:, None, None] / 7
-    multiples = np.divide(parts, trained, out=np.zeros_like(parts), where=trained != 0)
-    # Rounded once more, with a step for each block, such a column would lose what it has learned.
-    on_grid = np.abs(multiples - np.round(multiples)).max(axis=(1, 2), keepdims=True) < 0.02
-    scales = np.where(on_grid, trained, scales)
+    trained = _trained(matrix)
+    scales = np.where(trained[:, None, None] > 0, trained[:, None, None], extreme / -8)
     steps = np.round(np.divide(parts, scales, out=np.zeros_like(parts), where=scales != 0)) + 8
     steps = np.clip(steps, 0, 15).astype(np.uint8)
     return steps[..., 0::2] | (steps[..., 1::2] << 4), scales.reshape(-1)
+
+
+def _trained(matrix: np.ndarray) -> np.ndarray:
+    # The step of each column `(columns,)` that lies on a 4-bit grid; 0 for the others.
+    result = np.zeros(matrix.shape[1], np.float32)
+    widest = np.abs(matrix).max(axis=0)
+    # A column may be narrower than the matrix whose scale it was trained with.
+    for limit in (np.broadcast_to(widest.max(), widest.shape), widest):
+        scale = limit / np.float32(7)
+        steps = np.divide(matrix, scale, out=np.zeros_like(matrix), where=scale > 0)
+        fits = (np.abs(steps - np.round(steps)).max(axis=0) < 0.02) & (scale > 0)
+        result = np.where(fits, scale, result)
+    return result.astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from . import data, metrics
 from .benchmark import time_calls
-from .checks import check_model, names
+from .checks import check_model, names, number
 from .signature import Arrays, Signature, describe, is_symbolic, pack
 
 STORED_SAMPLES = 256
@@ -67,13 +68,14 @@ class Reference:
         return arrays
 
 
-def answer(model: Any, x: Any, y: Any) -> Reference:
+def answer(model: Any, x: Any, y: Any, *, classes: bool = False) -> Reference:
     """Run the Keras model on the evaluation data.
 
     Args:
         model: A built model.
         x: Its inputs, nested as it takes them.
         y: Labels, or `None`.
+        classes: Whether the first output is known to hold classes, since they have names.
 
     Returns:
         The reference.
@@ -104,9 +106,10 @@ def answer(model: Any, x: Any, y: Any) -> Reference:
                 "evaluation data. Mend the model before exporting it."
             )
     labels = _labels(y, signature)
+    hints = _hints(model, outputs, classes)
     kinds = {
         name: {
-            "kind": metrics.kind_of(array, labels.get(name)),
+            "kind": metrics.kind_of(array, labels.get(name), hints.get(name)),
             "probabilities": metrics.is_probability(array),
         }
         for name, array in outputs.items()
@@ -128,16 +131,23 @@ def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any
         Some of `accuracy`, `parameters`, `bytes`, `latency_ms`.
 
     Raises:
+        TypeError: If a figure in the dict is no number.
         ValueError: If the dict has other keys, or the teacher other outputs.
     """
     if teacher is None:
         return None
     if isinstance(teacher, dict):
         known = ("accuracy", "parameters", "bytes", "latency_ms")
-        return {
+        given = {
             key: teacher[key]
             for key in names("figures of `teacher`", list(teacher), known)
             if teacher[key] is not None
+        }
+        for key, value in given.items():
+            number(f"teacher['{key}']", value, whole=key in ("parameters", "bytes"))
+        return {
+            key: int(value) if key in ("parameters", "bytes") else float(value)
+            for key, value in given.items()
         }
     check_model(teacher)
     import keras
@@ -238,6 +248,46 @@ def _figures(model: Any, accuracy: float | None, one: Any) -> dict[str, Any]:
         "bytes": int(sum(4 * np.prod(weight.shape) for weight in model.weights)),
         "latency_ms": float(np.median(time_calls(lambda: model.predict_on_batch(one)))) * 1e3,
     }
+
+
+# What the loss that a model was compiled with says of an output without labels.
+_MEANING = {
+    **dict.fromkeys(("sparse_categorical_crossentropy", "categorical_crossentropy"), "classes"),
+    **dict.fromkeys(("categorical_focal_crossentropy", "categorical_hinge"), "classes"),
+    **dict.fromkeys(("mse", "mean_squared_error", "mae", "mean_absolute_error"), "values"),
+    **dict.fromkeys(("mape", "mean_absolute_percentage_error", "huber", "log_cosh"), "values"),
+    **dict.fromkeys(("msle", "mean_squared_logarithmic_error", "poisson"), "values"),
+}
+
+
+def _hints(model: Any, outputs: Arrays, classes: bool) -> dict[str, str]:
+    # Only what is known: the name of a layer, its width or the order of its values prove nothing.
+    loss = getattr(model, "loss", None)
+    known = list(outputs)
+    if isinstance(loss, dict):
+        losses = {name: loss.get(name) for name in known}
+    elif isinstance(loss, (list, tuple)):
+        losses = dict(zip(known, loss, strict=False))
+    else:
+        losses = {known[0]: loss} if len(known) == 1 else {}
+    hints = {}
+    for name, value in losses.items():
+        meaning = _MEANING.get(_loss_name(value))
+        if meaning == "values" or (meaning and outputs[name].shape[-1] > 1):
+            hints[name] = meaning
+        elif _loss_name(value).startswith("binary_") and outputs[name].shape[1:] == (1,):
+            hints[name] = "binary"
+    if classes and outputs[known[0]].ndim > 1 and outputs[known[0]].shape[-1] > 1:
+        hints[known[0]] = "classes"
+    return hints
+
+
+def _loss_name(loss: Any) -> str:
+    if loss is None:
+        return ""
+    if not isinstance(loss, str):
+        loss = getattr(loss, "__name__", type(loss).__name__)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", loss).lower()
 
 
 def _empty(tensor: Any) -> np.ndarray:

@@ -25,9 +25,11 @@ class Artifact:
         path: The file; `None` if none was made.
         bytes: Size of the file.
         gzip_bytes: Size when gzipped.
-        accuracy: Share of right answers on the evaluation data, 0..1; `None` without labels.
-        drop: Accuracy of the Keras model minus that of the file.
-        agreement: Share of the Keras model's decisions that the file repeats, 0..1.
+        accuracy: Share of right answers on the evaluation data, 0..1; `None` without labels. Of
+            several outputs their mean.
+        drop: Accuracy of the Keras model minus that of the file, at the output that loses most.
+        agreement: Share of the Keras model's decisions that the file repeats, 0..1, at the output
+            where it is lowest.
         worst: Greatest absolute difference from the Keras model's outputs.
         sqnr: Ratio of signal to quantization noise in dB; `None` where there is no noise.
         latency_ms: Median time of one inference with one thread, in milliseconds.
@@ -200,6 +202,10 @@ class Report:
             lines.extend(line for flag in artifact.flags for line in _wrap(f"! {name}: {flag}"))
             if artifact.sparsity is not None:
                 lines.extend(_wrap(f"- {name}: {artifact.without_zeros()}"))
+            worst = artifact.details.get("worst_output")
+            if worst is not None and artifact.passed:
+                outputs = artifact.details["metrics"]["outputs"]
+                lines.extend(_wrap(f"- {name}: worst output {_quality(worst, outputs[worst])}"))
         return "\n".join(lines)
 
     def layers(self) -> LayerReport:
@@ -333,6 +339,18 @@ def latency(milliseconds: float | None) -> str:
     if milliseconds is None:
         return "-"
     return f"{milliseconds:.3f}" if milliseconds < 10 else f"{milliseconds:.1f}"
+
+
+def _quality(name: str, row: dict[str, Any]) -> str:
+    if row["drop"] is not None:
+        change = 100 * row["drop"]
+        return f"`{name}`, accuracy {percent(row['accuracy'])} % ({-change:+.2f} points)"
+    noise = f"{row['sqnr']:.1f} dB" if row["sqnr"] is not None else "no signal"
+    if row["worst"] == 0:
+        noise = "no noise"
+    if row["agreement"] is None:
+        return f"`{name}`, {noise}"
+    return f"`{name}`, agreement {percent(row['agreement'])} %, {noise}"
 
 
 def _wrap(text: str) -> list[str]:

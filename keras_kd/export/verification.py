@@ -78,13 +78,16 @@ def _fault(row: dict[str, Any], fresh: dict[str, Any], samples: int) -> str:
     if "error" in fresh:
         return str(fresh["error"])
     before, now = row["check"], manifest.plain(fresh["check"])
-    for name in ("accuracy", "agreement"):
-        # Another processor may round one sample the other way; more is a different behavior.
-        if before[name] is not None and abs(now[name] - before[name]) > 1.5 / samples:
-            return (
-                f"its {name} on the stored samples is {100 * now[name]:.2f} %, and was "
-                f"{100 * before[name]:.2f} % when it was exported"
-            )
+    for output, was in before["outputs"].items():
+        where = f" at output `{output}`" if len(before["outputs"]) > 1 else ""
+        for name in ("accuracy", "agreement"):
+            # Another processor may round one sample the other way; more is a different behavior.
+            new = now["outputs"][output][name]
+            if was[name] is not None and abs(new - was[name]) > 1.5 / samples:
+                return (
+                    f"its {name}{where} on the stored samples is {100 * new:.2f} %, and was "
+                    f"{100 * was[name]:.2f} % when it was exported"
+                )
     if before["finite"] and (
         not now["finite"]
         or now["relative"] > max(2 * before["relative"], before["relative"] + 1e-3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_kd.compress import calibrate, n_of_m_mask, prune, quantize_aware, tfmot
+from keras_kd.compress import calibrate, n_of_m_mask, prune, quantize_aware, tfmot, tfmot_worker
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.skipif(
@@ -50,15 +50,43 @@ def test_there_and_back(tmp_path):
         [keras.Input((8, 8)), layers.Conv1D(4, 3), layers.BatchNormalization(), layers.GRU(3)],
         name="block",
     )
-    model = keras.Model({"steps": inputs}, {"out": layers.Dense(2)(block(x))})
+    x = layers.LeakyReLU(negative_slope=0.1, name="leaky")(block(x))
+    model = keras.Model({"steps": inputs}, {"out": layers.Dense(2)(x)})
     path = tmp_path / "model.keras"
     assert tfmot.to_tf_keras(model, path) < 1e-6
     again = tfmot.from_tf_keras(path)
+    assert again.get_layer("leaky").negative_slope == pytest.approx(0.1)
     x = {"steps": np.random.default_rng(0).normal(size=(4, 8, 6)).astype("float32")}
     np.testing.assert_allclose(again(x)["out"], model(x)["out"], atol=1e-6)
     for one, other in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert "TF_USE_LEGACY_KERAS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        ("Dense", {"units": 2, "activation": "hard_sigmoid"}, "the activation `hard_sigmoid`"),
+        ("LSTM", {"units": 2, "recurrent_activation": "hard_sigmoid"}, "the recurrent_activation"),
+        ("GRU", {"units": 2, "time_major": True}, "set to time_major=True"),
+    ],
+)
+def test_settings_of_another_meaning_are_refused(kind, config, message):
+    with pytest.raises(ValueError, match=f"Layer `inner` (has|is) {message}"):
+        tfmot_worker.make_layer({"name": "inner", "class": kind, "config": config}, keras)
+
+
+def test_a_model_that_answers_otherwise_is_refused_by_layer(tmp_path):
+    inputs = keras.Input((4,), name="x")
+    x = layers.Dense(3, name="first")(inputs)
+    x = layers.Dense(3, name="second")(x)
+    model = keras.Model(inputs, layers.ReLU(name="last")(x))
+    tfmot_worker.save_probe(model, tmp_path, keras)
+    assert tfmot_worker.check_probe(model, tmp_path, keras) == 0
+    kernel = model.get_layer("second").kernel
+    kernel.assign(kernel * 1.001)
+    with pytest.raises(ValueError, match="first at layer `second`"):
+        tfmot_worker.check_probe(model, tmp_path, keras)
 
 
 def test_second_opinion_agrees(small_cnn, images, fit):

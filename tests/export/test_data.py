@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn.datasets import load_digits
 
 from keras_kd.export import data
 from keras_kd.export.signature import Signature, TensorInfo
@@ -122,6 +123,48 @@ def test_calibration_of_another_scale_is_refused(other):
     data.check_same_scale({"x": X[::-1]}, {"x": X})
     with pytest.raises(ValueError, match="another scale"):
         data.check_same_scale({"x": other}, {"x": X})
+
+
+def _sets():
+    rng = np.random.default_rng(0)
+    digits = load_digits().images[..., None] / 16
+    rows = rng.uniform(0.3, 1, (600, 1)) * rng.random((600, 16))
+    return {
+        "digits": digits,
+        "uniform": rng.random((600, 8, 8, 1)),
+        "gaussian": rng.normal(size=(600, 4)),
+        "one feature": rng.normal(3, 2, (600, 1)),
+        "bright and dark": rows,
+        "heavy tails": rng.standard_t(3, (600, 8)),
+        "mostly zeros": np.where(rng.random((600, 50)) < 0.015, 1.0, 0.0),
+    }
+
+
+@pytest.mark.parametrize(("name", "whole"), _sets().items(), ids=_sets())
+def test_honest_subsets_of_32_rows_are_of_the_same_scale(name, whole):
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        rows = rng.permutation(len(whole))
+        for evaluation in (whole, whole[rows[32:64]]):
+            data.check_same_scale({"x": whole[rows[:32]]}, {"x": evaluation})
+
+
+@pytest.mark.parametrize("name", ["digits", "uniform", "gaussian", "bright and dark"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: 2 * x, lambda x: 0.45 * x, lambda x: 2 * x - 1, lambda x: (x + 1) / 2],
+    ids=["doubled", "x 0.45", "[0, 1] to [-1, 1]", "and back"],
+)
+def test_another_scale_of_a_subset_is_refused(name, change):
+    whole = _sets()[name]
+    with pytest.raises(ValueError, match=r"another scale.*bring both to \[-1, 1\]"):
+        data.check_same_scale({"x": change(whole[:200])}, {"x": whole[200:]})
+
+
+def test_a_moved_range_is_refused():
+    x = _sets()["uniform"]
+    with pytest.raises(ValueError, match="another scale"):
+        data.check_same_scale({"x": x[:200] - 0.5}, {"x": x[200:]})
 
 
 def test_integer_inputs_have_no_scale():

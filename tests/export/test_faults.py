@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import keras_kd.export
-from keras_kd.export import budget, process
+from keras_kd.export import budget, metrics, process
 
 X = np.random.default_rng(0).random((20, 4)).astype("float32")
 Y = np.arange(20) % 3
@@ -55,6 +55,15 @@ def test_bad_arguments_are_refused_before_anything_is_written(small, tmp_path, a
     given = {"calibration": X, "evaluation": (X, Y), **arguments}
     with pytest.raises(ValueError, match=message):
         keras_kd.export(small, tmp_path / "out", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"max_drop": "a"}, {"max_drop": True}, {"opset": 17.0}, {"name": 3}]
+)
+def test_settings_of_another_type_are_refused(small, tmp_path, arguments):
+    with pytest.raises(TypeError, match=f"`{next(iter(arguments))}` must be a"):
+        keras_kd.export(small, tmp_path / "out", calibration=X, evaluation=(X, Y), **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -245,14 +254,27 @@ def row(precision, **changes):
         "contents": {"weight_bits": {"32": 900}, "flex": [], "float_operators": []},
     }
     entry["metrics"] = {**entry["metrics"], **changes.pop("metrics", {})}
+    figures = {**entry["metrics"], "kind": "classes", "variation": entry["metrics"]["sqnr"]}
+    figures["drop"] = None if figures["accuracy"] is None else 0.9 - figures["accuracy"]
+    entry["metrics"]["outputs"] = {"y": figures}
     entry["contents"] = {**entry["contents"], **changes.pop("contents", {})}
     return {**entry, **changes}
 
 
-def judged(*rows, max_drop=0.01, accuracy=0.9):
+def judged(*rows, max_drop=0.01):
     entries = list(rows)
-    budget.judge(entries, {"accuracy": accuracy}, max_drop, False)
+    budget.judge(entries, max_drop, False)
     return entries
+
+
+def compared(reference, outputs, labels, max_drop=0.01):
+    """The judged row of an int8 file that gives these outputs by name."""
+    kinds = {
+        name: {"kind": metrics.kind_of(array, labels.get(name)), "probabilities": False}
+        for name, array in reference.items()
+    }
+    entry = {**row("int8"), "metrics": metrics.compare(reference, outputs, labels, kinds)}
+    return judged(entry, max_drop=max_drop)[0]
 
 
 def test_a_miscompiled_float_file_fails_verification():
@@ -278,6 +300,39 @@ def test_the_budget_decides_on_accuracy_agreement_or_noise():
     good, bad = (row("int8", metrics={**values, "sqnr": noise}) for noise in (25.0, 15.0))
     assert [entry["status"] for entry in judged(good, bad)] == ["passed", "failed"]
     assert budget.best([beyond], "size") is None
+
+
+def test_every_output_is_judged_by_itself():
+    rng = np.random.default_rng(0)
+    scores, other = rng.normal(size=(2, 200, 10)).astype("float32")
+    value = rng.normal(size=(200, 1)).astype("float32")
+    right = scores.argmax(1)
+    for labels in ({"a": right}, {"a": right, "b": value}, {}):
+        entry = compared({"a": scores, "b": value}, {"a": scores, "b": 0 * value + 7}, labels)
+        assert entry["status"] == "failed"
+        assert entry["reason"].startswith("at output `b`, its outputs keep")
+        assert entry["worst_output"] == "b"
+        assert compared({"a": scores, "b": value}, {"a": scores, "b": value}, labels)["file"]
+    lossy = np.where(np.arange(200)[:, None] < 4, -scores, scores)
+    labels = {"a": right, "b": other.argmax(1)}
+    entry = compared({"a": scores, "b": other}, {"a": lossy, "b": other}, labels)
+    assert entry["metrics"]["accuracy"] == 0.99
+    assert entry["drop"] == pytest.approx(0.02)
+    assert "at output `a`, accuracy 98.00 % is 2.00 points below" in entry["reason"]
+
+
+def test_numbers_that_may_be_no_classes_must_keep_their_values_too():
+    rng = np.random.default_rng(0)
+    rows = np.stack([np.full(200, 10.0), *rng.normal(size=(2, 200))], 1).astype("float32")
+    entry = compared({"y": rows}, {"y": np.float32([[10, 0, 0]] * 200)}, {})
+    assert entry["metrics"]["agreement"] == 1
+    assert "of signal over noise" in entry["reason"]
+    shifted = compared({"y": rows + 100}, {"y": rows * [1, 0, 0] + 100}, {})
+    assert "from sample to sample" in shifted["reason"]
+    assert compared({"y": rows}, {"y": rows * 1.001}, {})["status"] == "passed"
+    flagged = row("float32")
+    flagged["metrics"]["outputs"]["y"]["kind"] = "unknown"
+    assert "nothing says whether `y` holds classes" in judged(flagged)[0]["flags"][0]
 
 
 def test_best_follows_the_objective():

@@ -1,16 +1,17 @@
 import math
 
+import keras
 import numpy as np
 import pytest
 
-from keras_kd.export import metrics
+from keras_kd.export import metrics, reference
 
 rng = np.random.default_rng(3)
 LOGITS = rng.normal(size=(50, 4)).astype("float32")
 
 
 @pytest.mark.parametrize(
-    ("reference", "labels", "kind"),
+    ("outputs", "labels", "kind"),
     [
         (LOGITS, rng.integers(0, 4, 50), "classes"),
         (LOGITS, rng.integers(0, 4, (50, 1)), "classes"),
@@ -22,14 +23,15 @@ LOGITS = rng.normal(size=(50, 4)).astype("float32")
         (LOGITS[:, :1], rng.integers(0, 2, 50), "binary"),
         (LOGITS[:, :1], rng.integers(0, 2, (50, 1)), "binary"),
         (LOGITS[:, :1], rng.normal(size=50), "values"),
-        (LOGITS, None, "classes"),
+        (LOGITS, None, "unknown"),
+        (np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True), None, "classes"),
         (LOGITS[:, :1], None, "values"),
         (rng.normal(size=(5, 7, 4)), rng.integers(0, 4, (5, 7)), "classes"),
         (rng.normal(size=(5, 8, 8, 3)), None, "values"),
     ],
 )
-def test_kind_is_read_from_outputs_and_labels(reference, labels, kind):
-    assert metrics.kind_of(reference, labels) == kind
+def test_kind_is_read_from_outputs_and_labels(outputs, labels, kind):
+    assert metrics.kind_of(outputs, labels) == kind
 
 
 def test_labels_out_of_range_are_named():
@@ -61,6 +63,35 @@ def test_accuracy_and_agreement_of_every_kind():
     assert metrics.accuracy(one, truth, "values", False) is None
     many = rng.integers(0, 2, (50, 4))
     assert metrics.accuracy(LOGITS, many, "multilabel", False) == np.mean((LOGITS > 0) == many)
+
+
+def test_what_is_known_of_the_model_decides_without_labels():
+    assert metrics.kind_of(LOGITS, None, "values") == "values"
+    assert metrics.kind_of(LOGITS, rng.integers(0, 4, 50), "values") == "classes"
+    outputs = {"a": LOGITS, "b": LOGITS[:, :1]}
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    for loss, kind in (
+        ("mse", "values"),
+        (keras.losses.Huber(), "values"),
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True), "classes"),
+        (lambda y, z: z, None),
+        (None, None),
+    ):
+        model.compile("sgd", loss)
+        assert reference._hints(model, {"a": LOGITS}, False).get("a") == kind
+    model.loss = {"a": keras.losses.categorical_crossentropy, "b": "binary_crossentropy"}
+    assert reference._hints(model, outputs, False) == {"a": "classes", "b": "binary"}
+    model.loss = "mse"
+    assert reference._hints(model, outputs, True) == {"a": "classes"}
+
+
+def test_a_constant_part_hides_no_noise():
+    values = np.float32([[100.0], [101.0], [102.0]])
+    assert metrics.sqnr(values, np.full_like(values, 101)) > 40
+    assert metrics.variation(values, np.full_like(values, 101)) == pytest.approx(0)
+    assert metrics.variation(values, values + 0.1) == pytest.approx(10 * math.log10(2 / 0.03), 1e-3)
+    assert metrics.variation(values, values) == math.inf
+    assert metrics.variation(np.ones((3, 2)), np.zeros((3, 2))) is None
 
 
 def test_compare_averages_decisions_and_keeps_the_worst_error():

@@ -223,3 +223,36 @@ def test_layers_that_int8_cannot_hold_stay_float(tmp_path):
         assert contents["weight_bits"]["32"] >= 4 * 2 * 64
         assert contents["weight_bits"]["8"] >= 4 * 8 + 8 * 8 + 8 * 3
     assert report.best.precision in ("mixed", "float32")
+
+
+def test_what_stays_float_brings_the_layers_fused_with_it(tmp_path):
+    """A ReLU that loses the signal inherits it from the convolution and BatchNorm before it."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 1), name="x")
+    x = layers.Conv2D(8, 3, activation="relu", name="wide")(inputs)
+    x = layers.BatchNormalization(name="norm")(layers.DepthwiseConv2D(3, name="reader")(x))
+    x = layers.Flatten(name="flat")(layers.ReLU(name="relu")(x))
+    model = keras.Model(inputs, layers.Dense(3, name="logits")(x))
+    for name, factor in (("wide", 3000.0), ("reader", 1 / 3000.0)):
+        kernel, bias = model.get_layer(name).get_weights()
+        kernel[:, :, 0] *= factor if name == "reader" else 1
+        kernel[..., 0] *= factor if name == "wide" else 1
+        model.get_layer(name).set_weights([kernel, bias])
+    x = np.random.default_rng(0).random((64, 6, 6, 1)).astype("float32")
+    y = model.predict(x, verbose=0).argmax(-1)
+    report = keras_kd.export(
+        model,
+        tmp_path / "out",
+        formats="onnx",
+        precisions=("float32", "int8"),
+        calibration=x,
+        evaluation=(x, y),
+    )
+    rows = {row["layer"]: row for row in report.layers().rows()}
+    assert rows["relu"]["reads"] == ["wide"]
+    assert rows["relu"]["covers"] == ["reader", "norm"]
+    mixed = report.artifacts[-1]
+    assert mixed.passed, mixed.reason
+    assert mixed.details["kept"] == ["wide", "reader", "norm", "relu"]
+    assert mixed.sqnr > 30
+    assert "relu (with reader, norm)" in report.layers().table()

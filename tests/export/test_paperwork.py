@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 import keras_kd.export
-from keras_kd.export import manifest
+from keras_kd.export import benchmark, manifest
 
 
 def test_the_manifest_follows_its_schema(report):
@@ -96,6 +96,16 @@ def test_bench_times_every_file_in_its_own_process(report, tmp_path):
 def test_bench_refuses_what_it_cannot_time(report, tmp_path):
     with pytest.raises(ValueError, match="must be positive"):
         keras_kd.export.bench(report.folder, threads=0)
+    for seconds in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="`seconds` must be a finite number"):
+            keras_kd.export.bench(report.folder, seconds=seconds)
+        with pytest.raises(ValueError, match="`seconds` must be a finite number"):
+            benchmark.time_calls(lambda: None, seconds=seconds)
+    with pytest.raises(ValueError, match="`seconds` must be positive"):
+        benchmark.time_calls(lambda: None, seconds=-1)
+    for arguments in ({"seconds": "1"}, {"threads": 1.5}, {"threads": "two"}, {"threads": None}):
+        with pytest.raises(TypeError, match="must be a"):
+            keras_kd.export.bench(report.folder, **arguments)
     with pytest.raises(keras_kd.export.ManifestError):
         keras_kd.export.bench(tmp_path)
     with pytest.raises(FileNotFoundError, match="no Keras model"):
