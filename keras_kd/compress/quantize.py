@@ -9,6 +9,7 @@ import keras
 
 from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.fold import CHANNEL_AXIS, foldable_into, require_built
+from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantized_layers import (
     FUSED_ACTIVATIONS,
@@ -182,6 +183,7 @@ class _Maker:
         keep_zeros: bool,
     ) -> None:
         self.uses = occurrences(model)
+        self.masked = masked_layers(model)
         self.bits = weight_bits
         self.activation_bits = activation_bits
         self.annotations = annotations
@@ -201,7 +203,7 @@ class _Maker:
         if id(layer) in self.folded:
             return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy.name)
         annotation = self.annotations.get(id(layer), Annotation())
-        chosen = treatment(layer, graph)
+        chosen = treatment(layer, graph, self.masked)
         if annotation.float:
             return copy_built(layer)
         if annotation.weights is not None and chosen.kind != "weights":
@@ -369,7 +371,7 @@ class _Maker:
 
     def _plan(self, graph: Graph) -> _Plan:
         if id(graph) not in self.plans:
-            self.plans[id(graph)] = _Plan(graph, self.annotations, self.uses)
+            self.plans[id(graph)] = _Plan(graph, self.annotations, self.uses, self.masked)
         return self.plans[id(graph)]
 
 
@@ -381,12 +383,18 @@ class _Plan:
     (pooling by maximum, reshaping) have the scale of what they read.
     """
 
-    def __init__(self, graph: Graph, annotations: dict[int, Annotation], uses: Any) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        annotations: dict[int, Annotation],
+        uses: Any,
+        masked: frozenset[int],
+    ) -> None:
         self.graph = graph
         self.labels: dict[str, str] = {}
         self.rounded: dict[str, tuple[str, bool]] = {}
         self.fixed: dict[str, tuple[float, float]] = {}
-        kinds = {name: treatment(layer, graph) for name, layer in graph.layers.items()}
+        kinds = {name: treatment(layer, graph, masked) for name, layer in graph.layers.items()}
         leader = {name: name for name in graph.layers}
 
         def find(name: str) -> str:

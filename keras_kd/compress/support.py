@@ -111,12 +111,13 @@ class Treatment:
     fusable: bool = False
 
 
-def treatment(layer: Any, graph: Graph) -> Treatment:
+def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) -> Treatment:
     """How `quantize_aware` treats a layer or operation.
 
     Args:
         layer: Layer of the graph, wrapped (pruned, clustered) or not.
         graph: The graph it stands in.
+        masked: The layers of the whole model that read a mask, from `masked_layers`.
 
     Returns:
         The treatment, with the reason where it is `"float"`.
@@ -141,7 +142,7 @@ def treatment(layer: Any, graph: Graph) -> Treatment:
             fuses=activation == "linear",
         )
     if type(base) in _SPECIAL:
-        return _SPECIAL[type(base)](base, config, layer.name, graph)
+        return _SPECIAL[type(base)](base, config, layer.name, graph, id(base) in masked)
     if kind == "Activation" or kind in ACTIVATION_LAYERS:
         return _activation(base, kind, config)
     if kind in MOVES:
@@ -157,7 +158,7 @@ def treatment(layer: Any, graph: Graph) -> Treatment:
     if kind in OBSERVED:
         if kind in ARITHMETIC and not _tensors_only(graph, layer.name):
             return Treatment("float", "a constant operand has no int8 form; use Rescaling")
-        if kind.startswith("GlobalAverage") and _masked(graph):
+        if kind.startswith("GlobalAverage") and id(base) in masked:
             return Treatment("float", "the mask makes it a weighted mean")
         return Treatment("observed", fuses=kind in ARITHMETIC)
     return Treatment("float", f"no int8 form of {kind} is known")
@@ -202,7 +203,7 @@ def _activation(layer: Any, kind: str, config: dict[str, Any]) -> Treatment:
     return Treatment("activation", range=FIXED_RANGES.get(name), fusable=name in ("relu", "relu6"))
 
 
-def _affine(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> Treatment:
+def _affine(layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool) -> Treatment:
     shape = graph.input_shape(name) or ()
     rank = len(shape) if graph.called_once(name) else 0
     if rank not in (2, 3, 4):
@@ -220,7 +221,9 @@ def _affine(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> Trea
     return Treatment("affine", fuses=type(layer) is keras.layers.BatchNormalization)
 
 
-def _layer_norm(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> Treatment:
+def _layer_norm(
+    layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+) -> Treatment:
     shape = graph.input_shape(name) or ()
     rank = len(shape) if graph.called_once(name) else 0
     axis = config["axis"]
@@ -232,12 +235,14 @@ def _layer_norm(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> 
     return Treatment("layer norm")
 
 
-def _attention(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> Treatment:
+def _attention(
+    layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+) -> Treatment:
     if not graph.called_once(name):
         return Treatment("float", "called more than once")
     call = graph.calls[name][0]
     given = {key for key, value in call["kwargs"].items() if value not in (None, False)}
-    if given - {"value", "key", "query"} or _masked(graph):
+    if given - {"value", "key", "query"} or masked:
         return Treatment("float", "masks and returned scores have no int8 form")
     if len(call["args"]) + len(given) > 3:
         return Treatment("float", "masks have no int8 form")
@@ -247,7 +252,9 @@ def _attention(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> T
     return Treatment("attention")
 
 
-def _recurrent(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> Treatment:
+def _recurrent(
+    layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+) -> Treatment:
     if not graph.called_once(name):
         return Treatment("float", "called more than once")
     shape = graph.input_shape(name) or ()
@@ -258,7 +265,7 @@ def _recurrent(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> T
         return Treatment("float", "a single step")
     if steps > MOST_RECURRENT_STEPS:
         return Treatment("float", f"unrolling {steps} steps; int8 up to {MOST_RECURRENT_STEPS}")
-    if _masked(graph):
+    if masked:
         return Treatment("float", "masks have no int8 form")
     usual = config["activation"] == "tanh" and config["recurrent_activation"] == "sigmoid"
     if not usual or not config.get("reset_after", True):
@@ -279,15 +286,6 @@ _SPECIAL = {
     keras.layers.LSTM: _recurrent,
     keras.layers.GRU: _recurrent,
 }
-
-
-def _masked(graph: Graph) -> bool:
-    """Whether a layer of the graph makes a mask."""
-    return any(
-        isinstance(base_layer(layer), keras.layers.Masking)
-        or (isinstance(base_layer(layer), keras.layers.Embedding) and base_layer(layer).mask_zero)
-        for layer in graph.layers.values()
-    )
 
 
 def _tensors_only(graph: Graph, name: str) -> bool:
