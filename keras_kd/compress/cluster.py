@@ -95,20 +95,21 @@ class ClusteredLayer(WeightWrapper):
         for index, kernel in enumerate(kernels(self.layer, self.weight_names)):
             # What is trained are the centers; the kernel itself no longer takes part.
             kernel.trainable = False
-            self.centers.append(
-                self.add_weight(
-                    shape=(self.clusters,), initializer="zeros", name=f"centers_{index}"
-                )
+            centers = self.add_weight(
+                shape=(self.clusters,), initializer="zeros", name=f"centers_{index}"
             )
-            self.assignments.append(
-                self.add_weight(
-                    shape=kernel.shape,
-                    initializer="zeros",
-                    dtype="int32",
-                    trainable=False,
-                    name=f"assignment_{index}",
-                )
+            assignment = self.add_weight(
+                shape=kernel.shape,
+                initializer="zeros",
+                dtype="int32",
+                trainable=False,
+                name=f"assignment_{index}",
             )
+            if kernel.regularizer is not None:
+                # Keras asks trained variables only, so the centers answer for the kernel.
+                centers.regularizer = _OfKernel(kernel.regularizer, assignment)
+            self.centers.append(centers)
+            self.assignments.append(assignment)
 
     def start(self) -> None:
         """Cluster the wrapped layer's present weights."""
@@ -159,6 +160,19 @@ class ClusteredLayer(WeightWrapper):
             "keep_zeros": self.keep_zeros,
             "weights": self.weight_names,
         }
+
+
+class _OfKernel:
+    """A kernel's regularizer as a function of its centers."""
+
+    def __init__(self, regularizer: Any, assignment: Any) -> None:
+        self.regularizer = regularizer
+        self.assignment = assignment
+
+    def __call__(self, centers: Any) -> Tensor:
+        values = ops.convert_to_tensor(centers)
+        kernel = ops.take(values, ops.convert_to_tensor(self.assignment), axis=0)
+        return self.regularizer(kernel)
 
 
 def cluster(

@@ -86,6 +86,10 @@ def baked(layer: WeightWrapper) -> Any:
         config["use_bias"] = True
     if isinstance(layer, QuantizedLayer) and layer.activation is not None:
         config["activation"] = keras.activations.serialize(layer.activation)
+    regularizer = layer.regularizer if isinstance(layer, QuantizedLayer) else None
+    regularizer = regularizer or layer.activity_regularizer
+    if regularizer is not None:
+        config["activity_regularizer"] = keras.regularizers.serialize(regularizer)
     plain = type(base).from_config(config)
     plain.build_from_config(base.get_build_config())
     if norm is None:

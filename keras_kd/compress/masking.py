@@ -75,8 +75,8 @@ def _outputs(
     if type(base).compute_mask is keras.layers.Layer.compute_mask:
         return [masked]
     first, mask = (inputs[0], masks[0]) if inputs else (None, None)
-    if given is not None and mask is None:
-        mask = keras.KerasTensor(first.shape[:2], "bool") if hasattr(first, "shape") else None
+    if given is not None and mask is None and isinstance(first, keras.KerasTensor):
+        mask = keras.KerasTensor(first.shape[:2], "bool")
     try:
         result = base.compute_mask(first, mask)
     except Exception:  # of a layer that computes it from values, say

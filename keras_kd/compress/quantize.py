@@ -219,8 +219,11 @@ class _Maker:
             return self._separable(layer, graph)
         if self.activation_bits is None:
             return copy_built(layer)
+        # These compute the layer themselves, so they regularize in its place too.
+        regularizer = getattr(base_layer(layer), "activity_regularizer", None)
+        inner = copy_built(layer) if regularizer is None else _copy_changed(layer, _UNREGULARIZED)
         if chosen.kind == "affine":
-            return QuantizedAffine(copy_built(layer))
+            return QuantizedAffine(inner, activity_regularizer=regularizer)
         wrapper = {
             "attention": QuantizedAttention,
             "layer norm": QuantizedLayerNormalization,
@@ -228,7 +231,7 @@ class _Maker:
         }.get(chosen.kind)
         if wrapper is None:
             return copy_built(layer)
-        return wrapper(copy_built(layer), self.bits, self.activation_bits)
+        return wrapper(inner, self.bits, self.activation_bits, activity_regularizer=regularizer)
 
     def _weighted(self, layer: Any, graph: Graph, annotation: Annotation) -> Any:
         base = base_layer(layer)
@@ -237,14 +240,18 @@ class _Maker:
         norm = foldable_into(layer, graph, self.uses)
         if norm is not None:
             self.folded[id(norm)] = layer
-        inner = self._with_zeros(_copy_linear(layer) if separate else copy_built(layer))
+        changes: dict[str, Any] = {"activation": None} if separate else {}
+        if base.activity_regularizer is not None:
+            changes.update(_UNREGULARIZED)
+        inner = _copy_changed(layer, changes) if changes else copy_built(layer)
         return QuantizedLayer(
-            inner,
+            self._with_zeros(inner),
             norm=None if norm is None else copy_built(norm),
             weight_bits=self.bits,
             axes=annotation.weights,
             activation=activation if separate else None,
             activation_bits=self.activation_bits,
+            regularizer=base.activity_regularizer,
         )
 
     def _with_zeros(self, inner: Any) -> Any:
@@ -266,6 +273,8 @@ class _Maker:
             dilation_rate=config["dilation_rate"],
             depth_multiplier=config["depth_multiplier"],
             use_bias=False,
+            depthwise_regularizer=config["depthwise_regularizer"],
+            depthwise_constraint=config["depthwise_constraint"],
             name=layer.name + "_depthwise",
             **shared,
         )
@@ -275,6 +284,10 @@ class _Maker:
             1,
             use_bias=config["use_bias"],
             activation=None if separate else config["activation"],
+            kernel_regularizer=config["pointwise_regularizer"],
+            kernel_constraint=config["pointwise_constraint"],
+            bias_regularizer=config["bias_regularizer"],
+            bias_constraint=config["bias_constraint"],
             name=layer.name,
             **shared,
         )
@@ -299,6 +312,7 @@ class _Maker:
                 weight_bits=self.bits,
                 activation=config["activation"] if separate else None,
                 activation_bits=self.activation_bits,
+                regularizer=layer.activity_regularizer,
             ),
         )
 
@@ -492,15 +506,17 @@ def _fuses(activation: Any) -> bool:
     return isinstance(activation, str) and activation in FUSED_ACTIVATIONS
 
 
-def _copy_linear(layer: Any) -> Any:
-    """A copy of a layer, or of the layer within its wrappers, without its activation."""
+_UNREGULARIZED = {"activity_regularizer": None}
+
+
+def _copy_changed(layer: Any, changes: dict[str, Any]) -> Any:
+    """A copy of a layer with other arguments for it, or for the layer within its wrappers."""
     if not isinstance(layer, WeightWrapper):
-        copy = type(layer).from_config({**layer.get_config(), "activation": None})
-        copy.build_from_config(layer.get_build_config())
+        copy = type(layer).from_config({**layer.get_config(), **changes})
     else:
         config = layer.get_config()
-        config["layer"] = keras.saving.serialize_keras_object(_copy_linear(layer.layer))
+        config["layer"] = keras.saving.serialize_keras_object(_copy_changed(layer.layer, changes))
         copy = type(layer).from_config(config)
-        copy.build_from_config(layer.get_build_config())
+    copy.build_from_config(layer.get_build_config())
     copy.set_weights(layer.get_weights())
     return copy
