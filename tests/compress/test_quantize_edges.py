@@ -7,9 +7,14 @@ from keras import layers, ops
 
 from keras_kd.compress import (
     Annotation,
+    FakeQuantize,
+    FreezeObservers,
     QuantizedLayer,
+    activation_ranges,
+    calibrate,
     cluster,
     finalize,
+    is_calibrated,
     prune,
     quantize_aware,
     summary,
@@ -91,7 +96,7 @@ def regularized():
         pointwise_regularizer=l2(0.2),
         bias_regularizer=l2(0.3),
     )(x)
-    x = layers.Reshape((9, 4))(x)
+    x = layers.Reshape((2, 18))(x)
     x = layers.Dense(4, activation="swish", name="swish", **kept)(x)
     x = layers.LayerNormalization(activity_regularizer=l2(0.01))(x)
     x = layers.GRU(4, name="gru", **kept)(x)
@@ -103,9 +108,8 @@ def regularized():
     return model
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("how", ["quantize_aware", "prune", "cluster", "all", "finalized"])
-def test_regularization_stays(how, training):
+@pytest.mark.parametrize("how", ["quantize_aware", "training", "prune", "cluster", "all"])
+def test_regularization_stays(how):
     model = regularized()
     x = np.random.default_rng(1).normal(size=(16, 6, 6, 2)).astype("float32")
     made = model
@@ -116,18 +120,67 @@ def test_regularization_stays(how, training):
     if how not in ("prune", "cluster"):
         annotation = {"own": Annotation(weights={"kernel": (-1,)})}
         made = quantize_aware(made, annotations=annotation, calibration=x)
-    if how == "finalized":
-        made = finalize(made)
-    if how in ("finalized", "all") and training:
-        # Statistics and rounding differ by what was folded; once is enough.
-        return
     wanted, found = [], []
     for each, into in ((model, wanted), (made, found)):
-        each(x, training=training)
+        each(x, training=how == "training")
         into.extend(float(loss) for loss in each.losses)
-    if how != "finalized":
-        assert len(found) == len(wanted)
-        np.testing.assert_allclose(sum(found), sum(wanted), rtol=0.03)
-    else:
-        assert made.get_layer("folded").activity_regularizer is not None
-        assert made.get_layer("swish").activity_regularizer is not None
+    assert len(found) == len(wanted)
+    np.testing.assert_allclose(sum(found), sum(wanted), rtol=0.03)
+    if how == "all":
+        plain = finalize(made)
+        for name in ("folded", "swish", "gru"):
+            assert plain.get_layer(name).activity_regularizer is not None
+
+
+def small():
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, layers.Dense(4)(layers.Dense(8, activation="relu")(inputs)))
+
+
+@pytest.fixture
+def rows():
+    return np.random.default_rng(0).normal(size=(96, 8)).astype("float32") * 10
+
+
+def train(model, rows, epochs, freeze):
+    model.compile("adam", "mse")
+    callback = FreezeObservers(epoch=freeze)
+    model.fit(rows, np.zeros((len(rows), 4)), epochs=epochs, verbose=0, callbacks=[callback])
+
+
+def test_ranges_are_not_frozen_before_they_have_seen_data(rows):
+    model = quantize_aware(small())
+    with pytest.raises(ValueError, match="before any data has been seen"):
+        train(model, rows, epochs=2, freeze=-2)
+    assert not is_calibrated(model)
+    observer = FakeQuantize()
+    observer.frozen.assign(1.0)
+    observer(rows, training=True)
+    assert observer.limits() == pytest.approx((rows.min(), rows.max()))
+    observer(2 * rows, training=True)
+    assert observer.limits() == pytest.approx((rows.min(), rows.max()))
+    train(model, rows, epochs=2, freeze=-1)
+    assert is_calibrated(model)
+
+
+def test_calibration_sets_frozen_ranges_anew_and_they_stay_frozen(rows):
+    model = quantize_aware(small(), calibration=rows)
+    train(model, rows, epochs=1, freeze=0)
+    calibrate(model, 5 * rows)
+    name = next(iter(activation_ranges(model)))
+    assert activation_ranges(model)[name] == pytest.approx((5 * rows.min(), 5 * rows.max()))
+    model(9 * rows, training=True)
+    assert activation_ranges(model)[name] == pytest.approx((5 * rows.min(), 5 * rows.max()))
+
+
+@pytest.mark.parametrize("kind", ["array", "iterable"])
+def test_a_bad_later_batch_changes_no_range(rows, kind):
+    model = quantize_aware(small(), calibration=rows)
+    before = activation_ranges(model)
+    bad = 9 * rows
+    bad[-1] = np.nan
+    data = bad if kind == "array" else iter(np.split(bad, 3))
+    with pytest.raises(ValueError, match="NaN"):
+        calibrate(model, data)
+    assert activation_ranges(model) == before
+    assert is_calibrated(model)
