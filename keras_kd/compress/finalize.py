@@ -17,7 +17,7 @@ from keras_kd.compress.quantize import QUANTIZED, is_quantize_aware
 from keras_kd.compress.quantized_layers import QuantizedLayer
 from keras_kd.compress.quantized_sequences import _Stepwise
 from keras_kd.compress.selection import require_graph
-from keras_kd.compress.support import INT8_ACTIVATIONS, treatment
+from keras_kd.compress.support import INT8_ACTIVATIONS, several_outputs, treatment
 from keras_kd.compress.wrap import (
     WeightWrapper,
     base_layer,
@@ -198,6 +198,8 @@ def _quantized_row(
                 remarks.append(reason)
         if not isinstance(layer, QuantizedLayer):
             remarks.append("int8 inside")
+        if several_outputs(layer):
+            remarks.append("its several outputs stay float")
     else:
         chosen = treatment(layer, graph, masked)
         if chosen.kind == "float":

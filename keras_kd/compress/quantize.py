@@ -143,6 +143,13 @@ QUANTIZED = (
 )
 """The classes that `quantize_aware` puts in."""
 
+_WRAPPERS: dict[str, Any] = {
+    "affine": QuantizedAffine,
+    "attention": QuantizedAttention,
+    "layer norm": QuantizedLayerNormalization,
+    "recurrent": QuantizedRecurrent,
+}
+
 
 def _annotations(model: keras.Model, annotations: dict[str, Annotation]) -> dict[int, Annotation]:
     found = {}
@@ -205,10 +212,10 @@ class _Maker:
         annotation = self.annotations.get(id(layer), Annotation())
         chosen = treatment(layer, graph, self.masked)
         if annotation.float:
-            return copy_built(layer)
+            return self._with_zeros(copy_built(layer))
         if annotation.weights is not None and chosen.kind != "weights":
             return QuantizedLayer(
-                copy_built(layer),
+                self._with_zeros(copy_built(layer), tuple(annotation.weights)),
                 weight_bits=self.bits,
                 axes=annotation.weights,
                 activation_bits=None,
@@ -217,21 +224,14 @@ class _Maker:
             return self._weighted(layer, graph, annotation)
         if chosen.kind == "separable":
             return self._separable(layer, graph)
-        if self.activation_bits is None:
-            return copy_built(layer)
+        wrapper = _WRAPPERS.get(chosen.kind)
+        if wrapper is None or self.activation_bits is None:
+            return self._with_zeros(copy_built(layer))
         # These compute the layer themselves, so they regularize in its place too.
-        regularizer = getattr(base_layer(layer), "activity_regularizer", None)
+        regularizer = base_layer(layer).activity_regularizer
         inner = copy_built(layer) if regularizer is None else _copy_changed(layer, _UNREGULARIZED)
-        if chosen.kind == "affine":
-            return QuantizedAffine(inner, activity_regularizer=regularizer)
-        wrapper = {
-            "attention": QuantizedAttention,
-            "layer norm": QuantizedLayerNormalization,
-            "recurrent": QuantizedRecurrent,
-        }.get(chosen.kind)
-        if wrapper is None:
-            return copy_built(layer)
-        return wrapper(inner, self.bits, self.activation_bits, activity_regularizer=regularizer)
+        more = () if wrapper is QuantizedAffine else (self.bits, self.activation_bits)
+        return wrapper(self._with_zeros(inner), *more, activity_regularizer=regularizer)
 
     def _weighted(self, layer: Any, graph: Graph, annotation: Annotation) -> Any:
         base = base_layer(layer)
@@ -254,10 +254,12 @@ class _Maker:
             regularizer=base.activity_regularizer,
         )
 
-    def _with_zeros(self, inner: Any) -> Any:
-        if not self.keep_zeros or isinstance(inner, WeightWrapper) or not kernels(inner):
+    def _with_zeros(self, inner: Any, names: tuple[str, ...] | None = None) -> Any:
+        """The layer with a mask on the zeros of its kernels, where they are to stay."""
+        plain = isinstance(inner, keras.layers.Layer) and not isinstance(inner, WeightWrapper)
+        if not self.keep_zeros or not plain or not kernels(inner, names):
             return inner
-        pruned = PrunedLayer(inner)
+        pruned = PrunedLayer(inner, weights=names)
         pruned.build_from_config({"layer": None})
         pruned.apply_mask(None)
         return pruned
@@ -366,6 +368,9 @@ class _Maker:
         return rounded
 
     def _round(self, outputs: Tensor, graph: Graph, plan: _Plan, name: str) -> Tensor:
+        if not isinstance(outputs, keras.KerasTensor):
+            # Of several tensors each would need a range and readers of its own.
+            return outputs
         if "float" not in keras.backend.standardize_dtype(outputs.dtype):
             return outputs
         group, observes = plan.rounded[name]

@@ -129,6 +129,8 @@ def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) ->
     keras_own = type(base).__module__.split(".")[0] == "keras"
     if not keras_own:
         return Treatment("float", "custom layer; annotate it to round its weights")
+    if several_outputs(layer):
+        return Treatment("float", "gives several tensors")
     config = base.get_config()
     if type(base) in CHANNEL_AXES:
         return _weighted(base, config)
@@ -270,8 +272,8 @@ def _recurrent(
     usual = config["activation"] == "tanh" and config["recurrent_activation"] == "sigmoid"
     if not usual or not config.get("reset_after", True):
         return Treatment("float", "other activations than tanh and sigmoid, or reset_after=False")
-    if config["stateful"] or config["return_state"]:
-        return Treatment("float", "keeps or returns its state")
+    if config["stateful"]:
+        return Treatment("float", "keeps its state")
     if config["dropout"] or config["recurrent_dropout"]:
         return Treatment("float", "has dropout inside; put a Dropout layer before it")
     return Treatment("recurrent")
@@ -286,6 +288,11 @@ _SPECIAL = {
     keras.layers.LSTM: _recurrent,
     keras.layers.GRU: _recurrent,
 }
+
+
+def several_outputs(layer: Any) -> bool:
+    """Whether a layer or operation of a graph gives more than a single tensor."""
+    return not isinstance(layer.output, keras.KerasTensor)
 
 
 def _tensors_only(graph: Graph, name: str) -> bool:

@@ -17,6 +17,7 @@ from keras_kd.compress import (
     is_calibrated,
     prune,
     quantize_aware,
+    sparsity,
     summary,
 )
 from keras_kd.compress.masking import masked_layers
@@ -184,3 +185,49 @@ def test_a_bad_later_batch_changes_no_range(rows, kind):
         calibrate(model, data)
     assert activation_ranges(model) == before
     assert is_calibrated(model)
+
+
+@keras.saving.register_keras_serializable(package="test_quantize_edges")
+class Two(layers.Layer):
+    def build(self, input_shape):
+        self.matrix = self.add_weight(shape=(input_shape[-1], 4), name="matrix")
+
+    def call(self, inputs):
+        return ops.matmul(inputs, self.matrix), ops.sum(inputs, axis=-1, keepdims=True)
+
+
+def test_layers_of_several_outputs_stay_float(tmp_path):
+    inputs = keras.Input((4, 6))
+    outputs, state, cell = layers.LSTM(5, return_state=True, name="states")(inputs)
+    one, other = Two(name="two")(layers.Concatenate(name="join")([outputs, state, cell]))
+    model = keras.Model(inputs, [layers.Dense(2)(one), other])
+    x = np.random.default_rng(0).normal(size=(16, 4, 6)).astype("float32")
+    annotations = {"two": Annotation(weights={"matrix": (-1,)})}
+    for chosen in (None, annotations):
+        quantized = quantize_aware(model, calibration=x, annotations=chosen)
+        for a, b in zip(model(x), quantized(x), strict=True):
+            assert sqnr(np.asarray(a), np.asarray(b)) > 25
+    lines = {line.split()[0]: line for line in summary(quantized).splitlines()}
+    assert "gives several tensors" in lines["states"]
+    assert "several outputs stay float" in lines["two"]
+    assert "join_quantize" in activation_ranges(quantized)
+
+
+def test_zeros_stay_in_every_kind_of_layer():
+    inputs = keras.Input((2, 8))
+    x = layers.MultiHeadAttention(2, 4, name="attention")(inputs, inputs)
+    x = layers.Bidirectional(layers.SimpleRNN(3, return_sequences=True), name="float")(x)
+    x = Two(name="two")(layers.LSTM(5, name="recurrent")(x))[0]
+    model = keras.Model(inputs, layers.Dense(3, name="head")(x))
+    pruned = finalize(prune(model, 0.5))
+    two = pruned.get_layer("two")
+    two.matrix.assign(np.where(np.arange(20).reshape(5, 4) % 2, two.matrix, 0.0))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 2, 8)).astype("float32")
+    annotations = {"two": Annotation(weights={"matrix": (-1,)})}
+    quantized = quantize_aware(pruned, keep_zeros=True, calibration=x, annotations=annotations)
+    quantized.compile("adam", "mse", run_eagerly=True)
+    quantized.fit(x, rng.normal(size=(8, 3)), verbose=0)
+    plain = finalize(quantized)
+    assert sparsity(plain) >= sparsity(pruned)
+    assert np.mean(np.asarray(plain.get_layer("two").matrix) == 0) >= 0.5
