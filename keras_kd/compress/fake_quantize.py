@@ -94,6 +94,9 @@ class FakeQuantize(keras.layers.Layer):
         - [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3
     """
 
+    only_rounds = True
+    """Taps look through the layer for what made the values."""
+
     def __init__(
         self,
         bits: int = 8,

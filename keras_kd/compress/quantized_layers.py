@@ -117,6 +117,11 @@ class QuantizedLayer(WeightWrapper):
             self._regularize(outputs)
         return outputs
 
+    @property
+    def activated_layer(self) -> Any:
+        """This layer where the activation is its own, else the innermost one."""
+        return self.base if self.activation is None else self
+
     def _regularize(self, outputs: Tensor) -> None:
         if self.regularizer is not None:
             # As Keras does it, for each sample of the batch.

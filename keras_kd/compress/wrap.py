@@ -72,6 +72,11 @@ class WeightWrapper(keras.layers.Layer):
         """The innermost layer, which is no wrapper."""
         return base_layer(self.layer)
 
+    @property
+    def activated_layer(self) -> Any:
+        """The layer whose activation comes last, where taps read its input."""
+        return self.base
+
     def compute_mask(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """As the wrapped layer does."""
         return self.layer.compute_mask(inputs, mask)

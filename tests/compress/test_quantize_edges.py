@@ -22,6 +22,7 @@ from keras_kd.compress import (
 )
 from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.quantized_sequences import QuantizedRecurrent
+from keras_kd.taps import find, outputs_of, read
 
 
 def sqnr(reference, other):
@@ -231,3 +232,24 @@ def test_zeros_stay_in_every_kind_of_layer():
     plain = finalize(quantized)
     assert sparsity(plain) >= sparsity(pruned)
     assert np.mean(np.asarray(plain.get_layer("two").matrix) == 0) >= 0.5
+
+
+@pytest.mark.parametrize("how", ["prune", "cluster", "quantize_aware"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "layer"])
+def test_logits_are_read_behind_what_was_wrapped(how, activation, rows):
+    inputs = keras.Input((8,))
+    x = layers.Dense(4, activation="relu")(inputs)
+    x = layers.Dense(3, activation=None if activation == "layer" else activation, name="end")(x)
+    x = layers.Softmax()(x) if activation == "layer" else x
+    model = keras.Model(inputs, x)
+    wrap = {"prune": prune, "cluster": cluster, "quantize_aware": quantize_aware}[how]
+    (output,) = outputs_of(wrap(model))
+    assert output.kind == {"layer": "softmax"}.get(activation, activation)
+    if activation == "layer":
+        return
+    wrapped = quantize_aware(model, calibration=rows) if how == "quantize_aware" else wrap(model)
+    tap = find(wrapped, "end:preactivation", "student")
+    for each in (tap, outputs_of(wrapped)[0].tap):
+        answer, seen = read(wrapped, rows, {"logits": each}, False)
+        values = keras.activations.get(activation)(seen["logits"])
+        np.testing.assert_allclose(answer, values, atol=1 / 255)
