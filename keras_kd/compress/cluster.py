@@ -83,6 +83,8 @@ class ClusteredLayer(WeightWrapper):
         weights: tuple[str, ...] | None = None,
         **kwargs: Any,
     ) -> None:
+        # Centers of a frozen layer are frozen.
+        kwargs.setdefault("trainable", layer.trainable)
         super().__init__(layer, **kwargs)
         self.clusters = clusters
         self.keep_zeros = keep_zeros
@@ -110,6 +112,17 @@ class ClusteredLayer(WeightWrapper):
                 centers.regularizer = _OfKernel(kernel.regularizer, assignment)
             self.centers.append(centers)
             self.assignments.append(assignment)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the centers are trained; setting it never thaws the kernels."""
+        return bool(keras.layers.Layer.trainable.__get__(self))
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.__set__(self, value)
+        for kernel in kernels(self.layer, self.weight_names) if self.built else ():
+            kernel.trainable = False
 
     def start(self) -> None:
         """Cluster the wrapped layer's present weights."""
@@ -229,6 +242,22 @@ def cluster(
         return wrapper
 
     return rebuild(model, make)
+
+
+def is_clustered(layer: Any) -> bool:
+    """Whether a layer is, or wraps, a `ClusteredLayer`.
+
+    Args:
+        layer: Layer or wrapper.
+
+    Returns:
+        True if its kernels consist of shared values.
+    """
+    while isinstance(layer, WeightWrapper):
+        if isinstance(layer, ClusteredLayer):
+            return True
+        layer = layer.layer
+    return False
 
 
 def zero_share(layer: Any, kernel: Any) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.compress.cluster import ClusteredLayer
+from keras_kd.compress.cluster import is_clustered
 from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights
 from keras_kd.compress.fold import kernel_scale
 from keras_kd.compress.wrap import WeightWrapper, base_layer, kernels, run_with
@@ -180,7 +180,7 @@ class QuantizedLayer(WeightWrapper):
 
     def _rounded(self, name: str, kernel: Tensor, scale: Tensor | None) -> Tensor:
         scaled = kernel if scale is None else kernel * scale
-        if not self._keeps_clusters:
+        if not is_clustered(self.layer):
             return quantized_weights(scaled, self.weight_bits, self.axes[name])
         # One step for all the shared values, so that they stay as few as they are: after the
         # normalization's scale a channel has the same integers, only its step is scaled.
@@ -189,20 +189,15 @@ class QuantizedLayer(WeightWrapper):
             return keras.quantizers.fake_quant_with_min_max_vars(
                 kernel, -limit, limit, num_bits=self.weight_bits, narrow_range=True
             )
+        limits = ops.maximum(limit * ops.abs(ops.stop_gradient(scale)), 1e-12)
+        if type(self.base) is not keras.layers.Conv2D and type(self.base) is not keras.layers.Dense:
+            # The converter has no such operator for a channel axis other than the last.
+            return quantized_weights(scaled, self.weight_bits, limit=limits)
         # The converter must be told the step, for it is not that of the channel's largest weight.
-        limits = ops.reshape(ops.maximum(limit * ops.abs(ops.stop_gradient(scale)), 1e-12), (-1,))
+        limits = ops.reshape(limits, (-1,))
         return keras.quantizers.fake_quant_with_min_max_vars(
             scaled, -limits, limits, num_bits=self.weight_bits, narrow_range=True, axis=-1
         )
-
-    @property
-    def _keeps_clusters(self) -> bool:
-        layer = self.layer
-        while isinstance(layer, WeightWrapper):
-            if isinstance(layer, ClusteredLayer):
-                return type(layer.base) in (keras.layers.Conv2D, keras.layers.Dense)
-            layer = layer.layer
-        return False
 
     def _normalized(self, inputs: Tensor, training: bool | None) -> Tensor:
         norm, base = self.norm, self.base
