@@ -96,6 +96,8 @@ def find(model: Any, path: str, side: str) -> Tap:
                 + " Nested layers are named by path, `backbone/block3`."
             )
         found = match
+    if kind == "preactivation":
+        found = _activated(found)
     if kind == "preactivation" and not callable(getattr(found, "activation", None)):
         raise ValueError(
             f"`{path}`: layer `{found.name}` of the {side} has no activation of its own. "
@@ -107,6 +109,11 @@ def find(model: Any, path: str, side: str) -> Tap:
             "attention layer. Tap a `MultiHeadAttention` or `GroupQueryAttention` by its path."
         )
     return Tap(found, kind)
+
+
+def _activated(layer: Any) -> Any:
+    """The layer whose `activation` a wrapper calls last; other layers are their own."""
+    return getattr(layer, "activated_layer", layer)
 
 
 def _operation(model: Any, name: str) -> Any:
@@ -188,6 +195,10 @@ _TRANSPARENT = (
 def _made_by(tensor: Any) -> Output:
     # The operation behind a symbolic tensor is in no public attribute.
     history = tensor._keras_history
+    if getattr(history.operation, "only_rounds", False):
+        # One such layer may round several tensors.
+        node = history.operation._inbound_nodes[history.node_index]
+        return _made_by(node.input_tensors[0])
     if isinstance(history.operation, _TRANSPARENT):
         inner = _made_by(history.operation.input)
         if isinstance(history.operation, keras.layers.Identity):
@@ -204,6 +215,8 @@ def _from_operation(operation: Any, index: int) -> Output:
         if inner_outputs is None:
             return Output("unknown", None)
         return _made_by(keras.tree.flatten(inner_outputs)[index])
+    wrapped = hasattr(operation, "activated_layer")
+    operation = _activated(operation)
     name = type(operation).__name__
     if isinstance(operation, keras.layers.Softmax) or name in ("Softmax", "Sigmoid", "LogSoftmax"):
         if name == "LogSoftmax":
@@ -219,7 +232,7 @@ def _from_operation(operation: Any, index: int) -> Output:
         return Output("logits" if builtin else "unknown", None)
     kind = getattr(activation, "__name__", type(activation).__name__).lower()
     if kind in ("softmax", "sigmoid"):
-        if not type(operation).__module__.startswith("keras."):
+        if not wrapped and not type(operation).__module__.startswith("keras."):
             return Output("unknown", None)
         return Output(kind, Tap(operation, "preactivation"))
     return Output("logits", None)

@@ -83,6 +83,8 @@ class ClusteredLayer(WeightWrapper):
         weights: tuple[str, ...] | None = None,
         **kwargs: Any,
     ) -> None:
+        # Centers of a frozen layer are frozen.
+        kwargs.setdefault("trainable", layer.trainable)
         super().__init__(layer, **kwargs)
         self.clusters = clusters
         self.keep_zeros = keep_zeros
@@ -95,20 +97,32 @@ class ClusteredLayer(WeightWrapper):
         for index, kernel in enumerate(kernels(self.layer, self.weight_names)):
             # What is trained are the centers; the kernel itself no longer takes part.
             kernel.trainable = False
-            self.centers.append(
-                self.add_weight(
-                    shape=(self.clusters,), initializer="zeros", name=f"centers_{index}"
-                )
+            centers = self.add_weight(
+                shape=(self.clusters,), initializer="zeros", name=f"centers_{index}"
             )
-            self.assignments.append(
-                self.add_weight(
-                    shape=kernel.shape,
-                    initializer="zeros",
-                    dtype="int32",
-                    trainable=False,
-                    name=f"assignment_{index}",
-                )
+            assignment = self.add_weight(
+                shape=kernel.shape,
+                initializer="zeros",
+                dtype="int32",
+                trainable=False,
+                name=f"assignment_{index}",
             )
+            if kernel.regularizer is not None:
+                # Keras asks trained variables only, so the centers answer for the kernel.
+                centers.regularizer = _OfKernel(kernel.regularizer, assignment)
+            self.centers.append(centers)
+            self.assignments.append(assignment)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the centers are trained; setting it never thaws the kernels."""
+        return bool(keras.layers.Layer.trainable.__get__(self))
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.__set__(self, value)
+        for kernel in kernels(self.layer, self.weight_names) if self.built else ():
+            kernel.trainable = False
 
     def start(self) -> None:
         """Cluster the wrapped layer's present weights."""
@@ -159,6 +173,19 @@ class ClusteredLayer(WeightWrapper):
             "keep_zeros": self.keep_zeros,
             "weights": self.weight_names,
         }
+
+
+class _OfKernel:
+    """A kernel's regularizer as a function of its centers."""
+
+    def __init__(self, regularizer: Any, assignment: Any) -> None:
+        self.regularizer = regularizer
+        self.assignment = assignment
+
+    def __call__(self, centers: Any) -> Tensor:
+        values = ops.convert_to_tensor(centers)
+        kernel = ops.take(values, ops.convert_to_tensor(self.assignment), axis=0)
+        return self.regularizer(kernel)
 
 
 def cluster(
@@ -215,6 +242,22 @@ def cluster(
         return wrapper
 
     return rebuild(model, make)
+
+
+def is_clustered(layer: Any) -> bool:
+    """Whether a layer is, or wraps, a `ClusteredLayer`.
+
+    Args:
+        layer: Layer or wrapper.
+
+    Returns:
+        True if its kernels consist of shared values.
+    """
+    while isinstance(layer, WeightWrapper):
+        if isinstance(layer, ClusteredLayer):
+            return True
+        layer = layer.layer
+    return False
 
 
 def zero_share(layer: Any, kernel: Any) -> float:

@@ -94,6 +94,9 @@ class FakeQuantize(keras.layers.Layer):
         - [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3
     """
 
+    only_rounds = True
+    """Taps look through the layer for what made the values."""
+
     def __init__(
         self,
         bits: int = 8,
@@ -151,7 +154,7 @@ class FakeQuantize(keras.layers.Layer):
         return fake_quantized(inputs, low, ops.maximum(high, low + 1e-6), self.bits)
 
     def follow(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Move the range towards that of a batch, or widen it to, unless it is frozen.
+        """Move the range towards that of a batch, unless it is frozen; calibrating, widen it to.
 
         Args:
             inputs: Float tensor of any shape.
@@ -164,7 +167,9 @@ class FakeQuantize(keras.layers.Layer):
         batch_low = ops.minimum(ops.min(values), 0.0)
         batch_high = ops.maximum(ops.max(values), 0.0)
         first = ops.convert_to_tensor(self.seen) == 0.0
-        frozen = ops.convert_to_tensor(self.frozen) > 0.0
+        # The range before any data is worth nothing, and calibration is asked for: no hold on them.
+        held = ops.logical_and(ops.convert_to_tensor(self.frozen) > 0.0, ops.logical_not(first))
+        frozen = ops.logical_and(held, not self.calibrating)
         if self.calibrating:
             # The data is read once, so the range is that of all of it.
             next_low, next_high = ops.minimum(low, batch_low), ops.maximum(high, batch_high)

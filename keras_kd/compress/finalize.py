@@ -11,12 +11,13 @@ from keras import ops
 from keras_kd.compress.cluster import ClusteredLayer, zero_share
 from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.fold import folded_weights, require_built, scale_and_shift
+from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantize import QUANTIZED, is_quantize_aware
 from keras_kd.compress.quantized_layers import QuantizedLayer
 from keras_kd.compress.quantized_sequences import _Stepwise
 from keras_kd.compress.selection import require_graph
-from keras_kd.compress.support import INT8_ACTIVATIONS, treatment
+from keras_kd.compress.support import INT8_ACTIVATIONS, several_outputs, treatment
 from keras_kd.compress.wrap import (
     WeightWrapper,
     base_layer,
@@ -85,6 +86,10 @@ def baked(layer: WeightWrapper) -> Any:
         config["use_bias"] = True
     if isinstance(layer, QuantizedLayer) and layer.activation is not None:
         config["activation"] = keras.activations.serialize(layer.activation)
+    regularizer = layer.regularizer if isinstance(layer, QuantizedLayer) else None
+    regularizer = regularizer or layer.activity_regularizer
+    if regularizer is not None:
+        config["activity_regularizer"] = keras.regularizers.serialize(regularizer)
     plain = type(base).from_config(config)
     plain.build_from_config(base.get_build_config())
     if norm is None:
@@ -130,7 +135,7 @@ def summary(model: keras.Model) -> str:
     require_built(model)
     require_graph(model, "summarize")
     rows = [("layer", "weights", "output", "remarks")]
-    rows.extend(_rows(model, "", is_quantize_aware(model)))
+    rows.extend(_rows(model, "", is_quantize_aware(model), masked_layers(model)))
     widths = [min(max(len(row[i]) for row in rows), most) for i, most in enumerate((28, 12, 6))]
     lines = []
     for row in rows:
@@ -143,7 +148,9 @@ def summary(model: keras.Model) -> str:
     return "\n".join(lines)
 
 
-def _rows(model: keras.Model, prefix: str, quantized: bool) -> list[tuple[str, str, str, str]]:
+def _rows(
+    model: keras.Model, prefix: str, quantized: bool, masked: frozenset[int]
+) -> list[tuple[str, str, str, str]]:
     graph = Graph(model)
     rows = []
     for name, layer in graph.layers.items():
@@ -151,25 +158,29 @@ def _rows(model: keras.Model, prefix: str, quantized: bool) -> list[tuple[str, s
             continue
         path = prefix + name
         if is_graph(layer):
-            rows.extend(_rows(layer, path + "/", quantized))
+            rows.extend(_rows(layer, path + "/", quantized, masked))
             continue
         if isinstance(layer, keras.layers.InputLayer) or not quantized:
-            row = _plain_row(path, layer, graph, quantized)
+            row = _plain_row(path, layer, graph, quantized, masked)
         else:
-            row = _quantized_row(path, layer, graph)
+            row = _quantized_row(path, layer, graph, masked)
         rows.append(row)
     return rows
 
 
-def _plain_row(path: str, layer: Any, graph: Graph, quantized: bool) -> tuple[str, str, str, str]:
+def _plain_row(
+    path: str, layer: Any, graph: Graph, quantized: bool, masked: frozenset[int]
+) -> tuple[str, str, str, str]:
     if isinstance(layer, keras.layers.InputLayer):
         return path, "", _output(layer, graph) if quantized else "float", "input"
-    chosen = treatment(layer, graph)
+    chosen = treatment(layer, graph, masked)
     remarks = [*_remarks(layer), chosen.reason and f"stays float: {chosen.reason}"]
     return path, "float" if _weights(layer) else "", "float", "; ".join(filter(None, remarks))
 
 
-def _quantized_row(path: str, layer: Any, graph: Graph) -> tuple[str, str, str, str]:
+def _quantized_row(
+    path: str, layer: Any, graph: Graph, masked: frozenset[int]
+) -> tuple[str, str, str, str]:
     output = _output(layer, graph)
     remarks = _remarks(layer)
     weights = "float" if _weights(layer) else ""
@@ -187,8 +198,10 @@ def _quantized_row(path: str, layer: Any, graph: Graph) -> tuple[str, str, str, 
                 remarks.append(reason)
         if not isinstance(layer, QuantizedLayer):
             remarks.append("int8 inside")
+        if several_outputs(layer):
+            remarks.append("its several outputs stay float")
     else:
-        chosen = treatment(layer, graph)
+        chosen = treatment(layer, graph, masked)
         if chosen.kind == "float":
             remarks.append(f"stays float: {chosen.reason}")
         elif weights:

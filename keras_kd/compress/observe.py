@@ -75,6 +75,9 @@ def activation_ranges(model: keras.Model) -> dict[str, tuple[float, float]]:
 def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int = 32) -> None:
     """Set the ranges of a quantization-aware model to those of data, without training.
 
+    What earlier data gave is forgotten, also where `FreezeObservers` holds it; frozen ranges are
+    set anew and then held as before.
+
     Args:
         model: Quantization-aware model. Its observers are changed, nothing else.
         data: Inputs as for `predict`: an array (or a list or dict of arrays for several inputs),
@@ -85,7 +88,7 @@ def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int 
 
     Raises:
         ValueError: If the model has no observers, or the data is empty, not finite, or does not fit
-            the model's inputs. The ranges are unchanged then, unless an iterable failed later.
+            the model's inputs. The ranges are unchanged then.
     """
     found = observers(model)
     if not found:
@@ -93,6 +96,9 @@ def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int 
             f"Model `{model.name}` has no activation to calibrate. Expected the result of "
             "`quantize_aware` with `activation_bits=8`."
         )
+    moving = [o for o in found.values() if o.fixed is None]
+    states = [v for o in moving for v in (o.minimum, o.maximum, o.seen)]
+    before = [keras.ops.convert_to_numpy(v) for v in states]
     count = 0
     try:
         for batch in _batches(data, batch_size, batches):
@@ -103,11 +109,15 @@ def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int 
                 model(batch, training=False)
                 # What an earlier calibration or training saw is forgotten. Twice, because a
                 # recurrent layer rounds with the ranges of the batch before.
-                for observer in found.values():
-                    if observer.fixed is None:
-                        observer.seen.assign(0.0)
+                for observer in moving:
+                    observer.seen.assign(0.0)
             model(batch, training=False)
             count += 1
+    except BaseException:
+        # A later batch may be the bad one, and an iterable is read only once.
+        for variable, value in zip(states, before, strict=True):
+            variable.assign(value)
+        raise
     finally:
         for observer in found.values():
             observer.calibrating = False
@@ -165,13 +175,16 @@ class FreezeObservers(keras.callbacks.Callback):
 
     From `epoch` on, activation ranges and the moving statistics of folded BatchNormalization no
     longer follow the batches, so the weights settle on the integers they will have on the device.
+    Ranges that no data has been through cannot be held: `calibrate` them before a fit that freezes
+    them from its first epoch on.
 
     Args:
         epoch: First epoch, counted from 0, with frozen observers; negative counts from the end, so
             `-1` is the last epoch.
 
     Raises:
-        ValueError: If `epoch` is no integer.
+        ValueError: If `epoch` is no integer; when training begins, if the model has no observers,
+            or they would be frozen before they have seen data.
 
     Examples:
         >>> callback = FreezeObservers(epoch=-2)
@@ -188,7 +201,8 @@ class FreezeObservers(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Look for observers."""
-        if not self._flags():
+        self._begun = False
+        if not self._named("observer_frozen"):
             raise ValueError(
                 "FreezeObservers found no observers. Expected a model made by `quantize_aware`, or "
                 "a distiller whose student is one."
@@ -199,9 +213,19 @@ class FreezeObservers(keras.callbacks.Callback):
         first = self.epoch
         if first < 0:
             first += int((self.params or {}).get("epochs") or 0)
-        for flag in self._flags():
-            flag.assign(1.0 if epoch >= first else 0.0)
+        freeze = epoch >= first
+        if freeze and not self._begun:
+            unseen = sum(float(v) == 0.0 for v in self._named("observer_seen"))
+            if unseen:
+                raise ValueError(
+                    f"FreezeObservers(epoch={self.epoch}) would hold {unseen} activation ranges "
+                    "from the first epoch on, before any data has been seen. Pass `calibration` "
+                    "to `quantize_aware`, call `calibrate`, or freeze at a later epoch."
+                )
+        self._begun = True
+        for flag in self._named("observer_frozen"):
+            flag.assign(1.0 if freeze else 0.0)
 
-    def _flags(self) -> list[Any]:
+    def _named(self, name: str) -> list[Any]:
         # By name, so that it works for a model around the quantized one, such as a distiller.
-        return [v for v in self.model.variables if v.name == "observer_frozen"]
+        return [v for v in self.model.variables if v.name == name]

@@ -9,6 +9,7 @@ import keras
 
 from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.fold import CHANNEL_AXIS, foldable_into, require_built
+from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantized_layers import (
     FUSED_ACTIVATIONS,
@@ -142,6 +143,13 @@ QUANTIZED = (
 )
 """The classes that `quantize_aware` puts in."""
 
+_WRAPPERS: dict[str, Any] = {
+    "affine": QuantizedAffine,
+    "attention": QuantizedAttention,
+    "layer norm": QuantizedLayerNormalization,
+    "recurrent": QuantizedRecurrent,
+}
+
 
 def _annotations(model: keras.Model, annotations: dict[str, Annotation]) -> dict[int, Annotation]:
     found = {}
@@ -182,6 +190,7 @@ class _Maker:
         keep_zeros: bool,
     ) -> None:
         self.uses = occurrences(model)
+        self.masked = masked_layers(model)
         self.bits = weight_bits
         self.activation_bits = activation_bits
         self.annotations = annotations
@@ -201,12 +210,12 @@ class _Maker:
         if id(layer) in self.folded:
             return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy.name)
         annotation = self.annotations.get(id(layer), Annotation())
-        chosen = treatment(layer, graph)
+        chosen = treatment(layer, graph, self.masked)
         if annotation.float:
-            return copy_built(layer)
+            return self._with_zeros(copy_built(layer))
         if annotation.weights is not None and chosen.kind != "weights":
             return QuantizedLayer(
-                copy_built(layer),
+                self._with_zeros(copy_built(layer), tuple(annotation.weights)),
                 weight_bits=self.bits,
                 axes=annotation.weights,
                 activation_bits=None,
@@ -215,18 +224,14 @@ class _Maker:
             return self._weighted(layer, graph, annotation)
         if chosen.kind == "separable":
             return self._separable(layer, graph)
-        if self.activation_bits is None:
-            return copy_built(layer)
-        if chosen.kind == "affine":
-            return QuantizedAffine(copy_built(layer))
-        wrapper = {
-            "attention": QuantizedAttention,
-            "layer norm": QuantizedLayerNormalization,
-            "recurrent": QuantizedRecurrent,
-        }.get(chosen.kind)
-        if wrapper is None:
-            return copy_built(layer)
-        return wrapper(copy_built(layer), self.bits, self.activation_bits)
+        wrapper = _WRAPPERS.get(chosen.kind)
+        if wrapper is None or self.activation_bits is None:
+            return self._with_zeros(copy_built(layer))
+        # These compute the layer themselves, so they regularize in its place too.
+        regularizer = base_layer(layer).activity_regularizer
+        inner = copy_built(layer) if regularizer is None else _copy_changed(layer, _UNREGULARIZED)
+        more = () if wrapper is QuantizedAffine else (self.bits, self.activation_bits)
+        return wrapper(self._with_zeros(inner), *more, activity_regularizer=regularizer)
 
     def _weighted(self, layer: Any, graph: Graph, annotation: Annotation) -> Any:
         base = base_layer(layer)
@@ -235,20 +240,26 @@ class _Maker:
         norm = foldable_into(layer, graph, self.uses)
         if norm is not None:
             self.folded[id(norm)] = layer
-        inner = self._with_zeros(_copy_linear(layer) if separate else copy_built(layer))
+        changes: dict[str, Any] = {"activation": None} if separate else {}
+        if base.activity_regularizer is not None:
+            changes.update(_UNREGULARIZED)
+        inner = _copy_changed(layer, changes) if changes else copy_built(layer)
         return QuantizedLayer(
-            inner,
+            self._with_zeros(inner),
             norm=None if norm is None else copy_built(norm),
             weight_bits=self.bits,
             axes=annotation.weights,
             activation=activation if separate else None,
             activation_bits=self.activation_bits,
+            regularizer=base.activity_regularizer,
         )
 
-    def _with_zeros(self, inner: Any) -> Any:
-        if not self.keep_zeros or isinstance(inner, WeightWrapper) or not kernels(inner):
+    def _with_zeros(self, inner: Any, names: tuple[str, ...] | None = None) -> Any:
+        """The layer with a mask on the zeros of its kernels, where they are to stay."""
+        plain = isinstance(inner, keras.layers.Layer) and not isinstance(inner, WeightWrapper)
+        if not self.keep_zeros or not plain or not kernels(inner, names):
             return inner
-        pruned = PrunedLayer(inner)
+        pruned = PrunedLayer(inner, weights=names)
         pruned.build_from_config({"layer": None})
         pruned.apply_mask(None)
         return pruned
@@ -264,6 +275,8 @@ class _Maker:
             dilation_rate=config["dilation_rate"],
             depth_multiplier=config["depth_multiplier"],
             use_bias=False,
+            depthwise_regularizer=config["depthwise_regularizer"],
+            depthwise_constraint=config["depthwise_constraint"],
             name=layer.name + "_depthwise",
             **shared,
         )
@@ -273,6 +286,10 @@ class _Maker:
             1,
             use_bias=config["use_bias"],
             activation=None if separate else config["activation"],
+            kernel_regularizer=config["pointwise_regularizer"],
+            kernel_constraint=config["pointwise_constraint"],
+            bias_regularizer=config["bias_regularizer"],
+            bias_constraint=config["bias_constraint"],
             name=layer.name,
             **shared,
         )
@@ -297,6 +314,7 @@ class _Maker:
                 weight_bits=self.bits,
                 activation=config["activation"] if separate else None,
                 activation_bits=self.activation_bits,
+                regularizer=layer.activity_regularizer,
             ),
         )
 
@@ -350,6 +368,9 @@ class _Maker:
         return rounded
 
     def _round(self, outputs: Tensor, graph: Graph, plan: _Plan, name: str) -> Tensor:
+        if not isinstance(outputs, keras.KerasTensor):
+            # Of several tensors each would need a range and readers of its own.
+            return outputs
         if "float" not in keras.backend.standardize_dtype(outputs.dtype):
             return outputs
         group, observes = plan.rounded[name]
@@ -369,7 +390,7 @@ class _Maker:
 
     def _plan(self, graph: Graph) -> _Plan:
         if id(graph) not in self.plans:
-            self.plans[id(graph)] = _Plan(graph, self.annotations, self.uses)
+            self.plans[id(graph)] = _Plan(graph, self.annotations, self.uses, self.masked)
         return self.plans[id(graph)]
 
 
@@ -381,12 +402,18 @@ class _Plan:
     (pooling by maximum, reshaping) have the scale of what they read.
     """
 
-    def __init__(self, graph: Graph, annotations: dict[int, Annotation], uses: Any) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        annotations: dict[int, Annotation],
+        uses: Any,
+        masked: frozenset[int],
+    ) -> None:
         self.graph = graph
         self.labels: dict[str, str] = {}
         self.rounded: dict[str, tuple[str, bool]] = {}
         self.fixed: dict[str, tuple[float, float]] = {}
-        kinds = {name: treatment(layer, graph) for name, layer in graph.layers.items()}
+        kinds = {name: treatment(layer, graph, masked) for name, layer in graph.layers.items()}
         leader = {name: name for name in graph.layers}
 
         def find(name: str) -> str:
@@ -484,15 +511,17 @@ def _fuses(activation: Any) -> bool:
     return isinstance(activation, str) and activation in FUSED_ACTIVATIONS
 
 
-def _copy_linear(layer: Any) -> Any:
-    """A copy of a layer, or of the layer within its wrappers, without its activation."""
+_UNREGULARIZED = {"activity_regularizer": None}
+
+
+def _copy_changed(layer: Any, changes: dict[str, Any]) -> Any:
+    """A copy of a layer with other arguments for it, or for the layer within its wrappers."""
     if not isinstance(layer, WeightWrapper):
-        copy = type(layer).from_config({**layer.get_config(), "activation": None})
-        copy.build_from_config(layer.get_build_config())
+        copy = type(layer).from_config({**layer.get_config(), **changes})
     else:
         config = layer.get_config()
-        config["layer"] = keras.saving.serialize_keras_object(_copy_linear(layer.layer))
+        config["layer"] = keras.saving.serialize_keras_object(_copy_changed(layer.layer, changes))
         copy = type(layer).from_config(config)
-        copy.build_from_config(layer.get_build_config())
+    copy.build_from_config(layer.get_build_config())
     copy.set_weights(layer.get_weights())
     return copy

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.compress.cluster import ClusteredLayer
+from keras_kd.compress.cluster import is_clustered
 from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights
 from keras_kd.compress.fold import kernel_scale
 from keras_kd.compress.wrap import WeightWrapper, base_layer, kernels, run_with
@@ -50,6 +50,9 @@ class QuantizedLayer(WeightWrapper):
         activation: Activation after the layer (and its normalization) other than ReLU, which is
             computed on a quantized input of its own.
         activation_bits: Integer width of that input; None to leave it float.
+        regularizer: Activity regularizer of what the layer, before its normalization, and its
+            activation give; in the place of the wrapped layer's own, which would see the product
+            alone.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Reference:
@@ -65,9 +68,11 @@ class QuantizedLayer(WeightWrapper):
         axes: dict[str, Any] | None = None,
         activation: Any = None,
         activation_bits: int | None = 8,
+        regularizer: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
+        self.regularizer = keras.regularizers.get(regularizer)
         if axes is None:
             axes = CHANNEL_AXES[type(base_layer(layer))]
         self.norm: Any = norm
@@ -106,7 +111,22 @@ class QuantizedLayer(WeightWrapper):
             outputs = self._plain(inputs, training, *args, **kwargs)
         if self.linear_quantizer is not None:
             outputs = self.linear_quantizer(outputs, training=training)
-        return outputs if self.activation is None else self.activation(outputs)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        if self.norm is None:
+            self._regularize(outputs)
+        return outputs
+
+    @property
+    def activated_layer(self) -> Any:
+        """This layer where the activation is its own, else the innermost one."""
+        return self.base if self.activation is None else self
+
+    def _regularize(self, outputs: Tensor) -> None:
+        if self.regularizer is not None:
+            # As Keras does it, for each sample of the batch.
+            value = self.regularizer(outputs)
+            self.add_loss(value / ops.cast(ops.shape(outputs)[0], value.dtype))
 
     def _plain(self, inputs: Tensor, training: bool | None, *args: Any, **kwargs: Any) -> Any:
         base = self.base
@@ -160,7 +180,7 @@ class QuantizedLayer(WeightWrapper):
 
     def _rounded(self, name: str, kernel: Tensor, scale: Tensor | None) -> Tensor:
         scaled = kernel if scale is None else kernel * scale
-        if not self._keeps_clusters:
+        if not is_clustered(self.layer):
             return quantized_weights(scaled, self.weight_bits, self.axes[name])
         # One step for all the shared values, so that they stay as few as they are: after the
         # normalization's scale a channel has the same integers, only its step is scaled.
@@ -169,20 +189,15 @@ class QuantizedLayer(WeightWrapper):
             return keras.quantizers.fake_quant_with_min_max_vars(
                 kernel, -limit, limit, num_bits=self.weight_bits, narrow_range=True
             )
+        limits = ops.maximum(limit * ops.abs(ops.stop_gradient(scale)), 1e-12)
+        if type(self.base) is not keras.layers.Conv2D and type(self.base) is not keras.layers.Dense:
+            # The converter has no such operator for a channel axis other than the last.
+            return quantized_weights(scaled, self.weight_bits, limit=limits)
         # The converter must be told the step, for it is not that of the channel's largest weight.
-        limits = ops.reshape(ops.maximum(limit * ops.abs(ops.stop_gradient(scale)), 1e-12), (-1,))
+        limits = ops.reshape(limits, (-1,))
         return keras.quantizers.fake_quant_with_min_max_vars(
             scaled, -limits, limits, num_bits=self.weight_bits, narrow_range=True, axis=-1
         )
-
-    @property
-    def _keeps_clusters(self) -> bool:
-        layer = self.layer
-        while isinstance(layer, WeightWrapper):
-            if isinstance(layer, ClusteredLayer):
-                return type(layer.base) in (keras.layers.Conv2D, keras.layers.Dense)
-            layer = layer.layer
-        return False
 
     def _normalized(self, inputs: Tensor, training: bool | None) -> Tensor:
         norm, base = self.norm, self.base
@@ -196,13 +211,19 @@ class QuantizedLayer(WeightWrapper):
         bias = ops.cast(base.bias, "float32") if base.use_bias else ops.zeros_like(mean)
         pairs = self.quantized_pairs(training, scale)
         if not training:
-            return self._with_bias(inputs, pairs, (bias - mean) * scale + beta)
+            shift = (bias - mean) * scale + beta
+            outputs = self._with_bias(inputs, pairs, shift)
+            if self.regularizer is not None:
+                shape = self._along_channels(outputs)
+                product = ops.cast(outputs, "float32") - ops.reshape(shift, shape)
+                self._regularize(product / ops.reshape(scale, shape) + ops.reshape(bias, shape))
+            return outputs
         product = ops.cast(self._with_bias(inputs, pairs, None), "float32")
         rank = len(product.shape)
         channel = norm.axis % rank
-        shape = [1] * rank
-        shape[channel] = product.shape[channel]
+        shape = self._along_channels(product)
         product = product / ops.reshape(scale, shape) + ops.reshape(bias, shape)
+        self._regularize(product)
         others = [axis for axis in range(rank) if axis != channel]
         batch_mean, batch_variance = ops.moments(product, axes=others)
         still = ops.logical_or(ops.convert_to_tensor(self.frozen) > 0.0, not norm.trainable)
@@ -232,10 +253,14 @@ class QuantizedLayer(WeightWrapper):
             outputs = run_with(base, pairs, inputs)
         if bias is None:
             return outputs
-        rank = len(outputs.shape)
-        shape = [1] * rank
-        shape[self.norm.axis % rank] = -1
+        shape = self._along_channels(outputs)
         return outputs + ops.cast(ops.reshape(bias, shape), outputs.dtype)
+
+    def _along_channels(self, outputs: Tensor) -> list[int]:
+        """The shape in which a value for each channel broadcasts against an output."""
+        shape = [1] * len(outputs.shape)
+        shape[self.norm.axis % len(shape)] = -1
+        return shape
 
     def get_config(self) -> dict[str, Any]:
         """Configuration, the layer's and its normalization's included."""
@@ -247,6 +272,9 @@ class QuantizedLayer(WeightWrapper):
             "axes": {name: list(value) for name, value in self.axes.items()},
             "activation": None if activation is None else keras.activations.serialize(activation),
             "activation_bits": self.activation_bits,
+            "regularizer": keras.regularizers.serialize(self.regularizer)
+            if self.regularizer
+            else None,
         }
 
     @classmethod

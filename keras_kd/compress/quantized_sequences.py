@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_kd.compress.cluster import is_clustered
 from keras_kd.compress.fake_quantize import (
     FIXED_RANGES,
     FakeQuantize,
@@ -67,7 +68,9 @@ class _Stepwise(WeightWrapper):
         value = values.get(id(variable))
         if value is None:
             value = ops.convert_to_tensor(variable)
-        return quantized_weights(ops.reshape(value, shape), self.weight_bits, (-1,))
+        # Shared values stay as few as they are with one step for all.
+        limit = ops.max(ops.abs(value)) if is_clustered(self.layer) else None
+        return quantized_weights(ops.reshape(value, shape), self.weight_bits, (-1,), limit)
 
     def matrix_shape(self, variable: Any) -> tuple[int, int]:
         """The shape in which a kernel is a matrix `(inputs, outputs)`."""

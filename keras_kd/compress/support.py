@@ -111,12 +111,13 @@ class Treatment:
     fusable: bool = False
 
 
-def treatment(layer: Any, graph: Graph) -> Treatment:
+def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) -> Treatment:
     """How `quantize_aware` treats a layer or operation.
 
     Args:
         layer: Layer of the graph, wrapped (pruned, clustered) or not.
         graph: The graph it stands in.
+        masked: The layers of the whole model that read a mask, from `masked_layers`.
 
     Returns:
         The treatment, with the reason where it is `"float"`.
@@ -128,6 +129,8 @@ def treatment(layer: Any, graph: Graph) -> Treatment:
     keras_own = type(base).__module__.split(".")[0] == "keras"
     if not keras_own:
         return Treatment("float", "custom layer; annotate it to round its weights")
+    if several_outputs(layer):
+        return Treatment("float", "gives several tensors")
     config = base.get_config()
     if type(base) in CHANNEL_AXES:
         return _weighted(base, config)
@@ -141,7 +144,7 @@ def treatment(layer: Any, graph: Graph) -> Treatment:
             fuses=activation == "linear",
         )
     if type(base) in _SPECIAL:
-        return _SPECIAL[type(base)](base, config, layer.name, graph)
+        return _SPECIAL[type(base)](base, config, layer.name, graph, id(base) in masked)
     if kind == "Activation" or kind in ACTIVATION_LAYERS:
         return _activation(base, kind, config)
     if kind in MOVES:
@@ -157,7 +160,7 @@ def treatment(layer: Any, graph: Graph) -> Treatment:
     if kind in OBSERVED:
         if kind in ARITHMETIC and not _tensors_only(graph, layer.name):
             return Treatment("float", "a constant operand has no int8 form; use Rescaling")
-        if kind.startswith("GlobalAverage") and _masked(graph):
+        if kind.startswith("GlobalAverage") and id(base) in masked:
             return Treatment("float", "the mask makes it a weighted mean")
         return Treatment("observed", fuses=kind in ARITHMETIC)
     return Treatment("float", f"no int8 form of {kind} is known")
@@ -202,7 +205,7 @@ def _activation(layer: Any, kind: str, config: dict[str, Any]) -> Treatment:
     return Treatment("activation", range=FIXED_RANGES.get(name), fusable=name in ("relu", "relu6"))
 
 
-def _affine(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> Treatment:
+def _affine(layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool) -> Treatment:
     shape = graph.input_shape(name) or ()
     rank = len(shape) if graph.called_once(name) else 0
     if rank not in (2, 3, 4):
@@ -220,7 +223,9 @@ def _affine(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> Trea
     return Treatment("affine", fuses=type(layer) is keras.layers.BatchNormalization)
 
 
-def _layer_norm(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> Treatment:
+def _layer_norm(
+    layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+) -> Treatment:
     shape = graph.input_shape(name) or ()
     rank = len(shape) if graph.called_once(name) else 0
     axis = config["axis"]
@@ -232,12 +237,14 @@ def _layer_norm(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> 
     return Treatment("layer norm")
 
 
-def _attention(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> Treatment:
+def _attention(
+    layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+) -> Treatment:
     if not graph.called_once(name):
         return Treatment("float", "called more than once")
     call = graph.calls[name][0]
     given = {key for key, value in call["kwargs"].items() if value not in (None, False)}
-    if given - {"value", "key", "query"} or _masked(graph):
+    if given - {"value", "key", "query"} or masked:
         return Treatment("float", "masks and returned scores have no int8 form")
     if len(call["args"]) + len(given) > 3:
         return Treatment("float", "masks have no int8 form")
@@ -247,7 +254,9 @@ def _attention(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> T
     return Treatment("attention")
 
 
-def _recurrent(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> Treatment:
+def _recurrent(
+    layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+) -> Treatment:
     if not graph.called_once(name):
         return Treatment("float", "called more than once")
     shape = graph.input_shape(name) or ()
@@ -258,13 +267,13 @@ def _recurrent(layer: Any, config: dict[str, Any], name: str, graph: Graph) -> T
         return Treatment("float", "a single step")
     if steps > MOST_RECURRENT_STEPS:
         return Treatment("float", f"unrolling {steps} steps; int8 up to {MOST_RECURRENT_STEPS}")
-    if _masked(graph):
+    if masked:
         return Treatment("float", "masks have no int8 form")
     usual = config["activation"] == "tanh" and config["recurrent_activation"] == "sigmoid"
     if not usual or not config.get("reset_after", True):
         return Treatment("float", "other activations than tanh and sigmoid, or reset_after=False")
-    if config["stateful"] or config["return_state"]:
-        return Treatment("float", "keeps or returns its state")
+    if config["stateful"]:
+        return Treatment("float", "keeps its state")
     if config["dropout"] or config["recurrent_dropout"]:
         return Treatment("float", "has dropout inside; put a Dropout layer before it")
     return Treatment("recurrent")
@@ -281,13 +290,9 @@ _SPECIAL = {
 }
 
 
-def _masked(graph: Graph) -> bool:
-    """Whether a layer of the graph makes a mask."""
-    return any(
-        isinstance(base_layer(layer), keras.layers.Masking)
-        or (isinstance(base_layer(layer), keras.layers.Embedding) and base_layer(layer).mask_zero)
-        for layer in graph.layers.values()
-    )
+def several_outputs(layer: Any) -> bool:
+    """Whether a layer or operation of a graph gives more than a single tensor."""
+    return not isinstance(layer.output, keras.KerasTensor)
 
 
 def _tensors_only(graph: Graph, name: str) -> bool:

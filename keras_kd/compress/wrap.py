@@ -72,6 +72,11 @@ class WeightWrapper(keras.layers.Layer):
         """The innermost layer, which is no wrapper."""
         return base_layer(self.layer)
 
+    @property
+    def activated_layer(self) -> Any:
+        """The layer whose activation comes last, where taps read its input."""
+        return self.base
+
     def compute_mask(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """As the wrapped layer does."""
         return self.layer.compute_mask(inputs, mask)
@@ -136,7 +141,7 @@ def run_with(layer: Any, pairs: list[tuple[Any, Tensor]], *args: Any, **kwargs: 
 
     Returns:
         The layer's output. Variables the layer assigns to (seeds, statistics) keep their new
-        values.
+        values, and what it gives to `add_loss` (activity regularization) stays its loss.
     """
     if not pairs:
         return layer(*args, **kwargs)
@@ -145,13 +150,15 @@ def run_with(layer: Any, pairs: list[tuple[Any, Tensor]], *args: Any, **kwargs: 
     # The others are named as well: in an outer scope (the JAX trainer's) they stand for tensors
     # that a new scope would not see.
     before = [(v, ops.convert_to_tensor(v)) for v in others]
-    with keras.StatelessScope(state_mapping=[*pairs, *before]) as scope:
+    with keras.StatelessScope(state_mapping=[*pairs, *before], collect_losses=True) as scope:
         old = [scope.get_current_value(variable) for variable in others]
         outputs = layer(*args, **kwargs)
         new = [scope.get_current_value(variable) for variable in others]
     for variable, was, is_now in zip(others, old, new, strict=True):
         if is_now is not was:
             variable.assign(is_now)
+    for loss in scope.losses:
+        layer.add_loss(loss)
     return outputs
 
 

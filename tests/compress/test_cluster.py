@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_kd.compress import cluster, finalize, kmeans, prune, sparsity
+from keras_kd.compress import cluster, finalize, kmeans, prune, quantize_aware, sparsity
 
 
 def test_kmeans_is_a_fixed_point_of_lloyd():
@@ -86,3 +86,41 @@ def test_refusals(small_cnn):
         cluster(keras.Sequential([keras.Input((3,)), layers.ReLU()]))
     with pytest.raises(TypeError, match=r"keras.Model"):
         cluster(np.zeros(3))
+
+
+def test_clusters_survive_quantization_in_every_kind_of_layer():
+    layers = keras.layers
+    inputs = keras.Input((4, 6))
+    x = layers.Conv1D(5, 2, padding="same", name="conv")(inputs)
+    x = layers.DepthwiseConv1D(2, padding="same", name="depthwise")(x)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.Conv1DTranspose(5, 2, padding="same", name="transposed")(x)
+    x = layers.MultiHeadAttention(2, 3, name="attention")(x, x)
+    model = keras.Model(inputs, layers.LSTM(3, name="recurrent")(x))
+    rng = np.random.default_rng(0)
+    norm = model.get_layer("norm")
+    norm.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in norm.get_weights()])
+    data = rng.normal(size=(8, 4, 6)).astype("float32")
+    quantized = quantize_aware(cluster(model, 4), calibration=data)
+    plain = finalize(quantized)
+    for name in ("conv", "transposed", "attention", "recurrent"):
+        for kernel in plain.get_layer(name).get_weights():
+            assert kernel.ndim < 2 or len(np.unique(kernel)) <= 4
+    # The normalization's scale is in the kernel of each channel.
+    kernel = plain.get_layer("depthwise").get_weights()[0]
+    integers = kernel[..., 0] / np.max(np.abs(kernel[..., 0]), axis=0)
+    assert len(np.unique(np.round(integers, 4))) < integers.size
+    scale = 1.0 / np.sqrt(np.asarray(norm.moving_variance) + norm.epsilon) * np.asarray(norm.gamma)
+    assert len(np.unique(np.round(kernel[..., 0] / scale, 4))) <= 4
+
+
+def test_frozen_layers_stay_frozen():
+    inputs = keras.Input((8,))
+    x = keras.layers.Dense(8, name="frozen")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(4, name="free")(x))
+    model.get_layer("frozen").trainable = False
+    clustered = cluster(model, 4)
+    assert [v.path for v in clustered.trainable_variables] == ["free/centers_0", "free/bias"]
+    clustered.get_layer("frozen").trainable = True
+    names = [v.name for v in clustered.trainable_variables]
+    assert sorted(names) == ["bias", "bias", "centers_0", "centers_0"]
