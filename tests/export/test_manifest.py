@@ -72,7 +72,9 @@ def test_a_sealed_manifest_of_another_form_is_refused_as_jsonschema_does(tmp_pat
     manifest.write(changed(change), tmp_path / manifest.FILE)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(json.loads((tmp_path / manifest.FILE).read_text()), wanted)
-    with pytest.raises(ManifestError, match="does not have the form of a manifest: (`|it lacks)") as caught:
+    with pytest.raises(
+        ManifestError, match="does not have the form of a manifest: (`|it lacks)"
+    ) as caught:
         manifest.read(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 
