@@ -44,5 +44,5 @@ def bench(
             result.save_png(target / "bench.png"),
         ]
     names = ", ".join(path.name for path in written)
-    terminal.result(result.to_dict(), result.table(), "", f"{names} are in {target}.")
+    terminal.result(result.to_dict(), result.table(terminal.width), "", f"{names} are in {target}.")
     raise typer.Exit(1 if any(row["error"] for row in result.rows()) else 0)

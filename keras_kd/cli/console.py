@@ -37,6 +37,11 @@ class Terminal:
         self._stdout = sys.stdout
         self._stderr = Console(stderr=True, highlight=False)
 
+    @property
+    def width(self) -> int:
+        """Columns that a line of the result may take."""
+        return Console(file=self._stdout).width
+
     def note(self, text: str) -> None:
         """Say something that is not the result."""
         if not self.quiet:
@@ -112,19 +117,40 @@ class Work:
         self._progress.update(self._bars[stage], completed=done, total=total, detail=detail)
 
 
-def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+def plain_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int = 1,
+    dispensable: Sequence[str] = (),
+) -> Table:
     """Make a table that fits in 80 columns as well as in a wide terminal.
 
     Args:
         headings: One a column.
         rows: Cells, as they are printed.
         left: Number of columns that are aligned to the left.
+        dispensable: Headings of columns in the order in which they are given up where a terminal is
+            too narrow for all.
 
     Returns:
         The table, without colors or markup of its own.
     """
-    gap = 1 if Console().width < 100 else 3
+    width = Console().width
+    gap = 1 if width < 100 else 3
+    dropped: list[str] = []
+    for heading in ("", *dispensable):
+        if heading:
+            place = list(headings).index(heading)
+            dropped.append(heading)
+            headings = [*headings[:place], *headings[place + 1 :]]
+            rows = [[*row[:place], *row[place + 1 :]] for row in rows]
+        columns = zip(headings, *rows, strict=True)
+        if sum(max(map(len, column)) + gap for column in columns) - gap <= width:
+            break
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    if dropped:
+        table.caption = f"Not shown in {width} columns: {', '.join(dropped)}."
+        table.caption_justify = "left"
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < left else "right", no_wrap=True)
     for row in rows:

@@ -295,7 +295,7 @@ def table(result: dict[str, Any]) -> Any:
             ]
         )
     headings = ["", "accuracy %", "agree", "params", "size", "gzip", "ms", "verified"]
-    return plain_table(headings, rows)
+    return plain_table(headings, rows, dispensable=("params", "verified", "gzip", "agree"))
 
 
 def remarks(result: dict[str, Any], folder: Path) -> list[str]:

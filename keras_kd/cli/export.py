@@ -99,7 +99,7 @@ def export(
         report.save_html(folder / "report.html")
     terminal.result(
         report.to_dict(),
-        report.table(),
+        report.table(terminal.width),
         "",
         *notes,
         f"Files and report.html are in {folder}. Check them with: keras-kd verify {folder}",

@@ -36,10 +36,10 @@ def report(
     with terminal.working():
         names = [known.save_html(target / "report.html"), known.save_card(target / "card.md")]
     document = known.to_dict()
-    texts = [known.table(), ""]
+    texts = [known.table(terminal.width), ""]
     if layers:
         document["layers"] = known.layers().rows()
-        texts += [known.layers().table(), ""]
+        texts += [known.layers().table(terminal.width), ""]
     written = " and ".join(path.name for path in names)
     terminal.result(document, *texts, f"{written} are in {target}.")
     raise typer.Exit(0 if known.best is not None else 1)

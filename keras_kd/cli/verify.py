@@ -40,5 +40,7 @@ def verify(
         )
         if failed:
             verdict += f"\n{len(failed)} had failed the export's own check, as the table says."
-    terminal.result({**report.to_dict(), "problems": problems}, report.table(), "", verdict)
+    terminal.result(
+        {**report.to_dict(), "problems": problems}, report.table(terminal.width), "", verdict
+    )
     raise typer.Exit(1 if problems else 0)

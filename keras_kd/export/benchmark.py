@@ -167,19 +167,29 @@ class BenchReport:
         """Return plain JSON values."""
         return {"threads": self.threads, "rows": manifest.plain(self._rows)}
 
-    def table(self) -> str:
-        """Return the figures as text of at most 80 columns."""
-        from .report import latency, size
+    def table(self, width: int = 80) -> str:
+        """Return the figures as text.
 
-        head = f"{f'{self.threads} thread(s), batch of 1':<24}"
-        head += f"{'size':>9}{'p50 ms':>9}{'p90 ms':>9}{'cold ms':>9}{'warm ms':>9}{'memory':>10}"
-        lines = [head]
-        for row in self._rows:
-            figures = [latency(row[key]) for key in _COLUMNS[2:6]]
-            cells = "".join(f"{cell:>9}" for cell in (size(row["bytes"]), *figures))
-            lines.append(f"{row['name']:<24}{cells}{size(row['peak_memory_bytes']):>10}")
-            if row["error"]:
-                lines.append(f"  {row['error']}"[:80])
+        Args:
+            width: Most columns of text. Below 80 the least important figures are left out, which
+                the line under them says.
+        """
+        from .report import latency, narrowed, size
+
+        headings = {f"{self.threads} thread(s), batch of 1": 24, "size": 9, "p50 ms": 9}
+        headings |= {"p90 ms": 9, "cold ms": 9, "warm ms": 9, "memory": 10}
+        cells = [
+            (
+                row["name"],
+                size(row["bytes"]),
+                *(latency(row[key]) for key in _COLUMNS[2:6]),
+                size(row["peak_memory_bytes"]),
+            )
+            for row in self._rows
+        ]
+        spare = ("warm ms", "memory", "cold ms", "p90 ms")
+        lines = narrowed(headings, cells, spare, width)
+        lines += [f"x {r['name']}: {r['error']}"[:width] for r in self._rows if r["error"]]
         return "\n".join(lines)
 
     def save_csv(self, path: str | Path) -> Path:

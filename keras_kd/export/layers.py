@@ -271,8 +271,8 @@ class LayerReport:
         names = [name for row in kept for name in (*row.get("covers", ()), row["layer"])]
         return list(dict.fromkeys(names))
 
-    def table(self) -> str:
-        """Return layers and their SQNR in dB as text of at most 80 columns."""
+    def table(self, width: int = 80) -> str:
+        """Return layers and their SQNR in dB as text of at most so many columns."""
         formats = list(self._rows)
         if not formats:
             return "No float32 and int8 file of one format: nothing to compare layer by layer."
@@ -287,7 +287,8 @@ class LayerReport:
             name: f"{name} (with {', '.join(covered[name])})" if covered[name] else name
             for name in names
         }
-        width = min(60, max(map(len, ("SQNR of int8 in dB", *labels.values()))))
+        room = min(60, width - 9 * len(formats))
+        width = min(room, max(map(len, ("SQNR of int8 in dB", *labels.values()))))
         lines = [f"{'SQNR of int8 in dB':<{width}}" + "".join(f"{fmt:>9}" for fmt in formats)]
         for name in names:
             label = (

@@ -82,6 +82,8 @@ class Artifact:
         )
 
 
+_HEADINGS = {"": 21, "size": 9, "gzip": 9, "acc": 7, "agree": 7, "worst": 9, "SQNR": 7, "ms": 9}
+_DISPENSABLE = ("worst", "gzip", "agree", "SQNR")
 _OWN = ("name", "best", "parameters", "flags")
 _COLUMNS = (
     *("name", "best", "format", "precision", "status", "reason", "file", "parameters", "bytes"),
@@ -175,37 +177,48 @@ class Report:
             "evaluation": self.manifest["evaluation"],
         }
 
-    def table(self) -> str:
-        """Return the figures as text of at most 80 columns, failures and flags below.
+    def table(self, width: int = 80) -> str:
+        """Return the figures as text, failures and flags below.
 
         Sizes are in units of 1,000 bytes, latency is the median of one inference with one thread.
+
+        Args:
+            width: Most columns of text. Below 80 the least important figures are left out, which
+                the line under them says.
         """
-        head = f"{'':2}{'':<19}{'size':>8} {'gzip':>8} {'acc':>6} {'agree':>6} "
-        head += f"{'worst':>8} {'SQNR':>6} {'ms':>8}"
-        lines = [head]
+        cells = []
         for row in self.rows():
             mark = "* " if row["best"] else "x " if row.get("status") == "failed" else "  "
             noise = row.get("sqnr")
-            lines.append(
-                f"{mark}{row['name']:<19}{size(row.get('bytes')):>8} "
-                f"{size(row.get('gzip_bytes')):>8} {percent(row.get('accuracy')):>6} "
-                f"{percent(row.get('agreement')):>6} {number(row.get('worst')):>8} "
-                f"{'-' if noise is None else format(noise, '.1f'):>6} "
-                f"{latency(row.get('latency_ms')):>8}".rstrip()
+            cells.append(
+                (
+                    mark + row["name"],
+                    size(row.get("bytes")),
+                    size(row.get("gzip_bytes")),
+                    percent(row.get("accuracy")),
+                    percent(row.get("agreement")),
+                    number(row.get("worst")),
+                    "-" if noise is None else format(noise, ".1f"),
+                    latency(row.get("latency_ms")),
+                )
             )
-        lines.append("")
-        lines.extend(textwrap.wrap(self._verdict(), 80))
+        lines = [*narrowed(_HEADINGS, cells, _DISPENSABLE, width), ""]
+        lines.extend(textwrap.wrap(self._verdict(), min(width, 80)))
         for artifact in self.artifacts:
             name = f"{artifact.format} {artifact.precision}"
             if not artifact.passed:
-                lines.extend(_wrap(f"x {name}: {artifact.reason}"))
-            lines.extend(line for flag in artifact.flags for line in _wrap(f"! {name}: {flag}"))
+                lines.extend(_wrap(width, f"x {name}: {artifact.reason}"))
+            lines.extend(
+                line for flag in artifact.flags for line in _wrap(width, f"! {name}: {flag}")
+            )
             if artifact.sparsity is not None:
-                lines.extend(_wrap(f"- {name}: {artifact.without_zeros()}"))
+                lines.extend(_wrap(width, f"- {name}: {artifact.without_zeros()}"))
             worst = artifact.details.get("worst_output")
             if worst is not None and artifact.passed:
                 outputs = artifact.details["metrics"]["outputs"]
-                lines.extend(_wrap(f"- {name}: worst output {_quality(worst, outputs[worst])}"))
+                lines.extend(
+                    _wrap(width, f"- {name}: worst output {_quality(worst, outputs[worst])}")
+                )
         return "\n".join(lines)
 
     def layers(self) -> LayerReport:
@@ -353,5 +366,42 @@ def _quality(name: str, row: dict[str, Any]) -> str:
     return f"`{name}`, agreement {percent(row['agreement'])} %, {noise}"
 
 
-def _wrap(text: str) -> list[str]:
-    return textwrap.wrap(text, 80, subsequent_indent="    ")
+def narrowed(
+    headings: dict[str, int], rows: Sequence[Sequence[str]], dispensable: Sequence[str], width: int
+) -> list[str]:
+    """Lay out a table as lines, without the columns that there is no room for.
+
+    Args:
+        headings: Title and width of each column; the first one is aligned to the left.
+        rows: Cells.
+        dispensable: Titles of columns in the order in which they are given up.
+        width: Most characters in a line.
+
+    Returns:
+        The lines, and one that names what was left out, if anything was.
+    """
+    shown, dropped = dict(headings), []
+    for title in dispensable:
+        if sum(shown.values()) <= width:
+            break
+        dropped.append(title)
+        del shown[title]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = [
+            (cell, headings[title])
+            for title, cell in zip(headings, cells, strict=True)
+            if title in shown
+        ]
+        right = "".join(f"{cell:>{space}}" for cell, space in others)
+        return f"{first[0]:<{first[1]}}{right}".rstrip()
+
+    lines = [line([title.strip() if i else title for i, title in enumerate(headings)])]
+    lines += [line(cells) for cells in rows]
+    if dropped:
+        lines += textwrap.wrap(f"Not shown in {width} columns: {', '.join(dropped)}.", width)
+    return lines
+
+
+def _wrap(width: int, text: str) -> list[str]:
+    return textwrap.wrap(text, min(width, 80), subsequent_indent="    ")

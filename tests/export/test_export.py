@@ -158,6 +158,18 @@ def test_table_reads_at_80_columns(report):
     assert str(report) == report.table()
 
 
+def test_table_gives_up_columns_where_there_is_no_room(report):
+    for width in (60, 44):
+        lines = report.table(width).splitlines()
+        assert max(map(len, lines)) <= width
+        rows = [line for line in lines if line[2:].startswith(("tflite ", "onnx "))][:8]
+        assert len({len(row) for row in rows}) == 1
+        assert f"{100 * find(report, 'tflite int8').accuracy:.2f}" in rows[3]
+        assert any(line.startswith(f"Not shown in {width} columns: worst, gzip") for line in lines)
+        assert max(map(len, report.layers().table(width).splitlines())) <= width
+    assert report.table(160).splitlines()[:9] == report.table().splitlines()[:9]
+
+
 def test_rows_and_dict_are_plain_json(report):
     rows = report.rows()
     assert [row["name"] for row in rows[:3]] == ["teacher", "keras", "tflite float32"]
