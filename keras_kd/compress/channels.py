@@ -136,6 +136,13 @@ def remove_channels(
     """
     chosen = chosen_layers(model, layers, "prune")
     graph = Graph(model)
+    inside = sorted(path for path in chosen.values() if "/" in path)
+    if inside and (layers is not None or len(inside) == len(chosen)):
+        raise ValueError(
+            f"`{inside[0]}` lies in a model nested in `{model.name}`, whose shape stays as it is. "
+            "Name layers of the outer model, remove the channels of the nested model by itself, or "
+            "build the model without nesting."
+        )
     channels = _Channels()
     seen: dict[str, np.ndarray | None] = {}
     inputs: dict[str, np.ndarray | None] = {}
@@ -158,6 +165,7 @@ def remove_channels(
             f"No layer of `{model.name}` can lose a channel: those left are outputs of the model, "
             "or are read by layers whose shape is fixed (grouped convolutions, attention, "
             "recurrent or nested models)."
+            + (f" Those in nested models, as `{inside[0]}`, are not touched." if inside else "")
         )
 
     def kept(atoms: np.ndarray) -> np.ndarray:

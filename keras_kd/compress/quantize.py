@@ -13,6 +13,7 @@ from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantized_layers import (
     FUSED_ACTIVATIONS,
+    TRANSPOSED,
     QuantizedAffine,
     QuantizedLayer,
 )
@@ -160,11 +161,17 @@ def _annotations(model: keras.Model, annotations: dict[str, Annotation]) -> dict
                 f"{annotation!r} (of type {type(annotation).__name__})."
             )
         layer = look_up(model, path, "annotations")
-        names = {v.name for v in getattr(base_layer(layer), "variables", [])}
-        for name in annotation.weights or {}:
-            if name not in names:
+        ranks = {v.name: len(v.shape) for v in getattr(base_layer(layer), "variables", [])}
+        for name, axes in (annotation.weights or {}).items():
+            if name not in ranks:
                 raise ValueError(
-                    f"Layer `{path}` has no weight `{name}`. It has: {', '.join(sorted(names))}."
+                    f"Layer `{path}` has no weight `{name}`. It has: {', '.join(sorted(ranks))}."
+                )
+            if any(not -ranks[name] <= axis < ranks[name] for axis in axes):
+                raise ValueError(
+                    f"`annotations[{path!r}]` names the axes {tuple(axes)} of `{name}`, which has "
+                    f"{ranks[name]} axes. Expected numbers from {-ranks[name]} to "
+                    f"{ranks[name] - 1}."
                 )
         found[id(layer)] = annotation
     return found
@@ -237,6 +244,9 @@ class _Maker:
         base = base_layer(layer)
         activation = base.get_config().get("activation")
         separate = activation is not None and not _fuses(activation)
+        if type(base) in TRANSPOSED:
+            # The wrapper adds a bias before the activation.
+            separate = activation not in (None, "linear")
         norm = foldable_into(layer, graph, self.uses)
         if norm is not None:
             self.folded[id(norm)] = layer

@@ -16,6 +16,8 @@ from keras_kd.typing import Tensor
 FUSED_ACTIVATIONS = {"linear", "relu", "relu6"}
 """Activations that TFLite computes inside the operator before them."""
 
+TRANSPOSED = {keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose}
+
 CHANNEL_AXES: dict[type, dict[str, tuple[int, ...]]] = {
     keras.layers.Conv1D: {"kernel": (-1,)},
     keras.layers.Conv2D: {"kernel": (-1,)},
@@ -47,8 +49,8 @@ class QuantizedLayer(WeightWrapper):
         weight_bits: Integer width of the weights, 2 to 8.
         axes: Weight names, each with the axes that have a step for each index; None for those of
             the layer's class.
-        activation: Activation after the layer (and its normalization) other than ReLU, which is
-            computed on a quantized input of its own.
+        activation: Activation after the layer (and its normalization), computed on a quantized
+            input of its own unless TFLite fuses it.
         activation_bits: Integer width of that input; None to leave it float.
         regularizer: Activity regularizer of what the layer, before its normalization, and its
             activation give; in the place of the wrapped layer's own, which would see the product
@@ -83,7 +85,9 @@ class QuantizedLayer(WeightWrapper):
         self.activation_bits = activation_bits
         self.linear_quantizer = (
             FakeQuantize(activation_bits, name="linear_quantizer", dtype=self.dtype_policy)
-            if activation is not None and activation_bits is not None
+            if activation_bits is not None
+            and activation is not None
+            and getattr(self.activation, "__name__", "") not in FUSED_ACTIVATIONS
             else None
         )
         if norm is not None:
@@ -133,6 +137,10 @@ class QuantizedLayer(WeightWrapper):
         pairs = self.quantized_pairs(training)
         if type(base) is keras.layers.Dense:
             return self._dense(inputs, pairs)
+        if type(base) in TRANSPOSED and not training:
+            zeros = ops.zeros((base.filters,), self.compute_dtype)
+            bias = _never_zero(ops.cast(base.bias, self.compute_dtype) if base.use_bias else zeros)
+            return self._with_bias(inputs, pairs, bias)
         outputs = run_with(base, pairs, inputs, *args, **kwargs)
         if type(base) is keras.layers.Embedding and self.activation_bits is not None:
             # The rows lie on the table's grid already; saying so tells the converter the grid.
@@ -212,6 +220,8 @@ class QuantizedLayer(WeightWrapper):
         pairs = self.quantized_pairs(training, scale)
         if not training:
             shift = (bias - mean) * scale + beta
+            if type(base) in TRANSPOSED:
+                shift = _never_zero(shift)
             outputs = self._with_bias(inputs, pairs, shift)
             if self.regularizer is not None:
                 shape = self._along_channels(outputs)
@@ -259,7 +269,8 @@ class QuantizedLayer(WeightWrapper):
     def _along_channels(self, outputs: Tensor) -> list[int]:
         """The shape in which a value for each channel broadcasts against an output."""
         shape = [1] * len(outputs.shape)
-        shape[self.norm.axis % len(shape)] = -1
+        first = getattr(self.base, "data_format", "channels_last") == "channels_first"
+        shape[1 if first else -1] = -1
         return shape
 
     def get_config(self) -> dict[str, Any]:
@@ -284,6 +295,15 @@ class QuantizedLayer(WeightWrapper):
         if config.get("norm") is not None:
             config["norm"] = keras.saving.deserialize_keras_object(config["norm"])
         return super().from_config(config)
+
+
+def _never_zero(bias: Tensor) -> Tensor:
+    """A bias that the converter does not drop as zero.
+
+    Without a bias it leaves the ReLU behind a transposed convolution apart, and both in float. In
+    the file's 32-bit integers the value is zero all the same.
+    """
+    return ops.where(bias == 0.0, ops.cast(1e-30, bias.dtype), bias)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

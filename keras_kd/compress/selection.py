@@ -92,6 +92,11 @@ def chosen_layers(model: keras.Model, names: list[str] | None, action: str) -> d
                 "first, then call `quantize_aware` on the result, which keeps zeros and clusters."
             )
     if names is not None:
+        if not names:
+            raise ValueError(
+                f"`layers` is empty, so there is nothing to {action}. Name layers of "
+                f"`{model.name}`, or pass None for all with kernels."
+            )
         chosen = {}
         for name in names:
             layer = look_up(model, name, "layers")

@@ -253,3 +253,16 @@ def test_logits_are_read_behind_what_was_wrapped(how, activation, rows):
         answer, seen = read(wrapped, rows, {"logits": each}, False)
         values = keras.activations.get(activation)(seen["logits"])
         np.testing.assert_allclose(answer, values, atol=1 / 255)
+
+
+def test_errors_say_what_cannot_be():
+    model = small()
+    name = model.layers[1].name
+    for axes in ((5,), (-3,)):
+        with pytest.raises(ValueError, match="which has 2 axes"):
+            quantize_aware(model, annotations={name: Annotation(weights={"kernel": axes})})
+    with pytest.raises(ValueError, match="`layers` is empty"):
+        prune(model, layers=[])
+    nested = keras.Sequential([keras.Input((8,)), model], name="outer")
+    with pytest.raises(ValueError, match="lies in a model nested in `outer`"):
+        prune(nested, pattern="channels")

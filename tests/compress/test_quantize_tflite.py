@@ -218,3 +218,15 @@ def test_tokens_stay_integers():
     outputs, step, operators = run(convert(quantized), tokens)
     assert dict(operators)["GATHER"] == {"int8", "int32"}
     assert np.abs(outputs - quantized.predict(tokens, verbose=0)).max() <= 2.01 * step
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_transposed_convolution_without_bias_is_int8(bias):
+    inputs = keras.Input((4, 4, 3))
+    transposed = layers.Conv2DTranspose(4, 3, strides=2, use_bias=bias, activation="relu")
+    model = keras.Model(inputs, transposed(inputs))
+    x = np.random.default_rng(1).normal(size=(8, 4, 4, 3)).astype("float32")
+    quantized = quantize_aware(model, calibration=x)
+    outputs, step, operators = run(convert(quantized), x)
+    assert not [op for op, kinds in operators if op in COMPUTE and "float32" in kinds]
+    assert np.abs(outputs - quantized.predict(x, verbose=0)).max() <= 1.01 * step
