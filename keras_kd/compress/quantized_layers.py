@@ -8,7 +8,12 @@ import keras
 from keras import ops
 
 from keras_kd.compress.cluster import is_clustered
-from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights
+from keras_kd.compress.fake_quantize import (
+    FIXED_RANGES,
+    FakeQuantize,
+    fake_quantized,
+    quantized_weights,
+)
 from keras_kd.compress.fold import kernel_scale
 from keras_kd.compress.wrap import WeightWrapper, base_layer, kernels, run_with
 from keras_kd.typing import Tensor
@@ -116,10 +121,18 @@ class QuantizedLayer(WeightWrapper):
         if self.linear_quantizer is not None:
             outputs = self.linear_quantizer(outputs, training=training)
         if self.activation is not None:
-            outputs = self.activation(outputs)
+            outputs = self._activate(outputs)
         if self.norm is None:
             self._regularize(outputs)
         return outputs
+
+    def _activate(self, outputs: Tensor) -> Tensor:
+        activation: Any = self.activation
+        if self.activation_bits is None or activation is not keras.activations.silu:
+            return activation(outputs)
+        # TFLite has no swish: it is a sigmoid, in int8, and a product.
+        low, high = FIXED_RANGES["sigmoid"]
+        return outputs * fake_quantized(ops.sigmoid(outputs), low, high, self.activation_bits)
 
     @property
     def activated_layer(self) -> Any:

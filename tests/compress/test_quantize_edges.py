@@ -266,3 +266,13 @@ def test_errors_say_what_cannot_be():
     nested = keras.Sequential([keras.Input((8,)), model], name="outer")
     with pytest.raises(ValueError, match="lies in a model nested in `outer`"):
         prune(nested, pattern="channels")
+
+
+def test_the_sigmoid_inside_swish_is_rounded(rows):
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, layers.Dense(4, activation="swish", name="swish")(inputs))
+    layer = quantize_aware(model, calibration=rows).get_layer("swish")
+    kernel = np.asarray(layer.quantized_pairs(False)[0][1])
+    product = np.asarray(layer.linear_quantizer(rows @ kernel))
+    gate = np.clip(np.round(256 / (1 + np.exp(-product))), 0, 255) / 256
+    np.testing.assert_allclose(np.asarray(layer(rows)), product * gate, atol=1e-4)
