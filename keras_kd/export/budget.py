@@ -17,6 +17,9 @@ _AWARE_TOLERANCE = (0.5, 10.0)
 _LEAST_SQNR = 20.0
 _LEAST_VARIATION = 10.0
 
+# Scales, biases and what a format cannot hold narrower come to less in a model of any size.
+_FLOAT_WEIGHTS = 0.3
+
 SLOWER = 1.25
 """How many times slower a file must be to be called slower: less is the noise of a machine."""
 
@@ -138,10 +141,14 @@ def _flags(row: dict[str, Any], float32: dict[str, Any] | None) -> list[str]:
             )
     if row["precision"] == "float32":
         return flags
-    narrow = sum(size for bits, size in contents["weight_bits"].items() if int(bits) < 32)
-    if narrow == 0:
+    # How many weights there are of each width: bytes would make the float ones weigh more.
+    counts = {int(bits): 8 * size / int(bits) for bits, size in contents["weight_bits"].items()}
+    left = counts.get(32, 0) / max(sum(counts.values()), 1)
+    if left == 1:
         flags.append("quantization did nothing: all weights are still 32-bit floats")
-    elif float32 is not None and row["bytes"] >= 0.98 * float32["bytes"]:
+    elif left > _FLOAT_WEIGHTS and row["precision"] != "mixed":
+        flags.append(f"{100 * left:.0f} % of its weights are still 32-bit floats")
+    if left < 1 and float32 is not None and row["bytes"] >= 0.98 * float32["bytes"]:
         flags.append(
             f"it is not smaller than float32 ({row['bytes']} against {float32['bytes']} bytes)"
         )

@@ -194,12 +194,16 @@ def _scatter(
             markerfacecolor="white" if failed else color,
             label=row["name"] + (" (best)" if row["best"] else " (failed)" if failed else ""),
             alpha=0.8,
+            clip_on=False,
         )
     values = [row[key] * factor for row in points]
     if min(values) > 0 and max(values) > 8 * min(values):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.margins(0.1, 0.15)
+    # A share ends at 100 %: the axis does too, and points there are drawn whole.
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, min(high, 100.0))
     # Names beside the points would lie on top of each other: exact files share one accuracy.
     figure.legend(loc="outside right upper", fontsize=7)
     axes.set_xlabel(label)

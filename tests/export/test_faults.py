@@ -348,6 +348,8 @@ def test_a_quantization_that_did_nothing_or_harm_is_flagged():
     idle = row("dynamic")
     (_, entry) = judged(full, idle)
     assert entry["flags"] == ["quantization did nothing: all weights are still 32-bit floats"]
+    partly = row("dynamic", contents={"weight_bits": {"8": 300, "32": 2800}}, bytes=800)
+    assert judged(full, partly)[1]["flags"] == ["70 % of its weights are still 32-bit floats"]
     large = row("int8", contents={"weight_bits": {"8": 800}}, bytes=990, latency_low_ms=3.0)
     mixed = row("int8", contents={"weight_bits": {"8": 9}, "float_operators": ["ERF"]}, bytes=90)
     (_, first, second) = judged(row("float32"), large, mixed)

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 import keras_kd.export
-from keras_kd.export import benchmark, manifest
+from keras_kd.export import benchmark, manifest, page
 
 
 def test_the_manifest_follows_its_schema(report):
@@ -112,3 +112,14 @@ def test_bench_refuses_what_it_cannot_time(report, tmp_path):
         keras_kd.export.bench(tmp_path)
     with pytest.raises(FileNotFoundError, match="no Keras model"):
         keras_kd.export.bench(report.folder, model=tmp_path / "none.keras")
+
+
+def test_the_axis_of_a_share_ends_at_100_percent(monkeypatch):
+    monkeypatch.setattr(page, "svg", lambda figure: figure)
+    rows = [
+        {"name": f"f{i}", "best": False, "bytes": 10 * (i + 1), "accuracy": accuracy}
+        for i, accuracy in enumerate((0.9, 1.0))
+    ]
+    low, high = page._scatter(rows, "bytes", "size", 1.0)["svg"].axes[0].get_ylim()
+    assert low < 90
+    assert high == 100
