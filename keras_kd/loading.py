@@ -76,8 +76,8 @@ def load_distiller(
         if made.fingerprint() != setup.loaded["fingerprint"]:
             raise ValueError(
                 f"`{path}` was trained with the teacher `{setup.loaded['name']}`, whose layers or "
-                f"weights differ from those of the given `{made.name}`. Pass the same teacher, or begin a "
-                "new distiller with `loaded.student`."
+                f"weights differ from those of the given `{made.name}`. Pass the same teacher, or "
+                "begin a new distiller with `loaded.student`."
             )
     setup.teacher_inputs, setup.student_inputs = teacher_inputs, student_inputs
     setup.attach(made)

@@ -57,6 +57,22 @@ class Teacher:
     def inspect(self, x: Any) -> None:
         """Find out from a concrete batch what the layers alone do not tell."""
 
+    def refresh(self) -> bool:
+        """Follow the models' weights where a copy of them is run; asked before each run.
+
+        Returns:
+            Whether something is to be found out from a batch anew.
+        """
+        return False
+
+    @property
+    def precisions(self) -> list[str]:
+        """How each model runs: `"as given"`, or the precision of its folded copy."""
+        return ["as given" for _ in self.models]
+
+    def take_precisions(self, precisions: Sequence[str]) -> None:
+        """Run the models as another process chose, where this one has the choice."""
+
     def split(self, x: Any) -> tuple[Any, Any]:
         """Separate what the models read from what was joined to it.
 
