@@ -165,23 +165,31 @@ class CachedTeacher(Teacher):
                 record[f"{i}/{name}"] = field
         return record
 
-    def view(self, x: Any, rows: np.ndarray, epoch: int = 0) -> Any:
+    def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
         """The inputs of some rows as the teacher saw them in an epoch.
 
         Args:
             x: Inputs of these rows as the data deliver them.
             rows: `(n,)` row numbers.
             epoch: The epoch of the training.
+            compare: Whether they are compared with what the teacher was given.
 
         Returns:
             `x`, or its augmented views.
+
+        Raises:
+            ValueError: If the augmentation gives other views than it did.
         """
         if self.augment is None:
             return x
         manifest = self.caches[0].manifest
         base = (manifest.augment or {})["seed"]
-        seed = samples.seeds(base, epoch % manifest.epochs, rows)
-        return samples.views(self.augment, x, seed)
+        epoch %= manifest.epochs
+        seen = samples.views(self.augment, x, samples.seeds(base, epoch, rows))
+        if compare:
+            name = samples.name_of(self.augment)
+            reader.require_views(self.caches[0], seen, rows, epoch, name)
+        return seen
 
     def split(self, x: Any) -> tuple[Any, Any]:
         """Separate what the models read from what was joined to it."""

@@ -439,6 +439,22 @@ def test_the_augmentation_must_be_that_of_the_cache(tmp_path, written, teacher, 
     other.__qualname__ = "_jitter"
     with pytest.raises(ValueError, match=r"`_jitter` gives another view of row 0"):
         losses(CachedTeacher(tmp_path, augment=other), x, loss=None)
+
+    def but_row_0(sample, seed):
+        return _jitter(sample, seed) * (1 if (sample == x[0]).all() else 2)
+
+    but_row_0.__qualname__ = "_jitter"
+    cached = CachedTeacher(tmp_path, augment=but_row_0)
+    with pytest.raises(ValueError, match=r"`_jitter` gives another view of row [1-9]"):
+        losses(cached, x, loss=None)
+
+    def seldom(sample, seed):
+        return _jitter(sample, seed) * (2 if (sample == x[2]).all() else 1)
+
+    # Not among the rows that are looked at before, but when it is shown.
+    seldom.__qualname__ = "_jitter"
+    with pytest.raises(Exception, match=r"`_jitter` gives another view of row 2"):
+        losses(CachedTeacher(tmp_path, augment=seldom), x, loss=None)
     samples.written_here.clear()
     with pytest.raises(ValueError, match=r"functions are not saved. Pass it"):
         CachedTeacher(tmp_path)
