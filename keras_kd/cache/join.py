@@ -423,6 +423,8 @@ def _tf_join(teacher: Any, data: Any) -> Any:
     length = int(data.cardinality())
     if not batched and length >= 0:
         reader.require_count(teacher.caches[0], length)
+    if batched and length >= 0:
+        _require_batches(teacher, data, length)
     if not batched and _stackable(spec):
         # A call into Python costs about as much for one sample as for a page of them.
         page = min(256, max(1, _PAGE_BYTES // sum(map(_nbytes, keras.tree.flatten(spec)))))
@@ -432,6 +434,23 @@ def _tf_join(teacher: Any, data: Any) -> Any:
     if length >= 0:
         joined = joined.apply(tf.data.experimental.assert_cardinality(length))
     return joined
+
+
+def _require_batches(teacher: Any, data: Any, length: int) -> None:
+    """Refuse at once a dataset of too few or too many batches, where all have one size."""
+    leaf = keras.tree.flatten(data.element_spec)[0]
+    if leaf.shape.rank and leaf.shape[0] is not None:
+        reader.require_count(teacher.caches[0], length * leaf.shape[0])
+    elif "BatchDataset" in type(data).__name__:
+        # As `batch` made it: only the last one may be smaller.
+        first = next(iter(data.take(1)))
+        size = int(keras.tree.flatten(first)[0].shape[0])
+        if length != math.ceil(teacher.count / size):
+            raise ValueError(
+                f"The dataset has {length} batches of {size} samples, and the cache "
+                f"`{teacher.caches[0].root}` has {teacher.count} samples. Pass the data that the "
+                "cache was written from, in full."
+            )
 
 
 # Samples that were given one by one are joined in pages of at most so many bytes.
@@ -463,17 +482,22 @@ def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any
     """
     import tensorflow as tf
 
+    length = int(data.cardinality())
+
     @tf.autograph.experimental.do_not_convert
-    def place(row: Any, element: Any) -> Any:
+    def place(state: Any, element: Any) -> Any:
+        row, seen = state
         x = keras.tree.flatten(element[0] if plain else element)
         size = tf.shape(x[0], tf.int64)[0] if batched else tf.constant(1, tf.int64)
-        return row + size, (row, element)
+        # Keras takes as many elements as there are and never asks for the end.
+        last = tf.equal(seen + 1, length)
+        return (row + size, seen + 1), (row, last, element)
 
     passes = _Passes(teacher)
 
     def join(this: Any, epoch: Any, whole: Any) -> Callable[..., Any]:
         @tf.autograph.experimental.do_not_convert
-        def with_record(row: Any, element: Any) -> Any:
+        def with_record(row: Any, last: Any, element: Any) -> Any:
             x, *rest = element if plain else (element,)
             if not batched:
                 x = keras.tree.map_structure(lambda leaf: tf.expand_dims(leaf, 0), x)
@@ -485,7 +509,10 @@ def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any
             stop = tf.where(whole, size, start + 1)
             compared = [leaf[start:stop] for leaf in flat]
             record = _tf_fetch(
-                teacher, passes.rows, [this, epoch, row, size, start, *compared], flat[0].shape[0]
+                teacher,
+                passes.rows,
+                [this, epoch, row, last, size, start, *compared],
+                flat[0].shape[0],
             )
             if teacher.augment is not None:
                 x = _tf_view(teacher, x, row + tf.range(size), epoch)
@@ -503,7 +530,7 @@ def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any
         this, epoch, whole = tf.numpy_function(passes.begin, [], [tf.int64, tf.int64, tf.bool])
         for each in (this, epoch, whole):
             each.set_shape([])
-        placed = data.scan(tf.constant(0, tf.int64), place)
+        placed = data.scan((tf.constant(0, tf.int64), tf.constant(0, tf.int64)), place)
         joined = placed.map(join(this, epoch, whole), num_parallel_calls=tf.data.AUTOTUNE)
 
         @tf.autograph.experimental.do_not_convert
@@ -516,7 +543,6 @@ def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any
         return joined.concatenate(once.flat_map(end))
 
     joined = once.flat_map(one_pass)
-    length = int(data.cardinality())
     if length >= 0:
         joined = joined.apply(tf.data.experimental.assert_cardinality(length))
     return joined
@@ -530,24 +556,36 @@ class _Passes:
     batch is, and that finds a dataset which is shuffled anew in each pass.
     Batches of one pass may come here in any order, and several passes may be
     under way at a time.
+
+    A pass that follows another to its end, as after `repeat`, shows the views of
+    the next epoch: what is prefetched begins it before the training does.
     """
 
     def __init__(self, teacher: Any) -> None:
         self.teacher = teacher
         self.counts: list[list[int]] = []
+        self.epochs: list[tuple[int, int]] = []
         self.known = False
+        # The training, and the epoch that comes next in it, once a pass has ended.
+        self.next: tuple[int, int | None] = (0, None)
 
     def begin(self) -> tuple[np.int64, np.int64, np.bool_]:
         """The number of a new pass, the epoch whose views it shows, whether all is compared."""
+        run, epoch = self.next
+        if run != self.teacher.run or epoch is None:
+            run, epoch = self.teacher.run, self.teacher.epoch
+        self.next = run, None
         self.counts.append([])
+        self.epochs.append((run, epoch))
         this = len(self.counts) - 1
-        return np.int64(this), np.int64(self.teacher.epoch), np.bool_(not self.known)
+        return np.int64(this), np.int64(epoch), np.bool_(not self.known)
 
     def rows(
         self,
         this: np.ndarray,
         epoch: np.ndarray,
         row: np.ndarray,
+        last: np.ndarray,
         size: np.ndarray,
         start: np.ndarray,
         *flat: np.ndarray,
@@ -556,7 +594,7 @@ class _Passes:
         first, count = int(row), int(size)
         if count:
             reader.require_inputs(self.teacher.caches[0], list(flat), first + int(start))
-        if first + count > self.teacher.count:
+        if last or first + count > self.teacher.count:
             reader.require_count(self.teacher.caches[0], first + count)
         # Appended, which other threads cannot come between.
         self.counts[int(this)].append(count)
@@ -566,6 +604,9 @@ class _Passes:
         """Nothing more; raises if rows are missing."""
         reader.require_count(self.teacher.caches[0], sum(self.counts[int(this)]))
         self.known = self.known or bool(whole)
+        run, epoch = self.epochs[int(this)]
+        if run == self.teacher.run:
+            self.next = run, epoch + 1
         return np.int64(0)
 
 

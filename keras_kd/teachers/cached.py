@@ -80,6 +80,9 @@ class CachedTeacher(Teacher):
             augment = samples.written_here.get(self.caches[0].manifest.identity)
         self.augment = augment
         self.epoch = 0
+        # Counts the trainings, so that passes before one are not taken for its own.
+        self.run = 0
+        self._begins = False
         self.names = [records.manifest.teacher["name"] for records in self.caches]
         self.name = "+".join(self.names)
         _require_alike(self.caches)
@@ -146,6 +149,8 @@ class CachedTeacher(Teacher):
     def begin_epoch(self, epoch: int) -> None:
         """Replay the views of this epoch; beyond the last one they begin anew."""
         self.epoch = epoch
+        self.run += self._begins
+        self._begins = False
 
     def fetch(self, rows: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
         """Read what was said of some rows.
@@ -213,6 +218,7 @@ class CachedTeacher(Teacher):
             ValueError: If the data are not those of the cache, or a dataset is
                 not joined.
         """
+        self._begins = True
         return join.for_fit(self, x, y, batch_size, arguments)
 
     def join(self, data: Any) -> Any:
