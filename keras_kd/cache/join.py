@@ -185,7 +185,7 @@ class _Rows:
         class Drawn(keras.utils.PyDataset):
             """Batches by row; the order is drawn as Keras draws it for arrays."""
 
-            order = np.arange(rows.count)
+            order: Any = np.arange(rows.count)
 
             @property
             def num_batches(self) -> int:
@@ -193,9 +193,15 @@ class _Rows:
 
             def on_epoch_begin(self) -> None:
                 if rows.shuffle and rows.shuffle != "batch":
-                    self.order = np.random.permutation(rows.count)
+                    # PyTorch draws when the first batch is asked for.
+                    on_torch = keras.backend.backend() == "torch"
+                    self.order = None if on_torch else np.random.permutation(rows.count)
 
             def __getitem__(self, index: int) -> Any:
+                if self.order is None:
+                    from keras_kd.backends import torch as backend_torch
+
+                    self.order = backend_torch.permutation(rows.count)
                 chosen = self.order[index * rows.batch_size : (index + 1) * rows.batch_size]
                 if rows.shuffle == "batch":
                     chosen = np.random.permutation(chosen)
