@@ -60,7 +60,8 @@ class Distiller(Guarded, Measured, Saved):
             the default, since its answers are then exact. `"bfloat16"` and
             `"float16"` run a private copy with BatchNormalization folded, in
             that precision; `"auto"` times copies on the first batch and takes
-            one only if it is faster and agrees. Teachers whose inner layers
+            one only if it is faster and agrees. `fit` and `evaluate` copy
+            weights that have changed again. Teachers whose inner layers
             are read run as they are given.
         teacher_inputs: `fn(x)`: what the teacher reads of one batch `x`.
             Defaults to the batch itself. It runs inside the compiled step, so
@@ -474,6 +475,7 @@ class Distiller(Guarded, Measured, Saved):
         """
         setup = self._setup
         setup.require_teacher()
+        setup.refresh()
         if not self.trainable_weights and self.student.built:
             raise ValueError(
                 f"No weight of the student `{self.student.name}` is trainable. Set "
@@ -531,10 +533,12 @@ class Distiller(Guarded, Measured, Saved):
             The loss and metrics, where there are any, or the logs with
             `return_dict=True`.
         """
-        if self._setup.evaluate_distillation and not self._setup.prepared:
-            self._setup.require_teacher()
-            rows, real, x = checks.first_rows(x, not self._setup.settled)
-            self._prepare(rows, real)
+        if self._setup.evaluate_distillation:
+            self._setup.refresh()
+            if not self._setup.prepared:
+                self._setup.require_teacher()
+                rows, real, x = checks.first_rows(x, not self._setup.settled)
+                self._prepare(rows, real)
         if self._compile_loss is not None or self._setup.evaluate_distillation:
             return super().evaluate(x, y, **kwargs)
         as_dict = kwargs.pop("return_dict", False)

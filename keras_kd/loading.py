@@ -8,6 +8,7 @@ import keras
 
 from keras_kd import checks, teachers
 from keras_kd.saving import Saved
+from keras_kd.teachers.identity import IDENTITY
 
 if TYPE_CHECKING:
     from keras_kd.distiller import Distiller
@@ -67,11 +68,18 @@ def load_distiller(
                 f"`{path}` was trained with the teacher `{setup.loaded['name']}`. Pass it as "
                 "`teacher=`."
             )
+        if setup.loaded.get("identity") != IDENTITY:
+            raise ValueError(
+                f"`{path}` was saved by an earlier version, which knew the teacher "
+                f"`{setup.loaded['name']}` by less than its layers and wiring, so that it cannot "
+                "be told whether this is the same. Load the file with `keras.saving.load_model` "
+                "as `distiller`, and begin a new one with `distiller.student`."
+            )
         if made.fingerprint() != setup.loaded["fingerprint"]:
             raise ValueError(
-                f"`{path}` was trained with the teacher `{setup.loaded['name']}`, whose weights "
-                f"differ from those of the given `{made.name}`. Pass the same teacher, or begin a "
-                "new distiller with `loaded.student`."
+                f"`{path}` was trained with the teacher `{setup.loaded['name']}`, whose layers or "
+                f"weights differ from those of the given `{made.name}`. Pass the same teacher, or "
+                "begin a new distiller with `loaded.student`."
             )
     setup.teacher_inputs, setup.student_inputs = teacher_inputs, student_inputs
     setup.attach(made)

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_kd import lora
 from keras_kd.outputs import Placed
+from keras_kd.teachers.identity import IDENTITY
 from keras_kd.transfer import Transfer
 
 
@@ -54,7 +55,11 @@ class Saved(keras.Model):
         teacher = setup.teacher
         record = setup.loaded
         if teacher is not None:
-            record = {"name": teacher.name, "fingerprint": teacher.fingerprint()}
+            record = {
+                "name": teacher.name,
+                "fingerprint": teacher.fingerprint(),
+                "identity": IDENTITY,
+            }
         layers, shared = self.student._flatten_layers(), {id(layer) for layer in setup.shared}
         return {
             "name": self.name,

@@ -95,6 +95,11 @@ class Wiring:
                 "`keras_kd.load_distiller(path, teacher=teacher)` to go on training."
             )
 
+    def refresh(self) -> None:
+        """Follow weights of the teacher that were set since it was copied."""
+        if self.teacher is not None and self.teacher.refresh():
+            self.prepared = False
+
     @property
     def settled(self) -> bool:
         """Whether shapes alone tell all there is to know of the models."""

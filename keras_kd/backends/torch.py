@@ -40,6 +40,11 @@ def without_gradients() -> AbstractContextManager[None]:
     return torch.no_grad()
 
 
+def permutation(count: int) -> np.ndarray:
+    """Row numbers in the order in which Keras draws those of arrays."""
+    return np.array(list(torch.utils.data.RandomSampler(range(count))))
+
+
 def random_state() -> np.ndarray:
     """The state of PyTorch's random numbers, in bytes."""
     return torch.get_rng_state().numpy().copy()

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import teachers
-from keras_kd.cache import layout
+from keras_kd.cache import layout, samples
 from keras_kd.cache.layout import Layout, Output
 
 
@@ -52,6 +52,7 @@ class Answers:
         self.taps = taps
         self.top_k = top_k
         self.dtype = dtype
+        self._maps = teacher_inputs is not None
         self.reads = teacher_inputs or (lambda x: x)
         self.binary = binary
         self.is_binary: list[bool] = []
@@ -104,6 +105,17 @@ class Answers:
         """The records of a batch that begins at row `row`."""
         return self._records(self._compiled.predict_on_batch(x), row)
 
+    def given(self, x: Any) -> str:
+        """What tells what the teacher reads of one sample: a CRC-32, or that it is the batch.
+
+        Args:
+            x: A batch of one sample, or its view.
+        """
+        if not self._maps:
+            return "the batch as it is"
+        read = self.reads(keras.tree.map_structure(_tensor, x))
+        return f"{int(samples.digests(read)[0]):08x}"
+
     def _run(self, x: Any) -> dict[str, Any]:
         answer = self.teacher.read(self.reads(x), None, self.is_binary)
         # Known while the function is traced, and needed for the form of a record.
@@ -149,6 +161,16 @@ class Answers:
             if name != "seed":
                 records[name] = answers[name]
         return records
+
+
+def _tensor(leaf: Any) -> Any:
+    """A leaf as the compiled step hands it to `teacher_inputs`."""
+    if ops.is_tensor(leaf):
+        return leaf
+    array = np.asarray(leaf)
+    if array.dtype.kind in "OSU":
+        return array
+    return ops.convert_to_tensor(array, keras.config.floatx() if array.dtype.kind == "f" else None)
 
 
 def _all_finite(tensors: Sequence[Any]) -> Any:

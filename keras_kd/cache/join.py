@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_kd.cache import reader, samples
+from keras_kd.cache import reader
 
 UNJOINED = (
     "The teacher's answers are read from a cache, and nobody joined them to these data. Join the "
@@ -107,22 +107,24 @@ def _check_arrays(teacher: Any, data: Any) -> None:
         reader.require_count(teacher.caches[0], length)
     for start in range(0, teacher.count, 4096):
         reader.require_inputs(teacher.caches[0], _cut((x,), start, start + 4096)[0], start)
-    _check_view(teacher, _cut((x,), 0, 1)[0])
+    _check_views(teacher, x, np.arange(teacher.count))
 
 
-def _check_view(teacher: Any, x: Any) -> None:
-    """Find an augmentation that is not the one of the cache."""
-    saved = teacher.caches[0].manifest.augment
-    if saved is None:
-        return
-    first = keras.tree.map_structure(lambda leaf: leaf[:1], x)
-    found = int(samples.digests(teacher.view(first, np.zeros(1, "int64")))[0])
-    if found != saved["first_view"]:
-        raise ValueError(
-            f"The augmentation `{samples.name_of(teacher.augment)}` gives another view of row 0 "
-            "than when the cache was written. It must depend on the sample and the seed alone; if "
-            "it was changed, write the cache again."
-        )
+# Rows of which the views are compared before training begins; all others are as they are shown.
+_FIRST_VIEWS = 64
+
+
+def _check_views(teacher: Any, x: Any, rows: np.ndarray) -> None:
+    """Find an augmentation that is not the one of the cache.
+
+    Args:
+        teacher: The `CachedTeacher`.
+        x: Inputs of which the first is that of row 0.
+        rows: Row numbers.
+    """
+    if teacher.augment is not None:
+        drawn = np.unique(np.linspace(0, len(rows) - 1, _FIRST_VIEWS).astype(int))
+        teacher.view(keras.tree.map_structure(lambda leaf: leaf[rows[drawn]], x), rows[drawn])
 
 
 def _class_weights(classes: dict[int, float], y: Any, weight: Any) -> np.ndarray:
@@ -183,7 +185,7 @@ class _Rows:
         class Drawn(keras.utils.PyDataset):
             """Batches by row; the order is drawn as Keras draws it for arrays."""
 
-            order = np.arange(rows.count)
+            order: Any = np.arange(rows.count)
 
             @property
             def num_batches(self) -> int:
@@ -191,9 +193,15 @@ class _Rows:
 
             def on_epoch_begin(self) -> None:
                 if rows.shuffle and rows.shuffle != "batch":
-                    self.order = np.random.permutation(rows.count)
+                    # PyTorch draws when the first batch is asked for.
+                    on_torch = keras.backend.backend() == "torch"
+                    self.order = None if on_torch else np.random.permutation(rows.count)
 
             def __getitem__(self, index: int) -> Any:
+                if self.order is None:
+                    from keras_kd.backends import torch as backend_torch
+
+                    self.order = backend_torch.permutation(rows.count)
                 chosen = self.order[index * rows.batch_size : (index + 1) * rows.batch_size]
                 if rows.shuffle == "batch":
                     chosen = np.random.permutation(chosen)
@@ -291,15 +299,18 @@ def _tf_view(teacher: Any, x: Any, rows: Any, epoch: Any = None) -> Any:
 
     leaves = keras.tree.flatten(x)
 
-    def view(rows: np.ndarray, epoch: np.ndarray, *flat: np.ndarray) -> list[np.ndarray]:
+    def view(
+        rows: np.ndarray, epoch: np.ndarray, *flat: np.ndarray, compare: bool = True
+    ) -> list[np.ndarray]:
         at = teacher.epoch if epoch < 0 else int(epoch)
-        seen = teacher.view(keras.tree.pack_sequence_as(x, list(flat)), rows, at)
+        seen = teacher.view(keras.tree.pack_sequence_as(x, list(flat)), rows, at, compare)
         return [np.asarray(leaf) for leaf in keras.tree.flatten(seen)]
 
     example = view(
         np.zeros(1, "int64"),
         np.zeros((), "int64"),
         *[np.zeros((1, *leaf.shape[1:]), leaf.dtype.as_numpy_dtype) for leaf in leaves],
+        compare=False,
     )
     at = tf.constant(-1, tf.int64) if epoch is None else epoch
     seen = tf.numpy_function(
@@ -384,7 +395,6 @@ class _PyJoin(keras.utils.PyDataset):
         self.teacher = teacher
         self.data = data
         _, self.size = _joined(teacher, data[0], 0, 0)
-        _check_view(teacher, keras.utils.unpack_x_y_sample_weight(data[0])[0])
         if data.num_batches is None or data.num_batches != math.ceil(teacher.count / self.size):
             raise ValueError(
                 f"The PyDataset has {data.num_batches} batches of {self.size} samples, and the "
@@ -419,6 +429,8 @@ def _tf_join(teacher: Any, data: Any) -> Any:
     length = int(data.cardinality())
     if not batched and length >= 0:
         reader.require_count(teacher.caches[0], length)
+    if batched and length >= 0:
+        _require_batches(teacher, data, length)
     if not batched and _stackable(spec):
         # A call into Python costs about as much for one sample as for a page of them.
         page = min(256, max(1, _PAGE_BYTES // sum(map(_nbytes, keras.tree.flatten(spec)))))
@@ -428,6 +440,23 @@ def _tf_join(teacher: Any, data: Any) -> Any:
     if length >= 0:
         joined = joined.apply(tf.data.experimental.assert_cardinality(length))
     return joined
+
+
+def _require_batches(teacher: Any, data: Any, length: int) -> None:
+    """Refuse at once a dataset of too few or too many batches, where all have one size."""
+    leaf = keras.tree.flatten(data.element_spec)[0]
+    if leaf.shape.rank and leaf.shape[0] is not None:
+        reader.require_count(teacher.caches[0], length * leaf.shape[0])
+    elif "BatchDataset" in type(data).__name__:
+        # As `batch` made it: only the last one may be smaller.
+        first = next(iter(data.take(1)))
+        size = int(keras.tree.flatten(first)[0].shape[0])
+        if length != math.ceil(teacher.count / size):
+            raise ValueError(
+                f"The dataset has {length} batches of {size} samples, and the cache "
+                f"`{teacher.caches[0].root}` has {teacher.count} samples. Pass the data that the "
+                "cache was written from, in full."
+            )
 
 
 # Samples that were given one by one are joined in pages of at most so many bytes.
@@ -459,17 +488,22 @@ def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any
     """
     import tensorflow as tf
 
+    length = int(data.cardinality())
+
     @tf.autograph.experimental.do_not_convert
-    def place(row: Any, element: Any) -> Any:
+    def place(state: Any, element: Any) -> Any:
+        row, seen = state
         x = keras.tree.flatten(element[0] if plain else element)
         size = tf.shape(x[0], tf.int64)[0] if batched else tf.constant(1, tf.int64)
-        return row + size, (row, element)
+        # Keras takes as many elements as there are and never asks for the end.
+        last = tf.equal(seen + 1, length)
+        return (row + size, seen + 1), (row, last, element)
 
     passes = _Passes(teacher)
 
     def join(this: Any, epoch: Any, whole: Any) -> Callable[..., Any]:
         @tf.autograph.experimental.do_not_convert
-        def with_record(row: Any, element: Any) -> Any:
+        def with_record(row: Any, last: Any, element: Any) -> Any:
             x, *rest = element if plain else (element,)
             if not batched:
                 x = keras.tree.map_structure(lambda leaf: tf.expand_dims(leaf, 0), x)
@@ -481,7 +515,10 @@ def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any
             stop = tf.where(whole, size, start + 1)
             compared = [leaf[start:stop] for leaf in flat]
             record = _tf_fetch(
-                teacher, passes.rows, [this, epoch, row, size, start, *compared], flat[0].shape[0]
+                teacher,
+                passes.rows,
+                [this, epoch, row, last, size, start, *compared],
+                flat[0].shape[0],
             )
             if teacher.augment is not None:
                 x = _tf_view(teacher, x, row + tf.range(size), epoch)
@@ -499,7 +536,7 @@ def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any
         this, epoch, whole = tf.numpy_function(passes.begin, [], [tf.int64, tf.int64, tf.bool])
         for each in (this, epoch, whole):
             each.set_shape([])
-        placed = data.scan(tf.constant(0, tf.int64), place)
+        placed = data.scan((tf.constant(0, tf.int64), tf.constant(0, tf.int64)), place)
         joined = placed.map(join(this, epoch, whole), num_parallel_calls=tf.data.AUTOTUNE)
 
         @tf.autograph.experimental.do_not_convert
@@ -512,7 +549,6 @@ def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any
         return joined.concatenate(once.flat_map(end))
 
     joined = once.flat_map(one_pass)
-    length = int(data.cardinality())
     if length >= 0:
         joined = joined.apply(tf.data.experimental.assert_cardinality(length))
     return joined
@@ -526,24 +562,36 @@ class _Passes:
     batch is, and that finds a dataset which is shuffled anew in each pass.
     Batches of one pass may come here in any order, and several passes may be
     under way at a time.
+
+    A pass that follows another to its end, as after `repeat`, shows the views of
+    the next epoch: what is prefetched begins it before the training does.
     """
 
     def __init__(self, teacher: Any) -> None:
         self.teacher = teacher
         self.counts: list[list[int]] = []
+        self.epochs: list[tuple[int, int]] = []
         self.known = False
+        # The training, and the epoch that comes next in it, once a pass has ended.
+        self.next: tuple[int, int | None] = (0, None)
 
     def begin(self) -> tuple[np.int64, np.int64, np.bool_]:
         """The number of a new pass, the epoch whose views it shows, whether all is compared."""
+        run, epoch = self.next
+        if run != self.teacher.run or epoch is None:
+            run, epoch = self.teacher.run, self.teacher.epoch
+        self.next = run, None
         self.counts.append([])
+        self.epochs.append((run, epoch))
         this = len(self.counts) - 1
-        return np.int64(this), np.int64(self.teacher.epoch), np.bool_(not self.known)
+        return np.int64(this), np.int64(epoch), np.bool_(not self.known)
 
     def rows(
         self,
         this: np.ndarray,
         epoch: np.ndarray,
         row: np.ndarray,
+        last: np.ndarray,
         size: np.ndarray,
         start: np.ndarray,
         *flat: np.ndarray,
@@ -552,7 +600,7 @@ class _Passes:
         first, count = int(row), int(size)
         if count:
             reader.require_inputs(self.teacher.caches[0], list(flat), first + int(start))
-        if first + count > self.teacher.count:
+        if last or first + count > self.teacher.count:
             reader.require_count(self.teacher.caches[0], first + count)
         # Appended, which other threads cannot come between.
         self.counts[int(this)].append(count)
@@ -562,6 +610,9 @@ class _Passes:
         """Nothing more; raises if rows are missing."""
         reader.require_count(self.teacher.caches[0], sum(self.counts[int(this)]))
         self.known = self.known or bool(whole)
+        run, epoch = self.epochs[int(this)]
+        if run == self.teacher.run:
+            self.next = run, epoch + 1
         return np.int64(0)
 
 
@@ -573,5 +624,5 @@ def _check_first(teacher: Any, data: Any, batched: bool) -> None:
     x = element[0] if isinstance(element, tuple) else element
     if not batched:
         x = keras.tree.map_structure(lambda leaf: leaf[None], x)
-    _checked(teacher, x, 0)
-    _check_view(teacher, x)
+    x = keras.tree.map_structure(np.asarray, x)
+    _check_views(teacher, x, _checked(teacher, x, 0))

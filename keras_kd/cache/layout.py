@@ -5,6 +5,7 @@ cache/
   manifest.json              what is cached, of which teacher and data; checksums of all shards
   records-000-00000.bin      epoch 0, shard 0: fixed-size records, one after the other
   inputs-00000.crc           shard 0: four bytes a sample, the CRC-32 of its inputs
+  views-000-00000.crc        epoch 0, shard 0: four bytes a view, its CRC-32, with `augment`
   shard-000-00000.json       a finished shard's entry, until the manifest is complete
 ```
 """
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 FORMAT = "keras_kd.cache"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 
 
@@ -176,7 +177,9 @@ class Manifest:
     """What a cache holds: `manifest.json`.
 
     Attributes:
-        teacher: `{"name", "fingerprint", "precision"}` of the model or ensemble.
+        teacher: `{"name", "fingerprint", "precision"}` of the model or ensemble;
+            `"runs"`, the precision in which each model was run; and `"given"`,
+            what `teacher_inputs` made of the first row.
         layout: The fields of a record.
         template: Names of the teacher's outputs, structured like them, or `None`.
         inputs: `{"shape", "dtype"}` of each flat input of one sample.
@@ -184,13 +187,15 @@ class Manifest:
         epochs: How many views there are of each sample.
         shard_size: Samples a shard.
         count: Samples, or `None` while it is not known.
+        first: The CRC-32 of the first row's inputs.
         order: SHA-256 over the CRC-32 of all inputs in their order.
-        shards: Entries of the finished shards: file names, samples, SHA-256.
+        shards: Entries of the finished shards: epoch, number, samples, the
+            SHA-256 of their files.
         complete: Whether all shards are there.
         versions: What wrote it.
     """
 
-    teacher: dict[str, str]
+    teacher: dict[str, Any]
     layout: Layout
     template: Any
     inputs: list[dict[str, Any]]
@@ -198,6 +203,7 @@ class Manifest:
     epochs: int
     shard_size: int
     count: int | None = None
+    first: int | None = None
     order: str | None = None
     shards: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     complete: bool = False
@@ -219,6 +225,9 @@ class Manifest:
         parts = [
             self.teacher["fingerprint"],
             self.teacher["precision"],
+            self.teacher.get("runs"),
+            self.teacher.get("given"),
+            self.first,
             self.layout.to_json(),
             self.inputs,
             self.augment,
@@ -235,19 +244,23 @@ class Manifest:
         """The manifest as JSON."""
         saved = {"format": FORMAT, "version": VERSION, **vars(self)}
         saved["layout"] = self.layout.to_json()
-        return json.dumps(saved, indent=1) + "\n"
+        return sealed(saved)
 
     @classmethod
-    def loads(cls, text: str, path: Any) -> "Manifest":
+    def loads(cls, text: str | bytes, path: Any) -> "Manifest":
         """Read a manifest.
 
         Raises:
-            ValueError: If the text is no manifest of this version.
+            ValueError: If the text is no manifest of this version, or a byte of
+                it is another than was written.
         """
         try:
+            text = text.decode() if isinstance(text, bytes) else text
             saved = json.loads(text)
-            known, version = saved.pop("format") == FORMAT, saved.pop("version")
+            known, version = saved["format"] == FORMAT, saved["version"]
             if known and version == VERSION:
+                saved = unsealed(text)
+                del saved["format"], saved["version"]
                 saved["layout"] = Layout.from_json(saved["layout"])
                 return cls(**saved)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -261,6 +274,28 @@ class Manifest:
         )
 
 
+def sealed(saved: dict[str, Any]) -> str:
+    """JSON that holds its own SHA-256, over what it says in one fixed form."""
+    plain = json.dumps(saved, sort_keys=True).encode()
+    return json.dumps({**saved, "checksum": hashlib.sha256(plain).hexdigest()}, indent=1) + "\n"
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """What `sealed` was given.
+
+    Raises:
+        ValueError: If a byte is another than was written.
+    """
+    saved: dict[str, Any] = json.loads(text)
+    if not isinstance(saved, dict):
+        raise ValueError("it is no JSON object")
+    saved.pop("checksum", None)
+    # The text as a whole: so blanks and escapes count as well.
+    if sealed(saved) != text:
+        raise ValueError("its checksum is not that of what it says")
+    return saved
+
+
 def records_file(epoch: int, shard: int) -> str:
     """Name of the file with the records of a shard."""
     return f"records-{epoch:03d}-{shard:05d}.bin"
@@ -269,6 +304,27 @@ def records_file(epoch: int, shard: int) -> str:
 def inputs_file(shard: int) -> str:
     """Name of the file that identifies the inputs of a shard."""
     return f"inputs-{shard:05d}.crc"
+
+
+def views_file(epoch: int, shard: int) -> str:
+    """Name of the file that identifies the views of a shard."""
+    return f"views-{epoch:03d}-{shard:05d}.crc"
+
+
+def files_of(entry: dict[str, Any], record_bytes: int) -> list[tuple[str, int, str | None]]:
+    """The files of a finished shard: name, bytes, and SHA-256.
+
+    Args:
+        entry: The shard's entry.
+        record_bytes: Bytes of one record.
+    """
+    epoch, shard, samples = entry["epoch"], entry["shard"], entry["samples"]
+    files = [(records_file(epoch, shard), samples * record_bytes, entry["sha256"])]
+    # The inputs are the same in every epoch, and are written with the first.
+    files.append((inputs_file(shard), samples * 4, entry.get("inputs")))
+    if "views" in entry:
+        files.append((views_file(epoch, shard), samples * 4, entry["views"]))
+    return files
 
 
 def entry_file(epoch: int, shard: int) -> str:

@@ -1,8 +1,8 @@
 """Reads records anywhere in a cache; in memory is no more than what was asked for."""
 
-import hashlib
 import mmap
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def read_manifest(root: Any) -> Manifest:
             + (" beside its shards" if shards else "")
             + ". Write it with `keras_kd.cache.write(teacher, data, path)`."
         )
-    return Manifest.loads(file.read_text(), file)
+    return Manifest.loads(file.read_bytes(), file)
 
 
 class Records:
@@ -82,8 +82,7 @@ class Records:
         self._mapped = self.manifest.nbytes <= MAPPED_UP_TO or not hasattr(os, "pread")
         self._maps: dict[tuple[int, int], np.ndarray] = {}
         self._files: dict[tuple[int, int], Any] = {}
-        # The inputs of the shard that was compared last.
-        self._inputs: tuple[int, Any] = (-1, None)
+        self._crc: dict[str, np.ndarray] = {}
 
     def read(self, rows: np.ndarray, epoch: int = 0) -> np.ndarray:
         """Read records.
@@ -135,17 +134,26 @@ class Records:
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
         """The CRC-32 of the inputs of these rows, `(n,)` of uint32."""
+        return self._checksums(rows, layout.inputs_file)
+
+    def views(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        """The CRC-32 of the views of these rows in an epoch, `(n,)` of uint32."""
+        return self._checksums(rows, lambda shard: layout.views_file(epoch, shard))
+
+    def _checksums(self, rows: np.ndarray, name: Callable[[int], str]) -> np.ndarray:
         rows = self._checked(rows)
         size = self.manifest.shard_size
         result = np.empty(len(rows), "<u4")
         shards = rows // size
         for shard in np.unique(shards).tolist():
-            # Other threads may be comparing other shards.
-            known, crc = self._inputs
-            if known != shard:
-                file = self._local(self.root / layout.inputs_file(shard))
-                crc = np.frombuffer(file.read_bytes(), "<u4")
-                self._inputs = shard, crc
+            file = name(shard)
+            crc = self._crc.get(file)
+            if crc is None:
+                crc = np.frombuffer(self._local(self.root / file).read_bytes(), "<u4")
+                self._crc[file] = crc
+                if len(self._crc) > _OPEN_FILES:
+                    # Other threads may be at it as well.
+                    self._crc.pop(next(iter(self._crc)), None)
             part = shards == shard
             result[part] = crc[rows[part] - shard * size]
         return result
@@ -207,25 +215,31 @@ def find_problems(root: Any, manifest: Manifest, whole: bool) -> list[str]:
             measured.
     """
     problems = []
-    order = hashlib.sha256()
+    seen = set()
     for entry in manifest.shards:
-        epoch, shard, samples = entry["epoch"], entry["shard"], entry["samples"]
-        file = root / layout.records_file(epoch, shard)
-        problem = _problem(file, samples * manifest.record_bytes)
-        if problem is None and whole and storage.checksum(file) != entry["sha256"]:
-            problem = f"`{file.name}` is damaged: its SHA-256 is not that of the manifest"
-        if problem is not None:
-            problems.append(problem)
-        if epoch == 0:
-            inputs = root / layout.inputs_file(shard)
-            problem = _problem(inputs, samples * 4)
+        for name, size, sha256 in layout.files_of(entry, manifest.record_bytes):
+            # Every epoch's entry names the inputs, and the first one's their checksum.
+            if name in seen:
+                continue
+            seen.add(name)
+            problem = file_problem(root / name, size, sha256 if whole else None)
             if problem is not None:
                 problems.append(problem)
-            elif whole:
-                order.update(inputs.read_bytes())
-    if whole and not problems and order.hexdigest() != manifest.order:
-        problems.append("an `inputs-*.crc` is damaged: their SHA-256 is not that of the manifest")
     return problems
+
+
+def file_problem(file: Any, size: int, sha256: str | None) -> str | None:
+    """What is wrong with one file, or `None`.
+
+    Args:
+        file: The file.
+        size: Bytes that it has.
+        sha256: What its SHA-256 is, `None` where that is not computed.
+    """
+    problem = _problem(file, size)
+    if problem is None and sha256 is not None and storage.checksum(file) != sha256:
+        problem = f"`{file.name}` is damaged: its SHA-256 is not that of the manifest"
+    return problem
 
 
 def _problem(file: Any, size: int) -> str | None:
@@ -298,6 +312,27 @@ def require_count(records: Records, rows: int) -> None:
         raise ValueError(
             f"The data have {rows} samples, and the cache `{records.root}` has {records.count}. "
             "Pass the data that the cache was written from, in full."
+        )
+
+
+def require_views(records: Records, view: Any, rows: np.ndarray, epoch: int, name: str) -> None:
+    """Raise `ValueError` unless views are those that the teacher answered.
+
+    Args:
+        records: The cache.
+        view: A batch of views.
+        rows: `(n,)` their row numbers.
+        epoch: Which view of the samples they are.
+        name: What the augmentation is called.
+    """
+    from keras_kd.cache import samples
+
+    other = samples.digests(view) != records.views(rows, epoch)
+    if other.any():
+        raise ValueError(
+            f"The augmentation `{name}` gives another view of row {rows[int(np.argmax(other))]} "
+            f"in epoch {epoch} than when the cache was written. It must depend on the sample and "
+            "the seed alone; if it was changed, write the cache again."
         )
 
 

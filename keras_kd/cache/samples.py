@@ -123,6 +123,11 @@ def views(augment: Callable[[Any, int], Any], x: Any, seed: np.ndarray) -> Any:
     return keras.tree.map_structure(lambda *leaves: _canonical(np.stack(leaves)), *made)
 
 
+def part(x: Any, start: int, stop: int) -> Any:
+    """The samples `start` to `stop` of a batch."""
+    return keras.tree.map_structure(lambda leaf: leaf[start:stop], x)
+
+
 def name_of(augment: Callable[..., Any]) -> str:
     """What an augmentation is called in the manifest.
 

@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from keras_kd.cache import remote
+
 
 def folder(path: Any) -> Any:
     """The folder of a cache as a path object.
@@ -19,11 +21,13 @@ def folder(path: Any) -> Any:
         path: A local path, or a URL such as `gs://bucket/cache`.
 
     Returns:
-        A `pathlib.Path`, or an `etils.epath.Path` for a URL.
+        A `pathlib.Path`, an `etils.epath.Path` for a URL, or a `RemotePath` for
+        a URL that only fsspec reads.
 
     Raises:
         TypeError: If it is no path.
-        ImportError: If `etils`, which reads URLs, is not installed.
+        ImportError: If what reads the URL is not installed.
+        ValueError: If nothing reads URLs of this scheme.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
@@ -31,6 +35,10 @@ def folder(path: Any) -> Any:
         )
     if not is_remote(path):
         return pathlib.Path(path)
+    scheme, _, rest = os.fspath(path).partition("://")
+    url = f"{scheme.lower()}://{rest}"
+    if scheme.lower() not in _EPATH_SCHEMES:
+        return remote.opened(url)
     try:
         from etils import epath  # type: ignore[import-untyped]
     except ImportError as error:
@@ -38,7 +46,11 @@ def folder(path: Any) -> Any:
             f"`{os.fspath(path)}` is a URL, and URLs are read with etils, which is not installed. "
             'Install it with: pip install "keras_kd[data]" "etils[epath]"'
         ) from error
-    return epath.Path(path)
+    return epath.Path(url)
+
+
+# Those that `etils.epath` reads; it fails with a bare `KeyError` on others.
+_EPATH_SCHEMES = ("gs", "s3", "az", "hf")
 
 
 def is_remote(path: Any) -> bool:

@@ -1,21 +1,19 @@
 """Runs the teacher once over the data and keeps what it says."""
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import itertools
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_kd import teachers
-from keras_kd.cache import layout, samples, sources, storage
+from keras_kd.cache import layout, reader, samples, shards, sources, storage
 from keras_kd.cache.answers import Answers
 from keras_kd.cache.layout import Manifest
 from keras_kd.cache.reader import has_manifest, read_manifest
@@ -147,7 +145,7 @@ def write(
         source=source,
         teacher=Answers(made, list(taps), top_k, dtype, teacher_inputs, binary),
         precision=teacher_precision,
-        views=_Views(augment, seed, epochs),
+        views=shards.Views(augment, seed, epochs),
         process=(process_index, process_count),
         progress=progress or (lambda done, total: None),
     )
@@ -186,84 +184,12 @@ def _writable(root: Any) -> Any:
     return root
 
 
-@dataclasses.dataclass
-class _Views:
-    """Which view of the data each epoch shows."""
+class _Answered(NamedTuple):
+    """A batch as it is stored, the CRC-32 of its views or `None`, and the views."""
 
-    augment: Callable[[Any, int], Any] | None
-    seed: int
-    epochs: int
-    first_view: int | None = None
-
-    def __call__(self, x: Any, epoch: int, row: int, count: int) -> tuple[Any, Any]:
-        """One batch as the teacher sees it, and the seeds or `None`."""
-        if self.augment is None:
-            return x, None
-        seed = samples.seeds(self.seed, epoch, np.arange(row, row + count))
-        view = samples.views(self.augment, x, seed)
-        if epoch == 0 == row:
-            self.first_view = int(samples.digests(view)[0])
-        return view, seed
-
-    def to_json(self) -> dict[str, Any] | None:
-        if self.augment is None:
-            return None
-        return {
-            "name": samples.name_of(self.augment),
-            "seed": self.seed,
-            "first_view": self.first_view,
-        }
-
-
-class _Shard:
-    """A shard that is being written, under a temporary name and a lock.
-
-    Args:
-        root: The cache's folder.
-        epoch: Its epoch.
-        index: Its number.
-        cache: What tells this cache from another.
-        stack: Closes what is open if anything fails.
-    """
-
-    def __init__(
-        self, root: Any, epoch: int, index: int, cache: str, stack: contextlib.ExitStack
-    ) -> None:
-        self.root, self.epoch, self.index = root, epoch, index
-        self._cache = cache
-        file = root / layout.records_file(epoch, index)
-        lock = root / f"{file.name}.lock"
-        self._lock = stack.enter_context(contextlib.ExitStack())
-        self._lock.enter_context(storage.claimed(lock, f"shard {index} of `{root}`"))
-        self._file = stack.enter_context(contextlib.ExitStack())
-        self._stream = self._file.enter_context(storage.replacing(file))
-        self._digest = hashlib.sha256()
-        self._crc: list[np.ndarray] = []
-        self.samples = 0
-
-    def append(self, records: np.ndarray, crc: np.ndarray) -> None:
-        data = np.ascontiguousarray(records).view("u1").data
-        self._stream.write(data)
-        self._digest.update(data)
-        self._crc.append(crc)
-        self.samples += len(records)
-
-    def finish(self) -> dict[str, Any]:
-        """Give the shard its name, and only then say that it is there."""
-        self._file.close()
-        if self.epoch == 0:
-            with storage.replacing(self.root / layout.inputs_file(self.index)) as stream:
-                stream.write(np.concatenate(self._crc).astype("<u4").tobytes())
-        entry = {
-            "epoch": self.epoch,
-            "shard": self.index,
-            "samples": self.samples,
-            "sha256": self._digest.hexdigest(),
-        }
-        name = layout.entry_file(self.epoch, self.index)
-        storage.write_text(self.root / name, json.dumps({**entry, "cache": self._cache}) + "\n")
-        self._lock.close()
-        return entry
+    records: np.ndarray
+    crc: np.ndarray | None
+    view: Any
 
 
 class _Writer:
@@ -277,7 +203,7 @@ class _Writer:
         source: sources.Source,
         teacher: Answers,
         precision: str,
-        views: _Views,
+        views: shards.Views,
         process: tuple[int, int],
         progress: Callable[[int, int | None], None],
     ) -> None:
@@ -292,21 +218,31 @@ class _Writer:
         self.done = 0
         # The inputs of the shard that was compared last.
         self._known: tuple[int, Any] = (-1, None)
+        # What this call has finished.
+        self._written: list[tuple[int, int]] = []
+        # Those at the beginning of each shard that another process writes.
+        self._others: dict[int, np.ndarray] = {}
 
     def run(self, shard_size: int | None) -> Manifest:
         earlier = read_manifest(self.root) if has_manifest(self.root) else None
         x = self.source.first()
         sources.require_batched(x, self.teacher.teacher.models[0])
         view, seed = self.views(x, 0, 0, len(keras.tree.flatten(x)[0]))
+        teacher = self.teacher.teacher
+        if earlier is not None and earlier.teacher["precision"] == self.precision:
+            # What is faster may be another today, and one cache holds one precision.
+            teacher.take_precisions(earlier.teacher["runs"])
         self.first = self.teacher.prepare(view, seed is not None)
+        self.first_crc = samples.digests(x)
         if seed is not None:
             self.first["seed"] = seed
-        teacher = self.teacher.teacher
         self.manifest = Manifest(
             teacher={
                 "name": teacher.name,
                 "fingerprint": teacher.fingerprint(),
                 "precision": self.precision,
+                "runs": teacher.precisions,
+                "given": self.teacher.given(samples.part(view, 0, 1)),
             },
             layout=self.teacher.layout,
             template=teacher.output_template(),
@@ -315,6 +251,7 @@ class _Writer:
             epochs=self.views.epochs,
             shard_size=shard_size or self._shard_size(),
             count=self.source.count,
+            first=int(self.first_crc[0]),
             versions=_versions(),
         )
         if earlier is not None:
@@ -343,18 +280,25 @@ class _Writer:
         entries = []
         for file in self.root.iterdir():
             if file.name.startswith("shard-") and file.name.endswith(".json"):
-                entry = json.loads(file.read_text())
+                entry = _read_entry(file)
                 # Not one that an earlier cache left in the same folder.
-                if entry.pop("cache") == self.manifest.identity:
+                if entry.pop("cache", None) == self.manifest.identity:
                     entries.append(entry)
-        for entry in [*entries, *earlier.shards]:
-            epoch, shard = entry["epoch"], entry["shard"]
-            sizes = (
-                (layout.records_file(epoch, shard), entry["samples"] * earlier.record_bytes),
-                (layout.inputs_file(shard), entry["samples"] * 4),
-            )
-            if all(storage.size(self.root / name) == size for name, size in sizes):
-                self.finished.setdefault((epoch, shard), entry)
+        item = earlier.record_bytes
+        entries = [
+            entry
+            for entry in (*entries, *earlier.shards)
+            if (entry["epoch"], entry["shard"]) not in self.finished
+        ]
+        # Damaged ones are written anew, as far as it is found out in about a second.
+        whole = sum(entry["samples"] for entry in entries) * item <= reader.CHECKED_AT_OPENING
+        for entry in entries:
+            key = entry["epoch"], entry["shard"]
+            if key not in self.finished and not any(
+                reader.file_problem(self.root / name, size, sha256 if whole else None)
+                for name, size, sha256 in layout.files_of(entry, item)
+            ):
+                self.finished[key] = entry
 
     def _require_space(self) -> None:
         """Refuse a disk that is too small before the teacher runs."""
@@ -385,50 +329,75 @@ class _Writer:
     def _write_epoch(self, epoch: int, stack: contextlib.ExitStack) -> None:
         size = self.manifest.shard_size
         rows, total = 0, self._total()
-        shard: _Shard | None = None
+        shard: shards.Shard | None = None
         for row, x in self.source.batches(size):
             count = len(keras.tree.flatten(x)[0])
             rows = row + count
-            wanted = [i for i in range(row // size, -(-rows // size)) if self._mine(i)]
+            touched = range(row // size, -(-rows // size))
+            wanted = [i for i in touched if self._mine(i)]
+            if epoch == 0:
+                with self._undone():
+                    self._look_at_others(row, x, [i for i in touched if not self._mine(i)])
             if not wanted:
                 continue
             inputs = samples.arrays(x)
             crc = samples.digests(inputs)
-            self._compare_inputs(epoch, row, inputs, crc, wanted)
-            records: Any = None
+            with self._undone():
+                self._compare_inputs(epoch, row, inputs, crc, wanted)
+            answered: _Answered | None = None
             for i in wanted:
                 start, stop = max(row, i * size), min(rows, (i + 1) * size)
+                here = slice(start - row, stop - row)
                 if (epoch, i) not in self.finished:
-                    if records is None:
-                        records = self._answer(x, epoch, row, count)
+                    if answered is None:
+                        answered = self._answer(x, epoch, row, count)
                     if shard is None:
-                        shard = self._open(epoch, i, stack)
+                        first = samples.part(answered.view, here.start, here.start + 1)
+                        shard = self._open(epoch, i, self.teacher.given(first), stack)
                     with self._named_failure(i):
-                        shard.append(
-                            records[start - row : stop - row], crc[start - row : stop - row]
-                        )
+                        views = None if answered.crc is None else answered.crc[here]
+                        shard.append(answered.records[here], crc[here], views)
                         if stop == (i + 1) * size:
                             self.finished[epoch, i] = shard.finish()
+                            self._written.append((epoch, i))
                             shard = None
+                elif start == i * size:
+                    with self._undone():
+                        self._compare_given(epoch, i, samples.part(x, here.start, here.start + 1))
                 self.done += stop - start
             self.progress(self.done, total)
         if shard is not None:
             with self._named_failure(shard.index):
                 self.finished[epoch, shard.index] = shard.finish()
+                self._written.append((epoch, shard.index))
         self._require_length(epoch, rows)
 
-    def _open(self, epoch: int, index: int, stack: contextlib.ExitStack) -> _Shard:
+    def _open(
+        self, epoch: int, index: int, given: str, stack: contextlib.ExitStack
+    ) -> shards.Shard:
         with self._named_failure(index):
-            return _Shard(self.root, epoch, index, self.manifest.identity, stack)
+            return shards.Shard(self.root, epoch, index, self.manifest.identity, given, stack)
 
-    def _answer(self, x: Any, epoch: int, row: int, count: int) -> np.ndarray:
-        if epoch == 0 == row and len(self.first) == count:
-            return self.first
+    def _answer(self, x: Any, epoch: int, row: int, count: int) -> _Answered:
         view, seed = self.views(x, epoch, row, count)
-        records = self.teacher.records(view, row)
-        if seed is not None:
-            records["seed"] = seed
-        return records
+        if epoch == 0 == row and len(self.first) == count:
+            records = self.first
+        else:
+            records = self.teacher.records(view, row)
+            if seed is not None:
+                records["seed"] = seed
+        return _Answered(records, None if seed is None else samples.digests(view), view)
+
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Take back what this call wrote where it shows not to belong to the other shards."""
+        try:
+            yield
+        except ValueError:
+            for epoch, shard in self._written:
+                for name in (layout.entry_file(epoch, shard), layout.records_file(epoch, shard)):
+                    (self.root / name).unlink(missing_ok=True)
+            raise
 
     @contextlib.contextmanager
     def _named_failure(self, shard: int) -> Iterator[None]:
@@ -445,7 +414,7 @@ class _Writer:
             ) from error
 
     def _compare_inputs(
-        self, epoch: int, row: int, inputs: Any, crc: np.ndarray, shards: Sequence[int]
+        self, epoch: int, row: int, inputs: Any, crc: np.ndarray, touched: Sequence[int]
     ) -> None:
         """Find data that differ from those of an earlier call or epoch."""
         size = self.manifest.shard_size
@@ -455,26 +424,77 @@ class _Writer:
                 f"The inputs change within the data: from row {row} on they are {described}, and "
                 f"the first are {self.manifest.inputs}. Give all samples one shape and dtype."
             )
-        for i in shards:
-            if (0, i) not in self.finished:
+        if row == 0:
+            self._compare_first(crc)
+        for i in touched:
+            if (0, i) in self.finished:
+                start, stop = max(row, i * size), min(row + len(crc), (i + 1) * size)
+                self._compare_known(i, start, crc[start - row : stop - row], epoch)
+
+    def _compare_first(self, crc: np.ndarray) -> None:
+        """Find data that came in another order when the first batch was looked at."""
+        both = min(len(crc), len(self.first_crc))
+        if (crc[:both] != self.first_crc[:both]).any():
+            raise ValueError(
+                "The data come in another order each time they are read: the first batch is "
+                "another than a moment ago. Write the cache before the data are shuffled (or pass "
+                "`reshuffle_each_iteration=False`), and shuffle what was joined."
+            )
+
+    def _compare_known(self, shard: int, start: int, found: np.ndarray, epoch: int = 0) -> None:
+        """Compare rows from `start` on with those of a finished shard."""
+        if self._known[0] != shard:
+            file = self.root / layout.inputs_file(shard)
+            self._known = (shard, np.frombuffer(file.read_bytes(), "<u4"))
+        offset = start - shard * self.manifest.shard_size
+        known = self._known[1][offset : offset + len(found)]
+        if len(known) != len(found) or (known != found).any():
+            short = len(known) < len(found)
+            first = start + (len(known) if short else int(np.argmax(known != found)))
+            when = "earlier in this call" if epoch else "when the shards were written"
+            raise ValueError(
+                f"The data are not those of the cache `{self.root}`: row {first} differs from "
+                f"what it was {when}. Pass the same samples in the same order (no shuffling "
+                "before the cache), or choose another path."
+            )
+
+    def _look_at_others(self, row: int, x: Any, others: Sequence[int]) -> None:
+        """Compare the beginnings of shards that other processes write, as far as they are there."""
+        size = self.manifest.shard_size
+        for i in others:
+            if i * size < row:
                 continue
-            if self._known[0] != i:
-                self._known = (
-                    i,
-                    np.frombuffer((self.root / layout.inputs_file(i)).read_bytes(), "<u4"),
-                )
-            known = self._known[1]
-            start, stop = max(row, i * size), min(row + len(crc), (i + 1) * size)
-            known, found = known[start - i * size : stop - i * size], crc[start - row : stop - row]
-            if len(known) != len(found) or (known != found).any():
-                short = len(known) < len(found)
-                first = start + (len(known) if short else int(np.argmax(known != found)))
-                when = "earlier in this call" if epoch else "when the shards were written"
+            crc = samples.digests(samples.part(x, i * size - row, (i + 1) * size - row))
+            self._others[i] = crc
+            if (0, i) in self.finished:
+                self._compare_known(i, i * size, crc)
+
+    def _compare_given(self, epoch: int, shard: int, x: Any) -> None:
+        """Find another augmentation or other `teacher_inputs` than a finished shard was made with.
+
+        Args:
+            epoch: The epoch.
+            shard: The shard.
+            x: Its first sample, as a batch of one.
+        """
+        entry = self.finished[epoch, shard]
+        row = shard * self.manifest.shard_size
+        view = self.views.one(x, epoch, row)
+        if "views" in entry:
+            file = self.root / layout.views_file(epoch, shard)
+            if samples.digests(view)[0] != np.frombuffer(file.read_bytes(), "<u4")[0]:
                 raise ValueError(
-                    f"The data are not those of the cache `{self.root}`: row {first} differs from "
-                    f"what it was {when}. Pass the same samples in the same order (no shuffling "
-                    "before the cache), or choose another path."
+                    f"`{self.root}` holds other views: the augmentation gives another one of row "
+                    f"{row} in epoch {epoch} than when the shards were written. Choose another "
+                    "path, or delete the folder to write it anew."
                 )
+        given = self.teacher.given(view)
+        if given != entry["given"]:
+            raise ValueError(
+                f"`{self.root}` holds answers to other `teacher_inputs`: of row {row} the teacher "
+                f"was given {entry['given']} there, {given} now. Choose another path, or delete "
+                "the folder to write it anew."
+            )
 
     def _require_length(self, epoch: int, rows: int) -> None:
         count = self.manifest.count
@@ -498,6 +518,9 @@ class _Writer:
         self._find_finished(read_manifest(self.root))
         if not all(key in self.finished for key in wanted):
             return manifest
+        with self._undone():
+            for shard, crc in self._others.items():
+                self._compare_known(shard, shard * manifest.shard_size, crc)
         order = hashlib.sha256()
         for shard in range(manifest.shard_count(count)):
             order.update((self.root / layout.inputs_file(shard)).read_bytes())
@@ -508,6 +531,19 @@ class _Writer:
         for epoch, shard in wanted:
             (self.root / layout.entry_file(epoch, shard)).unlink(missing_ok=True)
         return manifest
+
+
+def _read_entry(file: Any) -> dict[str, Any]:
+    """What a finished shard says of itself."""
+    try:
+        entry = layout.unsealed(file.read_bytes().decode())
+        int(entry["epoch"]), int(entry["shard"]), int(entry["samples"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"`{file}` is damaged: it is no entry of a finished shard ({error!r}). Delete it and "
+            "call `write` again; only that shard is written anew."
+        ) from error
+    return entry
 
 
 def require_same(earlier: Manifest, now: Manifest, root: Any, shard_size: int | None) -> None:
@@ -530,8 +566,23 @@ def require_same(earlier: Manifest, now: Manifest, root: Any, shard_size: int | 
             earlier.teacher["precision"],
             now.teacher["precision"],
         ),
+        (
+            "answers of the teacher in another precision",
+            earlier.teacher["runs"],
+            now.teacher["runs"],
+        ),
         ("records of another form", earlier.layout.to_json(), now.layout.to_json()),
         ("answers to other inputs", earlier.inputs, now.inputs),
+        (
+            "answers to other data, or to data in another order, by the CRC-32 of row 0",
+            earlier.first,
+            now.first,
+        ),
+        (
+            "answers to other `teacher_inputs`, by what the teacher is given for row 0",
+            earlier.teacher["given"],
+            now.teacher["given"],
+        ),
         ("other views", earlier.augment, now.augment),
         ("another number of epochs", earlier.epochs, now.epochs),
         ("shards of another size", earlier.shard_size, shard_size or earlier.shard_size),

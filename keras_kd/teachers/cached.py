@@ -80,6 +80,9 @@ class CachedTeacher(Teacher):
             augment = samples.written_here.get(self.caches[0].manifest.identity)
         self.augment = augment
         self.epoch = 0
+        # Counts the trainings, so that passes before one are not taken for its own.
+        self.run = 0
+        self._begins = False
         self.names = [records.manifest.teacher["name"] for records in self.caches]
         self.name = "+".join(self.names)
         _require_alike(self.caches)
@@ -146,6 +149,8 @@ class CachedTeacher(Teacher):
     def begin_epoch(self, epoch: int) -> None:
         """Replay the views of this epoch; beyond the last one they begin anew."""
         self.epoch = epoch
+        self.run += self._begins
+        self._begins = False
 
     def fetch(self, rows: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
         """Read what was said of some rows.
@@ -165,23 +170,31 @@ class CachedTeacher(Teacher):
                 record[f"{i}/{name}"] = field
         return record
 
-    def view(self, x: Any, rows: np.ndarray, epoch: int = 0) -> Any:
+    def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
         """The inputs of some rows as the teacher saw them in an epoch.
 
         Args:
             x: Inputs of these rows as the data deliver them.
             rows: `(n,)` row numbers.
             epoch: The epoch of the training.
+            compare: Whether they are compared with what the teacher was given.
 
         Returns:
             `x`, or its augmented views.
+
+        Raises:
+            ValueError: If the augmentation gives other views than it did.
         """
         if self.augment is None:
             return x
         manifest = self.caches[0].manifest
         base = (manifest.augment or {})["seed"]
-        seed = samples.seeds(base, epoch % manifest.epochs, rows)
-        return samples.views(self.augment, x, seed)
+        epoch %= manifest.epochs
+        seen = samples.views(self.augment, x, samples.seeds(base, epoch, rows))
+        if compare:
+            name = samples.name_of(self.augment)
+            reader.require_views(self.caches[0], seen, rows, epoch, name)
+        return seen
 
     def split(self, x: Any) -> tuple[Any, Any]:
         """Separate what the models read from what was joined to it."""
@@ -205,6 +218,7 @@ class CachedTeacher(Teacher):
             ValueError: If the data are not those of the cache, or a dataset is
                 not joined.
         """
+        self._begins = True
         return join.for_fit(self, x, y, batch_size, arguments)
 
     def join(self, data: Any) -> Any:

@@ -100,8 +100,8 @@ class Ensemble(Teacher):
 
     @property
     def baked(self) -> Any:
-        """The combination and its weights."""
-        return self.combine, str(self._weights)
+        """The combination and its weights, and what stands for the members."""
+        return self.combine, str(self._weights), [member.baked for member in self.members]
 
     @property
     def models(self) -> list[Any]:
@@ -150,6 +150,22 @@ class Ensemble(Teacher):
         """Find out from a concrete batch what the layers alone do not tell."""
         for member in self.members:
             member.inspect(x)
+
+    def refresh(self) -> bool:
+        """Follow the models' weights where a copy of them is run."""
+        # All of them, whatever the first one says.
+        found = [member.refresh() for member in self.members]
+        return any(found)
+
+    @property
+    def precisions(self) -> list[str]:
+        """How each model runs."""
+        return [each for member in self.members for each in member.precisions]
+
+    def take_precisions(self, precisions: Sequence[str]) -> None:
+        """Run the models as another process chose, where this one has the choice."""
+        for member, precision in zip(self.members, precisions):
+            member.take_precisions([precision])
 
     def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
         """Answer one batch."""

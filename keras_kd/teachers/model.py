@@ -1,37 +1,13 @@
 """What the distiller asks of any teacher, and a model that answers it."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from keras_kd.taps import Answer, Reader
 from keras_kd.teachers import numbered
-
-
-def fingerprint(model: Any) -> str:
-    """Identify a model by its layers and the bytes of its weights.
-
-    Names do not count, since Keras numbers them anew in each process.
-
-    Args:
-        model: A built Keras model.
-
-    Returns:
-        A SHA-256 in hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for layer in model._flatten_layers():
-        activation = getattr(layer, "activation", None)
-        digest.update(f"{type(layer).__name__}:{getattr(activation, '__name__', '')};".encode())
-    for weight in model.weights:
-        value = np.ascontiguousarray(ops.convert_to_numpy(weight))
-        digest.update(f"{value.shape}{value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
+from keras_kd.teachers.identity import fingerprint
 
 
 class Teacher:
@@ -81,6 +57,22 @@ class Teacher:
     def inspect(self, x: Any) -> None:
         """Find out from a concrete batch what the layers alone do not tell."""
 
+    def refresh(self) -> bool:
+        """Follow the models' weights where a copy of them is run; asked before each run.
+
+        Returns:
+            Whether something is to be found out from a batch anew.
+        """
+        return False
+
+    @property
+    def precisions(self) -> list[str]:
+        """How each model runs: `"as given"`, or the precision of its folded copy."""
+        return ["as given" for _ in self.models]
+
+    def take_precisions(self, precisions: Sequence[str]) -> None:
+        """Run the models as another process chose, where this one has the choice."""
+
     def split(self, x: Any) -> tuple[Any, Any]:
         """Separate what the models read from what was joined to it.
 
@@ -126,7 +118,7 @@ class Teacher:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Identify the teacher by its weights."""
+        """Identify the teacher by its layers, how they are joined, and its weights."""
         raise NotImplementedError
 
 
@@ -190,7 +182,7 @@ class ModelTeacher(Teacher):
         return self._reader.read(x, False, binary)
 
     def fingerprint(self) -> str:
-        """Identify the teacher by its weights."""
+        """Identify the teacher by its layers, how they are joined, and its weights."""
         return fingerprint(self.model)
 
 

@@ -4,10 +4,12 @@ import difflib
 import statistics
 import time
 import warnings
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_kd.losses.logits import softened_kl
@@ -16,6 +18,7 @@ from keras_kd.teachers.ensemble import Ensemble
 from keras_kd.teachers.model import ModelTeacher, Teacher
 
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
+AS_GIVEN = "as given"
 LEAST_AGREEMENT = 0.999
 MOST_DIVERGENCE = 1e-3
 
@@ -66,9 +69,9 @@ def inference_copy(model: Any, dtype: str) -> Any:
         A new model.
 
     Raises:
-        ValueError: If the model has no graph of layers that can be copied.
+        ValueError: If the model has no graph of layers that can be copied, or
+            is quantized.
     """
-    from keras_kd.compress.fold import fold_batch_normalization
     from keras_kd.graph import is_graph
 
     if not is_graph(model):
@@ -77,6 +80,27 @@ def inference_copy(model: Any, dtype: str) -> Any:
             "subclassed model whose layers are not known. Leave it out, or rebuild the teacher "
             "as a Functional model."
         )
+    for layer in model._flatten_layers():
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None:
+            raise ValueError(
+                f"`teacher_precision` copies the teacher's float weights, and `{model.name}` is "
+                f"quantized: its layer `{layer.name}` holds {mode}. Leave it out, or pass the "
+                "model as it was before `quantize`."
+            )
+    try:
+        return _copied(model, dtype)
+    except Exception as error:
+        # What a user's layer raises when it is made anew may be anything.
+        raise ValueError(
+            f"`teacher_precision` copies the teacher layer by layer, and `{model.name}` cannot be "
+            f"copied in {dtype}: {error!r}. Leave it out."
+        ) from error
+
+
+def _copied(model: Any, dtype: str) -> Any:
+    from keras_kd.compress.fold import fold_batch_normalization
+
     folded = fold_batch_normalization(model)
     if dtype == "float32":
         return folded
@@ -99,8 +123,11 @@ class FastTeacher(ModelTeacher):
     against the model on the first batch of the data, and the fastest one is
     taken if it is faster than the model and agrees with it: top-1 on at least
     99.9 % of the rows, with a KL divergence below 1e-3 nats. Which one is said
-    once, as a warning. Inner layers are read from the model as it was given,
-    since folding changes what they compute.
+    once, as a warning; one that cannot be copied runs as it was given. A copy
+    follows its model: where the weights are others than when it was made, the
+    next `fit` or `evaluate` copies, and with `"auto"` chooses, again. Inner
+    layers are read from the model as it was given, since folding changes what
+    they compute.
 
     Args:
         model: A built Functional or Sequential model.
@@ -119,11 +146,56 @@ class FastTeacher(ModelTeacher):
         self.precision = precision
         self._taps: Sequence[str] = ()
         self._copy: Reader | None = None
+        # How it runs, once that is known, and the weights that were copied.
+        self._runs: str | None = None
+        self._weights = 0
+        self._copies = 0
         if precision != "auto":
-            self._take(inference_copy(model, precision))
+            self._take(precision)
 
-    def _take(self, copy: Any) -> None:
-        self._copy = Reader(copy, "teacher", self.from_logits)
+    def _take(self, precision: str, copy: Any = None) -> None:
+        """Run a copy from now on, or the model as it was given."""
+        self._runs = precision
+        self._weights = checksum(self.model)
+        self._copies += 1
+        self._copy = None
+        if precision != AS_GIVEN:
+            copy = inference_copy(self.model, precision) if copy is None else copy
+            self._copy = Reader(copy, "teacher", self.from_logits)
+
+    @property
+    def precisions(self) -> list[str]:
+        """The precision of the copy, `"as given"` where none is run."""
+        return [AS_GIVEN if self._taps or self._runs is None else self._runs]
+
+    def take_precisions(self, precisions: Sequence[str]) -> None:
+        """Run the model as another process chose, with `"auto"`."""
+        if self.precision == "auto" and not self._taps:
+            self._take(precisions[0])
+
+    def refresh(self) -> bool:
+        """Copy the weights again if they are others than when they were copied.
+
+        Returns:
+            Whether a precision is to be chosen anew.
+        """
+        if self._runs is None or checksum(self.model) == self._weights:
+            return False
+        if self.precision == "auto":
+            # What was fast and agreed may do so no more.
+            self._runs, self._copy = None, None
+            return True
+        if self._copy is not None:
+            # Into the copy that compiled steps know.
+            self._copy.model.set_weights(inference_copy(self.model, self._runs).get_weights())
+            self._weights = checksum(self.model)
+            self._copies += 1
+        return False
+
+    @property
+    def baked(self) -> Any:
+        """Which copy is run; a step that was compiled with another is made anew."""
+        return self._copies
 
     @property
     def models(self) -> list[Any]:
@@ -133,7 +205,7 @@ class FastTeacher(ModelTeacher):
     @property
     def settled(self) -> bool:
         """Whether nothing is left to find out from a batch."""
-        return super().settled and self.precision != "auto"
+        return super().settled and self._runs is not None
 
     def reset(self, paths: Sequence[str]) -> None:
         """Read these layers from now on."""
@@ -143,25 +215,30 @@ class FastTeacher(ModelTeacher):
     def inspect(self, x: Any) -> None:
         """Choose a precision on the first batch, with `"auto"`."""
         super().inspect(x)
-        if self.precision == "auto" and not self._taps:
+        if self._runs is None and not self._taps:
             self._choose(x)
 
     def _choose(self, x: Any) -> None:
-        kinds = ("float32", "bfloat16", "float16")
-        copies = {kind: inference_copy(self.model, kind) for kind in kinds}
+        copies: dict[str, Any] = {}
+        why = ""
+        for kind in ("float32", "bfloat16", "float16"):
+            try:
+                copies[kind] = inference_copy(self.model, kind)
+            except ValueError as error:
+                why = f" {error}"
         before = self._reader.read(x, False).logits
-        times = milliseconds([self.model, *copies.values()], x)
-        best, chosen = times[0], "as it was given"
+        times = milliseconds([self.model, *copies.values()], x) if copies else [0.0]
+        best, chosen = times[0], AS_GIVEN
         for (kind, copy), spent in zip(copies.items(), times[1:]):
             reader = Reader(copy, "teacher", self.from_logits)
             if spent < best and agrees(before, reader.read(x, False).logits):
-                best, chosen, self._copy = spent, f"folded, in {kind}", reader
-        self.precision = "chosen"
-        warnings.warn(
-            f"The teacher `{self.name}` runs {chosen}: {best:.3g} ms for {len_of(x)} rows, "
-            f"{times[0]:.3g} ms as it was given.",
-            stacklevel=2,
-        )
+                best, chosen = spent, kind
+        self._take(chosen, copies.get(chosen))
+        form = "as it was given" if chosen == AS_GIVEN else f"folded, in {chosen}"
+        said = f"The teacher `{self.name}` runs {form}"
+        if copies:
+            said += f": {best:.3g} ms for {len_of(x)} rows, {times[0]:.3g} ms as it was given"
+        warnings.warn(f"{said}.{why}", stacklevel=2)
 
     def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
         """Answer one batch, in float32 whatever computed it."""
@@ -172,6 +249,15 @@ class FastTeacher(ModelTeacher):
             lambda tensor: ops.cast(tensor, "float32"), (answer.output, answer.logits)
         )
         return Answer(output, logits, {})
+
+
+def checksum(model: Any) -> int:
+    """A CRC-32 of a model's weights, to see whether they changed."""
+    found = 0
+    for weight in model.weights:
+        value = np.ascontiguousarray(ops.convert_to_numpy(weight))
+        found = zlib.crc32(value.reshape(-1).view("u1"), found)
+    return found
 
 
 def milliseconds(models: Sequence[Any], x: Any, repeats: int = 5) -> list[float]:
@@ -207,7 +293,9 @@ def agrees(before: Sequence[Any], after: Sequence[Any]) -> bool:
         True if every output agrees; one that is not finite does not.
     """
     for exact, fast in zip(before, after):
-        exact, fast = ops.cast(exact, "float32"), ops.cast(fast, "float32")
+        # PyTorch warns of numbers taken from tensors that still want a gradient.
+        exact = ops.cast(ops.stop_gradient(ops.convert_to_tensor(exact)), "float32")
+        fast = ops.cast(ops.stop_gradient(ops.convert_to_tensor(fast)), "float32")
         if exact.shape[-1] == 1:
             same = ops.equal(ops.greater(exact, 0), ops.greater(fast, 0))
             zeros = ops.zeros_like(exact)

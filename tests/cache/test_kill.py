@@ -20,7 +20,7 @@ import json, os, signal, sys
 import numpy as np
 import keras
 from keras_kd import cache
-from keras_kd.cache import storage, writer
+from keras_kd.cache import shards, storage, writer
 
 keras.utils.set_random_seed(0)
 inputs = keras.Input((4,))
@@ -45,7 +45,7 @@ def write(path, where, when, report):
 
     writer._Writer._answer = answer
     if where == "append":
-        writer._Shard.append = counted(writer._Shard.append)
+        shards.Shard.append = counted(shards.Shard.append)
     elif where == "rename":
         os.replace = counted(os.replace)
     elif where == "say":
@@ -114,8 +114,8 @@ def whole(write: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         # In the middle of the second shard of the first epoch, with half-written records.
         ("append", 5, 1),
         # Before the records of that shard have their name (the manifest was the first file to
-        # get one, then three for each shard).
-        ("rename", 5, 1),
+        # get one, then four for each shard).
+        ("rename", 6, 1),
         # When the records have it, and nothing says so yet.
         ("say", 6, 4),
     ],

@@ -126,9 +126,10 @@ def test_manifest_round_trip(written: Path):
     [
         ("{", "damaged"),
         ("[1]", "damaged"),
-        ('{"format": "keras_kd.cache", "version": 2, "layout": {}}', "damaged"),
+        ('{"format": "keras_kd.cache", "version": 3, "layout": {}}', "damaged"),
         ('{"format": "keras_kd.cache", "version": 99}', "version 99"),
-        # Without the precision of the teacher.
+        # Without its own checksum, those of the views, and what the teacher was given.
+        ('{"format": "keras_kd.cache", "version": 2}', "version 2"),
         ('{"format": "keras_kd.cache", "version": 1}', "version 1"),
         ('{"format": "other", "version": 1}', "not a cache of format"),
     ],

@@ -356,13 +356,18 @@ def test_rows_that_are_missing_or_swapped_are_found_on_the_way(written, x, y):
     swapped[[150, 151]] = x[[151, 150]]
     for data, match in (
         (tf.data.Dataset.from_tensor_slices((swapped, y)).batch(32), "row 150 is another"),
-        (tf.data.Dataset.from_tensor_slices((x[:190], y[:190])).batch(32), "have 190 samples"),
-        (tf.data.Dataset.from_tensor_slices((np.tile(x, (2, 1)),)).batch(32), "more samples"),
+        (tf.data.Dataset.from_tensor_slices((x[:198], y[:198])).batch(32), "have 198 samples"),
+        (
+            tf.data.Dataset.from_tensor_slices((np.tile(x, (2, 1)),)).batch(32).prefetch(1),
+            "more samples",
+        ),
     ):
         joined = cached.join(data)
         with pytest.raises(tf.errors.InvalidArgumentError, match=match):
             for _ in joined:
                 pass
+    with pytest.raises(ValueError, match=r"has 4 batches of 32 samples, and the cache"):
+        cached.join(tf.data.Dataset.from_tensor_slices((x[:128], y[:128])).batch(32))
     # Taking fewer on purpose is no mistake.
     whole = tf.data.Dataset.from_tensor_slices((x, y)).batch(32)
     assert len(list(cached.join(whole).take(2))) == 2
@@ -428,6 +433,36 @@ def test_training_replays_the_views(tmp_path, classifier, teacher, x, y):
     assert isinstance(element[0], Joined)
 
 
+@pytest.mark.parametrize("form", ["finite", "repeat", "prefetch", "half epochs"])
+def test_epoch_e_shows_view_e(tmp_path, classifier, teacher, x, form):
+    tf = pytest.importorskip("tensorflow")
+    cache.write(teacher, x, tmp_path, dtype="float32", augment=_jitter, epochs=3)
+    cached = CachedTeacher(tmp_path)
+    data = cached.join(tf.data.Dataset.from_tensor_slices(x).batch(50))
+    steps = {"half epochs": 2}.get(form, 4)
+    if form != "finite":
+        data = data.repeat()
+    if form == "prefetch":
+        data = data.prefetch(3)
+    seen = []
+
+    def spy(batch):
+        if len(batch) == 50:
+            seen.append(keras.ops.convert_to_numpy(batch))
+        return batch
+
+    distiller = kd.Distiller(classifier(4, 2), cached, student_inputs=spy)
+    distiller.compile(loss=None, run_eagerly=True)
+    seen.clear()
+    for _ in range(2):
+        distiller.fit(data, epochs=6, steps_per_epoch=steps, verbose=0)
+        trained = seen[-6 * steps :]
+        for i, batch in enumerate(trained):
+            epoch, rows = (i // 4) % 3, np.arange(50 * (i % 4), 50 * (i % 4) + 50)
+            assert np.array_equal(batch, cached.view(x[rows], rows, epoch)), (i, epoch)
+        seen.clear()
+
+
 def test_the_augmentation_must_be_that_of_the_cache(tmp_path, written, teacher, x, losses):
     cache.write(teacher, x, tmp_path, augment=_jitter, epochs=2)
 
@@ -439,6 +474,22 @@ def test_the_augmentation_must_be_that_of_the_cache(tmp_path, written, teacher, 
     other.__qualname__ = "_jitter"
     with pytest.raises(ValueError, match=r"`_jitter` gives another view of row 0"):
         losses(CachedTeacher(tmp_path, augment=other), x, loss=None)
+
+    def but_row_0(sample, seed):
+        return _jitter(sample, seed) * (1 if (sample == x[0]).all() else 2)
+
+    but_row_0.__qualname__ = "_jitter"
+    cached = CachedTeacher(tmp_path, augment=but_row_0)
+    with pytest.raises(ValueError, match=r"`_jitter` gives another view of row [1-9]"):
+        losses(cached, x, loss=None)
+
+    def seldom(sample, seed):
+        return _jitter(sample, seed) * (2 if (sample == x[2]).all() else 1)
+
+    # Not among the rows that are looked at before, but when it is shown.
+    seldom.__qualname__ = "_jitter"
+    with pytest.raises(Exception, match=r"`_jitter` gives another view of row 2"):
+        losses(CachedTeacher(tmp_path, augment=seldom), x, loss=None)
     samples.written_here.clear()
     with pytest.raises(ValueError, match=r"functions are not saved. Pass it"):
         CachedTeacher(tmp_path)

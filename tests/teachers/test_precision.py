@@ -253,3 +253,75 @@ def test_the_whole_first_batch_is_timed(teacher, data, monkeypatch, form):
     with pytest.warns(UserWarning, match="as it was given"):
         distiller.fit(*given, batch_size=batch_size, verbose=0)
     assert seen == [12]
+
+
+def _loss_of(teacher, x, precision, before):
+    student = convnet("student")
+    student.set_weights([0.1 * np.ones_like(w) for w in student.get_weights()])
+    distiller = kd.Distiller(student, teacher, teacher_precision=precision)
+    distiller.compile(keras.optimizers.SGD(0.0), loss=None, distillation_loss=kd.losses.LogitMSE())
+    before(distiller)
+    return distiller.fit(x, verbose=0).history["loss"][0]
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "auto", "ensemble"])
+@pytest.mark.filterwarnings("ignore:The teacher")
+def test_a_copy_follows_the_weights_of_its_model(monkeypatch, teacher, data, kind):
+    x, _ = data
+    monkeypatch.setattr(precision, "milliseconds", lambda models, x: [9.0, 8.0, 7.0, 6.0])
+    given = [teacher, teacher] if kind == "ensemble" else teacher
+    precise = "auto" if kind == "auto" else "bfloat16"
+    weights = teacher.get_weights()
+
+    def change(distiller):
+        distiller.fit(x, verbose=0)
+        teacher.set_weights([w * 2.0 for w in weights])
+
+    found = _loss_of(given, x, precise, before=change)
+    expected = _loss_of(given, x, "float32", before=lambda distiller: None)
+    teacher.set_weights(weights)
+    stale = _loss_of(given, x, "float32", before=lambda distiller: None)
+    assert abs(found / expected - 1) < 0.05 < abs(stale / expected - 1)
+
+
+def test_evaluate_follows_the_weights_too(teacher, data):
+    x, _ = data
+    distiller = kd.Distiller(convnet("student"), teacher, teacher_precision="bfloat16")
+    distiller.compile("sgd", loss=None, evaluate_distillation=True)
+    first = distiller.evaluate(x, verbose=0, return_dict=True)["distillation_loss"]
+    teacher.set_weights([w * 3.0 for w in teacher.get_weights()])
+    assert distiller.evaluate(x, verbose=0, return_dict=True)["distillation_loss"] > 1.5 * first
+
+
+class _Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__(name="hidden")
+        self.top = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.top(keras.ops.reshape(x, (-1, 36)))
+
+
+def _quantized():
+    inputs = keras.Input((6, 6, 1))
+    x = keras.layers.Dense(8, activation="relu")(keras.layers.Flatten()(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(x), name="quantized")
+    model.quantize("int8")
+    return model
+
+
+@pytest.mark.parametrize("make", [_Subclassed, _quantized])
+def test_a_model_that_cannot_be_copied(data, make):
+    x, y = data
+    model = make()
+    model(x)
+    with pytest.raises(ValueError, match=f"`{model.name}` is .*Leave it out, or"):
+        kd.Distiller(convnet("student"), model, teacher_precision="bfloat16")
+    distiller = kd.Distiller(convnet("student"), model, teacher_precision="auto")
+    distiller.compile("sgd", LOSS)
+    said = f"The teacher `{model.name}` runs as it was given. .*`{model.name}` is "
+    with pytest.warns(UserWarning, match=said):
+        distiller.fit(x, y, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert np.isfinite(distiller.fit(x, y, verbose=0).history["loss"]).all()
