@@ -496,6 +496,7 @@ class Distiller(Guarded, Measured, Saved):
                 numbered.require(setup.split(rows)[1], self.transfers)
             validation = kwargs.get("validation_data")
             if setup.evaluate_distillation and isinstance(validation, list | tuple):
+                checks.validation_of_cache(setup.teacher)
                 numbered.require(setup.split(validation[0])[1], self.transfers)
             setup.arrays = objective.training_arrays(x, y, kwargs)
         observer = watch.Watch(setup.teacher)

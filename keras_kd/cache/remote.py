@@ -88,7 +88,7 @@ def opened(url: str) -> Any:
     """
     scheme = url.partition("://")[0]
     try:
-        import fsspec
+        import fsspec  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(
             f"`{url}` is a URL of the scheme `{scheme}`, which is read with fsspec, and fsspec is "

@@ -134,7 +134,7 @@ def _object(saved: dict[str, Any], places: dict[str, int], ours: bool) -> Any:
     if kind in ("function", "__lambda__") or not isinstance(config, dict):
         return [kind, config if isinstance(config, str) else ""]
     ours = str(saved.get("module") or "").startswith("keras")
-    layers = config.get("layers")
+    layers: Any = config.get("layers")
     is_model = isinstance(layers, list)
     inner = places
     if is_model:

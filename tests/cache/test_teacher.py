@@ -308,6 +308,12 @@ def test_validation_with_a_cache_of_its_own(tmp_path, written, teacher, x, y, lo
     assert "val_distillation_loss" in found
 
 
+def test_validation_arrays_need_a_cache_of_their_own(written, x, y, losses):
+    options = {"validation_data": (x[:50], y[:50]), "compile": {"evaluate_distillation": True}}
+    with pytest.raises(ValueError, match=r"Write a cache of them and pass `validation_data="):
+        losses(CachedTeacher(written), x, y, **options)
+
+
 def test_an_unjoined_dataset_is_refused_with_advice(written, x, y, classifier):
     distiller = kd.Distiller(classifier(4, 2), CachedTeacher(written))
     distiller.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
