@@ -386,10 +386,13 @@ def narrowed(
             break
         dropped.append(title)
         del shown[title]
+    first = next(iter(headings))
+    spare = headings[first] - max(len(first), *(len(row[0]) for row in rows))
+    shown[first] -= max(0, min(spare, sum(shown.values()) - width))
 
     def line(cells: Sequence[str]) -> str:
         first, *others = [
-            (cell, headings[title])
+            (cell, shown[title])
             for title, cell in zip(headings, cells, strict=True)
             if title in shown
         ]
