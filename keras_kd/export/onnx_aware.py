@@ -8,15 +8,19 @@ import numpy as np
 
 from .contents import MOVERS
 
+# Steps on each side of zero that training with 8, 7, ... 2 bits leaves.
+_LIMITS = tuple(2 ** (bits - 1) - 1 for bits in range(8, 1, -1))
+
 _CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
 
 
 def quantize_on_grid(model: Any) -> int:
-    """Store weights that lie on an 8-bit grid as integers behind `DequantizeLinear`.
+    """Store weights that lie on the grid of 2 to 8 bits as integers behind `DequantizeLinear`.
 
-    A channel with largest magnitude `m` lies on the grid if all of its weights are multiples of
-    `m / 127`. Its values do not change. Biases of operators whose input is dequantized too become
-    32-bit integers with the scale `input scale * weight scale`, which is what integer kernels add.
+    A channel with largest magnitude `m` lies on the grid of `b` bits if all of its weights are
+    multiples of `m / (2**(b - 1) - 1)`. Its values do not change. Biases of operators whose input
+    is dequantized too become 32-bit integers with the scale `input scale * weight scale`, which is
+    what integer kernels add.
 
     Args:
         model: An `onnx.ModelProto` with its activations between `QuantizeLinear` and
@@ -60,11 +64,14 @@ def _grid(weights: np.ndarray, axis: int) -> np.ndarray | None:
     if weights.dtype != np.float32 or weights.ndim < 2:
         return None
     others = tuple(i for i in range(weights.ndim) if i != axis % weights.ndim)
-    scale = np.abs(weights).max(axis=others) / 127
-    # A channel without weights is on every grid.
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
-    steps = weights / _along(scale, axis, weights.ndim)
-    return scale if np.abs(steps - np.round(steps)).max() < 0.02 else None
+    widest = np.abs(weights).max(axis=others)
+    for limit in _LIMITS:
+        # A channel without weights is on every grid.
+        scale = np.where(widest > 0, widest / limit, 1.0).astype(np.float32)
+        steps = weights / _along(scale, axis, weights.ndim)
+        if np.abs(steps - np.round(steps)).max() < 0.02:
+            return scale
+    return None
 
 
 def _weights(graph: Any, node: Any, weights: np.ndarray, scale: np.ndarray, axis: int) -> Any:

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from ai_edge_litert.interpreter import Interpreter
@@ -9,6 +10,7 @@ from keras import layers
 
 import keras_kd.export
 from keras_kd import compress
+from keras_kd.export import onnx_aware
 
 RNG = np.random.default_rng(5)
 X = RNG.random((40, 8, 8, 2)).astype("float32")
@@ -38,6 +40,26 @@ def made(aware, tmp_path_factory):
     assert report.manifest["model"]["quantization_aware"]
     assert report.manifest["calibration"] is None
     return {artifact.format: artifact for artifact in report.artifacts}
+
+
+@pytest.mark.parametrize("bits", [8, 5, 4, 2])
+def test_weights_of_any_trained_width_are_stored_as_integers(bits):
+    weights = RNG.normal(size=(16, 6)).astype("float32")
+    scale = np.abs(weights).max(axis=0) / np.float32(2 ** (bits - 1) - 1)
+    trained = np.round(weights / scale) * scale
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 16])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 6])],
+        [onnx.numpy_helper.from_array(trained, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    assert onnx_aware.quantize_on_grid(model) == 1
+    kept = {entry.name: onnx.numpy_helper.to_array(entry) for entry in model.graph.initializer}
+    steps, step, zero = (kept[f"w__y__{part}"] for part in ("steps", "scale", "zero"))
+    assert steps.dtype == np.uint8
+    np.testing.assert_allclose((steps - zero.astype("float32")) * step, trained, rtol=1e-6)
 
 
 def test_int8_tflite_is_within_two_steps_of_keras(aware, made):
