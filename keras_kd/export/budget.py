@@ -149,8 +149,9 @@ def _flags(row: dict[str, Any], float32: dict[str, Any] | None) -> list[str]:
     elif left > _FLOAT_WEIGHTS and row["precision"] != "mixed":
         flags.append(f"{100 * left:.0f} % of its weights are still 32-bit floats")
     if left < 1 and float32 is not None and row["bytes"] >= 0.98 * float32["bytes"]:
+        how = "hardly" if row["bytes"] < float32["bytes"] else "not"
         flags.append(
-            f"it is not smaller than float32 ({row['bytes']} against {float32['bytes']} bytes)"
+            f"it is {how} smaller than float32 ({row['bytes']} against {float32['bytes']} bytes)"
         )
     if row["precision"] in ("int8", "uint8") and contents["float_operators"]:
         flags.append(f"computes in float: {', '.join(contents['float_operators'])}")

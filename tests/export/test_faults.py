@@ -354,7 +354,7 @@ def test_a_quantization_that_did_nothing_or_harm_is_flagged():
     mixed = row("int8", contents={"weight_bits": {"8": 9}, "float_operators": ["ERF"]}, bytes=90)
     (_, first, second) = judged(row("float32"), large, mixed)
     assert first["flags"] == [
-        "it is not smaller than float32 (990 against 1000 bytes)",
+        "it is hardly smaller than float32 (990 against 1000 bytes)",
         "3.0 times slower than float32",
     ]
     assert second["flags"] == ["computes in float: ERF"]
