@@ -45,7 +45,7 @@ SETTINGS = {
         "teacher": (32, 64, 128, 128),
         "teacher_epochs": 6,
         "student": (16, 32, 64, 128),
-        "epochs": 20,
+        "epochs": 8,
         "qat_epochs": 3,
     },
     "cifar10": {

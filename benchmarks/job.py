@@ -16,11 +16,11 @@ import numpy as np
 from side_by_side import (
     begin,
     cnn,
-    discard,
     fitting,
     medians,
     ours,
     plain,
+    predicting,
     ratio,
     save,
     sized_teacher,
@@ -55,7 +55,7 @@ def main():
     cost = medians(
         {
             "step": step,
-            "forward": lambda: discard(teacher.predict(x[:256], batch_size=BATCH, verbose=0)),
+            "forward": predicting(teacher, x[:256], BATCH),
         },
         5,
     )

@@ -22,9 +22,11 @@ from side_by_side import (
     ours,
     over,
     plain,
+    predicting,
     save,
     sized_teacher,
     theirs,
+    untuned,
 )
 
 import keras_kd as kd
@@ -40,7 +42,7 @@ def logits(repeats, sizes, x, y):
     said = []
     contenders = {
         "student step": fitting(alone, x, y),
-        "teacher forward": lambda: discard(teacher.predict(x, batch_size=BATCH, verbose=0)),
+        "teacher forward": predicting(teacher, x, BATCH),
         "distillation step, keras.distillation": fitting(
             theirs(cnn(small, name="student"), teacher), x, y
         ),
@@ -95,15 +97,15 @@ def features_and_evaluation(repeats, sizes, x, y):
     teacher = cnn(large, name="teacher")
     evaluated = ours(cnn(small, name="student"), teacher)
     peer = theirs(cnn(small, name="student"), teacher)
-    options = {"batch_size": BATCH, "verbose": 0}
+    data = untuned((x, y), BATCH)
     seconds = medians(
         {
             "two features": fitting(ours(cnn(large, name="student"), wide, hints), x, y),
             "two features, keras.distillation": fitting(
                 theirs(cnn(large, name="student"), wide, mse), x, y
             ),
-            "evaluate": lambda: discard(evaluated.evaluate(x, y, **options)),
-            "evaluate, keras.distillation": lambda: discard(peer.evaluate(x, y, **options)),
+            "evaluate": lambda: discard(evaluated.evaluate(data, verbose=0)),
+            "evaluate, keras.distillation": lambda: discard(peer.evaluate(data, verbose=0)),
         },
         repeats,
     )

@@ -124,7 +124,7 @@ class Loop:
 def compared(repeats, widths, base, x, y):
     """Seconds a step of both, what `auto` chose, and the teacher's widths."""
     import keras
-    from side_by_side import cnn, discard, fitting, medians, ours, plain, sized_teacher, theirs
+    from side_by_side import cnn, fitting, medians, ours, plain, predicting, sized_teacher, theirs
 
     import keras_kd as kd
 
@@ -155,9 +155,7 @@ def compared(repeats, widths, base, x, y):
             "PyTorch, student alone": loop("alone"),
             "Keras, student alone": fitting(alone, x, y, batch),
             "PyTorch, teacher forward": loop("teacher"),
-            "Keras, teacher forward": lambda: discard(
-                teacher.predict(x, batch_size=batch, verbose=0)
-            ),
+            "Keras, teacher forward": predicting(teacher, x, batch),
             "PyTorch, distillation": loop("live"),
             "PyTorch, distillation, teacher in bfloat16": loop("bfloat16"),
             "keras.distillation": fitting(
@@ -230,7 +228,10 @@ def parts(repeats, widths, x, y):
             "forward pass, training": each(lambda x, y: forward(x)),
             "forward and backward pass": each(gradients),
             "train function (optimizer and metrics as well)": trained,
-            "fit, arrays": fit,
+            "fit, arrays": lambda: discard(
+                model.fit(x, y, batch_size=batch, shuffle=False, verbose=0)
+            ),
+            "fit, tf.data, autotune off": fit,
             "fit, tf.data with prefetch": lambda: discard(model.fit(data, verbose=0)),
             f"fit, tf.data, steps_per_execution={STEPS}": lambda: discard(
                 fused.fit(data, verbose=0)
