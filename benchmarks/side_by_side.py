@@ -260,7 +260,7 @@ def sized_teacher(student_step, x, cost, base=(32, 64, 128), rounds=4, **options
                 "step": student_step,
                 "forward": predicting(teacher, x),
             },
-            3,
+            7,
         )
         # In processor time, which what else the machine does hardly changes.
         found = seconds["forward"].processor / seconds["step"].processor
