@@ -186,16 +186,12 @@ def zeros_unless(finite: Tensor, tensors: Any) -> Any:
         finite: Whether to keep them, a boolean scalar.
         tensors: A structure of tensors; `None` stays.
     """
-
-    def zero(tensor: Any) -> Any:
-        return ops.zeros_like(tensor)
-
     if keras.config.backend() == "tensorflow":
         # Passed on, where `where` would read and write them once more.
         return ops.cond(
             finite,
             lambda: keras.tree.map_structure(ops.convert_to_tensor, tensors, none_is_leaf=False),
-            lambda: keras.tree.map_structure(zero, tensors, none_is_leaf=False),
+            lambda: keras.tree.map_structure(ops.zeros_like, tensors, none_is_leaf=False),
         )
 
     def gate(tensor: Any) -> Any:
