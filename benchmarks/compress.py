@@ -41,19 +41,19 @@ from keras_kd import compress
 BATCH = 64
 SETTINGS = {
     "fashion_mnist": {
-        "rows": 12000,
+        "rows": 24000,
         "teacher": (32, 64, 128, 128),
         "teacher_epochs": 6,
         "student": (16, 32, 64, 128),
-        "epochs": 8,
+        "epochs": 12,
         "qat_epochs": 3,
     },
     "cifar10": {
-        "rows": 12000,
+        "rows": 20000,
         "teacher": (32, 64, 128, 128),
         "teacher_epochs": 8,
         "student": (24, 48, 96, 128),
-        "epochs": 8,
+        "epochs": 10,
         "qat_epochs": 3,
     },
     "fsdd": {
