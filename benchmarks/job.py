@@ -19,9 +19,9 @@ from side_by_side import (
     fitting,
     medians,
     ours,
+    over,
     plain,
     predicting,
-    ratio,
     save,
     sized_teacher,
     theirs,
@@ -60,8 +60,11 @@ def main():
         5,
     )
     cost = cost["forward"].processor / cost["step"].processor
-    options = {"batch_size": BATCH, "epochs": arguments.epochs, "verbose": 0}
     parts = []
+
+    def fit(model):
+        fitting(model, x, y, BATCH, epochs=arguments.epochs)()
+
     with tempfile.TemporaryDirectory() as temporary:
         folders = iter(pathlib.Path(temporary) / str(i) for i in range(100))
 
@@ -69,17 +72,16 @@ def main():
             folder, began = next(folders), time.perf_counter()
             kd.cache.write(teacher, x, folder)
             parts.append(time.perf_counter() - began)
-            distiller = ours(cnn(widths, name="student"), kd.teachers.CachedTeacher(folder))
-            distiller.fit(x, y, **options)
+            fit(ours(cnn(widths, name="student"), kd.teachers.CachedTeacher(folder)))
 
         def live():
-            ours(cnn(widths, name="student"), teacher).fit(x, y, **options)
+            fit(ours(cnn(widths, name="student"), teacher))
 
         def peer():
-            theirs(cnn(widths, name="student"), teacher).fit(x, y, **options)
+            fit(theirs(cnn(widths, name="student"), teacher))
 
         def student():
-            plain(cnn(widths, name="student")).fit(x, y, **options)
+            fit(plain(cnn(widths, name="student")))
 
         seconds = medians(
             {"student alone": student, "cached": cached, "live": live, "keras.distillation": peer},
@@ -91,11 +93,14 @@ def main():
         "job",
         started,
         ratios={
-            f"job of {arguments.epochs} epochs, cache write included / keras.distillation": ratio(
-                seconds["cached"] / theirs_took, 0.35, f"teacher costs {cost:.1f} student steps"
+            f"job of {arguments.epochs} epochs, cache write included / keras.distillation": over(
+                seconds["cached"],
+                theirs_took,
+                goal=0.35,
+                note=f"teacher costs {cost:.1f} student steps",
             ),
-            f"job of {arguments.epochs} epochs, live teacher / keras.distillation": ratio(
-                seconds["live"] / theirs_took
+            f"job of {arguments.epochs} epochs, live teacher / keras.distillation": over(
+                seconds["live"], theirs_took
             ),
         },
         tables=[

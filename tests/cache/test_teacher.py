@@ -41,6 +41,12 @@ def test_arrays_train_as_with_the_live_teacher(written, teacher, x, y, losses, o
     _same(losses(CachedTeacher(written), x, y, **options), losses(teacher, x, y, **options))
 
 
+@pytest.mark.skipif(not _ON_TENSORFLOW, reason="of tf.data alone")
+def test_arrays_are_read_without_the_autotuner_that_holds_epochs_back(written, x, y):
+    data = CachedTeacher(written).join_fit(x, y, 32, {})[0]
+    assert data.options().autotune.enabled is False
+
+
 def test_weights_and_validation_data(written, teacher, x, y, losses):
     weight = np.linspace(0, 2, 200).astype("float32")
     options = {"sample_weight": weight, "validation_data": (x[:50], y[:50]), "shuffle": False}
