@@ -49,11 +49,11 @@ SETTINGS = {
         "qat_epochs": 3,
     },
     "cifar10": {
-        "rows": 20000,
+        "rows": 12000,
         "teacher": (32, 64, 128, 128),
         "teacher_epochs": 8,
         "student": (24, 48, 96, 128),
-        "epochs": 10,
+        "epochs": 8,
         "qat_epochs": 3,
     },
     "fsdd": {

@@ -171,11 +171,19 @@ def stopped(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
 
 
 def all_finite(tensors: Any) -> Tensor:
-    """Whether every number in a structure of tensors is finite, a boolean scalar."""
+    """Whether every number in a structure of tensors is finite, a boolean scalar.
+
+    float32 numbers whose sum overflows are no use to a loss and count as not finite.
+    """
     finite: Any = ops.convert_to_tensor(True)
     for tensor in keras.tree.flatten(tensors):
-        # Not by max and min, in which XLA loses a NaN.
-        finite = ops.logical_and(finite, ops.all(ops.isfinite(tensor)))
+        if keras.backend.standardize_dtype(tensor.dtype) == "float32":
+            # In one pass and without a tensor of answers. Not by max and min, in which XLA
+            # loses a NaN.
+            each = ops.isfinite(ops.sum(tensor))
+        else:
+            each = ops.all(ops.isfinite(tensor))
+        finite = ops.logical_and(finite, each)
     return finite
 
 

@@ -10,6 +10,7 @@ from keras import layers, ops
 from small_models import CLASSES, FEATURES, crossentropy, mlp, pair, rows
 
 import keras_kd as kd
+from keras_kd import step
 
 
 def compiled(student, teacher, **options):
@@ -555,6 +556,16 @@ def test_a_batch_that_fails_changes_no_weight():
         distiller.train_on_batch(x, y)
     for a, b in zip(before, student.get_weights()):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(
+    ("numbers", "finite"),
+    [([math.inf, -math.inf], False), ([math.nan, 1.0], False), ([6e4, 6e4], True)],
+)
+def test_what_counts_as_finite(numbers, finite, dtype):
+    tensors = [ops.ones((2,)), ops.cast(np.array(numbers), dtype)]
+    assert bool(step.all_finite(tensors)) is finite
 
 
 def test_a_teacher_whose_weights_are_nan_is_refused_at_once():
