@@ -257,7 +257,8 @@ class Manifest:
         try:
             text = text.decode() if isinstance(text, bytes) else text
             saved = json.loads(text)
-            known, version = saved["format"] == FORMAT, saved["version"]
+            foreign = isinstance(saved, dict) and "format" not in saved
+            known, version = not foreign and saved["format"] == FORMAT, saved.get("version")
             if known and version == VERSION:
                 saved = unsealed(text)
                 del saved["format"], saved["version"]
@@ -268,6 +269,11 @@ class Manifest:
                 f"`{path}` is damaged: it is no manifest of a teacher's cache ({error!r}). Write "
                 "the cache again; the shards beside it cannot be told apart without it."
             ) from error
+        if foreign:
+            raise ValueError(
+                f"`{path}` is the manifest of something else: it lacks `format`. Pass the folder "
+                "that `keras_kd.cache.write` wrote."
+            )
         raise ValueError(
             f"`{path}` is not a cache of format {FORMAT} {VERSION}. Received: version {version!r}. "
             "Write the cache again with `keras_kd.cache.write`."
