@@ -257,7 +257,8 @@ class Manifest:
         try:
             text = text.decode() if isinstance(text, bytes) else text
             saved = json.loads(text)
-            foreign = isinstance(saved, dict) and "format" not in saved
+            # With one of the two it is a manifest of ours in which a byte has changed.
+            foreign = isinstance(saved, dict) and not {"format", "layout"} & set(saved)
             known, version = not foreign and saved["format"] == FORMAT, saved.get("version")
             if known and version == VERSION:
                 saved = unsealed(text)
@@ -271,7 +272,7 @@ class Manifest:
             ) from error
         if foreign:
             raise ValueError(
-                f"`{path}` is the manifest of something else: it lacks `format`. Pass the folder "
+                f"`{path}` is the manifest of something else: it lacks `layout`. Pass the folder "
                 "that `keras_kd.cache.write` wrote."
             )
         raise ValueError(

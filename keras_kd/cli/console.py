@@ -134,6 +134,9 @@ def native_silence() -> Iterator[None]:
             os.dup2(said.fileno(), 2)
             try:
                 yield
+            except KeyboardInterrupt:
+                # Nothing went wrong: what was said on the way explains nothing.
+                raise
             except BaseException:
                 os.dup2(descriptor, 2)
                 said.seek(0)

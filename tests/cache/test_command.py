@@ -108,4 +108,4 @@ def test_the_manifest_of_an_export_is_no_cache(tmp_path, capsys):
     (tmp_path / "manifest.json").write_text('{"schema": 1}')
     assert cli.main(["cache", "info", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert "is the manifest of something else: it lacks `format`. Pass the folder" in said
+    assert "is the manifest of something else: it lacks `layout`. Pass the folder" in said

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from keras_kd.cli import main, trial
+from keras_kd.cli import console, main, trial
 
 
 @pytest.fixture
@@ -256,6 +256,14 @@ def test_ctrl_c_while_the_program_is_imported(capsys, monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
     assert main(["verify", "x"]) == 130
     assert capsys.readouterr().err == "keras-kd: interrupted before any work began.\n"
+
+
+def test_ctrl_c_shows_nothing_of_what_libraries_said(capfd):
+    for error, shown in ((KeyboardInterrupt, ""), (ValueError, "noise")):
+        with pytest.raises(error), console.native_silence():
+            os.write(2, b"noise")
+            raise error
+        assert capfd.readouterr().err == shown
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(run, monkeypatch):
