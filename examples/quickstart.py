@@ -74,7 +74,7 @@ teacher_accuracy = teacher.evaluate(digits.x_test, digits.y_test, verbose=0)[1]
 print(f"teacher: {teacher_accuracy:.1%} of the test images")
 
 # %% [markdown]
-# ## Distil
+# ## Distill
 #
 # `compile` and `fit` as in Keras. The temperature softens what the teacher says; here it falls
 # from 4 to 1 along a cosine. `StudentCheckpoint` keeps the best student, and the student alone.
@@ -155,15 +155,15 @@ plt.show()
 # %% [markdown]
 # ## Export and verify
 #
-# Each file is converted, loaded in its own runtime, run on the test images and compared with the
-# Keras model. A file that fails is reported and is never `best`.
+# Each file is converted, loaded in its own runtime, run on the validation images and compared
+# with the Keras model. A file that fails is reported and is never `best`.
 
 # %%
 report = kd.export(
     student,
     folder / "exported",
     calibration=digits.x_train[:256],
-    evaluation=(digits.x_test, digits.y_test),
+    evaluation=(digits.x_validation, digits.y_validation),
     labels=digits.class_names,
     history=history,
     teacher=teacher,
@@ -174,7 +174,7 @@ print(report.table())
 # %% [markdown]
 # ## Run the int8 file
 #
-# As an app does: read scale and zero point from the file, quantise the image, run, take the
+# As an app does: read scale and zero point from the file, quantize the image, run, take the
 # largest output.
 
 # %%
@@ -197,5 +197,5 @@ print(f"int8 file: {right_answers / len(digits.y_test):.1%} of the test images")
 # ## Where to go next
 #
 # - Transfer inner layers too: `distillation_loss=[kd.losses.SoftTargets(),
-#   kd.Transfer(kd.losses.Hint(), teacher="pool3", student="pool1", projector="linear")]`.
+#   kd.Transfer(kd.losses.Hint(), teacher="pool3", student="pool1", projector="auto")]`.
 # - The same from the shell: `keras-kd demo`, and `keras-kd verify FOLDER` for files you were given.

@@ -257,7 +257,9 @@ class Manifest:
         try:
             text = text.decode() if isinstance(text, bytes) else text
             saved = json.loads(text)
-            known, version = saved["format"] == FORMAT, saved["version"]
+            # With one of the two it is a manifest of ours in which a byte has changed.
+            foreign = isinstance(saved, dict) and not {"format", "layout"} & set(saved)
+            known, version = not foreign and saved["format"] == FORMAT, saved.get("version")
             if known and version == VERSION:
                 saved = unsealed(text)
                 del saved["format"], saved["version"]
@@ -268,6 +270,11 @@ class Manifest:
                 f"`{path}` is damaged: it is no manifest of a teacher's cache ({error!r}). Write "
                 "the cache again; the shards beside it cannot be told apart without it."
             ) from error
+        if foreign:
+            raise ValueError(
+                f"`{path}` is the manifest of something else: it lacks `layout`. Pass the folder "
+                "that `keras_kd.cache.write` wrote."
+            )
         raise ValueError(
             f"`{path}` is not a cache of format {FORMAT} {VERSION}. Received: version {version!r}. "
             "Write the cache again with `keras_kd.cache.write`."

@@ -139,7 +139,9 @@ def write(
             f"A generator can be read once. Received: epochs={epochs}. Pass arrays, a "
             "`tf.data.Dataset` or a `keras.utils.PyDataset`."
         )
-    root = _writable(storage.folder(path))
+    root = storage.folder(path)
+    made_here = not storage.is_remote(root) and not root.exists()
+    root = _writable(root)
     writer = _Writer(
         root=root,
         source=source,
@@ -149,7 +151,13 @@ def write(
         process=(process_index, process_count),
         progress=progress or (lambda done, total: None),
     )
-    return writer.run(shard_size)
+    try:
+        return writer.run(shard_size)
+    finally:
+        if made_here:
+            # Refused before the first shard: no empty folder stays. One with files in it does.
+            with contextlib.suppress(OSError):
+                root.rmdir()
 
 
 def _check_arguments(**given: Any) -> None:

@@ -33,4 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except KeyboardInterrupt:
+        # Before `app.run` is there to say it: the imports take a second or more.
+        print("keras-kd: interrupted before any work began.", file=sys.stderr)
+        return 130
     return app.run(sys.argv[1:] if arguments is None else arguments)

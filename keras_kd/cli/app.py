@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -9,6 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from keras_kd.cli import bench, cache, demo, export, report, try_page, verify
+
+_FRAMED = 80
+"""Columns from which on the help has frames."""
 
 app = typer.Typer(
     name="keras-kd",
@@ -27,7 +31,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "report": report.report,
 }
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+    # Without `short_help` the list of commands in a narrow terminal cuts the sentence.
+    app.command(_name, short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
 app.add_typer(cache.app, name="cache")
 
 # Typer's base class of all usage errors is not public under one name in all of its versions; it is
@@ -61,6 +66,10 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    columns = shutil.get_terminal_size().columns
+    # Rich's frames leave no room for whole names of options there, and cut them.
+    app.rich_markup_mode = "markdown" if columns >= _FRAMED else None
+    app.info.context_settings = {"terminal_width": columns} if columns < _FRAMED else None
     try:
         code = app(args=list(arguments), prog_name="keras-kd", standalone_mode=False)
     except _UsageError as error:

@@ -10,16 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from keras_kd.cli import inputs
-from keras_kd.cli.console import Terminal, Work, import_keras, plain_table
+from keras_kd.cli.console import Terminal, Work, import_keras
+from keras_kd.table import fitted
 
-app = typer.Typer(help="Run a teacher once over its data and keep its answers on disk.")
+_HELP = "Run a teacher once over its data and keep its answers on disk."
+
+app = typer.Typer(help=_HELP, short_help=_HELP)
 
 _Folder = Annotated[str, typer.Argument(metavar="DIR", help="Folder of the cache, or a URL.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
-@app.command()
+@app.command(short_help="Write a cache, or go on with one that was interrupted.")
 def write(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A `.keras` file.")],
     folder: _Folder,
@@ -50,11 +53,13 @@ def write(
     Finished shards stay as they are: after a kill or a full disk, give the same command again.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
+    inputs.check_model_file(teacher, "teacher")
     import_keras()
     import keras_kd.cache
 
     model = inputs.load_model(teacher, "teacher")
     x = _samples(data, model)
+    inputs.check_inputs(x, "cached", model)
     with terminal.working() as work:
         manifest = keras_kd.cache.write(
             model,
@@ -75,10 +80,12 @@ def write(
         if manifest.complete
         else "The shards of this process are written; the others are still to finish theirs."
     )
-    terminal.result(_document(manifest), _table(manifest), "", verdict)
+    terminal.result(_document(manifest), _table(manifest, terminal.width), "", verdict)
 
 
-@app.command()
+@app.command(
+    short_help="Compare every byte of a cache with its checksums, and it with its teacher and data."
+)
 def verify(
     folder: _Folder,
     teacher: Annotated[
@@ -95,6 +102,8 @@ def verify(
     Exit code 0 if all is as it was written, 2 with what is wrong if it is not.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
+    if teacher is not None:
+        inputs.check_model_file(teacher, "teacher")
     import_keras()
     import keras_kd.cache
 
@@ -102,10 +111,10 @@ def verify(
     x = None if data is None else _samples(data, model)
     manifest = keras_kd.cache.verify(folder, teacher=model, data=x)
     verdict = f"Verified: {len(manifest.shards)} shards have the recorded SHA-256."
-    terminal.result(_document(manifest), _table(manifest), "", verdict)
+    terminal.result(_document(manifest), _table(manifest, terminal.width), "", verdict)
 
 
-@app.command()
+@app.command(short_help="Show what a cache holds, finished or not.")
 def info(folder: _Folder, as_json: _Json = False) -> None:
     """Show what a cache holds, finished or not."""
     terminal = Terminal(as_json=as_json, quiet=True)
@@ -113,7 +122,7 @@ def info(folder: _Folder, as_json: _Json = False) -> None:
     from keras_kd.cache import reader, storage
 
     manifest = reader.read_manifest(storage.folder(folder))
-    terminal.result(_document(manifest), _table(manifest))
+    terminal.result(_document(manifest), _table(manifest, terminal.width))
 
 
 def _samples(data: str, model: Any) -> Any:
@@ -125,7 +134,7 @@ def _samples(data: str, model: Any) -> Any:
         return keras_kd.datasets.load(data).x_train
     arrays = files.read(data)
     names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
-    if "x" in arrays:
+    if "x" in arrays and not (len(names) > 1 and set(names) <= set(arrays)):
         return arrays["x"]
     if names and set(names) <= set(arrays):
         return {name: arrays[name] for name in names} if len(names) > 1 else arrays[names[0]]
@@ -133,7 +142,9 @@ def _samples(data: str, model: Any) -> Any:
         return files.load(data).x_train
     raise ValueError(
         f"`{data}` holds {', '.join(f'`{name}`' for name in arrays) or 'no arrays'}. Store the "
-        "teacher's inputs as `x`, by the names of its input layers, or as `x_train` of a data set."
+        "teacher's inputs as `x`, by the names of its input layers"
+        + (" (which `--teacher` tells)" if model is None else "")
+        + ", or as `x_train` of a data set."
     )
 
 
@@ -174,7 +185,7 @@ def _document(manifest: Any) -> dict[str, Any]:
     }
 
 
-def _table(manifest: Any) -> Any:
+def _table(manifest: Any, width: int) -> str:
     layout = manifest.layout
     outputs = [
         f"{'x'.join(map(str, output.shape))} {output.kind}"
@@ -192,4 +203,4 @@ def _table(manifest: Any) -> Any:
         ("shards", f"{len(manifest.shards)} of {manifest.shard_size:,} samples"),
         ("state", "complete" if manifest.complete else "half written"),
     ]
-    return plain_table(("", "cache"), rows, left=2)
+    return "\n".join(fitted(("", "cache"), rows, width=width, left=2))

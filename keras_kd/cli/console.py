@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +20,6 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
 
 
 class Terminal:
@@ -47,7 +46,7 @@ class Terminal:
         if not self.quiet:
             self._stderr.print(text, markup=False)
 
-    def result(self, document: dict[str, Any], *texts: str | Table) -> None:
+    def result(self, document: dict[str, Any], *texts: str) -> None:
         """Print the result, as text or as JSON.
 
         Args:
@@ -59,10 +58,7 @@ class Terminal:
             return
         console = Console(file=self._stdout, highlight=False)
         for text in texts:
-            if isinstance(text, str):
-                console.print(text, markup=False, soft_wrap=False)
-            else:
-                console.print(text)
+            console.print(text, markup=False, soft_wrap=False)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[Work]:
@@ -117,47 +113,6 @@ class Work:
         self._progress.update(self._bars[stage], completed=done, total=total, detail=detail)
 
 
-def plain_table(
-    headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    left: int = 1,
-    dispensable: Sequence[str] = (),
-) -> Table:
-    """Make a table that fits in 80 columns as well as in a wide terminal.
-
-    Args:
-        headings: One a column.
-        rows: Cells, as they are printed.
-        left: Number of columns that are aligned to the left.
-        dispensable: Headings of columns in the order in which they are given up where a terminal is
-            too narrow for all.
-
-    Returns:
-        The table, without colors or markup of its own.
-    """
-    width = Console().width
-    gap = 1 if width < 100 else 3
-    dropped: list[str] = []
-    for heading in ("", *dispensable):
-        if heading:
-            place = list(headings).index(heading)
-            dropped.append(heading)
-            headings = [*headings[:place], *headings[place + 1 :]]
-            rows = [[*row[:place], *row[place + 1 :]] for row in rows]
-        columns = zip(headings, *rows, strict=True)
-        if sum(max(map(len, column)) + gap for column in columns) - gap <= width:
-            break
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
-    if dropped:
-        table.caption = f"Not shown in {width} columns: {', '.join(dropped)}."
-        table.caption_justify = "left"
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index < left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def import_keras() -> None:
     """Import Keras and start its backend, without what they log on the way."""
     with native_silence():
@@ -179,6 +134,9 @@ def native_silence() -> Iterator[None]:
             os.dup2(said.fileno(), 2)
             try:
                 yield
+            except KeyboardInterrupt:
+                # Nothing went wrong: what was said on the way explains nothing.
+                raise
             except BaseException:
                 os.dup2(descriptor, 2)
                 said.seek(0)

@@ -15,7 +15,8 @@ import typer
 import keras_kd.export
 from keras_kd import datasets
 from keras_kd.cli import inputs, trial
-from keras_kd.cli.console import Terminal, import_keras, native_silence, plain_table
+from keras_kd.cli.console import Terminal, import_keras, native_silence
+from keras_kd.table import fitted
 
 
 def demo(
@@ -63,6 +64,8 @@ def demo(
     folder = Path(out) if out is not None else Path("runs") / _slug(data)
     # The cheap checks come first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
+    if teacher is not None:
+        inputs.check_model_file(teacher, "teacher")
     if data.startswith("tfds:"):
         import_keras()
     with terminal.working():
@@ -108,7 +111,9 @@ def demo(
                 json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
             ),
         )
-    terminal.result({**result, "out": str(folder)}, table(result), "", *remarks(result, folder))
+    terminal.result(
+        {**result, "out": str(folder)}, table(result, terminal.width), "", *remarks(result, folder)
+    )
     raise typer.Exit(0 if result["best"] is not None else 1)
 
 
@@ -235,14 +240,15 @@ def _result(
     }
 
 
-def table(result: dict[str, Any]) -> Any:
-    """Lay the figures out as a table of at most 80 columns.
+def table(result: dict[str, Any], width: int = 80) -> str:
+    """Lay the figures out as a table.
 
     Args:
         result: What `demo.json` holds.
+        width: Most columns of text. Where they are few, the least important figures are left out.
 
     Returns:
-        A `rich.table.Table`.
+        The text.
     """
     from keras_kd.export.report import latency, size
 
@@ -295,7 +301,8 @@ def table(result: dict[str, Any]) -> Any:
             ]
         )
     headings = ["", "accuracy %", "agree", "params", "size", "gzip", "ms", "verified"]
-    return plain_table(headings, rows, dispensable=("params", "verified", "gzip", "agree"))
+    spare = ("params", "verified", "gzip", "agree")
+    return "\n".join(fitted(headings, rows, width=width, dispensable=spare))
 
 
 def remarks(result: dict[str, Any], folder: Path) -> list[str]:
@@ -308,6 +315,8 @@ def remarks(result: dict[str, Any], folder: Path) -> list[str]:
     Returns:
         One paragraph each.
     """
+    from keras_kd.export.report import points
+
     samples = result["data"]["samples"]
     lines = [_verdict(result)]
     if result["best"] is None:
@@ -315,11 +324,10 @@ def remarks(result: dict[str, Any], folder: Path) -> list[str]:
     else:
         best = next(row for row in result["files"] if row["file"] == result["best"])
         ratio = result["models"]["teacher"]["bytes"] / best["bytes"]
-        limit = 100 * result["max_drop"]
         lines.append(
-            f"* Take {best['file']}: the smallest that lost at most {limit:g} "
-            f"{'point' if limit == 1 else 'points'} on the {samples['validation']:,} validation "
-            f"images; {ratio:.1f} times smaller than the teacher's weights."
+            f"* Take {best['file']}: the smallest that lost at most {points(result['max_drop'])} "
+            f"on the {samples['validation']:,} validation images; {ratio:.1f} times smaller than "
+            "the teacher's weights."
         )
     for row in result["files"]:
         lines.extend(f"! {row['name']}: {flag}." for flag in row["flags"])

@@ -10,6 +10,9 @@ import typer
 import keras_kd.export
 from keras_kd.cli import inputs
 from keras_kd.cli.console import Terminal, import_keras
+from keras_kd.export.checks import KNOWN
+
+_PRECISIONS = ", ".join(dict.fromkeys(name for known in KNOWN.values() for name in known))
 
 
 def export(
@@ -27,7 +30,7 @@ def export(
     ] = None,
     formats: Annotated[str, typer.Option(help="Separated by commas.")] = "tflite,onnx",
     precisions: Annotated[
-        str, typer.Option(help="Separated by commas.")
+        str, typer.Option(help=f"Separated by commas, of: {_PRECISIONS}.")
     ] = "float32,float16,dynamic,int8",
     max_drop: Annotated[
         float, typer.Option(help="Accuracy a file may lose, as a share: 0.01 is one point.")
@@ -71,6 +74,7 @@ def export(
     pixels = _normalization(mean, std)
     # The cheap check comes first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
+    inputs.check_model_file(student, "model")
     import_keras()
     model = inputs.load_model(student, "model")
     given: dict[str, Any] = {}

@@ -7,8 +7,33 @@ import os
 import zipfile
 from typing import Any
 
+import numpy as np
+
 from keras_kd import datasets
 from keras_kd.datasets import files
+
+_ADVICE = "Expected a file that `model.save('name.keras')` wrote"
+
+
+def check_model_file(path: str, what: str) -> None:
+    """Refuse a path at which there is no `.keras` file, before Keras is imported.
+
+    Args:
+        path: Path of the file.
+        what: What the errors call it, such as `"teacher"`.
+
+    Raises:
+        ValueError: If there is no such file, or one of another kind.
+    """
+    if not os.path.exists(path):
+        raise ValueError(f"The {what} `{path}` does not exist. {_ADVICE}.")
+    if os.path.isdir(path):
+        raise ValueError(f"The {what} `{path}` is a folder. {_ADVICE}.")
+    if os.path.isfile(path) and not path.endswith(".keras"):
+        raise ValueError(
+            f"The {what} `{path}` is no `.keras` file. {_ADVICE}; other formats load in Python and "
+            "are saved again from there."
+        )
 
 
 def load_model(path: str, what: str) -> Any:
@@ -25,20 +50,12 @@ def load_model(path: str, what: str) -> Any:
         ValueError: If the file is missing, truncated, foreign, written by tf_keras, holds code, or
             holds a model that is not built.
     """
+    check_model_file(path, what)
     import keras
 
     from keras_kd import checks
 
-    advice = "Expected a file that `model.save('name.keras')` wrote"
-    if not os.path.exists(path):
-        raise ValueError(f"The {what} `{path}` does not exist. {advice}.")
-    if os.path.isdir(path):
-        raise ValueError(f"The {what} `{path}` is a folder. {advice}.")
-    if os.path.isfile(path) and not path.endswith(".keras"):
-        raise ValueError(
-            f"The {what} `{path}` is no `.keras` file. {advice}; other formats load in Python and "
-            "are saved again from there."
-        )
+    advice = _ADVICE
     checks.keras_file(path)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -70,7 +87,7 @@ def load_model(path: str, what: str) -> Any:
 
 
 def check_classifier(model: Any, what: str, data: Any) -> None:
-    """Refuse a model that does not take the images of a data set or name its classes.
+    """Refuse a model that does not take the images of a data set, or answers them with NaN.
 
     Args:
         model: A built `keras.Model`.
@@ -78,7 +95,7 @@ def check_classifier(model: Any, what: str, data: Any) -> None:
         data: A `keras_kd.datasets.Dataset`.
 
     Raises:
-        ValueError: If inputs or classes differ.
+        ValueError: If inputs or classes differ, or an answer is not finite.
     """
     import keras
 
@@ -104,6 +121,40 @@ def check_classifier(model: Any, what: str, data: Any) -> None:
             f"`{data.name}` has {data.num_classes} classes. Choose a {what} with "
             f"{data.num_classes} outputs, or the data it was trained on."
         )
+    answers = keras.ops.convert_to_numpy(model(data.x_train[:32], training=False))
+    if not np.isfinite(answers).all():
+        raise ValueError(
+            f"The {what} `{model.name}` answers the first images of `{data.name}` with NaN or "
+            f"infinite values. It may have diverged: choose a {what} whose training ended well."
+        )
+
+
+def check_inputs(x: Any, what: str, model: Any) -> None:
+    """Refuse data that a model does not take, before it runs.
+
+    Args:
+        x: An array, or a dict of arrays by input name.
+        what: What the errors call the data, such as `"cached"`.
+        model: The model that reads them; a subclassed one declares no inputs and is not asked.
+
+    Raises:
+        ValueError: If an input is missing or unknown, a shape does not fit, or values are not
+            finite numbers.
+    """
+    import keras
+
+    from keras_kd.export import data
+    from keras_kd.export.signature import Signature, TensorInfo, is_symbolic
+
+    infos: tuple[TensorInfo, ...] = ()
+    if is_symbolic(model):
+        infos = tuple(
+            TensorInfo(tensor.name, (None, *tensor.shape[1:]), str(tensor.dtype))
+            for tensor in keras.tree.flatten(model.inputs)
+        )
+    # What a lookup layer does with strings is its own affair.
+    if infos and all(info.dtype != "string" for info in infos):
+        data.by_name(x, Signature("functional", infos, ()), what)
 
 
 def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
@@ -133,13 +184,15 @@ def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
     arrays = files.read(path)
     inputs = [tensor.name for tensor in model.inputs or []]
     outputs = keras.tree.flatten(output_template(model))
-    if "x" in arrays:
+    # The names of several inputs say more than an `x` among them.
+    named = len(inputs) > 1 and set(inputs) <= set(arrays)
+    if "x" in arrays and not named:
         x, y = arrays["x"], arrays.get("y")
     elif inputs and set(inputs) <= set(arrays):
         x = {name: arrays[name] for name in inputs}
         if len(inputs) == 1:
             x = x[inputs[0]]
-        y = arrays.get("y")
+        y = None if "y" in inputs else arrays.get("y")
         if y is None and outputs and set(outputs) <= set(arrays):
             y = {name: arrays[name] for name in outputs}
     elif "x_train" in arrays:
@@ -151,7 +204,9 @@ def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
             f"inputs for the {role}. Store `x` (and `y`), or {wanted} by the model's input names, "
             "or `x_train`, `y_train`, `x_test` and `y_test`."
         )
-    count = len(next(iter(x.values()))) if isinstance(x, dict) else len(x)
+    first = next(iter(x.values())) if isinstance(x, dict) else x
+    # A single value has no length; the export says what is wrong with it.
+    count = len(first) if first.ndim else 0
     return x, y, f"{role.capitalize()}: {count:,} samples of {path}."
 
 

@@ -93,6 +93,7 @@ def try_page(
     export = Export(Path(folder))
     reference = None
     if teacher is not None:
+        inputs.check_model_file(teacher, "teacher")
         import_keras()
         reference = Teacher(inputs.load_model(teacher, "teacher"), export)
     packages = npm_packages(None if assets is None else Path(assets), terminal.note)

@@ -9,12 +9,15 @@ import json
 import os
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from keras_kd.table import fitted
 
 from . import manifest
 from .checks import number
@@ -55,6 +58,10 @@ def time_calls(call: Callable[[], Any], *, seconds: float = 0.3, at_least: int =
             return np.asarray(times)
 
 
+_MOST_THREADS = 1024
+"""Of 100,000, each with a stack of its own, a machine takes minutes and gigabytes to start."""
+
+
 def bench(
     folder: str | os.PathLike[str],
     threads: int = 1,
@@ -79,7 +86,8 @@ def bench(
     Raises:
         ManifestError: If the folder holds no export, or its files are not the exported ones.
         TypeError: If `threads` is no integer, or `seconds` no number.
-        ValueError: If `threads` or `seconds` is not positive, or not finite.
+        ValueError: If `threads` or `seconds` is not positive, or not finite, or there are more than
+            1,024 threads.
         FileNotFoundError: If there is no file `model`.
 
     Examples:
@@ -91,6 +99,11 @@ def bench(
         raise ValueError(
             "`threads` and `seconds` must be positive. "
             f"Received: threads={threads!r}, seconds={seconds!r}."
+        )
+    if threads > _MOST_THREADS:
+        raise ValueError(
+            f"`threads` is at most {_MOST_THREADS}: runtimes start each of them, busy or not. "
+            f"Received: threads={threads!r}; this machine has {os.cpu_count()} processors."
         )
     folder = Path(folder)
     content = manifest.read(folder)
@@ -109,7 +122,11 @@ def bench(
     if model is not None:
         path = Path(model)
         if not path.is_file():
-            raise FileNotFoundError(f"There is no Keras model `{path}`.")
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise FileNotFoundError(
+                f"The Keras model `{path}` {what}. Pass a file that `model.save('name.keras')` "
+                "wrote."
+            )
         tasks.insert(0, {"id": "keras", "path": str(path.resolve()), "bytes": path.stat().st_size})
     rows: list[dict[str, Any]] = []
     if model is None:
@@ -174,10 +191,10 @@ class BenchReport:
             width: Most columns of text. Below 80 the least important figures are left out, which
                 the line under them says.
         """
-        from .report import latency, narrowed, size
+        from .report import latency, size
 
-        headings = {f"{self.threads} thread(s), batch of 1": 24, "size": 9, "p50 ms": 9}
-        headings |= {"p90 ms": 9, "cold ms": 9, "warm ms": 9, "memory": 10}
+        least = {f"{self.threads} thread(s), batch of 1": 24, "size": 9, "p50 ms": 9}
+        least |= {"p90 ms": 9, "cold ms": 9, "warm ms": 9, "memory": 10}
         cells = [
             (
                 row["name"],
@@ -188,8 +205,13 @@ class BenchReport:
             for row in self._rows
         ]
         spare = ("warm ms", "memory", "cold ms", "p90 ms")
-        lines = narrowed(headings, cells, spare, width)
-        lines += [f"x {r['name']}: {r['error']}"[:width] for r in self._rows if r["error"]]
+        lines = fitted(
+            list(least), cells, width=width, dispensable=spare, least=list(least.values())
+        )
+        for row in self._rows:
+            if row["error"]:
+                text = f"x {row['name']}: {row['error']}"
+                lines += textwrap.wrap(text, min(width, 80), subsequent_indent="    ")
         return "\n".join(lines)
 
     def save_csv(self, path: str | Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .report import Report, latency, number, percent, size
+from .report import Report, latency, number, percent, points, size
 
 
 def render(report: Report) -> str:
@@ -99,8 +99,7 @@ def render(report: Report) -> str:
     lines.append(
         "- No limit was set on the accuracy lost."
         if limit is None
-        else f"- A file may lose {100 * limit:g} {'point' if limit == 0.01 else 'points'} of "
-        "accuracy against the Keras model."
+        else f"- A file may lose {points(limit)} of accuracy against the Keras model."
     )
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     lines.append(f"- {versions}.")

@@ -74,12 +74,14 @@ def names(what: str, values: Sequence[str], known: Sequence[str]) -> list[str]:
     """
     names = [values] if isinstance(values, str) else list(values)
     if not names:
-        raise ValueError(f"`{what}` is empty. Pass at least one of {list(known)}.")
+        raise ValueError(f"`{what}` is empty. Pass at least one of {', '.join(known)}.")
     for value in names:
         if value not in known:
             close = difflib.get_close_matches(str(value), known, 1)
             hint = f" Did you mean `{close[0]}`?" if close else ""
-            raise ValueError(f"`{value}` is none of the {what} {list(known)}.{hint}")
+            raise ValueError(
+                f"`{value}` is not known for `{what}`. Expected one of {', '.join(known)}.{hint}"
+            )
     return list(dict.fromkeys(names))
 
 
@@ -242,5 +244,5 @@ def check_data_given(
     if evaluation is None and calibration is None:
         raise ValueError(
             "No data was given to verify the files with. Pass `evaluation=(x, y)`, or "
-            "`evaluation=x` without labels."
+            "`evaluation=x` without labels (`--evaluation DATA` on the command line)."
         )

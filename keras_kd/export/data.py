@@ -63,7 +63,12 @@ def read(data: Any, what: str, *, several_inputs: bool, limit: int | None = None
         # Plain Python numbers are the rows of one output, arrays one output each.
         y = np.asarray(y)
     x, y = _map(_array, x), (None if y is None else _map(_array, y))
-    lengths = {len(array) if array.ndim else 0 for array in (*_leaves(x), *_leaves(y))}
+    if any(array.ndim == 0 for array in (*_leaves(x), *_leaves(y))):
+        raise ValueError(
+            f"The {what} data holds a single value where one row a sample is needed. Pass arrays "
+            "of shape (samples, ...)."
+        )
+    lengths = {len(array) for array in (*_leaves(x), *_leaves(y))}
     if not lengths or 0 in lengths:
         raise ValueError(
             f"The {what} data is empty. Pass at least one sample; an exhausted generator or a "
@@ -231,7 +236,8 @@ def by_name(x: Any, signature: Signature, what: str) -> Arrays:
         if len(arrays) != len(infos):
             raise ValueError(
                 f"The {what} data has {len(arrays)} array(s) and the model {len(infos)} input(s), "
-                f"{sorted(infos)}. Pass a dict with one array for each."
+                f"{sorted(infos)}. Pass a dict with one array for each (in a `.npz` file, arrays "
+                "of these names)."
             )
     return {
         info.name: _checked(array, info, what)
@@ -240,6 +246,15 @@ def by_name(x: Any, signature: Signature, what: str) -> Arrays:
 
 
 def _checked(array: np.ndarray, info: TensorInfo, what: str) -> np.ndarray:
+    if array.dtype.kind not in "biuf" and "bfloat16" not in str(array.dtype):
+        raise ValueError(
+            f"The {what} data for input `{info.name}` has dtype {array.dtype}; numbers are needed."
+        )
+    if array.ndim == 0:
+        raise ValueError(
+            f"The {what} data for input `{info.name}` is a single value where one row a sample is "
+            "needed. Pass an array of shape (samples, ...)."
+        )
     want = info.shape[1:]
     got = array.shape[1:]
     if len(want) == len(got) + 1 and want[-1] == 1:
@@ -249,10 +264,6 @@ def _checked(array: np.ndarray, info: TensorInfo, what: str) -> np.ndarray:
         raise ValueError(
             f"The {what} data for input `{info.name}` has samples of shape {got}, the model takes "
             f"{want}. Resize the data, or batch the dataset if the batch dimension is missing."
-        )
-    if array.dtype.kind not in "biuf" and "bfloat16" not in str(array.dtype):
-        raise ValueError(
-            f"The {what} data for input `{info.name}` has dtype {array.dtype}; numbers are needed."
         )
     array = np.ascontiguousarray(array.astype(info.dtype, copy=False))
     if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -103,11 +103,24 @@ class LiteRT:
         try:
             blob = self._convert(self._converter(endpoint, form), precision, strict=True)
         except Exception as error:
-            blob = self._convert(self._converter(endpoint, form), precision, strict=False)
+            blob = self._loose(endpoint, form, precision)
             notes.append(
                 f"some operators have no {precision} form and stay float ({_first_line(error)})"
             )
         return self._better(blob, notes) if precision == "int8" else blob
+
+    def _loose(self, endpoint: str, form: str, precision: str) -> bytes:
+        try:
+            return self._convert(self._converter(endpoint, form), precision, strict=False)
+        except Exception as error:
+            whole = [i.name for i in self._source.signature.inputs if i.dtype != "float32"]
+            if precision != "int16x8" or not whole:
+                raise
+            names = ", ".join(f"`{name}`" for name in whole)
+            raise ValueError(
+                "TensorFlow's converter fails to make int16x8 of inputs that are integers, such as "
+                f"{names}. Take int8, which it makes"
+            ) from error
 
     def _int8(self, notes: list[str]) -> bytes:
         if self._quantized is None:
@@ -185,7 +198,7 @@ class LiteRT:
                 "ai-edge-quantizer is not installed. Install it with "
                 '`pip install "keras_kd[export]"`.'
             ) from error
-        return quantizer.Quantizer(bytearray(self._float32()), recipe)
+        return quantizer.Quantizer(bytearray(_with_distinct_names(self._float32())), recipe)
 
     def _float32(self) -> bytes:
         if self._float is None:
@@ -252,6 +265,25 @@ class LiteRT:
         for i in range(len(next(iter(arrays.values())))):
             # By name: a list would have to follow the converter's own order of inputs.
             yield {name: array[i : i + 1] for name, array in arrays.items()}
+
+
+def _with_distinct_names(blob: bytes) -> bytes:
+    """Rename tensors of inner graphs that share a name: ai-edge-quantizer tells them apart by it.
+
+    The converter gives the loops of a bidirectional layer the same names twice.
+    """
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(blob))
+    if len(model.subgraphs) == 1:
+        return blob
+    seen: set[bytes] = set()
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            if tensor.name in seen:
+                tensor.name += f";{len(seen)}".encode()
+            seen.add(tensor.name)
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _runs_with_batch(blob: bytes, source: Source) -> bool:

@@ -86,12 +86,22 @@ def read(folder: Path) -> dict[str, Any]:
         raise ManifestError(
             f"`{folder}` has no {FILE}. Pass a folder that `keras_kd.export` wrote."
         ) from None
+    except NotADirectoryError:
+        raise ManifestError(
+            f"`{folder}` is a file. Pass the folder that `keras_kd.export` wrote."
+        ) from None
     except RecursionError:
         raise ManifestError(
             f"`{path}` cannot be read: it is nested too deeply. Export again."
         ) from None
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"`{path}` cannot be read: {error}. Export again.") from None
+    except OSError as error:
+        raise ManifestError(
+            f"`{path}` cannot be read: {error.strerror}. Check the file and its rights."
+        ) from None
+    except ValueError as error:
+        raise ManifestError(
+            f"`{path}` is damaged: {error}. Restore the file or export again."
+        ) from None
     if not isinstance(content, dict) or content.get("schema") != VERSION:
         raise ManifestError(
             f"`{path}` is no export manifest of version {VERSION}. Export again with this version."

@@ -43,6 +43,12 @@ def kind_of(reference: np.ndarray, labels: np.ndarray | None, hint: str | None =
                 f"outputs, so labels lie in 0..{units - 1}. Check the labels or the last layer."
             )
         return "classes"
+    if units > 1 and labels.shape == reference.shape[:-1]:
+        odd = labels[labels != np.round(labels)][0]
+        raise ValueError(
+            f"The evaluation labels hold {odd:g}, but class numbers are whole. Pass integers from "
+            f"0 to {units - 1}, or one value for each of the {units} outputs."
+        )
     if labels.shape != reference.shape:
         raise ValueError(
             f"The evaluation labels have shape {labels.shape} and the model's outputs "

@@ -7,10 +7,20 @@ from importlib.resources import files
 from typing import Any
 
 from .layers import LayerReport
-from .report import Report, latency, number, percent, size
+from .report import Report, latency, number, percent, points, size
 
 _COLORS = {"tflite": "#1f6f8b", "onnx": "#c1553b"}
-_MARKERS = {"float32": "o", "float16": "s", "dynamic": "^", "int8": "D"}
+_MARKERS = {
+    "float32": "o",
+    "float16": "s",
+    "dynamic": "^",
+    "int8": "D",
+    "uint8": "d",
+    "weight_int8": "v",
+    "weight_int4": "<",
+    "int16x8": "P",
+    "int8_qoperator": "X",
+}
 
 
 def render(report: Report) -> str:
@@ -56,6 +66,7 @@ def render(report: Report) -> str:
         percent=percent,
         number=number,
         latency=latency,
+        points=points,
     )
 
 
@@ -122,9 +133,10 @@ def bench_figure(rows: list[dict[str, Any]]) -> Any:
     start_axes.set_xlabel("start, ms")
     memory_axes.barh(places, values("peak_memory_bytes", 1e-6), color=colors, height=0.6)
     memory_axes.set_xlabel("peak memory, MB")
-    for axes in (latency_axes, start_axes):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
+    for axes, figures in ((latency_axes, p50), (start_axes, warm)):
+        # Where no file ran, there is nothing to scale.
+        if any(value > 0 for value in figures):
+            _log_scale(axes)
         axes.legend(fontsize=7)
     for axes in (latency_axes, start_axes, memory_axes):
         axes.grid(True, axis="x", alpha=0.3)
@@ -177,8 +189,6 @@ def _scatter(
     points = [row for row in rows if row.get(key) is not None and row.get(quality) is not None]
     if not points:
         return None
-    from matplotlib.ticker import ScalarFormatter
-
     figure = _figure()
     axes = figure.subplots()
     for row in points:
@@ -198,8 +208,7 @@ def _scatter(
         )
     values = [row[key] * factor for row in points]
     if min(values) > 0 and max(values) > 8 * min(values):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        _log_scale(axes)
     axes.margins(0.1, 0.15)
     # A share ends at 100 %: the axis does too, and points there are drawn whole.
     low, high = axes.get_ylim()
@@ -211,6 +220,17 @@ def _scatter(
     axes.grid(True, alpha=0.3)
     what = "Size" if key == "bytes" else "Latency"
     return {"title": f"{what} against {quality}", "svg": svg(figure)}
+
+
+def _log_scale(axes: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    # Labels of Matplotlib's own choice, such as 2x10^-3 to 6x10^-3, lie on top of each other.
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _curves(history: dict[str, list[float | None]]) -> list[dict[str, str]]:

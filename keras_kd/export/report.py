@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from keras_kd.table import fitted
+
 from . import manifest
 from .layers import LayerReport
 from .writing import write_file
@@ -82,7 +84,7 @@ class Artifact:
         )
 
 
-_HEADINGS = {"": 21, "size": 9, "gzip": 9, "acc": 7, "agree": 7, "worst": 9, "SQNR": 7, "ms": 9}
+_LEAST = {"": 21, "size": 9, "gzip": 9, "acc": 7, "agree": 7, "worst": 9, "SQNR": 7, "ms": 9}
 _DISPENSABLE = ("worst", "gzip", "agree", "SQNR")
 _OWN = ("name", "best", "parameters", "flags")
 _COLUMNS = (
@@ -202,7 +204,10 @@ class Report:
                     latency(row.get("latency_ms")),
                 )
             )
-        lines = [*narrowed(_HEADINGS, cells, _DISPENSABLE, width), ""]
+        lines = fitted(
+            list(_LEAST), cells, width=width, dispensable=_DISPENSABLE, least=list(_LEAST.values())
+        )
+        lines.append("")
         lines.extend(textwrap.wrap(self._verdict(), min(width, 80)))
         for artifact in self.artifacts:
             name = f"{artifact.format} {artifact.precision}"
@@ -288,7 +293,7 @@ class Report:
         budget = (
             "no limit on the accuracy lost"
             if limit is None
-            else f"at most {100 * limit:g} point{'' if limit == 0.01 else 's'} of accuracy lost"
+            else f"at most {points(limit)} of accuracy lost"
         )
         best = self.best
         if best is None:
@@ -342,6 +347,11 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
 
 
+def points(share: float) -> str:
+    """Return a share in 0..1 of accuracy as points of percent, such as `1 point`."""
+    return f"{100 * share:g} {'point' if share == 0.01 else 'points'}"
+
+
 def number(value: float | None) -> str:
     """Return a difference in three significant digits."""
     return "-" if value is None else f"{value:.2g}"
@@ -364,46 +374,6 @@ def _quality(name: str, row: dict[str, Any]) -> str:
     if row["agreement"] is None:
         return f"`{name}`, {noise}"
     return f"`{name}`, agreement {percent(row['agreement'])} %, {noise}"
-
-
-def narrowed(
-    headings: dict[str, int], rows: Sequence[Sequence[str]], dispensable: Sequence[str], width: int
-) -> list[str]:
-    """Lay out a table as lines, without the columns that there is no room for.
-
-    Args:
-        headings: Title and width of each column; the first one is aligned to the left.
-        rows: Cells.
-        dispensable: Titles of columns in the order in which they are given up.
-        width: Most characters in a line.
-
-    Returns:
-        The lines, and one that names what was left out, if anything was.
-    """
-    shown, dropped = dict(headings), []
-    for title in dispensable:
-        if sum(shown.values()) <= width:
-            break
-        dropped.append(title)
-        del shown[title]
-    first = next(iter(headings))
-    spare = headings[first] - max(len(first), *(len(row[0]) for row in rows))
-    shown[first] -= max(0, min(spare, sum(shown.values()) - width))
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = [
-            (cell, shown[title])
-            for title, cell in zip(headings, cells, strict=True)
-            if title in shown
-        ]
-        right = "".join(f"{cell:>{space}}" for cell, space in others)
-        return f"{first[0]:<{first[1]}}{right}".rstrip()
-
-    lines = [line([title.strip() if i else title for i, title in enumerate(headings)])]
-    lines += [line(cells) for cells in rows]
-    if dropped:
-        lines += textwrap.wrap(f"Not shown in {width} columns: {', '.join(dropped)}.", width)
-    return lines
 
 
 def _wrap(width: int, text: str) -> list[str]:

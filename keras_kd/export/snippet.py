@@ -35,9 +35,7 @@ def snippets(artifact: Artifact, labels: list[str] | None) -> dict[str, str]:
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["quote"] = json.dumps
     source = files(__package__).joinpath("snippets", f"{artifact.format}.j2").read_text("utf-8")
-    template = environment.from_string(source)
     signature = artifact.details["signature"]
     values = {
         "file": artifact.file,
@@ -45,10 +43,21 @@ def snippets(artifact: Artifact, labels: list[str] | None) -> dict[str, str]:
         "outputs": [_tensor(info) for info in signature["outputs"]],
         "labels": labels,
     }
-    return {
-        language: template.render(language=language, **values).strip() + "\n"
-        for language in LANGUAGES
-    }
+    code = {}
+    for language in LANGUAGES:
+        # Kotlin reads `$name` inside a string as a variable.
+        environment.filters["quote"] = _quote_kotlin if language == "kotlin" else _quote
+        code[language] = environment.from_string(source).render(language=language, **values).strip()
+    return {language: f"{text}\n" for language, text in code.items()}
+
+
+def _quote(text: str) -> str:
+    # Letters beyond ASCII as they are: Swift has no `\u00e9`, Python no pairs of surrogates.
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _quote_kotlin(text: str) -> str:
+    return _quote(text).replace("$", "\\$")
 
 
 def _tensor(info: dict[str, Any]) -> dict[str, Any]:

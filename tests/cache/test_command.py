@@ -67,3 +67,45 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, files):
     assert cli.main(["cache", "write", teacher, path, *data, "--quiet"]) == 0
     assert cli.main(["cache", "verify", path, *other, "--teacher", teacher]) == 2
     assert "row 0 is another sample" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"x": np.full((9, 6), np.nan, "float32")}, "holds NaN or infinite values in 9 of 9"),
+        ({"x": np.zeros((9, 5), "float32")}, "samples of shape (5,), the model takes (6,)"),
+        ({"x": np.float32(1)}, "a single value where one row a sample is needed"),
+        ({"x": np.array(["a", "b"])}, "numbers are needed"),
+        ({"x": np.zeros((0, 6), "float32")}, "no rows"),
+    ],
+)
+def test_data_that_the_teacher_does_not_take(tmp_path, capsys, files, arrays, reason):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    data = ["--data", str(tmp_path / "bad.npz"), "--quiet"]
+    path = tmp_path / "cache"
+    assert cli.main(["cache", "write", str(files[0] / "teacher.keras"), str(path), *data]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert reason in said
+    assert not path.exists()
+
+
+def test_several_inputs_go_by_their_names(tmp_path, capsys):
+    one, two = keras.Input((3,), name="x"), keras.Input((2,), name="z")
+    model = keras.Model([one, two], keras.layers.Dense(4)(keras.layers.Concatenate()([one, two])))
+    model.save(tmp_path / "two.keras")
+    np.savez(tmp_path / "both.npz", x=np.ones((8, 3), "float32"), z=np.ones((8, 2), "float32"))
+    np.savez(tmp_path / "one.npz", x=np.ones((8, 3), "float32"))
+    teacher, path = str(tmp_path / "two.keras"), str(tmp_path / "cache")
+    both, one = (["--data", str(tmp_path / name)] for name in ("both.npz", "one.npz"))
+    assert cli.main(["cache", "write", teacher, path, *one]) == 2
+    assert "1 array(s) and the model 2 input(s), ['x', 'z']" in capsys.readouterr().err
+    assert cli.main(["cache", "write", teacher, path, *both, "--quiet"]) == 0
+    assert cli.main(["cache", "verify", path, "--teacher", teacher, *both]) == 0
+
+
+def test_the_manifest_of_an_export_is_no_cache(tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text('{"schema": 1}')
+    assert cli.main(["cache", "info", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "is the manifest of something else: it lacks `layout`. Pass the folder" in said

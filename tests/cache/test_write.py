@@ -332,6 +332,14 @@ def _refused(match, *arguments, error=ValueError, **options):
         cache.write(*arguments, **options)
 
 
+def test_a_refusal_leaves_no_empty_folder(teacher, x, tmp_path):
+    _refused("larger than the number of classes", teacher, x, tmp_path / "new", top_k=1000)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "there").mkdir()
+    _refused("larger than the number of classes", teacher, x, tmp_path / "there", top_k=1000)
+    assert (tmp_path / "there").exists()
+
+
 def test_another_teacher_or_form(written, classifier, teacher, x):
     before = _files(written)
     same = {"dtype": "float32", "taps": ["hidden"], "batch_size": 32}

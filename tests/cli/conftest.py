@@ -42,6 +42,10 @@ def models(tmp_path_factory):
     classifier(classes=4).save(paths["classes"])
     classifier(shape=(5, 5, 1)).save(paths["shape"])
     classifier(built=False).save(paths["unbuilt"])
+    diverged = classifier()
+    diverged.set_weights([np.full_like(weight, np.nan) for weight in diverged.get_weights()])
+    paths["diverged"] = folder / "diverged.keras"
+    diverged.save(paths["diverged"])
     paths["lambda"] = folder / "lambda.keras"
     keras.Sequential(
         [

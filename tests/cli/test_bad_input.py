@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from keras_kd.cli import main, trial
+from keras_kd.cli import console, main, trial
 
 
 @pytest.fixture
@@ -58,12 +58,57 @@ def tree(folder):
         (["verify"], "Missing argument 'DIR'"),
         (["verify", "missing"], "`missing` has no manifest.json"),
         (["verify", "."], "has no manifest.json"),
+        (["try", "missing", "--teacher", "missing.keras"], "`missing` has no manifest.json"),
+        (["cache", "write", "missing.keras", "c"], "`missing.keras` does not exist"),
+        (["cache", "verify", "c", "--teacher", "missing.keras"], "`missing.keras` does not exist"),
     ],
 )
 def test_arguments(refused, arguments, reason):
     import re
 
     assert re.search(reason, refused(*arguments))
+
+
+@pytest.mark.parametrize("command", ["verify", "bench", "report"])
+def test_a_file_in_place_of_an_export(refused, tmp_path, command):
+    (tmp_path / "model.tflite").write_text("x")
+    assert "`model.tflite` is a file. Pass the folder that" in refused(command, "model.tflite")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--teacher", "missing.keras"],
+        ["export", "missing.keras"],
+        ["cache", "write", "missing.keras", "c"],
+    ],
+)
+def test_a_missing_model_is_told_before_keras_is_imported(refused, monkeypatch, arguments):
+    def never():
+        raise AssertionError("Keras is being imported.")
+
+    for module in ("demo", "export", "cache"):
+        monkeypatch.setattr(f"keras_kd.cli.{module}.import_keras", never)
+    assert "`missing.keras` does not exist" in refused(*arguments)
+
+
+@pytest.mark.parametrize("columns", [40, 46, 60, 79])
+@pytest.mark.parametrize("command", [["demo"], ["export"], ["cache", "write"], [], ["cache"]])
+def test_the_help_cuts_nothing_in_a_narrow_terminal(run, monkeypatch, columns, command):
+    import re
+
+    def options(text):
+        return set(re.findall(r"--[a-z][a-z-]+", text))
+
+    monkeypatch.setenv("COLUMNS", "160")
+    code, wide, _ = run(*command, "--help")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert (code, run(*command, "--help")[0]) == (0, 0)
+    narrow = run(*command, "--help")[1]
+    assert options(narrow) == options(wide)
+    assert "…" not in narrow
+    assert "..." not in narrow.replace("[ARGS]...", "")
+    assert max(map(len, narrow.splitlines())) <= columns
 
 
 @pytest.mark.parametrize("command", ["demo", "export"])
@@ -123,6 +168,7 @@ def test_a_model_of_tf_keras_is_named_as_such(refused, tmp_path, models):
         ("shape", "takes inputs of shape (5, 5, 1), but the images"),
         ("unbuilt", "is not built"),
         ("lambda", "Put a layer class in place of the Lambda"),
+        ("diverged", "answers the first images of"),
     ],
 )
 def test_teachers_that_do_not_fit(refused, models, image_file, model, reason):
@@ -143,6 +189,8 @@ def test_data_that_cannot_be_used(refused, tmp_path, image_file):
         ({"x": np.zeros((0, 6, 6, 1), "float32")}, "empty|no samples"),
         ({"x": np.zeros((8, 7, 6, 1), "float32")}, "shape"),
         ({"audio": np.zeros((8, 6, 6, 1), "float32")}, "Store `x` .* or `image` by"),
+        ({"x": np.float32(3)}, "a single value where one row a sample is needed"),
+        ({"x": np.full((8, 6, 6, 1), "a")}, "dtype <U1; numbers are needed"),
     ],
 )
 def test_calibration_that_cannot_be_used(refused, tmp_path, models, arrays, reason):
@@ -169,6 +217,11 @@ def test_settings_of_the_export(refused, models, image_file, option, reason):
     assert reason in refused("export", models["good"], "--calibration", image_file, *option)
 
 
+def test_no_data_names_the_option(refused, models):
+    said = refused("export", models["good"], "--precisions", "float32")
+    assert "`--evaluation DATA` on the command line" in said
+
+
 def test_int8_without_calibration_says_what_to_pass(refused, models, image_file):
     assert "calibration" in refused("export", models["good"], "--evaluation", image_file)
 
@@ -187,6 +240,30 @@ def test_a_missing_package_is_named_with_its_extra(capsys, monkeypatch):
         'Install it with: pip install "keras_kd[report]"\n'
     )
     assert said.out == ""
+
+
+def test_ctrl_c_while_the_program_is_imported(capsys, monkeypatch):
+    import sys
+
+    class Interrupt:
+        def find_spec(self, name, path=None, target=None):
+            if name == "keras_kd.cli.app":
+                raise KeyboardInterrupt
+
+    for name in [name for name in sys.modules if name.startswith("keras_kd.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("keras_kd.cli.app", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
+    assert main(["verify", "x"]) == 130
+    assert capsys.readouterr().err == "keras-kd: interrupted before any work began.\n"
+
+
+def test_ctrl_c_shows_nothing_of_what_libraries_said(capfd):
+    for error, shown in ((KeyboardInterrupt, ""), (ValueError, "noise")):
+        with pytest.raises(error), console.native_silence():
+            os.write(2, b"noise")
+            raise error
+        assert capfd.readouterr().err == shown
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(run, monkeypatch):

@@ -103,7 +103,7 @@ def spoiled(folder):
         (("nowhere",), "`nowhere` has no manifest.json"),
         (("digits", "--threads", "0"), "--threads"),
         (("digits", "--seconds", "0"), "must be positive"),
-        (("digits", "--model", "none.keras"), "no Keras model `none.keras`"),
+        (("digits", "--model", "none.keras"), "`none.keras` does not exist"),
         (("digits", "--out", "taken"), "taken"),
     ],
 )

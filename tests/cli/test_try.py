@@ -701,6 +701,28 @@ def test_the_page_shows_a_sample_and_a_drawing(chromium, live):
 
 
 @POSIX
+def test_the_headings_have_room_on_a_phone(chromium, live):
+    screen = {"height": 740, "deviceScaleFactor": 1, "mobile": True}
+    try:
+        for width in (320, 360, 412):
+            chromium.call("Emulation.setDeviceMetricsOverride", width=width, **screen)
+            chromium.open(live.plain)
+            # What a cell holds must end before its right padding does.
+            spare = chromium.run(
+                "Array.from(document.querySelectorAll('thead th'), cell => { "
+                "const range = document.createRange(); range.selectNodeContents(cell); "
+                "return cell.getBoundingClientRect().right - range.getBoundingClientRect().right; "
+                "})"
+            )
+            assert min(spare) > 1, (width, spare)
+            assert not chromium.run(
+                "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+            )
+    finally:
+        chromium.call("Emulation.clearDeviceMetricsOverride")
+
+
+@POSIX
 def test_the_page_shows_the_teacher_beside_a_drawing(chromium, live, digits_teacher):
     chromium.open(live.taught)
     chromium.drag([(0.2, 0.2), (0.8, 0.8)])

@@ -1,10 +1,14 @@
 """Every example runs from a fresh kernel, and its notebook holds the same cells."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import jupytext
+import keras
 import pytest
+
+import keras_kd
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -33,3 +37,19 @@ def test_the_script_runs(script):
         if output.output_type == "stream"
     )
     assert printed.strip()
+
+
+def test_the_transfer_that_the_quickstart_proposes_fits_its_models():
+    text = (EXAMPLES / "quickstart.py").read_text()
+    proposed = re.search(r"distillation_loss=(\[.*?\])`", text, re.S)[1].replace("\n#", "\n")
+    function = text[text.index("def convnet") : text.index("teacher = convnet")]
+    names = {"keras": keras, "kd": keras_kd, "digits": keras_kd.datasets.load("digits")}
+    exec(function, names)
+    distiller = keras_kd.Distiller(
+        names["convnet"]("student", 8, 8, 16), names["convnet"]("teacher", 32, 32, 64, 64)
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    distiller.compile("adam", loss, distillation_loss=eval(proposed, names))
+    digits = names["digits"]
+    history = distiller.fit(digits.x_train[:32], digits.y_train[:32], verbose=0).history
+    assert "hint" in history

@@ -36,7 +36,7 @@ def small():
         ({"formats": ["tflight"]}, "Did you mean `tflite`"),
         ({"max_drop": 1.5}, r"`max_drop` must lie in \[0, 1\]"),
         ({"max_drop": float("nan")}, "`max_drop` must lie"),
-        ({"objective": "speed"}, "none of the objective"),
+        ({"objective": "speed"}, "`speed` is not known for `objective`"),
         ({"name": "../x"}, "first part of a file name"),
         ({"calibration": None}, "`int8` needs calibration data"),
         ({"calibration": X[:0]}, "calibration data is empty"),

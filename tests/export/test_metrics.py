@@ -39,6 +39,8 @@ def test_labels_out_of_range_are_named():
         metrics.kind_of(LOGITS, np.array([0, 4] * 25))
     with pytest.raises(ValueError, match=r"shape \(50, 3\)"):
         metrics.kind_of(LOGITS, np.zeros((50, 3)))
+    with pytest.raises(ValueError, match=r"hold 1\.5, but class numbers are whole.* 0 to 3"):
+        metrics.kind_of(LOGITS, np.array([0, 1.5] * 25))
 
 
 def test_sqnr_is_the_ratio_of_energies_in_decibels():

@@ -80,6 +80,31 @@ def test_recurrent_layers(tmp_path):
     assert "unrolled" in made["tflite int8"].details["notes"][0]
 
 
+def test_weight_only_precisions_of_a_bidirectional_layer(tmp_path):
+    # The converter names the inner graphs of both directions alike.
+    steps = keras.Input((3, 5), name="steps")
+    x = layers.Bidirectional(layers.LSTM(4))(steps)
+    model = keras.Model(steps, layers.Dense(3, name="kind")(x))
+    precisions = ("weight_int8", "weight_int4")
+    made = export(model, STEPS, tmp_path / "out", precisions=precisions, formats="tflite")
+    for precision, least in zip(precisions, (30, 10), strict=True):
+        artifact = made[f"tflite {precision}"]
+        assert artifact.passed, artifact.reason
+        assert artifact.sqnr > least
+
+
+def test_int16x8_of_integer_inputs_says_what_to_take(tmp_path):
+    tokens = keras.Input((6,), dtype="int32", name="tokens")
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(20, 4)(tokens))
+    model = keras.Model(tokens, layers.Dense(3, name="kind")(x))
+    x = rng.integers(0, 20, (24, 6))
+    made = export(model, x, tmp_path / "out", precisions=("int8", "int16x8"), formats="tflite")
+    assert made["tflite int8"].passed, made["tflite int8"].reason
+    refused = made["tflite int16x8"]
+    assert refused.status == "failed"
+    assert "integers, such as `tokens`. Take int8" in refused.reason
+
+
 class Unsavable(keras.Model):
     """A subclass that no other process can rebuild: its constructor takes a function."""
 

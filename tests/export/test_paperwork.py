@@ -1,15 +1,18 @@
 import csv
+import dataclasses
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jsonschema
 import pytest
 
 import keras_kd.export
-from keras_kd.export import benchmark, manifest, page
+from keras_kd.export import benchmark, checks, manifest, page, snippet
 
 
 def test_the_manifest_follows_its_schema(report):
@@ -98,6 +101,8 @@ def test_bench_times_every_file_in_its_own_process(report, tmp_path):
 def test_bench_refuses_what_it_cannot_time(report, tmp_path):
     with pytest.raises(ValueError, match="must be positive"):
         keras_kd.export.bench(report.folder, threads=0)
+    with pytest.raises(ValueError, match="`threads` is at most 1024.*threads=100000"):
+        keras_kd.export.bench(report.folder, threads=100_000)
     for seconds in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="`seconds` must be a finite number"):
             keras_kd.export.bench(report.folder, seconds=seconds)
@@ -110,7 +115,7 @@ def test_bench_refuses_what_it_cannot_time(report, tmp_path):
             keras_kd.export.bench(report.folder, **arguments)
     with pytest.raises(keras_kd.export.ManifestError):
         keras_kd.export.bench(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no Keras model"):
+    with pytest.raises(FileNotFoundError, match="none.keras` does not exist"):
         keras_kd.export.bench(report.folder, model=tmp_path / "none.keras")
 
 
@@ -123,3 +128,81 @@ def test_the_axis_of_a_share_ends_at_100_percent(monkeypatch):
     low, high = page._scatter(rows, "bytes", "size", 1.0)["svg"].axes[0].get_ylim()
     assert low < 90
     assert high == 100
+
+
+def test_the_plot_of_files_that_do_not_run_is_empty_and_no_error():
+    figures = ("bytes", "p50_ms", "p90_ms", "cold_start_ms", "warm_start_ms", "peak_memory_bytes")
+    row = {**dict.fromkeys(figures), "name": "onnx int8", "error": "it crashed. " * 20}
+    result = benchmark.BenchReport([row], 1)
+    assert page.png(page.bench_figure(result.rows())).startswith(b"\x89PNG")
+    lines = result.table(46).splitlines()
+    assert max(map(len, lines)) <= 46
+    assert " ".join(lines).count("crashed.") == 20
+
+
+def artifact(fmt, inputs, outputs):
+    details = {"signature": {"inputs": inputs, "outputs": outputs}}
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(keras_kd.export.Artifact))
+    known = {"format": fmt, "path": Path(f"m.{fmt}"), "details": details, "flags": ()}
+    return keras_kd.export.Artifact(**{**fields, **known})
+
+
+def test_swift_addresses_tensors_by_name():
+    # The order of the signature is that of the names, that of the interpreter is the model's.
+    inputs = [{"name": name, "shape": ["batch", 3], "dtype": "float32"} for name in ("a", "z")]
+    code = snippet.snippets(artifact("tflite", inputs, inputs[:1]), None)["swift"]
+    assert 'toInputNamed: "a"' in code
+    assert 'toInputNamed: "z"' in code
+    assert 'output(named: "a")' in code
+    assert "At:" not in code
+
+
+@pytest.mark.parametrize("fmt", ["tflite", "onnx"])
+def test_names_are_written_as_each_language_reads_them(fmt):
+    tensor = {"name": 'é "$x" 🙂', "shape": [1, 2], "dtype": "float32"}
+    code = snippet.snippets(artifact(fmt, [tensor], [tensor]), ["a $5 note", "b"])
+    assert '"a \\$5 note"' in code["kotlin"]
+    assert '"é \\"\\$x\\" 🙂"' in code["kotlin"]
+    for language in ("swift", "cpp", "javascript", "python"):
+        assert '"é \\"$x\\" 🙂"' in code[language], language
+        assert "\\u" not in code[language], language
+
+
+def test_kotlin_buffers_have_the_type_of_the_input():
+    tensors = [
+        {"name": kind, "shape": [1, 4], "dtype": kind} for kind in ("uint8", "int64", "float32")
+    ]
+    code = snippet.snippets(artifact("onnx", tensors, tensors[2:]), None)
+    assert "ByteBuffer.allocateDirect(4)" in code["kotlin"]
+    assert "OnnxJavaType.UINT8," in code["kotlin"]
+    assert "LongBuffer.wrap(LongArray(4))" in code["kotlin"]
+    assert "FloatBuffer.wrap(FloatArray(4))" in code["kotlin"]
+    for kind in ("OnnxJavaType", "ByteBuffer", "LongBuffer", "FloatBuffer"):
+        assert len(re.findall(rf"import \S+\.{kind}\n", code["kotlin"])) == 1
+    assert "elementType: .uInt8" in code["swift"]
+    assert "it.rewind()" in snippet.snippets(artifact("tflite", tensors, tensors), None)["kotlin"]
+
+
+@pytest.mark.parametrize("values", [(0.0014, 0.02), (0.03, 0.2), (0.002, 8.0), (0.001, 900.0)])
+def test_labels_of_a_logarithmic_axis_do_not_overlap(values):
+    figure = page._figure(3.3, 1.6)
+    axes = figure.subplots()
+    axes.scatter(values, [0] * len(values))
+    page._log_scale(axes)
+    axes.tick_params(labelsize=7, which="both")
+    figure.draw_without_rendering()
+    labels = [*axes.get_xticklabels(which="major"), *axes.get_xticklabels(which="minor")]
+    low, high = axes.get_xlim()
+    places = sorted(
+        (box.x0, box.x1)
+        for label in labels
+        if label.get_text() and low <= label.get_position()[0] <= high
+        for box in [label.get_window_extent()]
+    )
+    assert len(places) >= 2
+    assert all(left[1] <= right[0] for left, right in itertools.pairwise(places))
+
+
+def test_each_precision_has_its_own_marker():
+    assert set(page._MARKERS) == {name for known in checks.KNOWN.values() for name in known}
+    assert len(set(page._MARKERS.values())) == len(page._MARKERS)
