@@ -11,16 +11,16 @@ import pytest
 from keras import ops
 
 from keras_kd import losses
-from keras_kd.losses import logits
+from keras_kd.losses import divergences
 from keras_kd.losses.vocabulary import LARGE, PARTS, in_parts, label_or_rest
 
 FORMULAS = {
-    "softened": (logits.softened_kl, logits.softened_kl_slope),
-    "reverse": (logits.reverse_kl, logits.reverse_kl_slope),
+    "softened": (divergences.softened_kl, divergences.softened_kl_slope),
+    "reverse": (divergences.reverse_kl, divergences.reverse_kl_slope),
     **{
         f"mixture of {beta}": (
-            partial(logits.jensen_shannon, beta=beta),
-            partial(logits.jensen_shannon_slope, beta=beta),
+            partial(divergences.jensen_shannon, beta=beta),
+            partial(divergences.jensen_shannon_slope, beta=beta),
         )
         for beta in (0, 0.3, 1)
     },
