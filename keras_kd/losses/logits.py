@@ -96,7 +96,7 @@ class LogitLoss(DistillationLoss):
         temperature = self.temperature
         if isinstance(temperature, AdaptiveTemperature):
             temperature = temperature(teacher, student, self.mask)
-        temperature = ops.cast(temperature, self.dtype)
+        temperature = ops.cast(temperature, self.computed_in)
         if self.standardize:
             teacher, student = standardized(teacher), standardized(student)
         return teacher, student, temperature
