@@ -1,7 +1,7 @@
 """Divergences between softened class distributions: the teacher's answers as soft targets."""
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -12,13 +12,84 @@ from keras_kd.losses.vocabulary import in_parts, is_half, is_large
 from keras_kd.typing import Tensor
 
 
-def softened_kl(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
-    """KL divergence between temperature-softened class distributions.
+class Divergence(NamedTuple):
+    """A divergence between softmax distributions, of the log-probabilities `log p` and `log q`.
 
-    `T**2 * sum_c p_c * (log p_c - log q_c)` with `p = softmax(teacher / T)`,
-    `q = softmax(student / T)`.
+    Attributes:
+        value: `fn(log_p, log_q)`, of `(..., classes)`: the divergence `(..., 1)`, in nats.
+        slope: `fn(log_p, log_q)`: its derivative with respect to the logits whose softmax is `q`,
+            `(..., classes)`.
+    """
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor], Tensor]
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """`sum_c p_c * (log p_c - log q_c)`, `(..., 1)`."""
+    # Both sides stay in log space: probabilities clipped at 1e-7 lose the
+    # gradient of every logit that trails by more than 16.
+    return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1, keepdims=True)
+
+
+def _centered(log_q: Tensor, values: Tensor) -> Tensor:
+    """`q * (values - sum_c q_c values_c)`: how the mean of values under `q` moves with its logits.
+
+    Holds for values whose own derivatives have mean 0 under `q`, as logarithms have.
+    """
+    q = ops.exp(log_q)
+    return q * (values - ops.sum(q * values, axis=-1, keepdims=True))
+
+
+KL = Divergence(_kl, lambda log_p, log_q: ops.exp(log_q) - ops.exp(log_p))
+"""`KL(p || q)`, of the slope `q - p`."""
+
+REVERSE_KL = Divergence(
+    lambda log_p, log_q: _kl(log_q, log_p),
+    lambda log_p, log_q: _centered(log_q, log_q - log_p),
+)
+"""`KL(q || p)`, of the slope `q * (log q - log p - KL(q || p))`."""
+
+
+def mixture(beta: float) -> Divergence:
+    """The generalized Jensen-Shannon divergence, with its limits at 0 and 1.
+
+    `beta * KL(p || m) + (1 - beta) * KL(q || m)`, `m = beta * p + (1 - beta) * q`, of the slope
+    `(1 - beta) * q * (log q - log m - KL(q || m))`.
 
     Args:
+        beta: Share of `p` in the mixture, in [0, 1].
+
+    Returns:
+        The divergence.
+    """
+    if beta == 0:
+        return KL
+    if beta == 1:
+        return REVERSE_KL
+
+    def log_mixture(log_p: Tensor, log_q: Tensor) -> Tensor:
+        # logaddexp has half its gradient missing where both sides are equal.
+        top = ops.stop_gradient(ops.maximum(log_p, log_q))
+        return ops.log(beta * ops.exp(log_p - top) + (1 - beta) * ops.exp(log_q - top)) + top
+
+    def value(log_p: Tensor, log_q: Tensor) -> Tensor:
+        log_m = log_mixture(log_p, log_q)
+        return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
+
+    def slope(log_p: Tensor, log_q: Tensor) -> Tensor:
+        return (1 - beta) * _centered(log_q, log_q - log_mixture(log_p, log_q))
+
+    return Divergence(value, slope)
+
+
+def at_once(
+    divergence: Divergence, teacher: Tensor, student: Tensor, temperature: Tensor
+) -> Tensor:
+    """A divergence of softened distributions, `p` the teacher's and `q` the student's.
+
+    Args:
+        divergence: Which.
         teacher: Logits `(batch, ..., classes)`, unnormalized.
         student: Logits of the same shape.
         temperature: Positive scalar or `(batch, ..., 1)`, dimensionless.
@@ -26,21 +97,64 @@ def softened_kl(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor
     Returns:
         Tensor `(batch, ...)`, in nats.
     """
-    # Both sides stay in log space: probabilities clipped at 1e-7 lose the
-    # gradient of every logit that trails by more than 16.
     temperature = ops.cast(temperature, student.dtype)
     log_p = ops.log_softmax(teacher / temperature, axis=-1)
     log_q = ops.log_softmax(student / temperature, axis=-1)
-    kl = ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
+    return divergence.value(log_p, log_q)[..., 0]
+
+
+def over_tokens(
+    divergence: Divergence, teacher: Tensor, student: Tensor, temperature: Tensor
+) -> Tensor:
+    """The same as `at_once`, for a few tokens at a time; no gradient reaches the teacher.
+
+    Args:
+        divergence: Which.
+        teacher: Logits `(batch, ..., tokens, classes)`, unnormalized.
+        student: Logits of the same shape.
+        temperature: Positive scalar or `(batch, ..., tokens, 1)`, dimensionless.
+
+    Returns:
+        Tensor `(batch, ..., tokens)`, in nats, float32 or float64.
+    """
+
+    def logarithms(teacher: Tensor, student: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.log_softmax(teacher / temperature), ops.log_softmax(student / temperature)
+
+    def value(*rows: Tensor) -> Tensor:
+        return divergence.value(*logarithms(*rows))
+
+    def slope(*rows: Tensor) -> Tensor:
+        return divergence.slope(*logarithms(*rows)) / rows[2]
+
+    return in_parts(value, slope, teacher, student, temperature)[0]
+
+
+def _softened(
+    divergence: Divergence, teacher: Tensor, student: Tensor, temperature: Tensor
+) -> Tensor:
+    compare = over_tokens if is_large(student) else at_once
+    return compare(divergence, teacher, student, temperature)
+
+
+def softened_kl(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
+    """KL divergence between temperature-softened class distributions.
+
+    `T**2 * sum_c p_c * (log p_c - log q_c)` with `p = softmax(teacher / T)`,
+    `q = softmax(student / T)`.
+
+    Args:
+        teacher: Logits `(batch, ..., classes)`, unnormalized; where they are those of tokens
+            over a large vocabulary, no gradient reaches them, here and below.
+        student: Logits of the same shape.
+        temperature: Positive scalar or `(batch, ..., 1)`, dimensionless.
+
+    Returns:
+        Tensor `(batch, ...)`, in nats.
+    """
+    kl = _softened(KL, teacher, student, temperature)
     # The gradient of the softened KL shrinks as 1 / temperature**2.
-    return squared_temperature(temperature) * kl
-
-
-def softened_kl_slope(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
-    """Derivative of `softened_kl` with respect to the student's logits: `T * (q - p)`."""
-    p = ops.softmax(teacher / temperature, axis=-1)
-    q = ops.softmax(student / temperature, axis=-1)
-    return temperature * (q - p)
+    return squared_temperature(ops.cast(temperature, kl.dtype)) * kl
 
 
 def squared_temperature(temperature: Tensor) -> Tensor:
@@ -63,54 +177,7 @@ def reverse_kl(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
     Returns:
         Tensor `(batch, ...)`, in nats.
     """
-    temperature = ops.cast(temperature, student.dtype)
-    log_p = ops.log_softmax(teacher / temperature, axis=-1)
-    log_q = ops.log_softmax(student / temperature, axis=-1)
-    return ops.sum(ops.exp(log_q) * (log_q - log_p), axis=-1)
-
-
-def reverse_kl_slope(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
-    """Derivative of `reverse_kl` with respect to the student's logits.
-
-    `q_c * (log q_c - log p_c - KL(q || p)) / T`.
-    """
-    log_p = ops.log_softmax(teacher / temperature, axis=-1)
-    log_q = ops.log_softmax(student / temperature, axis=-1)
-    return _centered(log_q, log_q - log_p) / temperature
-
-
-def jensen_shannon_slope(
-    teacher: Tensor, student: Tensor, temperature: Tensor, beta: float
-) -> Tensor:
-    """Derivative of `jensen_shannon` with respect to the student's logits.
-
-    `(1 - beta) * q_c * (log q_c - log m_c - KL(q || m)) / T`, with the limits
-    `(q - p) / T` at `beta=0` and that of `reverse_kl` at `beta=1`.
-    """
-    if beta == 1:
-        return reverse_kl_slope(teacher, student, temperature)
-    log_p = ops.log_softmax(teacher / temperature, axis=-1)
-    log_q = ops.log_softmax(student / temperature, axis=-1)
-    if beta == 0:
-        return (ops.exp(log_q) - ops.exp(log_p)) / temperature
-    log_m = _log_mixture(log_p, log_q, beta)
-    return (1 - beta) * _centered(log_q, log_q - log_m) / temperature
-
-
-def _centered(log_q: Tensor, values: Tensor) -> Tensor:
-    """`q * (values - sum_c q_c values_c)`: how the mean of values under `q` moves with its logits.
-
-    Holds for values whose own derivatives have mean 0 under `q`, as logarithms have.
-    """
-    q = ops.exp(log_q)
-    return q * (values - ops.sum(q * values, axis=-1, keepdims=True))
-
-
-def _log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
-    """`log(beta * p + (1 - beta) * q)`."""
-    # logaddexp has half its gradient missing where both sides are equal.
-    top = ops.stop_gradient(ops.maximum(log_p, log_q))
-    return ops.log(beta * ops.exp(log_p - top) + (1 - beta) * ops.exp(log_q - top)) + top
+    return _softened(REVERSE_KL, teacher, student, temperature)
 
 
 def jensen_shannon(teacher: Tensor, student: Tensor, temperature: Tensor, beta: float) -> Tensor:
@@ -128,17 +195,7 @@ def jensen_shannon(teacher: Tensor, student: Tensor, temperature: Tensor, beta: 
     Returns:
         Tensor `(batch, ...)`, in nats.
     """
-    if beta == 1:
-        return reverse_kl(teacher, student, temperature)
-    if beta == 0:
-        return reverse_kl(student, teacher, temperature)
-    temperature = ops.cast(temperature, student.dtype)
-    log_p = ops.log_softmax(teacher / temperature, axis=-1)
-    log_q = ops.log_softmax(student / temperature, axis=-1)
-    log_m = _log_mixture(log_p, log_q, beta)
-    from_teacher = ops.sum(ops.exp(log_p) * (log_p - log_m), axis=-1)
-    from_student = ops.sum(ops.exp(log_q) * (log_q - log_m), axis=-1)
-    return beta * from_teacher + (1 - beta) * from_student
+    return _softened(mixture(beta), teacher, student, temperature)
 
 
 def total_variation(teacher: Tensor, student: Tensor, temperature: Tensor) -> Tensor:
@@ -199,7 +256,7 @@ class PartwiseLoss(LogitLoss):
     def converted(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """Both logits, as they are where parts of them are cast, else in the loss's precision."""
         whole = self.standardize or isinstance(self.temperature, AdaptiveTemperature)
-        if whole or self.dtype != "float32":
+        if whole or self.dtype == "float64":
             return super().converted(teacher, student)
         if is_half(teacher) and is_half(student) and is_large(student):
             return teacher, student
@@ -257,10 +314,7 @@ class SoftTargets(PartwiseLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, ...)`."""
-        prepared = self.prepared(y_true, y_pred)
-        if is_large(y_pred):
-            return in_parts(softened_kl, softened_kl_slope, *prepared)
-        return softened_kl(*prepared)
+        return softened_kl(*self.prepared(y_true, y_pred))
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -364,10 +418,7 @@ class ReverseKL(PartwiseLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, ...)`."""
-        prepared = self.prepared(y_true, y_pred)
-        if is_large(y_pred):
-            return in_parts(reverse_kl, reverse_kl_slope, *prepared)
-        return reverse_kl(*prepared)
+        return reverse_kl(*self.prepared(y_true, y_pred))
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -427,11 +478,7 @@ class JensenShannon(PartwiseLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, ...)`."""
-        prepared = self.prepared(y_true, y_pred)
-        if is_large(y_pred):
-            value = partial(jensen_shannon, beta=self.beta)
-            return in_parts(value, partial(jensen_shannon_slope, beta=self.beta), *prepared)
-        return jensen_shannon(*prepared, self.beta)
+        return jensen_shannon(*self.prepared(y_true, y_pred), self.beta)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this loss."""
