@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from keras import ops
 
+import keras_kd
 from keras_kd import losses
+from keras_kd.losses import vocabulary
 from keras_kd.losses.divergences import KL, at_once, mixture, over_tokens
 from keras_kd.losses.vocabulary import LARGE, PARTS, label_or_rest
 
@@ -132,6 +134,35 @@ def test_a_large_vocabulary_in_a_fit(loss):
     teacher = rng.normal(0, 3, (5, 6, LARGE)).astype("float32")
     logs = model.fit(tokens, teacher, batch_size=2, epochs=2, verbose=0).history["loss"]
     assert logs[1] < logs[0]
+
+
+def test_a_step_is_that_of_the_plain_losses(monkeypatch):
+    """Labels, padding and sample weights included."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 5, (4, 6)), rng.integers(0, LARGE, (4, 6))
+
+    def model():
+        inputs = keras.Input((None,), dtype="int32")
+        hidden = keras.layers.Embedding(5, 3, mask_zero=True)(inputs)
+        return keras.Model(inputs, keras.layers.Dense(LARGE)(hidden))
+
+    def step():
+        keras.utils.set_random_seed(0)
+        distiller = keras_kd.Distiller(model(), model())
+        hard = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        distiller.compile(keras.optimizers.SGD(50.0), hard, temperature=2.0)
+        before = distiller.student.get_weights()
+        weight = np.array([1.0, 0.5, 2.0, 0.0], "float32")
+        logs = distiller.train_on_batch(x, y, sample_weight=weight, return_dict=True)
+        after = distiller.student.get_weights()
+        return float(logs["loss"]), [b - a for a, b in zip(before, after)]
+
+    loss, moved = step()
+    monkeypatch.setattr(vocabulary, "LARGE", LARGE + 1)
+    plain_loss, plain_moved = step()
+    assert loss == pytest.approx(plain_loss, rel=1e-5)
+    for found, expected in zip(moved, plain_moved):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 # A whole step, in a process of its own, counted in tensors of the logits' size and precision: what
