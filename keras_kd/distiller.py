@@ -397,7 +397,9 @@ class Distiller(Guarded, Measured, Saved):
         # already includes the regularizers.
         hard = None
         if self._compile_loss:
-            hard = step.hard_loss(self._compile_loss, y, output, sample_weight, self.loss)
+            hard, after = step.hard_loss(self._compile_loss, y, output, sample_weight, self.loss)
+            if answered:
+                y_pred = step.read_on(y_pred, output, after)
         extra = [self._aggregate_additional_loss(loss) for loss in self.losses]
         if hard is not None:
             self._book("student_loss", hard, size)

@@ -45,7 +45,7 @@ class Measured(keras.Model):
             found: dict[str, Tensor] = {}
             if self._compile_loss:
                 output = answer.output if isinstance(answer, Answer) else answer
-                found["student_loss"] = step.hard_loss(
+                found["student_loss"], _ = step.hard_loss(
                     self._compile_loss, y, output, sample_weight, self.loss
                 )
             values, _ = objective.distillation(

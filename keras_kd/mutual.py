@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_kd import checks, teachers
 from keras_kd.losses.base import DistillationLoss, owns_layers
-from keras_kd.losses.logits import SoftTargets
+from keras_kd.losses.divergences import SoftTargets
 from keras_kd.taps import Answer, Reader
 from keras_kd.transfer import Transfer, averaged
 from keras_kd.typing import Tensor

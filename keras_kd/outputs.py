@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_kd import checks
-from keras_kd.losses.logits import BinarySoftTargets, SoftTargets
+from keras_kd.losses.divergences import BinarySoftTargets, SoftTargets
 from keras_kd.transfer import Transfer
 
 

@@ -59,7 +59,9 @@ class Books:
             self.add("agreement", ops.cast(same, "float32"), mask)
 
 
-def hard_loss(loss: Any, y: Any, output: Any, sample_weight: Any, given: Any = None) -> Tensor:
+def hard_loss(
+    loss: Any, y: Any, output: Any, sample_weight: Any, given: Any = None
+) -> tuple[Tensor, Any]:
     """The student's loss on the labels, by what Keras made of the compiled loss.
 
     Args:
@@ -71,16 +73,25 @@ def hard_loss(loss: Any, y: Any, output: Any, sample_weight: Any, given: Any = N
         given: What was given to `compile`.
 
     Returns:
-        A scalar.
+        A scalar, and the output, for whatever else reads its logits, so that the
+        gradient of this loss is added to that of the other in place.
     """
     weight = for_positions(sample_weight, output)
     if _is_crossentropy(given) and ops.is_tensor(output) and is_large(output) and fills():
         # The same loss of two classes, the label and the rest, spares the copies of all logits
         # that Keras's crossentropy keeps for its gradient.
         mask = keras_mask(output)
-        output = with_keras_mask(label_or_rest(y, output), mask)
-        y = ops.zeros_like(y)
-    return loss(y, output, weight)
+        halves, output = label_or_rest(y, output)
+        value = loss(ops.zeros_like(y), with_keras_mask(halves, mask), weight)
+        return value, with_keras_mask(output, mask)
+    return loss(y, output, weight), output
+
+
+def read_on(answer: Answer, before: Any, after: Any) -> Answer:
+    """The student's answer with its output replaced as logits, not as what the model returned."""
+    if after is before:
+        return answer
+    return answer._replace(logits=[after if z is before else z for z in answer.logits])
 
 
 def _is_crossentropy(loss: Any) -> bool:

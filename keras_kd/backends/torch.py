@@ -2,37 +2,62 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
 
-FILLS_FORWARD = False
-"""Whether `filled` runs in the forward pass: PyTorch does not say if a gradient will follow."""
+Compared = Callable[[torch.Tensor], tuple[torch.Tensor, Callable[..., torch.Tensor]]]
+"""From logits to values, and to `fn(upstream, start, size)`, the gradient of some rows."""
 
 
-def filled(
-    function: Callable[[int, int], tuple[torch.Tensor, ...]],
-    parts: int,
-    likes: tuple[torch.Tensor, ...],
-) -> tuple[torch.Tensor, ...]:
-    """Write what is computed of each group of rows into tensors, one group after the other.
+def with_slopes(
+    compared: Compared, logits: torch.Tensor, parts: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values with a gradient that is computed for one group of rows after the other.
+
+    The logits come back for another loss to read: the gradient of these values is added to that
+    of the other in place, where PyTorch would hold both, and their sum beside them. So what
+    reads them may keep nothing of the gradient that it gives them; no loss of this package does.
 
     Args:
-        function: `fn(start, size)`: `size` new rows of each tensor.
+        compared: `fn(logits)`: the values `(rows, 1)`, and `fn(upstream, start, size)`: from their
+            gradient `(rows, 1)` to that of some rows of logits, `(size, classes)`.
+        logits: `(rows, classes)`.
         parts: Into how many groups the rows are divided, at most.
-        likes: Tensors `(rows, ...)`: the shapes and types of the results.
 
     Returns:
-        The tensors.
+        The values and the logits.
     """
-    wholes = tuple(torch.empty_like(like) for like in likes)
-    count = len(likes[0])
-    size = max(-(-count // parts), 1)
-    for start in range(0, count, size):
-        length = min(size, count - start)
-        for whole, part in zip(wholes, function(start, length), strict=True):
-            whole[start : start + length] = part
-    return wholes
+    values, passed = _WithSlopes.apply(logits, compared, parts)
+    return values, passed
+
+
+class _WithSlopes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Any, compared: Compared, parts: int) -> Any:
+        values, ctx.slopes = compared(logits.detach())
+        ctx.like, ctx.parts = logits.detach(), parts
+        ctx.set_materialize_grads(False)
+        return values, logits
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Any, whole: Any) -> Any:
+        if upstream is None:
+            return whole, None, None
+        # That of another loss may be differentiated in turn, or be one number for many entries.
+        if whole is not None and (torch.is_grad_enabled() or not whole.is_contiguous()):
+            whole = whole.clone(memory_format=torch.contiguous_format)
+        filled = torch.empty_like(ctx.like) if whole is None else whole
+        size = max(-(-len(filled) // ctx.parts), 1)
+        for start in range(0, len(filled), size):
+            rows = filled[start : start + size]
+            new = ctx.slopes(upstream, start, len(rows))
+            if whole is None:
+                rows.copy_(new)
+            else:
+                rows.add_(new)
+        return filled, None, None
 
 
 def without_gradients() -> AbstractContextManager[None]:

@@ -3,17 +3,16 @@
 from keras_kd.losses.base import DistillationLoss
 from keras_kd.losses.classes import DIST, DecoupledKD
 from keras_kd.losses.contrast import CRD
-from keras_kd.losses.features import FSP, ICKD, NST, AttentionTransfer, Hint
-from keras_kd.losses.learned import VID, FactorTransfer, ReviewKD, SimKD
-from keras_kd.losses.logits import (
+from keras_kd.losses.divergences import (
     BinarySoftTargets,
     JensenShannon,
-    LogitHuber,
-    LogitMSE,
     ReverseKL,
     SoftTargets,
     TotalVariation,
 )
+from keras_kd.losses.features import FSP, ICKD, NST, AttentionTransfer, Hint
+from keras_kd.losses.learned import VID, FactorTransfer, ReviewKD, SimKD
+from keras_kd.losses.logits import LogitHuber, LogitMSE
 from keras_kd.losses.relations import PKT, RKD, CorrelationCongruence, SimilarityPreserving
 from keras_kd.losses.temperatures import CWSM, FLSW
 from keras_kd.losses.tokens import PKD, AttentionScores, HiddenState, MiniLM

@@ -49,7 +49,8 @@ class DistillationLoss(keras.losses.Loss):
             or `CWSM` gives every sample one of its own.
         reduction: As in `keras.losses.Loss`.
         name: Name of the loss in the logs.
-        dtype: As in `keras.losses.Loss`: the precision of the computation.
+        dtype: As in `keras.losses.Loss`: the precision of what is returned, and of the
+            computation, which is in float32 where this is float16 or bfloat16.
 
     Raises:
         ValueError: If `temperature` is not positive and finite.
@@ -103,6 +104,9 @@ class DistillationLoss(keras.losses.Loss):
     def converted(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides as `call` reads them: tensors of the loss's own precision.
 
+        In float32 where that is a half: squares past 65504 overflow in float16, and so do
+        their gradients, although those of the features themselves need not.
+
         Args:
             teacher: What the loss was called with: a tensor, an array, or a list of them.
             student: The same.
@@ -110,7 +114,12 @@ class DistillationLoss(keras.losses.Loss):
         Returns:
             Tensors, in the structures given.
         """
-        return _tensors(teacher, self.dtype), _tensors(student, self.dtype)
+        return _tensors(teacher, self.computed_in), _tensors(student, self.computed_in)
+
+    @property
+    def computed_in(self) -> str:
+        """The dtype of the computation: that of the loss, or float32 where that is a half."""
+        return "float64" if self.dtype == "float64" else "float32"
 
     @property
     def layers(self) -> list[keras.layers.Layer]:

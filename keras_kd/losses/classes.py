@@ -6,8 +6,9 @@ import keras
 from keras import ops
 
 from keras_kd.losses.base import require_weights
+from keras_kd.losses.divergences import squared_temperature
 from keras_kd.losses.geometry import rounding
-from keras_kd.losses.logits import LogitLoss, squared_temperature
+from keras_kd.losses.logits import LogitLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
 from keras_kd.typing import Tensor
 

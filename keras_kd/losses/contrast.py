@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_kd.losses.base import require_positive
-from keras_kd.losses.geometry import unit
+from keras_kd.losses.geometry import precise, unit
 from keras_kd.losses.learned import layer_precision
 from keras_kd.losses.relations import RelationLoss
 from keras_kd.typing import Shape, Tensor
@@ -234,8 +234,8 @@ class CRD(RelationLoss):
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The values `(batch,)` from features `(batch, features)`."""
-        theirs = unit(self.embeddings[0](teacher))
-        ours = unit(self.embeddings[1](student))
+        theirs = unit(precise(self.embeddings[0](teacher)))
+        ours = unit(precise(self.embeddings[1](student)))
         if self.samples is None:
             return in_batch_contrast(theirs, ours, self.contrast)
         if self.indices is None:

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive
-from keras_kd.losses.geometry import common_grid, flattened, precise, require_maps, scaled, unit
+from keras_kd.losses.geometry import common_grid, flattened, require_maps, scaled, unit
 from keras_kd.typing import Shape, Tensor
 
 
@@ -101,7 +101,7 @@ def feature_mse(teacher: Tensor, student: Tensor, mask: Tensor = None) -> Tensor
     Returns:
         `(batch,)`, or `(batch, tokens)` where the features have one axis of tokens.
     """
-    return averaged(ops.square(precise(teacher) - precise(student)), mask)
+    return averaged(ops.square(teacher - student), mask)
 
 
 def attention_map(features: Tensor, power: float) -> Tensor:
@@ -129,7 +129,7 @@ def flow(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         Tensor `(batch, m, n)`.
     """
-    first, second = precise(_positions(first)), precise(_positions(second))
+    first, second = _positions(first), _positions(second)
     count = ops.cast(ops.shape(first)[1], first.dtype)
     return ops.matmul(ops.transpose(first, (0, 2, 1)), second / count)
 

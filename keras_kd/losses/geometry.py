@@ -16,8 +16,7 @@ def precise(x: Tensor) -> Tensor:
 def scaled(x: Tensor, axis: int | tuple[int, ...]) -> Tensor:
     """`x` divided by its largest size along `axis`, which counts as a constant.
 
-    For what does not depend on the scale: squares of features past 256 overflow
-    in float16.
+    For what does not depend on the scale: squares of features past 1e19 overflow.
     """
     largest = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
     return x / ops.where(ops.equal(largest, 0), ops.ones_like(largest), largest)

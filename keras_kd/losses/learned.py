@@ -21,10 +21,13 @@ from keras_kd.typing import Shape, Tensor
 
 
 def layer_precision(dtype: str) -> Any:
-    """Precision of a loss's layers: its own, with weights in float32 where that is a half."""
-    if dtype in ("float16", "bfloat16"):
-        return keras.DTypePolicy(f"mixed_{dtype}")
-    return dtype
+    """Precision of a loss's layers: its own, with weights in float32 where that is a half.
+
+    Float32 in place of float16, past which the sums over channels are in the gradient of a layer.
+    """
+    if dtype == "bfloat16":
+        return keras.DTypePolicy("mixed_bfloat16")
+    return "float32" if dtype == "float16" else dtype
 
 
 def _normalization(precision: Any) -> Any:
@@ -84,7 +87,7 @@ def pyramid_mse(teacher: Tensor, student: Tensor, levels: tuple[int, ...]) -> Te
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    return ops.mean(ops.square(precise(flattened(x))), axis=-1)
+    return ops.mean(ops.square(flattened(x)), axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -189,7 +192,7 @@ class FactorTransfer(FeatureLoss):
             return factor_difference(y_true, y_pred)
         factor = self.encoder(y_true)
         rebuilt = self.decoder(factor)
-        error = _mean_square(rebuilt - y_true)
+        error = _mean_square(precise(rebuilt) - y_true)
         theirs, ours = common_grid(ops.stop_gradient(factor), self.translator(y_pred), self.name)
         return precise(factor_difference(theirs, ours)) + self.reconstruction * error
 
@@ -399,7 +402,7 @@ class SimKD(FeatureLoss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)`."""
         teacher, student = common_grid(y_true, y_pred, self.name)
-        return _mean_square(self.projector(student, training=self.training) - teacher)
+        return _mean_square(precise(self.projector(student, training=self.training)) - teacher)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this loss."""

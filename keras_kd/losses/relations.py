@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive, require_weights
-from keras_kd.losses.geometry import flattened, huber, precise, unit
+from keras_kd.losses.geometry import flattened, huber, unit
 from keras_kd.typing import Tensor
 
 
@@ -169,7 +169,7 @@ class RelationLoss(FeatureLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)`."""
-        return self.compare(precise(flattened(y_true)), precise(flattened(y_pred)))
+        return self.compare(flattened(y_true), flattened(y_pred))
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The values `(batch,)` from features `(batch, features)`."""

@@ -8,13 +8,13 @@ from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive
 from keras_kd.losses.features import paired_layers, same_shape
-from keras_kd.losses.geometry import precise, unit
+from keras_kd.losses.geometry import unit
 from keras_kd.typing import Shape, Tensor
 
 
 def hidden_mse(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean over the units of the squared difference, `(batch, ..., units)` to `(batch, ...)`."""
-    return ops.mean(ops.square(precise(teacher) - precise(student)), axis=-1)
+    return ops.mean(ops.square(teacher - student), axis=-1)
 
 
 def hidden_cosine(teacher: Tensor, student: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def score_mse(teacher: Tensor, student: Tensor, mask: Tensor = None) -> Tensor:
     def allowed(scores: Tensor) -> Tensor:
         return ops.where(scores <= -100.0, ops.zeros_like(scores), scores)
 
-    teacher, student = allowed(precise(teacher)), allowed(precise(student))
+    teacher, student = allowed(teacher), allowed(student)
     squared = ops.mean(ops.square(teacher - student), axis=1)
     if mask is None:
         return ops.mean(squared, axis=-1)
@@ -68,15 +68,11 @@ def token_relations(states: Tensor, heads: int, mask: Tensor = None) -> Tensor:
     batch, length = ops.shape(states)[0], ops.shape(states)[1]
     width = _units(states.shape) // heads
     split = ops.transpose(ops.reshape(states, (batch, length, heads, width)), (0, 2, 1, 3))
-    # Half of the scale on each side keeps the products inside float16.
-    split = split / math.sqrt(math.sqrt(width))
-    products = ops.matmul(split, ops.transpose(split, (0, 1, 3, 2)))
+    products = ops.matmul(split, ops.transpose(split, (0, 1, 3, 2))) / math.sqrt(width)
     if mask is not None:
         # Far below any product and still a number: a row of padding alone stays finite.
-        half = keras.backend.standardize_dtype(products.dtype) == "float16"
-        bound = -3e4 if half else -1e9
         keys = ops.cast(mask, "bool")[:, None, None, :]
-        products = ops.where(keys, products, ops.full_like(products, bound))
+        products = ops.where(keys, products, ops.full_like(products, -1e9))
     return ops.log_softmax(products, axis=-1)
 
 
@@ -315,7 +311,7 @@ class MiniLM(FeatureLoss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch, tokens)`."""
         values = [
-            relation_kl(precise(theirs), precise(ours), self.relation_heads, self.mask)
+            relation_kl(theirs, ours, self.relation_heads, self.mask)
             for theirs, ours in paired_layers(self.name, y_true, y_pred)
         ]
         return sum(values)

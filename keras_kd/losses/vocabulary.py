@@ -1,6 +1,7 @@
 """Divergences over large vocabularies, computed for a few tokens at a time."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ LARGE = 4096
 PARTS = 256
 """Into how many parts the tokens of a batch are divided."""
 
-Rows = Callable[[Tensor, Tensor, Tensor], Tensor]
+Rows = Callable[..., Any]
 
 
 def is_large(logits: Tensor) -> bool:
@@ -29,17 +30,17 @@ def is_half(logits: Tensor) -> bool:
 
 def in_parts(
     value: Rows, slope: Rows, teacher: Tensor, student: Tensor, temperature: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """A divergence of `(batch, tokens, classes)` without copies of all its logits.
 
     The logits are read in groups of tokens, and only the group at hand is softened,
     in float32 whatever the logits are. Besides the logits there is one tensor of
-    their size and precision, the gradient of the student's, which TensorFlow on the
-    CPU fills group by group; XLA, JAX and PyTorch compute it at once from the logits.
+    their size and precision, the gradient of the student's, which is filled group by
+    group (at once by TensorFlow on a GPU without XLA).
 
     Args:
         value: `fn(teacher, student, temperature)`: logits `(tokens, classes)` and
-            a scalar or `(tokens, 1)` to the divergence `(tokens,)`.
+            a scalar or `(tokens, 1)` to the divergence `(tokens, 1)`.
         slope: The same arguments to the derivative of `value` with respect to the
             student's logits, `(tokens, classes)`.
         teacher: Logits `(batch, ..., tokens, classes)`, unnormalized, or whatever
@@ -49,7 +50,9 @@ def in_parts(
             gradient reaches it.
 
     Returns:
-        Tensor `(batch, ..., tokens)`, float32 or float64.
+        Values `(batch, ..., tokens)`, float32 or float64; and the student's logits, for
+        another loss to read: the gradient of this one is then added to that of the other
+        in place, where the sum of both would take the memory of each.
     """
     classes = student.shape[-1]
     shape = ops.shape(student)[:-1]
@@ -60,46 +63,81 @@ def in_parts(
         temperature = ops.reshape(ops.broadcast_to(temperature, (*shape, 1)), (-1, 1))
     theirs = ops.reshape(ops.stop_gradient(teacher), (-1, teacher.shape[-1]))
 
-    @ops.custom_gradient
-    def divergence(ours: Tensor) -> Any:
+    def reading(ours: Tensor) -> Rows:
         def read(start: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             def part(tensor: Tensor) -> Tensor:
                 return ops.cast(_rows(tensor, start, size), precise)
 
             return part(theirs), part(ours), part(temperature) if each else temperature
 
+        return read
+
+    def compared(ours: Tensor) -> tuple[Tensor, Rows]:
+        """The values, and what computes of their gradient that of some rows of the logits."""
+        read = reading(ours)
+
+        def slopes(upstream: Tensor, start: Tensor, size: Tensor) -> Tensor:
+            # In half precision a small slope is lost unless it is multiplied by the scaled
+            # loss first.
+            scale = _rows(upstream, start, size)
+            return ops.cast(scale * slope(*read(start, size)), _dtype(ours))
+
+        return _values(lambda start, size: value(*read(start, size)), ours), slopes
+
+    @ops.custom_gradient
+    def with_logits(ours: Tensor) -> Any:
+        values, slopes = compared(ours)
+
+        def gradient(*upstream: Any) -> Tensor:
+            of_values, of_logits = keras.tree.flatten(upstream)
+            # Where nobody else reads the logits these are zeros, which XLA would make ahead of
+            # the forward pass, and hold all along, if they did not depend on what comes after it.
+            of_logits = ops.where(ops.isnan(of_values[:1]), float("nan"), of_logits)
+            return _added(of_logits, partial(slopes, of_values))
+
+        return (values, ours), gradient
+
+    @ops.custom_gradient
+    def filled_at_first(ours: Tensor) -> Any:
+        read = reading(ours)
+
         def both(start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
             rows = read(start, size)
             return value(*rows), slope(*rows)
 
-        backend, slopes = _filler(), None
-        # Forward where it can be, so that the teacher's logits are free when the gradient begins.
-        # In half precision a small slope is lost unless it is multiplied by the scaled loss first.
-        if backend is not None and backend.FILLS_FORWARD and not is_half(ours):
-            values, slopes = backend.filled(both, PARTS, (ops.cast(ours[:, 0], precise), ours))
-        else:
-            values = _values(lambda start, size: value(*read(start, size)), ours)
+        likes = ops.cast(ours[:, :1], precise), ours
+        values, slopes = _tensorflow().filled(both, PARTS, likes)
+        return values, lambda upstream: slopes * upstream
 
-        def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
-            upstream = ops.expand_dims(args[0] if upstream is None else upstream, -1)
-            if slopes is not None:
-                return slopes * upstream
-            if backend is None:
-                t, s = (ops.cast(z, precise) for z in (theirs, ours))
-                return ops.cast(upstream * slope(t, s, temperature), _dtype(ours))
+    @ops.custom_gradient
+    def filled_at_last(ours: Tensor) -> Any:
+        values, slopes = compared(ours)
 
+        def gradient(upstream: Tensor) -> Tensor:
             def part(start: Tensor, size: Tensor) -> tuple[Tensor]:
-                scale = _rows(upstream, start, size)
-                return (ops.cast(scale * slope(*read(start, size)), _dtype(ours)),)
+                return (slopes(upstream, start, size),)
 
-            return backend.filled(part, PARTS, (ours,))[0]
+            if _tensorflow().fills():
+                return _tensorflow().filled(part, PARTS, (ours,))[0]
+            return part(0, ops.shape(ours)[0])[0]
 
         return values, gradient
 
-    return ops.reshape(divergence(ops.reshape(student, (-1, classes))), shape)
+    ours = ops.reshape(student, (-1, classes))
+    if keras.config.backend() == "torch":
+        from keras_kd.backends import torch as backend_torch
+
+        values, passed = backend_torch.with_slopes(compared, ours, PARTS)
+    elif keras.config.backend() == "jax" or _tensorflow().in_xla():
+        values, passed = with_logits(ours)
+    else:
+        # So that the teacher's logits are free when the gradient begins.
+        at_first = _tensorflow().fills() and not is_half(ours)
+        values, passed = (filled_at_first if at_first else filled_at_last)(ours), ours
+    return ops.reshape(values, shape), ops.reshape(passed, (*shape, classes))
 
 
-def label_or_rest(labels: Tensor, logits: Tensor) -> Tensor:
+def label_or_rest(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of two classes, the label and all others, with the crossentropy of all classes.
 
     `log p_y - log(1 - p_y)` and 0, `p = softmax(logits)`, without copies of all the logits.
@@ -110,19 +148,21 @@ def label_or_rest(labels: Tensor, logits: Tensor) -> Tensor:
         logits: `(batch, ..., tokens, classes)`, unnormalized.
 
     Returns:
-        Tensor `(batch, ..., tokens, 2)`, of which the first is the label's.
+        Tensor `(batch, ..., tokens, 2)`, of which the first is the label's; and the logits, for
+        another loss to read, as from `in_parts`.
     """
     labels = ops.reshape(labels, (*ops.shape(logits)[:-1], 1))
     # Class numbers are exact in float32 up to 2**24, cast with the logits.
-    margin = in_parts(_margin, _margin_slope, labels, logits, 1.0)
-    return ops.stack([margin, ops.zeros_like(margin)], axis=-1)
+    margin, logits = in_parts(_margin, _margin_slope, labels, logits, 1.0)
+    return ops.stack([margin, ops.zeros_like(margin)], axis=-1), logits
 
 
 def _margin(labels: Tensor, logits: Tensor, _: Tensor) -> Tensor:
     chosen, rest = _label_and_rest(labels, logits)
-    margin = ops.sum(ops.where(chosen, logits, 0.0), axis=-1) - ops.logsumexp(rest, axis=-1)
+    label = ops.sum(ops.where(chosen, logits, 0.0), axis=-1, keepdims=True)
+    margin = label - ops.logsumexp(rest, axis=-1, keepdims=True)
     # Keras's crossentropy of a label that is no class, on JAX, is 0, and so is its gradient.
-    return ops.where(ops.any(chosen, axis=-1), margin, 1e30)
+    return ops.where(ops.any(chosen, axis=-1, keepdims=True), margin, 1e30)
 
 
 def _margin_slope(labels: Tensor, logits: Tensor, _: Tensor) -> Tensor:
@@ -141,15 +181,19 @@ def fills() -> bool:
 
     There TensorFlow's own keeps the gradient alone, and fuses what leads to it.
     """
-    if keras.config.backend() != "tensorflow":
-        return True
-    from keras_kd.backends import tensorflow as backend_tensorflow
-
-    return backend_tensorflow.in_xla()
+    return keras.config.backend() != "tensorflow" or bool(_tensorflow().in_xla())
 
 
-def _values(function: Callable[[Tensor, Tensor], Tensor], like: Tensor) -> Tensor:
-    """`function(start, size)` of all groups of rows, of which the last may reach into another."""
+def _values(function: Rows, like: Tensor) -> Tensor:
+    """`function(start, size)` of all groups of rows, of which the last may reach into another.
+
+    Args:
+        function: Gives `(size, 1)`.
+        like: `(rows, ...)`.
+
+    Returns:
+        Tensor `(rows, 1)`.
+    """
     count = ops.shape(like)[0]
     size = (count + PARTS - 1) // PARTS
     groups = (count + size - 1) // size
@@ -158,7 +202,8 @@ def _values(function: Callable[[Tensor, Tensor], Tensor], like: Tensor) -> Tenso
     )
     row = ops.arange(count)
     before = row // size * size
-    return ops.take(values, before + row - ops.minimum(before, count - size))
+    rows = before + row - ops.minimum(before, count - size)
+    return ops.take(ops.reshape(values, (-1, 1)), rows, axis=0)
 
 
 def _rows(tensor: Tensor, start: Tensor, size: Tensor) -> Tensor:
@@ -167,20 +212,32 @@ def _rows(tensor: Tensor, start: Tensor, size: Tensor) -> Tensor:
     return ops.slice(tensor, (start, start * 0), (size, tensor.shape[-1]))
 
 
-def _filler() -> Any:
-    """The module of the backend, where it can fill a tensor group by group, or `None`."""
-    kind = keras.config.backend()
-    if kind == "jax":
-        from keras_kd.backends import jax as backend_jax
+def _added(whole: Tensor, part: Rows) -> Tensor:
+    """`whole` and what is computed of each group of its rows, which XLA adds in place.
 
-        return backend_jax
-    if kind == "torch":
-        from keras_kd.backends import torch as backend_torch
+    Args:
+        whole: `(rows, columns)`.
+        part: `fn(start, size)`, `(size, columns)`.
+    """
+    count = ops.shape(whole)[0]
+    size = (count + PARTS - 1) // PARTS
 
-        return backend_torch
+    def add(group: Tensor, whole: Tensor) -> Tensor:
+        # The last group reaches back into the one before it, so that all have one size.
+        start = ops.minimum(group * size, count - size)
+        new = ops.reshape(start + ops.arange(size) >= group * size, (-1, 1))
+        rows = _rows(whole, start, size)
+        rows = ops.where(new, rows + part(start, size), rows)
+        return ops.slice_update(whole, (start, start * 0), rows)
+
+    return ops.fori_loop(0, (count + size - 1) // size, add, whole)
+
+
+def _tensorflow() -> Any:
+    """What only TensorFlow needs."""
     from keras_kd.backends import tensorflow as backend_tensorflow
 
-    return backend_tensorflow if backend_tensorflow.fills() else None
+    return backend_tensorflow
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.losses.logits import softened_kl
+from keras_kd.losses.divergences import softened_kl
 from keras_kd.taps import Answer, Reader
 from keras_kd.teachers.ensemble import Ensemble
 from keras_kd.teachers.model import ModelTeacher, Teacher
