@@ -368,17 +368,6 @@ def _dataset(dataset: Any, loss: Any, metrics: bool, template: Any) -> None:
             _refuse_float_labels(dtype.name)
 
 
-def validation_of_cache(teacher: Any) -> None:
-    """Raise `ValueError` for validation arrays that a teacher without models is to answer."""
-    if teacher is not None and not teacher.models:
-        raise ValueError(
-            "`evaluate_distillation=True` asks the teacher about the validation data, and its "
-            "answers are read from a cache, which has none to these arrays. Write a cache of them "
-            "and pass `validation_data=CachedTeacher(path).join(dataset)`, or compile with "
-            "`evaluate_distillation=False`."
-        )
-
-
 def first_rows(x: Any, must_be_real: bool, batch_size: int | None = None) -> tuple[Any, bool, Any]:
     """The first rows of what `fit` was given: a few, or the first batch if they must be real.
 

@@ -1,6 +1,5 @@
 """One batch in, one optimizer step out: the hard loss, the teacher's, and the regularizers."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,8 +22,10 @@ from keras_kd.guarded import Guarded
 from keras_kd.loading import load_distiller as load_distiller
 from keras_kd.measure import Measured
 from keras_kd.outputs import Placed
+from keras_kd.prepare import Prepared
+from keras_kd.reader import Answer
 from keras_kd.saving import Saved
-from keras_kd.taps import Answer, inference
+from keras_kd.taps import inference
 from keras_kd.teachers import numbered
 from keras_kd.transfer import Transfer
 from keras_kd.typing import Tensor
@@ -35,7 +36,7 @@ DEFAULT_TEMPERATURE = 1.0
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class Distiller(Guarded, Measured, Saved):
+class Distiller(Guarded, Prepared, Measured, Saved):
     """Trains a student to do the task and to answer like its teacher.
 
     Each step minimizes `alpha * hard + (1 - alpha) * distillation +
@@ -61,7 +62,8 @@ class Distiller(Guarded, Measured, Saved):
             `"float16"` run a private copy with BatchNormalization folded, in
             that precision; `"auto"` times copies on the first batch and takes
             one only if it is faster and agrees. `fit` and `evaluate` copy
-            weights that have changed again. Teachers whose inner layers
+            weights that have changed again; `train_on_batch` does not look
+            for changes, which would cost it time. Teachers whose inner layers
             are read run as they are given.
         teacher_inputs: `fn(x)`: what the teacher reads of one batch `x`.
             Defaults to the batch itself. It runs inside the compiled step, so
@@ -243,31 +245,6 @@ class Distiller(Guarded, Measured, Saved):
             self.transfers.append(transfer)
         # A step that was traced before writes into the metrics of that time.
         self._books = step.Books(self._setup.books(), self._books.means if self._books else {})
-
-    def _prepare(self, rows: Any, real: bool = True) -> None:
-        """Look at a few rows before the first step: build what they show, refuse what cannot work.
-
-        Args:
-            rows: A few rows of the data, `None` where nothing can be read.
-            real: Whether they are rows of the data, or zeros in their shape.
-        """
-        setup = self._setup
-        if setup.prepared or setup.teacher is None or rows is None:
-            return
-        with self._scope():
-            placed = setup.inspect(rows)
-            if placed is not None:
-                self.adopt(placed)
-            if setup.look(rows, real) and not self.optimizer.built:
-                # Slots that exist before the first step can be restored by callbacks.
-                self.optimizer.build(self.trainable_variables)
-        setup.prepared = True
-
-    def _scope(self) -> Any:
-        """Where variables are created, under `tf.distribute` too."""
-        if keras.config.backend() == "tensorflow":
-            return self.distribute_strategy.scope()
-        return contextlib.nullcontext()
 
     # --------------------------------------------------------------------- step
 
@@ -486,21 +463,7 @@ class Distiller(Guarded, Measured, Saved):
             )
         setup.arrays = None
         if self.compiled:
-            checks.training_data(x, y, self.loss, setup.student, self.metrics_need_labels)
-            checks.more_data(kwargs, self.loss, setup.student)
-            if setup.teacher is not None:
-                x, y, batch_size, kwargs = setup.teacher.join_fit(x, y, batch_size, kwargs)
-            numbered.require_samples(x)
-            rows, real, x = checks.first_rows(x, not setup.settled, batch_size)
-            self._prepare(rows, real)
-            x = numbered.added(x, self.transfers)
-            if not isinstance(x, numbered.Numbered) and rows is not None:
-                numbered.require(setup.split(rows)[1], self.transfers)
-            validation = kwargs.get("validation_data")
-            if setup.evaluate_distillation and isinstance(validation, list | tuple):
-                checks.validation_of_cache(setup.teacher)
-                numbered.require(setup.split(validation[0])[1], self.transfers)
-            setup.arrays = objective.training_arrays(x, y, kwargs)
+            x, y, batch_size, kwargs = self._for_fit(x, y, batch_size, kwargs)
         observer = watch.Watch(setup.teacher)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             observer.set_model(self)
@@ -521,15 +484,20 @@ class Distiller(Guarded, Measured, Saved):
         finally:
             setup.arrays = None
 
-    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+    def evaluate(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+    ) -> Any:
         """Evaluate the student, as `keras.Model.evaluate` does.
 
         With `loss=None` there is no `loss` among the results, unless `compile`
         was given `evaluate_distillation=True`: then it is the distillation loss.
+        A `CachedTeacher` can be asked about the arrays that it was written from, and
+        about datasets that are joined.
 
         Args:
             x: Inputs: arrays, or a dataset that yields batches.
             y: Labels.
+            batch_size: Samples a step, for arrays.
             **kwargs: As in `keras.Model.evaluate`.
 
         Returns:
@@ -538,14 +506,20 @@ class Distiller(Guarded, Measured, Saved):
         """
         if self._setup.evaluate_distillation:
             self._setup.refresh()
+            x, y, weight, batch_size = self._asked(
+                x, y, kwargs.pop("sample_weight", None), batch_size
+            )
+            kwargs["sample_weight"] = weight
             if not self._setup.prepared:
                 self._setup.require_teacher()
                 rows, real, x = checks.first_rows(x, not self._setup.settled)
                 self._prepare(rows, real)
         if self._compile_loss is not None or self._setup.evaluate_distillation:
-            return super().evaluate(x, y, **kwargs)
+            return super().evaluate(x, y, batch_size, **kwargs)
         as_dict = kwargs.pop("return_dict", False)
-        logs = self._without_empty_loss(super().evaluate(x, y, return_dict=True, **kwargs))
+        logs = self._without_empty_loss(
+            super().evaluate(x, y, batch_size, return_dict=True, **kwargs)
+        )
         values = list(logs.values())
         return logs if as_dict else values[0] if len(values) == 1 else values
 
@@ -590,11 +564,6 @@ class Distiller(Guarded, Measured, Saved):
         """Whether `alpha` weighs the hard loss against the distillation loss."""
         setup = self._setup
         return self.distills and setup.labeled and not setup.explicit
-
-    @property
-    def metrics_need_labels(self) -> bool:
-        """Whether `compile` was given metrics of the student."""
-        return self._compile_metrics is not None
 
     @property
     def output_names(self) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from keras_kd import projectors, table, teachers
 from keras_kd.graph import is_graph
@@ -184,8 +185,13 @@ def _by_depth(ours: int, theirs: int) -> list[tuple[int, int]]:
 
 def _levels(model: Any, side: str, x: Any) -> tuple[str, list[_Layer]]:
     """What the model is made of, and the layers that show it."""
-    if is_graph(model):
+    shown = is_graph(model)
+    if shown:
         layers = _numbered(list(_graph_calls(model, "", {})))
+        if _hides_blocks(model, layers):
+            # Inside a layer that shows no graph, as the encoder of a vision transformer.
+            shown, x = False, _zeros(model) if x is None else x
+    if shown:
         if x is not None:
             # The sizes that this batch shows.
             _, seen = calls(model, x, [layer.layer for layer in layers])
@@ -197,8 +203,8 @@ def _levels(model: Any, side: str, x: Any) -> tuple[str, list[_Layer]]:
         layers = _watched(model, x)
     else:
         raise ValueError(
-            f"The {side} `{model.name}` of class {type(model).__name__} shows no graph, so its "
-            "layers are seen only while it runs. Pass a few rows that it reads as "
+            f"The {side} `{model.name}` of class {type(model).__name__} shows no graph of its "
+            "blocks, so its layers are seen only while it runs. Pass a few rows that it reads as "
             f"`{'teacher_x' if side == 'teacher' else 'x'}=` (`x=` serves both sides)."
         )
     kind, levels = _cut(model, layers)
@@ -206,6 +212,11 @@ def _levels(model: Any, side: str, x: Any) -> tuple[str, list[_Layer]]:
         raise ValueError(
             f"The {side} `{model.name}` has maps whose sizes are not known before it reads a "
             "batch. Pass a few rows of the usual size as `x=`."
+        )
+    if not levels and any(_is_attention(layer) for layer in model._flatten_layers()):
+        raise ValueError(
+            f"The {side} `{model.name}` calls its attention layers more than once in a pass, so "
+            "that no layer shows one level. Use losses on its outputs."
         )
     if not levels:
         raise ValueError(
@@ -251,9 +262,36 @@ _NO_FEATURES = (
 
 
 def _is_attention(layer: Any) -> bool:
-    return isinstance(
-        layer,
-        keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention,
+    known = keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention
+    # Many models bring one of their own, with projections inside.
+    named = "attention" in type(layer).__name__.lower() and bool(sublayers(layer))
+    return isinstance(layer, known) or (named and not _attention_inside(layer))
+
+
+def _attention_inside(layer: Any) -> bool:
+    return any(
+        inner is not layer and "attention" in type(inner).__name__.lower()
+        for inner in layer._flatten_layers()
+    )
+
+
+def _hides_blocks(model: Any, layers: list[_Layer]) -> bool:
+    """Whether blocks with attention are inside layers of the graph, which stand for several."""
+    blocks = {id(block) for block in _attention_blocks(model)}
+    return any(
+        id(inner) in blocks
+        for layer in layers
+        if isinstance(layer.layer, keras.layers.Layer)
+        for inner in layer.layer._flatten_layers(include_self=False)
+    )
+
+
+def _zeros(model: Any) -> Any:
+    """One row of zeros that the model reads, or `None` where a size is not known."""
+    if any(None in tensor.shape[1:] for tensor in model.inputs):
+        return None
+    return keras.tree.map_structure(
+        lambda tensor: np.zeros((1, *tensor.shape[1:]), tensor.dtype), model.input
     )
 
 
@@ -425,7 +463,7 @@ def _paths(layer: Any, prefix: str) -> Iterator[tuple[Any, str]]:
     """The layers of a model with their paths; graphs are opened, other models listed and opened."""
     for inner in sublayers(layer):
         path = f"{prefix}{inner.name}"
-        if isinstance(inner, keras.Model):
+        if isinstance(inner, keras.Model) or _attention_blocks(inner) != [inner]:
             yield from _paths(inner, f"{path}/")
         if not is_graph(inner):
             yield inner, path

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_kd import checks, objective, step, wiring
-from keras_kd.taps import Answer
+from keras_kd.reader import Answer
 from keras_kd.teachers import numbered
 from keras_kd.transfer import Transfer
 from keras_kd.typing import Tensor

@@ -1,27 +1,38 @@
 """Training without a finished teacher: students teach each other, exits learn from the last."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from keras_kd import checks, teachers
+from keras_kd import checks, step, teachers
 from keras_kd.losses.base import DistillationLoss, owns_layers
-from keras_kd.losses.divergences import SoftTargets
-from keras_kd.taps import Answer, Reader
+from keras_kd.losses.divergences import BinarySoftTargets, SoftTargets
+from keras_kd.reader import Answer, Reader
 from keras_kd.transfer import Transfer, averaged
 from keras_kd.typing import Tensor
+
+
+class _Exit(NamedTuple):
+    """One of the outputs that learn: the model that returns it, and which of its flat outputs."""
+
+    reader: Reader
+    output: int
 
 
 class _Together(keras.Model):
     """One forward pass with several logits that learn from the labels and from each other."""
 
-    def __init__(self, names: Sequence[str], name: str, dtype: Any) -> None:
+    def __init__(
+        self, names: Sequence[str], readers: Sequence[Reader], name: str, dtype: Any
+    ) -> None:
         super().__init__(name=name, dtype=dtype, autocast=False)
         self._names = list(names)
+        self._readers = _Held(list(readers))
         self._hard: Any = None
         self._between: Any = None
+        self._given: Any = None
         self.weight = keras.Variable(
             1.0, trainable=False, dtype="float32", autocast=False, name="mutual_weight"
         )
@@ -46,15 +57,26 @@ class _Together(keras.Model):
             distillation_loss: One loss between logits: of `keras_kd.losses`,
                 without layers of its own, any `keras.losses.Loss`, or a
                 function of teacher and student that returns one value per
-                sample. Defaults to `SoftTargets(temperature=1.0)`.
+                sample. Defaults to `SoftTargets(temperature=1.0)`, or to
+                `BinarySoftTargets(temperature=1.0)` for sigmoid and one-unit
+                classifiers.
             weight: Non-negative weight of the distillation, live as `weight`.
-            **kwargs: As in `keras.Model.compile`.
+            **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile`,
+                `auto_scale_loss`, as in `keras.Model.compile`.
 
         Raises:
             ValueError: If there is no `loss`, `weight` is negative, or
-                `distillation_loss` reads layers or owns some.
+                `distillation_loss` reads layers or owns some, or does not fit
+                the outputs.
             TypeError: If `distillation_loss` is no loss.
         """
+        for unread in ("loss_weights", "weighted_metrics"):
+            if kwargs.get(unread) is not None:
+                raise ValueError(
+                    f"`{type(self).__name__}` reads no `{unread}`. Received: "
+                    f"{unread}={kwargs[unread]!r}. All outputs have one `loss`, and `metrics` are "
+                    "those of each."
+                )
         if loss is None:
             raise ValueError(
                 f"`{type(self).__name__}` has no finished teacher, so it needs labels. "
@@ -64,6 +86,13 @@ class _Together(keras.Model):
         # Named losses are functions in Keras, of one value per sample.
         hard = averaged(keras.losses.get(loss))
         between = self._between_logits(distillation_loss)
+        given = self._given
+        self._given = _Held((loss, between))
+        try:
+            between = self._fitting()
+        except ValueError:
+            self._given = given
+            raise
         super().compile(optimizer=optimizer, **kwargs)
         self.weight.assign(weight)
         # Plain holders: Keras would read a list of losses as one for each output.
@@ -77,13 +106,14 @@ class _Together(keras.Model):
                 )
             }
         )
-        self._scores = _Held([self._fresh_metrics(metrics) for _ in self._names])
+        self._asked = _Held(metrics)
+        self._scores = _Held([self._fresh_metrics() for _ in self._names])
 
     def _between_logits(self, loss: Any) -> Any:
         """The loss between two learners, refused where it would read more than logits."""
         kind = type(self).__name__
         if loss is None:
-            return SoftTargets(temperature=1.0)
+            return None
         if isinstance(loss, Transfer):
             raise ValueError(
                 f"`distillation_loss` of `{kind}` compares the logits, and a `Transfer` says which "
@@ -103,12 +133,90 @@ class _Together(keras.Model):
             )
         return averaged(loss)
 
-    def _fresh_metrics(self, metrics: Any) -> list[Any]:
+    def _exits(self) -> list[_Exit]:
+        """Where the outputs come from, in the order of their names."""
+        raise NotImplementedError
+
+    def _ends(self) -> list[tuple[str, Any]]:
+        """Kind and shape of each output, `"unknown"` and `None` as long as only a batch tells."""
+        found = []
+        for reader, i in self._exits():
+            kinds, shapes = reader.kinds(), reader.shapes
+            kind = kinds[i] if i < len(kinds) else "unknown"
+            found.append((kind, None if shapes is None else shapes[i]))
+        return found
+
+    def _fitting(self) -> Any:
+        """The loss between the outputs as far as they are known, refused if it does not fit."""
+        hard, loss = self._given.it
+        ends = self._ends()
+        if loss is None:
+            for name, (kind, shape) in zip(self._names, ends):
+                if shape is not None and shape[-1] == 1 and kind != "sigmoid":
+                    checks.one_unit_is_binary(hard, name)
+            independent = [kind == "sigmoid" or _units(shape) == 1 for kind, shape in ends]
+            loss = (BinarySoftTargets if any(independent) else SoftTargets)(temperature=1.0)
+        # It only carries the loss to the checks.
+        transfer = Transfer(loss)
+        for name, (kind, shape), (reader, _) in zip(self._names, ends, self._exits()):
+            if transfer.reads_logits and shape is not None:
+                binary = isinstance(loss, BinarySoftTargets)
+                checks.logit_loss_fits(transfer, binary, kind, shape, f"output `{name}`")
+            if kind == "logits" and reader.from_logits is not False:
+                checks.loss_of_probabilities(transfer, "output", name)
+        counts = {units for units in (_units(shape) for _, shape in ends) if units is not None}
+        if len(counts) > 1:
+            raise ValueError(
+                "What learns together answers for the same classes. Received: outputs of "
+                f"{' and '.join(str(count) for count in sorted(counts))} units."
+            )
+        return loss
+
+    def _inspect(self, x: Any, batch_size: int | None = None) -> Any:
+        """Find out from the first rows what layers alone do not tell; returns the data."""
+        readers = self._readers.it
+        if not self.compiled or all(reader.settled for reader in readers):
+            return x
+        seen = all(shape is not None for _, shape in self._ends())
+        rows, _, x = checks.first_rows(x, True, batch_size)
+        if rows is not None:
+            for reader in readers:
+                reader.inspect(rows)
+            self._between = _Held(self._fitting())
+        if rows is not None and not seen:
+            self._scores = _Held([self._fresh_metrics() for _ in self._names])
+        return x
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, as `keras.Model.fit` does."""
+        size = args[0] if args else kwargs.get("batch_size")
+        return super().fit(self._inspect(x, size), y, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate every output, as `keras.Model.evaluate` does."""
+        return super().evaluate(self._inspect(x), y, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take one optimizer step, as `keras.Model.train_on_batch` does."""
+        return super().train_on_batch(self._inspect(x), *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one batch, as `keras.Model.test_on_batch` does."""
+        return super().test_on_batch(self._inspect(x), *args, **kwargs)
+
+    def _binary(self) -> bool:
+        """Whether the units of the outputs are independent."""
+        return self._between is not None and isinstance(self._between.it, BinarySoftTargets)
+
+    def _fresh_metrics(self) -> list[Any]:
         fresh = []
-        for metric in metrics or []:
+        one_unit = any(_units(shape) == 1 for _, shape in self._ends())
+        for metric in self._asked.it or []:
             if isinstance(metric, str) and metric in ("accuracy", "acc"):
                 sparse = "sparse" in getattr(self._hard.it, "name", str(self._hard.it))
                 kind = "SparseCategoricalAccuracy" if sparse else "CategoricalAccuracy"
+                # Of one unit the greatest is always the first.
+                kind = "BinaryAccuracy" if one_unit else kind
                 fresh.append(getattr(keras.metrics, kind)(name="accuracy"))
             else:
                 made = keras.metrics.get(metric)
@@ -140,20 +248,22 @@ class _Together(keras.Model):
         size = ops.shape(keras.tree.flatten(x)[0])[0]
         total: Any = 0.0
         for name, output in zip(self._names, y_pred.output):
-            hard = self._hard.it(y, output, sample_weight)
+            hard = self._hard.it(y, output, step.for_positions(sample_weight, output))
             self._means.it[f"{name}_loss"].update_state(hard, sample_weight=size)
             total = total + hard
         between: Any = 0.0
         pairs = self._pairs()
         reads_more = isinstance(self._between.it, DistillationLoss)
+        # As in a `Distiller`: losses of other makers compare what the models return.
+        read = y_pred.logits if reads_more and self._between.it.reads_logits else y_pred.output
         more = {"labels": y, "training": training} if reads_more else {}
         for learner in {learner for _, learner in pairs}:
             mine = [teacher for teacher, other in pairs if other == learner]
             for teacher in mine:
                 value = self._between.it(
-                    ops.stop_gradient(y_pred.logits[teacher]),
-                    y_pred.logits[learner],
-                    sample_weight,
+                    ops.stop_gradient(read[teacher]),
+                    read[learner],
+                    step.for_positions(sample_weight, read[learner]),
                     **more,
                 )
                 between = between + value / len(mine)
@@ -182,11 +292,27 @@ class _Together(keras.Model):
         return list(result.output)
 
 
+def _units(shape: Any) -> int | None:
+    """How many units an output has, where that is known."""
+    return None if shape is None else shape[-1]
+
+
 class _Held:
     """Holds something out of Keras's tracking."""
 
     def __init__(self, it: Any) -> None:
         self.it = it
+
+
+def _require_one_output(student: Reader) -> None:
+    """Raise `ValueError` for a student of which one output alone would be read."""
+    names = keras.tree.flatten(student.template) if student.template is not None else [None]
+    if len(names) != 1:
+        raise ValueError(
+            f"Mutual learning compares one output of each student, and `{student.model.name}` has "
+            f"{len(names)}: {names}. Give it one, as "
+            "`keras.Model(student.inputs, student.get_layer(name).output)`."
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -203,7 +329,8 @@ class MutualLearning(_Together):
         name: Name of the whole.
 
     Raises:
-        ValueError: If there are fewer than two students, or two share a name.
+        ValueError: If there are fewer than two students, two share a name, or
+            one has several outputs.
         TypeError: If one is no Keras 3 model.
 
     Examples:
@@ -230,10 +357,21 @@ class MutualLearning(_Together):
             )
         names = [student.name for student in students]
         checks.unique(names, "student")
-        super().__init__(names, name, students[0].dtype_policy)
+        readers = [Reader(student, "student", from_logits) for student in students]
+        for reader in readers:
+            _require_one_output(reader)
+        super().__init__(names, readers, name, students[0].dtype_policy)
         self.students = list(students)
         self.from_logits = from_logits
-        self._readers = _Held([Reader(student, "student", from_logits) for student in students])
+
+    def _exits(self) -> list[_Exit]:
+        return [_Exit(reader, 0) for reader in self._readers.it]
+
+    def _inspect(self, x: Any, batch_size: int | None = None) -> Any:
+        x = super()._inspect(x, batch_size)
+        for reader in self._readers.it:
+            _require_one_output(reader)
+        return x
 
     def _pairs(self) -> list[tuple[int, int]]:
         count = len(self._names)
@@ -241,7 +379,8 @@ class MutualLearning(_Together):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Run every student on the same inputs."""
-        answers = [reader.read(inputs, bool(training)) for reader in self._readers.it]
+        binary = [self._binary()]
+        answers = [reader.read(inputs, bool(training), binary) for reader in self._readers.it]
         return Answer([a.output for a in answers], [a.logits[0] for a in answers], {})
 
     def get_config(self) -> dict[str, Any]:
@@ -301,13 +440,16 @@ class SelfDistillation(_Together):
                 f"Self-distillation needs a model with at least two exits. `{model.name}` has "
                 f"{len(exits)} outputs."
             )
-        super().__init__([str(e) for e in exits], name, model.dtype_policy)
+        reader = Reader(model, "model", from_logits)
+        super().__init__([str(e) for e in exits], [reader], name, model.dtype_policy)
         self.model = model
         self.from_logits = from_logits
         # Keras flattens a dict in the order of its sorted keys.
         flat = keras.tree.flatten(template)
         self._order = _Held([flat.index(name) for name in exits])
-        self._reader = _Held(Reader(model, "model", from_logits))
+
+    def _exits(self) -> list[_Exit]:
+        return [_Exit(self._readers.it[0], i) for i in self._order.it]
 
     def _pairs(self) -> list[tuple[int, int]]:
         last = len(self._names) - 1
@@ -315,7 +457,8 @@ class SelfDistillation(_Together):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Run the model once."""
-        answer = self._reader.it.read(inputs, bool(training))
+        binary = [self._binary()] * len(self._names)
+        answer = self._readers.it[0].read(inputs, bool(training), binary)
         flat = keras.tree.flatten(answer.output)
         order = self._order.it
         return Answer([flat[i] for i in order], [answer.logits[i] for i in order], {})

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import step
-from keras_kd.taps import Answer
+from keras_kd.reader import Answer
 from keras_kd.teachers import numbered
 from keras_kd.typing import Tensor
 from keras_kd.wiring import Wiring

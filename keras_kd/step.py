@@ -10,7 +10,7 @@ from keras_kd.losses.base import joint_mask
 from keras_kd.losses.vocabulary import fills, is_large, label_or_rest
 from keras_kd.masks import keras_mask, with_keras_mask
 from keras_kd.outputs import Match
-from keras_kd.taps import Answer
+from keras_kd.reader import Answer
 from keras_kd.typing import Tensor
 
 

@@ -25,20 +25,6 @@ from keras_kd.masks import keras_mask, with_keras_mask
 KINDS = ("output", "input", "preactivation", *attention.PARTS, "scores")
 
 
-class Output(NamedTuple):
-    """How one output of a model is made.
-
-    Attributes:
-        kind: `"logits"`, `"softmax"`, `"sigmoid"`, or `"unknown"` where it
-            cannot be told from the layers.
-        tap: The tap that reads the logits, `None` where the output itself is
-            all there is.
-    """
-
-    kind: str
-    tap: "Tap | None"
-
-
 class Tap(NamedTuple):
     """A layer and what is read there."""
 
@@ -97,7 +83,7 @@ def find(model: Any, path: str, side: str) -> Tap:
             )
         found = match
     if kind == "preactivation":
-        found = _activated(found)
+        found = activated(found)
     if kind == "preactivation" and not callable(getattr(found, "activation", None)):
         raise ValueError(
             f"`{path}`: layer `{found.name}` of the {side} has no activation of its own. "
@@ -111,7 +97,7 @@ def find(model: Any, path: str, side: str) -> Tap:
     return Tap(found, kind)
 
 
-def _activated(layer: Any) -> Any:
+def activated(layer: Any) -> Any:
     """The layer whose `activation` a wrapper calls last; other layers are their own."""
     return getattr(layer, "activated_layer", layer)
 
@@ -147,97 +133,6 @@ def takes_training(model: Any) -> bool:
     return "training" in inspect.signature(model.call).parameters
 
 
-def outputs_of(model: Any) -> list[Output]:
-    """How each output of a model is made, in the order of its flat outputs.
-
-    Args:
-        model: A Keras model. Its graph is read where it has one.
-
-    Returns:
-        One `Output` each; a single unknown one for a subclassed model.
-    """
-    tensors = _graph_outputs(model)
-    if tensors is None:
-        return [Output("unknown", None)]
-    return [_made_by(tensor) for tensor in keras.tree.flatten(tensors)]
-
-
-def _graph_outputs(model: Any) -> Any:
-    """The symbolic outputs of a Functional or built Sequential model, else `None`."""
-    # A subclass may be Functional by construction and yet compute something
-    # else in a `call` of its own.
-    plain = type(model).call in (keras.Model.call, keras.Sequential.call, _functional_call())
-    if not plain or not getattr(model, "built", False):
-        return None
-    return getattr(model, "outputs", None) or None
-
-
-def _functional_call() -> Any:
-    """The `call` of Functional models, whose class Keras does not export."""
-    global _FUNCTIONAL_CALL
-    if _FUNCTIONAL_CALL is None:
-        inputs = keras.Input((1,))
-        _FUNCTIONAL_CALL = type(keras.Model(inputs, inputs)).call
-    return _FUNCTIONAL_CALL
-
-
-_FUNCTIONAL_CALL: Any = None
-
-# Layers that end a model and neither make probabilities nor hide any.
-_TRANSPARENT = (
-    keras.layers.Identity,
-    keras.layers.Dropout,
-    keras.layers.Reshape,
-    keras.layers.Flatten,
-)
-
-
-def _made_by(tensor: Any) -> Output:
-    # The operation behind a symbolic tensor is in no public attribute.
-    history = tensor._keras_history
-    if getattr(history.operation, "only_rounds", False):
-        # One such layer may round several tensors.
-        node = history.operation._inbound_nodes[history.node_index]
-        return _made_by(node.input_tensors[0])
-    if isinstance(history.operation, _TRANSPARENT):
-        inner = _made_by(history.operation.input)
-        if isinstance(history.operation, keras.layers.Identity):
-            return inner
-        # The logits before a reshape have another shape than the output.
-        return inner if inner.kind == "logits" else Output("unknown", None)
-    return _from_operation(history.operation, history.tensor_index)
-
-
-def _from_operation(operation: Any, index: int) -> Output:
-    """How a layer or operation makes its output number `index`."""
-    if isinstance(operation, keras.Model):
-        inner_outputs = _graph_outputs(operation)
-        if inner_outputs is None:
-            return Output("unknown", None)
-        return _made_by(keras.tree.flatten(inner_outputs)[index])
-    wrapped = hasattr(operation, "activated_layer")
-    operation = _activated(operation)
-    name = type(operation).__name__
-    if isinstance(operation, keras.layers.Softmax) or name in ("Softmax", "Sigmoid", "LogSoftmax"):
-        if name == "LogSoftmax":
-            # log_softmax leaves softened distributions as they are.
-            return Output("logits", None)
-        return Output(name.lower(), Tap(operation, "input"))
-    activation = getattr(operation, "activation", None)
-    if activation is None:
-        known = isinstance(operation, keras.layers.Layer) and not isinstance(
-            operation, keras.layers.Lambda | keras.layers.Wrapper
-        )
-        builtin = known and type(operation).__module__.startswith("keras.")
-        return Output("logits" if builtin else "unknown", None)
-    kind = getattr(activation, "__name__", type(activation).__name__).lower()
-    if kind in ("softmax", "sigmoid"):
-        if not wrapped and not type(operation).__module__.startswith("keras."):
-            return Output("unknown", None)
-        return Output(kind, Tap(operation, "preactivation"))
-    return Output("logits", None)
-
-
 class Reading(NamedTuple):
     """One forward pass: the model's output and what its taps saw.
 
@@ -270,9 +165,9 @@ def read(model: Any, x: Any, taps: Mapping[str, Tap], training: bool) -> Reading
     masks: dict[str, list[Any]] = {name: [] for name in taps}
     with contextlib.ExitStack() as stack:
         for name, tap in taps.items():
-            stack.enter_context(_tapped(tap, seen[name].append))
+            stack.enter_context(tapped(tap, seen[name].append))
             stack.enter_context(_mask_noted(tap, masks[name].append))
-        output = _run(model, x, training)
+        output = run(model, x, training)
     for name, values in seen.items():
         if len(values) != 1:
             times = "was not called" if not values else f"was called {len(values)} times"
@@ -313,88 +208,24 @@ def calls(model: Any, x: Any, layers: Iterable[Any]) -> tuple[Any, list[tuple[An
             def keep(result: Any, layer: Any = layer) -> None:
                 seen.append((layer, result))
 
-            stack.enter_context(_tapped(Tap(layer, "output"), keep))
-        output = _run(model, x, False)
+            stack.enter_context(tapped(Tap(layer, "output"), keep))
+        output = run(model, x, False)
     return output, seen
 
 
-def watch_outputs(model: Any, x: Any) -> tuple[Any, list[Output]]:
-    """What a model without a graph returns and how that is made, seen in one eager pass.
-
-    An output that is the very tensor that an inner layer returned was made by
-    that layer.
-
-    Args:
-        model: A subclassed model.
-        x: A batch that the model reads.
-
-    Returns:
-        What the model returned, and one `Output` for each flat output.
-    """
-    made: dict[int, Any] = {}
-    kept = []
-    with contextlib.ExitStack() as stack:
-        for layer in model._flatten_layers(include_self=False):
-            # Kept alive, since a freed tensor's id may be given to another.
-            def keep(result: Any, layer: Any = layer) -> None:
-                kept.append(result)
-                if ops.is_tensor(result):
-                    made.setdefault(id(result), layer)
-
-            stack.enter_context(_tapped(Tap(layer, "output"), keep))
-        output = _run(model, x, False)
-    return output, [
-        _from_operation(made[id(tensor)], 0) if id(tensor) in made else Output("unknown", None)
-        for tensor in keras.tree.flatten(output)
-    ]
-
-
-def _declared(model: Any) -> list[str] | None:
-    """Names of the inputs of a model that reads a dict of them; `None` for any other."""
-    inputs = getattr(model, "input", None) if _graph_outputs(model) is not None else None
-    return list(inputs) if isinstance(inputs, dict) else None
-
-
-def output_template(model: Any) -> Any:
-    """The structure of a model's outputs with their names at the leaves.
-
-    Args:
-        model: A Keras model.
-
-    Returns:
-        A name, or a list, tuple or dict of names; `None` where the model has
-        no graph.
-    """
-    structure = getattr(model, "output", None)
-    if structure is None:
-        outputs = getattr(model, "outputs", None)
-        if not outputs:
-            return None
-        structure = outputs[0] if len(outputs) == 1 else list(outputs)
-    return _named(structure, getattr(model, "output_names", None))
-
-
-def _named(structure: Any, names: Any) -> Any:
-    """A structure of outputs with their names at the leaves: a flat dict's keys are its names."""
-    if isinstance(structure, dict) and not any(map(keras.tree.is_nested, structure.values())):
-        return {key: key for key in structure}
-    flat = keras.tree.flatten(structure)
-    if not names or len(names) != len(flat):
-        names = [f"output_{i}" for i in range(len(flat))]
-    return keras.tree.pack_sequence_as(structure, list(names))
-
-
-def _run(model: Any, x: Any, training: bool) -> Any:
+def run(model: Any, x: Any, training: bool) -> Any:
+    """What a model returns, told of `training` if it asks for it."""
     return model(x, training=training) if takes_training(model) else model(x)
 
 
 @contextlib.contextmanager
-def _tapped(tap: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
+def tapped(tap: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
+    """Hand what a tap sees to `keep` while the model runs."""
     layer, kind = tap
     if kind == "preactivation":
         activation = layer.activation
         if isinstance(activation, keras.layers.Layer):
-            with _tapped(Tap(activation, "input"), keep):
+            with tapped(Tap(activation, "input"), keep):
                 yield
             return
 
@@ -406,7 +237,7 @@ def _tapped(tap: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
             yield
         return
     if kind in attention.PARTS:
-        with _tapped(Tap(attention.projection(layer, kind), "output"), keep):
+        with tapped(Tap(attention.projection(layer, kind), "output"), keep):
             yield
         return
     if kind == "scores":
@@ -480,7 +311,7 @@ def _scores(layer: Any, keep: Callable[[Any], None]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for part in ("query", "key"):
             stack.enter_context(
-                _tapped(
+                tapped(
                     Tap(attention.projection(layer, part), "output"),
                     lambda x, part=part: projected.__setitem__(part, x),  # type: ignore[misc]
                 )
@@ -530,152 +361,3 @@ def _shadowed(layer: Any, name: str, value: Any) -> Iterator[None]:
             object.__setattr__(layer, name, before)
         else:
             object.__delattr__(layer, name)
-
-
-class Answer(NamedTuple):
-    """What one model says of one batch; a pytree that travels through any step.
-
-    Attributes:
-        output: What the model returned.
-        logits: Its logits, one tensor for each flat output.
-        tensors: Tapped tensors by path.
-    """
-
-    output: Any
-    logits: list[Any]
-    tensors: dict[str, Any]
-
-
-class Reader:
-    """A model, the taps that are read of it, and its logits.
-
-    Args:
-        model: A Keras model.
-        side: `"teacher"` or `"student"`, for messages.
-        from_logits: Whether the model's outputs are logits; `None` finds out
-            from its last layers.
-    """
-
-    def __init__(self, model: Any, side: str, from_logits: bool | None = None) -> None:
-        self.model = model
-        self.side = side
-        self.from_logits = from_logits
-        self.outputs = outputs_of(model)
-        self.taps: dict[str, Tap] = {}
-        self._built = False
-        graph = getattr(model, "outputs", None)
-        self.template: Any = output_template(model)
-        self.shapes: list[Any] | None = (
-            [tuple(t.shape) for t in keras.tree.flatten(graph)] if graph else None
-        )
-
-    def reset(self, paths: Iterable[str]) -> None:
-        """Read these layers from now on.
-
-        Raises:
-            ValueError: If a path names no layer.
-        """
-        self.taps = {path: find(self.model, path, self.side) for path in paths}
-
-    @property
-    def settled(self) -> bool:
-        """Whether the layers alone tell what the outputs are and how they are made."""
-        told = self.from_logits is not None or "unknown" not in self.kinds()
-        return told and self.template is not None
-
-    def inspect(self, x: Any) -> None:
-        """Find out from a batch what the layers alone do not tell.
-
-        Args:
-            x: A concrete batch that the model reads.
-
-        Raises:
-            ValueError: If outputs look like probabilities and nothing says how
-                to get their logits.
-        """
-        if self.settled:
-            return
-        self._build(x)
-        output, outputs = watch_outputs(self.model, self._own(x))
-        if _graph_outputs(self.model) is None:
-            self.outputs = outputs
-        flat = keras.tree.flatten(output)
-        self.template = _named(output, getattr(self.model, "output_names", None))
-        self.shapes = [(None, *tensor.shape[1:]) for tensor in flat]
-        if self.from_logits is not None:
-            return
-        for tensor, made in zip(flat, self.outputs):
-            values = ops.convert_to_numpy(ops.cast(tensor, "float32"))
-            if made.kind != "unknown" or not values.size:
-                continue
-            if values.min() >= 0 and values.max() <= 1:
-                raise ValueError(
-                    f"The outputs of the {self.side} `{self.model.name}` lie between 0 and 1 and "
-                    "come from no layer whose logits can be read: they look like probabilities. "
-                    "Return logits, or pass `from_logits=False` to the distiller and their "
-                    "logarithm is distilled (`from_logits=True` if they are logits)."
-                )
-
-    def _build(self, x: Any) -> None:
-        """Let the model build itself, in passes of its own that no tap should see."""
-        if not self._built and not all(layer.built for layer in self.model._flatten_layers()):
-            _run(self.model, self._own(x), False)
-        self._built = True
-
-    def _own(self, x: Any) -> Any:
-        """Of a dict of inputs those that the model declares by name; all, if it declares none."""
-        declared = _declared(self.model)
-        # A model reads a dict in the order of its keys, so that others would shift it.
-        if isinstance(x, dict) and declared is not None and set(declared) < set(x):
-            return {name: x[name] for name in declared}
-        return x
-
-    def run(self, x: Any, training: bool) -> Any:
-        """Return what the model returns."""
-        return _run(self.model, self._own(x), training)
-
-    def kinds(self) -> list[str]:
-        """`"logits"`, `"softmax"`, `"sigmoid"` or `"unknown"` for each flat output."""
-        return [output.kind for output in self.outputs]
-
-    def read(self, x: Any, training: bool, binary: Sequence[bool] = ()) -> Answer:
-        """Run the model once.
-
-        Args:
-            x: What the model reads.
-            training: Passed on to the model.
-            binary: For each flat output whether its units are independent.
-
-        Returns:
-            Output, logits and tapped tensors.
-        """
-        self._build(x)
-        wanted = dict(self.taps)
-        if self.from_logits is None:
-            for i, output in enumerate(self.outputs):
-                if output.tap is not None:
-                    # No layer's path is made of a colon alone.
-                    wanted[f":{i}"] = output.tap
-        reading = read(self.model, self._own(x), wanted, training)
-        logits = []
-        for i, tensor in enumerate(keras.tree.flatten(reading.output)):
-            if f":{i}" in wanted:
-                tensor = _with_mask_of(reading.tensors.pop(f":{i}"), tensor)
-            elif self.from_logits is False:
-                tensor = _logits_from(tensor, i < len(binary) and binary[i])
-            logits.append(tensor)
-        return Answer(reading.output, logits, reading.tensors)
-
-
-def _logits_from(probabilities: Any, binary: bool) -> Any:
-    """Logits of probabilities; exact but for probabilities below 1e-30."""
-    p = ops.cast(probabilities, "float32")
-    log_p = ops.log(ops.maximum(p, 1e-30))
-    return log_p - ops.log(ops.maximum(1.0 - p, 1e-30)) if binary else log_p
-
-
-def _with_mask_of(tensor: Any, output: Any) -> Any:
-    """The tapped logits, carrying the mask that Keras put on the output."""
-    if keras_mask(tensor) is not None:
-        return tensor
-    return with_keras_mask(tensor, keras_mask(output))

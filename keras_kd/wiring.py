@@ -8,7 +8,7 @@ import keras
 
 from keras_kd import backends, checks, outputs, step, teachers
 from keras_kd.outputs import Placed
-from keras_kd.taps import Answer, Reader
+from keras_kd.reader import Answer, Reader
 from keras_kd.teachers import Teacher, numbered
 from keras_kd.transfer import Transfer
 from keras_kd.typing import Tensor

@@ -390,3 +390,166 @@ def test_peers_refuse_losses_that_read_more_than_logits(loss, error, message):
     peers = kd.MutualLearning([dense(2, "a"), dense(3, "b")])
     with pytest.raises(error, match=message):
         peers.compile("sgd", LOSS, distillation_loss=loss)
+
+
+def binary_kl(p, q):
+    p, q = np.asarray(p, "float64"), np.asarray(q, "float64")
+    return (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum(-1).mean()
+
+
+class Subclassed(keras.Model):
+    def __init__(self, name, units, activation):
+        super().__init__(name=name)
+        self.last = keras.layers.Dense(units, activation)
+
+    def call(self, x):
+        return self.last(x)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", None])
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_peers_of_one_unit_compare_two_classes(activation, subclassed):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 2, 8).astype("float32")
+    keras.utils.set_random_seed(0)
+    students = [Subclassed(name, 1, activation) for name in "ab"]
+    if not subclassed:
+        inputs = keras.Input((4,))
+        students = [keras.Model(inputs, each.last(inputs), name=each.name) for each in students]
+    p, q = (ops_of(student.predict(x, verbose=0), activation) for student in students)
+    peers = kd.MutualLearning(students)
+    loss = keras.losses.BinaryCrossentropy(from_logits=activation is None)
+    peers.compile(keras.optimizers.SGD(0.0), loss, metrics=["accuracy"], run_eagerly=True)
+    logs = peers.train_on_batch(x, y, return_dict=True)
+    assert logs["distillation_loss"] > 0.01
+    np.testing.assert_allclose(
+        logs["distillation_loss"], binary_kl(p, q) + binary_kl(q, p), rtol=1e-4
+    )
+    # As in Keras, 0.5 is the threshold whatever the output is.
+    z = np.asarray(students[0](x))[:, 0]
+    np.testing.assert_allclose(logs["a_accuracy"], np.mean((z > 0.5) == y), rtol=1e-6)
+
+
+def ops_of(outputs, activation):
+    return outputs if activation else 1 / (1 + np.exp(-outputs.astype("float64")))
+
+
+@pytest.mark.parametrize("how", ["fit", "generator", "train_on_batch"])
+def test_subclassed_peers_that_end_in_softmax_are_compared_by_their_logits(data, how):
+    x, y = data
+    keras.utils.set_random_seed(0)
+    students = [Subclassed(name, 3, "softmax") for name in "ab"]
+    p, q = (np.log(student.predict(x, verbose=0)) for student in students)
+    peers = kd.MutualLearning(students)
+    peers.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", run_eagerly=True)
+    if how == "train_on_batch":
+        found = peers.train_on_batch(x, y, return_dict=True)["distillation_loss"]
+    else:
+        given = (x, y) if how == "fit" else (((x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8)),)
+        found = peers.fit(*given, batch_size=None, verbose=0).history["distillation_loss"][0]
+    np.testing.assert_allclose(found, kl(p, q) + kl(q, p), rtol=1e-4)
+
+
+def test_independent_exits_are_compared_unit_by_unit():
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    y = np.random.default_rng(1).integers(0, 2, (8, 3)).astype("float32")
+    inputs = keras.Input((4,))
+    exits = [keras.layers.Dense(3, "sigmoid", name=name)(inputs) for name in ("low", "high")]
+    model = keras.Model(inputs, exits)
+    low, high = model.predict(x, verbose=0)
+    trainer = kd.SelfDistillation(model)
+    trainer.compile(keras.optimizers.SGD(0.0), "binary_crossentropy", run_eagerly=True)
+    logs = trainer.train_on_batch(x, y, return_dict=True)
+    np.testing.assert_allclose(logs["distillation_loss"], binary_kl(high, low), rtol=1e-4)
+
+
+def test_peers_that_read_tokens_take_a_weight_for_each_sample():
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).integers(0, 6, (5, 4))
+    inputs = keras.Input((None,), dtype="int32")
+    students = []
+    for name in "ab":
+        embedded = keras.layers.Embedding(6, 3, mask_zero=True)(inputs)
+        students.append(keras.Model(inputs, keras.layers.Dense(6)(embedded), name=name))
+    p, q = (student.predict(x, verbose=0) for student in students)
+    weights = np.linspace(0, 2, 5).astype("float32")
+    peers = kd.MutualLearning(students)
+    peers.compile(keras.optimizers.SGD(0.0), LOSS, run_eagerly=True)
+    logs = peers.train_on_batch(x, x, weights, return_dict=True)
+    counted = (x != 0) * weights[:, None] / (x != 0).sum()
+    hard = -np.take_along_axis(log_softmax(p), x[..., None], -1)[..., 0]
+    np.testing.assert_allclose(logs["a_loss"], (hard * counted).sum(), rtol=1e-4)
+    between = sum(
+        (np.exp(log_softmax(a)) * (log_softmax(a) - log_softmax(b))).sum(-1)
+        for a, b in ((p, q), (q, p))
+    )
+    np.testing.assert_allclose(logs["distillation_loss"], (between * counted).sum(), rtol=1e-4)
+
+
+def test_losses_of_keras_between_peers_read_what_these_return(data):
+    x, y = data
+    keras.utils.set_random_seed(0)
+    students = [dense(2, "a", "softmax"), dense(3, "b", "softmax")]
+    p, q = (np.log(student.predict(x, verbose=0)) for student in students)
+    peers = kd.MutualLearning(students)
+    peers.compile(
+        keras.optimizers.SGD(0.0),
+        "sparse_categorical_crossentropy",
+        distillation_loss=keras.losses.KLDivergence(),
+        run_eagerly=True,
+    )
+    logs = peers.train_on_batch(x, y, return_dict=True)
+    np.testing.assert_allclose(logs["distillation_loss"], kl(p, q) + kl(q, p), rtol=1e-4)
+
+
+def _one_unit():
+    inputs = keras.Input((4,))
+    return [keras.Model(inputs, keras.layers.Dense(1)(inputs), name=name) for name in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: kd.MutualLearning([_two_outputs(), dense(2, "b")]),
+            "one output of each student, and `two` has 2",
+        ),
+        (
+            lambda: kd.MutualLearning(_one_unit()).compile("sgd", "mse"),
+            "one linear output unit",
+        ),
+        (
+            lambda: kd.MutualLearning(_one_unit()).compile(
+                "sgd", "binary_crossentropy", distillation_loss=kd.losses.SoftTargets()
+            ),
+            "the output `a` ends in one unit",
+        ),
+        (
+            lambda: kd.MutualLearning([dense(2, "a"), dense(2, "b")]).compile(
+                "sgd", LOSS, distillation_loss=keras.losses.KLDivergence()
+            ),
+            "the output `a` ends in logits",
+        ),
+        (
+            lambda: kd.MutualLearning([dense(2, "a"), _one_unit()[1]]).compile(
+                "sgd", LOSS, distillation_loss=kd.losses.LogitMSE()
+            ),
+            "the same classes",
+        ),
+        (
+            lambda: kd.MutualLearning([dense(2, "a"), dense(2, "b")]).compile(
+                "sgd", LOSS, weighted_metrics=["accuracy"]
+            ),
+            "reads no `weighted_metrics`",
+        ),
+    ],
+    ids=["outputs", "regression", "softmax", "logits", "classes", "metrics"],
+)
+def test_peers_refuse_what_cannot_be_compared(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def _two_outputs():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, [keras.layers.Dense(3)(inputs) for _ in range(2)], name="two")

@@ -203,6 +203,68 @@ def test_subclassed_models_are_seen_at_work():
     assert _names(mixed) == [("d0", "second")]
 
 
+class Stack(layers.Layer):
+    """Several blocks in one layer, as the encoders of vision transformers."""
+
+    def __init__(self, count, width, attention=False):
+        super().__init__(name="stack")
+        made = OwnAttention if attention else Block
+        self.blocks = [made(width, name=f"block{i}") for i in range(count)]
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class OwnAttention(layers.Layer):
+    """A block around an attention layer that is none of Keras's."""
+
+    def __init__(self, width, name):
+        super().__init__(name=name)
+        self.attention = SlidingAttention(width)
+
+    def call(self, x):
+        return x + self.attention(x)
+
+
+class SlidingAttention(layers.Layer):
+    def __init__(self, width):
+        super().__init__()
+        self.query_dense = layers.Dense(width)
+
+    def call(self, x):
+        return self.query_dense(x)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_blocks_inside_a_layer_of_the_graph_are_found(attention):
+    def model(count, width, length=5):
+        inputs = keras.Input((length, width))
+        hidden = Stack(count, width, attention)(inputs)
+        return keras.Model(inputs, layers.Dense(2)(hidden))
+
+    student, teacher = model(2, 4), model(4, 8)
+    pairs = match_layers(student, teacher)
+    assert _names(pairs) == [("stack/block0", "stack/block1"), ("stack/block1", "stack/block3")]
+    assert pairs[0].teacher_shape == (None, 5, 8)
+    rows = np.zeros((3, 5, 4), "float32")
+    tap = taps.find(student, pairs[1].student, "student")
+    assert taps.read(student, rows, {"t": tap}, False).tensors["t"].shape == (3, 5, 4)
+    student = model(2, 4, None)
+    with pytest.raises(ValueError, match="no graph of its blocks.*`x=`"):
+        match_layers(student, teacher)
+    assert _names(match_layers(student, teacher, rows, np.zeros((3, 5, 8)))) == _names(pairs)
+
+
+def test_attention_that_is_called_again_and_again_is_refused():
+    inputs = keras.Input((5, 4))
+    block = Block(4, name="block")
+    model = keras.Model(inputs, layers.Dense(2)(block(block(inputs))))
+    with pytest.raises(ValueError, match="calls its attention layers more than once"):
+        match_layers(model, model)
+
+
 def test_the_table_fits_80_columns():
     pairs = match_layers(_cnn(2, 1), _cnn(2, 2, width=8))
     lines = str(pairs).splitlines()

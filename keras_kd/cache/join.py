@@ -1,4 +1,4 @@
-"""Puts the cached answers beside the data, row by row, in whatever order these are drawn."""
+"""Puts the cached answers beside the samples of a dataset, in whatever order these are drawn."""
 
 import inspect
 import math
@@ -30,91 +30,16 @@ class Joined(NamedTuple):
     record: Any
 
 
-def are_arrays(x: Any) -> bool:
-    """Whether these are arrays and no dataset."""
-    leaves = keras.tree.flatten(x)
-    return bool(leaves) and all(hasattr(leaf, "__array__") for leaf in leaves)
-
-
 def is_joined(x: Any) -> bool:
     """Whether one element of a dataset is joined already."""
     return isinstance(keras.utils.unpack_x_y_sample_weight(x)[0], Joined)
-
-
-# ------------------------------------------------------------------------ arrays
-
-
-def for_fit(
-    teacher: Any, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
-) -> tuple[Any, Any, int | None, dict[str, Any]]:
-    """What `keras.Model.fit` is given in place of what the user gave.
-
-    Args:
-        teacher: The `CachedTeacher`.
-        x: What `fit` was given.
-        y: Labels.
-        batch_size: Samples a step.
-        arguments: The other arguments of `fit`.
-
-    Returns:
-        The same four.
-
-    Raises:
-        ValueError: If the data are not those of the cache, or are not joined.
-    """
-    if not are_arrays(x):
-        _require_joined(x)
-        return x, y, batch_size, arguments
-    arguments = dict(arguments)
-    weight = arguments.pop("sample_weight", None)
-    split = arguments.pop("validation_split", 0.0)
-    if weight is not None and keras.tree.is_nested(y) and not keras.tree.is_nested(weight):
-        weight = keras.tree.map_structure(lambda _: weight, y)
-    classes = arguments.pop("class_weight", None)
-    data = keras.tree.map_structure(_plain, (x, y, weight), none_is_leaf=False)
-    if classes is not None:
-        data = (*data[:2], _class_weights(classes, data[1], data[2]))
-    _check_arrays(teacher, data)
-    used = teacher.count
-    if split and arguments.get("validation_data") is None:
-        used = _split(split, teacher.count)
-        arguments["validation_data"] = _cut(data, used, teacher.count)
-    steps = arguments.get("steps_per_epoch")
-    size = batch_size or (math.ceil(used / steps) if steps else 32)
-    if are_arrays(keras.tree.flatten(arguments.get("validation_data"))[:1]):
-        # Keras would fall back to its default size beside a dataset.
-        arguments["validation_batch_size"] = arguments.get("validation_batch_size") or size
-    shuffle = arguments.pop("shuffle", True)
-    arguments["shuffle"] = False
-    rows = _Rows(teacher, data, used, size, shuffle)
-    if keras.backend.backend() == "tensorflow":
-        return rows.tf_dataset(), None, None, arguments
-    return rows.py_dataset(), None, None, arguments
-
-
-def _plain(leaf: Any) -> np.ndarray:
-    """An array as Keras would take it: floats in its own precision."""
-    array = keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else np.asarray(leaf)
-    if array.dtype.kind == "f" and array.dtype.name != keras.config.floatx():
-        return array.astype(keras.config.floatx())
-    return array
-
-
-def _check_arrays(teacher: Any, data: Any) -> None:
-    x = data[0]
-    lengths = {len(leaf) for leaf in keras.tree.flatten(data) if leaf is not None}
-    for length in sorted(lengths):
-        reader.require_count(teacher.caches[0], length)
-    for start in range(0, teacher.count, 4096):
-        reader.require_inputs(teacher.caches[0], _cut((x,), start, start + 4096)[0], start)
-    _check_views(teacher, x, np.arange(teacher.count))
 
 
 # Rows of which the views are compared before training begins; all others are as they are shown.
 _FIRST_VIEWS = 64
 
 
-def _check_views(teacher: Any, x: Any, rows: np.ndarray) -> None:
+def check_views(teacher: Any, x: Any, rows: np.ndarray) -> None:
     """Find an augmentation that is not the one of the cache.
 
     Args:
@@ -127,148 +52,14 @@ def _check_views(teacher: Any, x: Any, rows: np.ndarray) -> None:
         teacher.view(keras.tree.map_structure(lambda leaf: leaf[rows[drawn]], x), rows[drawn])
 
 
-def _class_weights(classes: dict[int, float], y: Any, weight: Any) -> np.ndarray:
-    """A weight for each row from its class, 1 for classes that have none."""
-    if weight is not None or not isinstance(y, np.ndarray):
-        raise ValueError(
-            "`class_weight` is for one output with labels, and not beside `sample_weight`. "
-            f"Received: class_weight={classes}, labels of type {type(y).__name__}, sample_weight "
-            f"{'given' if weight is not None else 'not given'}."
-        )
-    if y.ndim > 1 and y.shape[-1] > 1:
-        y = np.argmax(y, axis=-1)
-    labels = np.round(y).astype("int64").reshape(len(y), -1)[:, 0]
-    known, place = np.unique(labels, return_inverse=True)
-    of_class = np.array([classes.get(int(label), 1.0) for label in known])
-    return of_class.astype(keras.config.floatx())[place]
-
-
-def _split(fraction: float, count: int) -> int:
-    """How many rows are left for training, as Keras counts them."""
-    used = math.floor(count * (1.0 - fraction))
-    if not 0 < used < count:
-        raise ValueError(
-            f"`validation_split` leaves no rows on one side. Received: validation_split={fraction} "
-            f"for {count} samples."
-        )
-    return used
-
-
-def _cut(data: Any, start: int, stop: int) -> Any:
-    return keras.tree.map_structure(lambda leaf: leaf[start:stop], data, none_is_leaf=False)
-
-
-class _Rows:
-    """Arrays and a cache, drawn together by row."""
-
-    def __init__(self, teacher: Any, data: Any, count: int, batch_size: int, shuffle: Any) -> None:
-        self.teacher = teacher
-        self.data = data
-        self.count = count
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.steps = math.ceil(count / batch_size)
-
-    def batch(self, rows: np.ndarray) -> tuple[Any, ...]:
-        """The batch of these rows, as `fit` reads it."""
-        epoch = self.teacher.epoch
-        x, y, weight = keras.tree.map_structure(
-            lambda leaf: leaf[rows], self.data, none_is_leaf=False
-        )
-        record = self.teacher.fetch(rows, epoch)
-        return _packed(Joined(self.teacher.view(x, rows, epoch), record), y, weight)
-
-    def py_dataset(self) -> Any:
-        """For the backends that read NumPy."""
-        rows = self
-
-        class Drawn(keras.utils.PyDataset):
-            """Batches by row; the order is drawn as Keras draws it for arrays."""
-
-            order: Any = np.arange(rows.count)
-
-            @property
-            def num_batches(self) -> int:
-                return rows.steps
-
-            def on_epoch_begin(self) -> None:
-                if rows.shuffle and rows.shuffle != "batch":
-                    # PyTorch draws when the first batch is asked for.
-                    on_torch = keras.backend.backend() == "torch"
-                    self.order = None if on_torch else np.random.permutation(rows.count)
-
-            def __getitem__(self, index: int) -> Any:
-                if self.order is None:
-                    from keras_kd.backends import torch as backend_torch
-
-                    self.order = backend_torch.permutation(rows.count)
-                chosen = self.order[index * rows.batch_size : (index + 1) * rows.batch_size]
-                if rows.shuffle == "batch":
-                    chosen = np.random.permutation(chosen)
-                return rows.batch(chosen)
-
-        return Drawn()
-
-    def tf_dataset(self) -> Any:
-        """For TensorFlow: rows in the order in which Keras draws those of arrays.
-
-        The permutation is the first random operation of its function, as it is
-        in Keras, so that one seed gives one order with and without a cache.
-        """
-        import tensorflow as tf
-
-        # There is nothing in these functions for AutoGraph, which would rewrite the cache's own.
-        @tf.autograph.experimental.do_not_convert
-        def permutation(_: Any) -> Any:
-            rows = tf.range(self.count, dtype=tf.int64)
-            return tf.random.shuffle(rows) if self.shuffle and self.shuffle != "batch" else rows
-
-        @tf.autograph.experimental.do_not_convert
-        def batches(rows: Any) -> Any:
-            return tf.data.Dataset.from_tensor_slices(rows).batch(self.batch_size)
-
-        chosen = tf.data.Dataset.range(1).map(permutation).prefetch(1).flat_map(batches)
-        if self.shuffle == "batch":
-            chosen = chosen.map(tf.random.shuffle)
-        x, y, weight = self.data
-        held = keras.tree.map_structure(tf.constant, (x, y, weight), none_is_leaf=False)
-        zipped = tf.data.Dataset.zip((chosen, tf.data.Dataset.from_tensors(held).repeat()))
-        augmented = self.teacher.augment is not None
-
-        @tf.autograph.experimental.do_not_convert
-        def gather(rows: Any, held: Any) -> Any:
-            drawn = keras.tree.map_structure(
-                lambda leaf: tf.gather(leaf, rows), held, none_is_leaf=False
-            )
-            x, y, weight = drawn
-            record = _tf_fetch(
-                self.teacher, lambda rows: (rows, self.teacher.epoch), [rows], rows.shape[0]
-            )
-            if augmented:
-                x = _tf_view(self.teacher, x, rows)
-            return _packed(Joined(x, record), y, weight)
-
-        dataset = zipped.map(gather, num_parallel_calls=2)
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.steps))
-        options = tf.data.Options()
-        # An epoch would end only when the autotuner next looks up: 0.35 s takes 0.63.
-        options.autotune.enabled = False
-        # Graph rewriting costs more than it saves here; Keras turns it off too.
-        options.experimental_optimization.apply_default_optimizations = False
-        options.experimental_distribute.auto_shard_policy = (
-            tf.data.experimental.AutoShardPolicy.DATA
-        )
-        return dataset.prefetch(2).with_options(options)
-
-
-def _packed(x: Joined, y: Any, weight: Any) -> tuple[Any, ...]:
+def packed(x: Joined, y: Any, weight: Any) -> tuple[Any, ...]:
     """One element as `fit` unpacks it; always a tuple, since `Joined` is one itself."""
     if weight is not None:
         return (x, y, weight)
     return (x,) if y is None else (x, y)
 
 
-def _tf_fetch(
+def tf_fetch(
     teacher: Any, place: Callable[..., tuple[np.ndarray, int]], arguments: list[Any], size: Any
 ) -> dict[str, Any]:
     """`teacher.fetch` inside a `tf.data` function.
@@ -295,7 +86,7 @@ def _tf_fetch(
     return dict(zip(names, tensors))
 
 
-def _tf_view(teacher: Any, x: Any, rows: Any, epoch: Any = None) -> Any:
+def tf_view(teacher: Any, x: Any, rows: Any, epoch: Any = None) -> Any:
     """`teacher.view` inside a `tf.data` function."""
     import tensorflow as tf
 
@@ -323,10 +114,7 @@ def _tf_view(teacher: Any, x: Any, rows: Any, epoch: Any = None) -> Any:
     return keras.tree.pack_sequence_as(x, seen)
 
 
-# ---------------------------------------------------------------------- datasets
-
-
-def _require_joined(x: Any) -> None:
+def require_joined(x: Any) -> None:
     """Raise `ValueError` for a dataset that was not joined, where it can be told."""
     if hasattr(x, "element_spec"):
         spec = x.element_spec
@@ -371,7 +159,7 @@ def _joined(teacher: Any, batch: Any, row: int, epoch: int) -> tuple[tuple[Any, 
     rows = _checked(teacher, x, row)
     record = teacher.fetch(rows, epoch)
     joined = Joined(teacher.view(x, rows, epoch), record)
-    return _packed(joined, y, weight), row + len(rows)
+    return packed(joined, y, weight), row + len(rows)
 
 
 def _generated(teacher: Any, data: Iterator[Any]) -> Iterator[Any]:
@@ -516,14 +304,14 @@ def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any
             start = tf.where(whole, tf.zeros((), tf.int64), other)
             stop = tf.where(whole, size, start + 1)
             compared = [leaf[start:stop] for leaf in flat]
-            record = _tf_fetch(
+            record = tf_fetch(
                 teacher,
                 passes.rows,
                 [this, epoch, row, last, size, start, *compared],
                 flat[0].shape[0],
             )
             if teacher.augment is not None:
-                x = _tf_view(teacher, x, row + tf.range(size), epoch)
+                x = tf_view(teacher, x, row + tf.range(size), epoch)
             joined = Joined(x, record)
             if not batched:
                 joined = keras.tree.map_structure(lambda leaf: leaf[0], joined)
@@ -627,4 +415,4 @@ def _check_first(teacher: Any, data: Any, batched: bool) -> None:
     if not batched:
         x = keras.tree.map_structure(lambda leaf: leaf[None], x)
     x = keras.tree.map_structure(np.asarray, x)
-    _check_views(teacher, x, _checked(teacher, x, 0))
+    check_views(teacher, x, _checked(teacher, x, 0))

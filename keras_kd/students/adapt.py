@@ -108,6 +108,8 @@ def enable_lora(
             layer.lora_alpha = rank if alpha is None else alpha
         for variable in layer.variables:
             variable.trainable = "lora" in variable.name
+    # What Keras compiled before, as by `student.predict`, would go on without the updates.
+    student.train_function = student.test_function = student.predict_function = None
     return _count(student)
 
 

@@ -1,6 +1,6 @@
 """What may stand as a teacher: a model, several models, or outputs read from disk."""
 
-from keras_kd.taps import output_template as output_template
+from keras_kd.endings import output_template as output_template
 from keras_kd.teachers.cached import CachedTeacher
 from keras_kd.teachers.choice import apart as apart
 from keras_kd.teachers.choice import make as make

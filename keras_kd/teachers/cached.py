@@ -8,12 +8,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.cache import join, reader, samples, storage
+from keras_kd.cache import join, reader, rows, samples, storage
 from keras_kd.cache.layout import Output
 from keras_kd.cache.reader import Records
-from keras_kd.taps import Answer
+from keras_kd.reader import Answer
 from keras_kd.teachers import choice
-from keras_kd.teachers.mixtures import combined, mixture_weights
+from keras_kd.teachers.mixtures import combined, mixture_weights, returned
 from keras_kd.teachers.model import Teacher
 from keras_kd.typing import Tensor
 
@@ -201,7 +201,12 @@ class CachedTeacher(Teacher):
         return (x.x, x.record) if isinstance(x, join.Joined) else (x, None)
 
     def join_fit(
-        self, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
+        self,
+        x: Any,
+        y: Any,
+        batch_size: int | None,
+        arguments: dict[str, Any],
+        asked: bool = False,
     ) -> tuple[Any, Any, int | None, dict[str, Any]]:
         """Join arrays by row, and refuse data that nobody joined.
 
@@ -210,6 +215,7 @@ class CachedTeacher(Teacher):
             y: Labels.
             batch_size: Samples a step.
             arguments: The other arguments of `fit`.
+            asked: Whether rows that are split off for validation are joined too.
 
         Returns:
             The same four for `keras.Model.fit`.
@@ -219,7 +225,27 @@ class CachedTeacher(Teacher):
                 not joined.
         """
         self._begins = True
-        return join.for_fit(self, x, y, batch_size, arguments)
+        return rows.for_fit(self, x, y, batch_size, arguments, asked)
+
+    def join_evaluation(
+        self, x: Any, y: Any, sample_weight: Any, batch_size: int | None
+    ) -> tuple[Any, Any, Any, int | None]:
+        """Join the arrays that were cached, and refuse other data that nobody joined.
+
+        Args:
+            x: What `evaluate` was given.
+            y: Labels.
+            sample_weight: Weights.
+            batch_size: Samples a step.
+
+        Returns:
+            The same four for `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: If arrays are not those of the cache, or of its views, or a dataset is
+                not joined.
+        """
+        return rows.for_evaluation(self, x, y, sample_weight, batch_size)
 
     def join(self, data: Any) -> Any:
         """Join the answers to a dataset, in the order in which it was cached.
@@ -262,7 +288,7 @@ class CachedTeacher(Teacher):
             for output, *parts in zip(self.outputs, *(answer.logits for answer in each))
         ]
         tensors = {path: tensor for answer in each for path, tensor in answer.tensors.items()}
-        flat = [_output(z, output.kind) for z, output in zip(logits, self.outputs)]
+        flat = [returned(z, output.kind) for z, output in zip(logits, self.outputs)]
         template = self.output_template()
         if template is None:
             output = flat[0] if len(flat) == 1 else flat
@@ -329,13 +355,6 @@ def from_top_k(values: Tensor, classes: Tensor, count: int) -> Tensor:
     return ops.reshape(logits, (-1, *shape[1:-1], count))
 
 
-def _output(logits: Tensor, kind: str) -> Tensor:
-    """What the model returned, from its logits."""
-    if kind == "softmax":
-        return ops.softmax(logits, axis=-1)
-    return ops.sigmoid(logits) if kind == "sigmoid" else logits
-
-
 def _require_alike(caches: Sequence[Records]) -> None:
     """Raise `ValueError` unless several caches answer the same data in the same form."""
     first = caches[0].manifest
@@ -345,6 +364,7 @@ def _require_alike(caches: Sequence[Records]) -> None:
             "data": (first.order, manifest.order),
             "number of samples": (first.count, manifest.count),
             "outputs": (_shapes(first), _shapes(manifest)),
+            "kinds of units": (_independent(first), _independent(manifest)),
             "views": ((first.augment, first.epochs), (manifest.augment, manifest.epochs)),
         }
         for what, (one, other) in pairs.items():
@@ -357,6 +377,11 @@ def _require_alike(caches: Sequence[Records]) -> None:
 
 def _shapes(manifest: Any) -> list[Any]:
     return [output.shape for output in manifest.layout.outputs]
+
+
+def _independent(manifest: Any) -> list[str]:
+    outputs = manifest.layout.outputs
+    return ["independent" if output.binary else "exclusive" for output in outputs]
 
 
 def _require_augment(records: Records, augment: Callable[[Any, int], Any] | None) -> None:

@@ -11,9 +11,9 @@ from keras import ops
 
 from keras_kd import backends, checks
 from keras_kd.masks import keras_mask
-from keras_kd.taps import Answer
+from keras_kd.reader import Answer
 from keras_kd.teachers import mixtures
-from keras_kd.teachers.mixtures import combined, mixture_weights
+from keras_kd.teachers.mixtures import combined, mixture_weights, returned
 from keras_kd.teachers.model import ModelTeacher, Teacher
 from keras_kd.typing import Tensor
 
@@ -23,8 +23,9 @@ class Ensemble(Teacher):
 
     With `combine="probabilities"` the logits are
     `log(sum_k w_k softmax(z_k))`, the mixture of the models' distributions
-    (for sigmoid or one-unit outputs the logit of the mean probability); with
-    `combine="logits"` they are `sum_k w_k z_k`.
+    (for sigmoid outputs, and those of one unit that `BinarySoftTargets` reads,
+    the logit of the mean probability; one unit that is no probability is
+    averaged as it is); with `combine="logits"` they are `sum_k w_k z_k`.
 
     With `weights="confidence"` every sample has weights of its own,
     `w_k = exp(-H_k) / sum_j exp(-H_j)`, where `H_k` is the entropy in nats of
@@ -46,8 +47,9 @@ class Ensemble(Teacher):
             for each.
 
     Raises:
-        ValueError: If there are no models, the weights do not fit, or
-            `combine` is unknown.
+        ValueError: If there are no models, their outputs are not of the same
+            names, classes and kinds, the weights do not fit, or `combine` is
+            unknown.
 
     Examples:
         >>> teacher = Ensemble([model_a, model_b], weights=[2.0, 1.0])
@@ -72,6 +74,10 @@ class Ensemble(Teacher):
         self._weights = mixture_weights(weights, len(models), combine, "models")
         self.members = [ModelTeacher(model, from_logits) for model in models]
         self.name = "+".join(member.name for member in self.members)
+        self._require_alike()
+
+    def _require_alike(self) -> None:
+        """Raise `ValueError` if outputs cannot be averaged, as far as they are known."""
         counts = {len(member.kinds) for member in self.members}
         if len(counts) > 1:
             raise ValueError(
@@ -87,6 +93,22 @@ class Ensemble(Teacher):
                     "The models of an ensemble must have the same classes. Received: "
                     f"`{first.name}` with {_classes(first)}, `{member.name}` with "
                     f"{_classes(member)}."
+                )
+            one, other = first.output_template(), member.output_template()
+            by_name = isinstance(one, dict) or isinstance(other, dict)
+            several = len(keras.tree.flatten(one)) > 1
+            if by_name and several and None not in (one, other) and _named(one) != _named(other):
+                raise ValueError(
+                    "The models of an ensemble must have outputs of the same names. Received: "
+                    f"`{first.name}` with {_named(one)}, `{member.name}` with {_named(other)}."
+                )
+        for i, kinds in enumerate(zip(*(member.kinds for member in self.members))):
+            if {"softmax", "sigmoid"} <= set(kinds):
+                raise ValueError(
+                    "The models of an ensemble must have outputs of one kind, exclusive classes or "
+                    f"independent ones. Received for output {i}: "
+                    + ", ".join(f"`{m.name}` with {k}" for m, k in zip(self.members, kinds))
+                    + "."
                 )
 
     @property
@@ -110,8 +132,9 @@ class Ensemble(Teacher):
 
     @property
     def kinds(self) -> list[str]:
-        """How each flat output of the first model is made."""
-        return self.members[0].kinds
+        """How each flat output is made: as the models say that tell probabilities from logits."""
+        each = zip(*(member.kinds for member in self.members))
+        return [next((k for k in kinds if k in _PROBABILITIES), kinds[0]) for kinds in each]
 
     def output_template(self) -> Any:
         """The structure of the first model's outputs."""
@@ -150,6 +173,7 @@ class Ensemble(Teacher):
         """Find out from a concrete batch what the layers alone do not tell."""
         for member in self.members:
             member.inspect(x)
+        self._require_alike()
 
     def refresh(self) -> bool:
         """Follow the models' weights where a copy of them is run."""
@@ -179,8 +203,19 @@ class Ensemble(Teacher):
             for member, answer in zip(self.members, answers)
             for path, tensor in answer.tensors.items()
         }
-        output = keras.tree.pack_sequence_as(answers[0].output, logits)
+        flat = [
+            returned(z, self._returns(i, i < len(binary) and binary[i]))
+            for i, z in enumerate(logits)
+        ]
+        output = keras.tree.pack_sequence_as(answers[0].output, flat)
         return Answer(output, logits, tensors)
+
+    def _returns(self, output: int, binary: bool) -> str:
+        """Whether an output is logits or what `"softmax"` or `"sigmoid"` makes of them."""
+        kind = self.kinds[output]
+        if kind not in _PROBABILITIES and self.members[0].from_logits is False:
+            return "sigmoid" if binary else "softmax"
+        return kind
 
     def fingerprint(self) -> str:
         """Identify the ensemble by its models and weights."""
@@ -303,6 +338,14 @@ class Ensemble(Teacher):
             )
             for i, found in kept.items()
         ]
+
+
+_PROBABILITIES = ("softmax", "sigmoid")
+
+
+def _named(template: Any) -> list[Any]:
+    """Names of the flat outputs."""
+    return list(keras.tree.flatten(template))
 
 
 def _batches(x: Any, y: Any, weight: Any, size: int) -> Iterator[tuple[Any, Any, Any]]:

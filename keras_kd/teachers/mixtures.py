@@ -75,13 +75,29 @@ def combined(logits: Sequence[Tensor], weights: Any, combine: str, binary: bool)
         kept = [k for k, w in enumerate(weights) if w > 0]
         logits = [logits[k] for k in kept]
         log_weights = [float(np.log(weights[k])) for k in kept]
-    if combine == "logits":
+    # A softmax over one unit says nothing, so one that is no probability is averaged as it is.
+    if combine == "logits" or (logits[0].shape[-1] == 1 and not binary):
         return _sum(ops.exp(w) * z for w, z in zip(log_weights, logits))
     if binary:
         positive = _log_mixture(log_weights, [ops.log_sigmoid(z) for z in logits])
         negative = _log_mixture(log_weights, [ops.log_sigmoid(-z) for z in logits])
         return positive - negative
     return _log_mixture(log_weights, [ops.log_softmax(z, axis=-1) for z in logits])
+
+
+def returned(logits: Tensor, kind: str) -> Tensor:
+    """What a model returns, from its logits.
+
+    Args:
+        logits: `(batch, ..., units)`.
+        kind: `"softmax"` or `"sigmoid"` where it ends in one; logits are returned otherwise.
+
+    Returns:
+        Tensor of the same shape.
+    """
+    if kind == "softmax":
+        return ops.softmax(logits, axis=-1)
+    return ops.sigmoid(logits) if kind == "sigmoid" else logits
 
 
 def log_confidence(logits: Sequence[Tensor], binary: bool) -> list[Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_kd.taps import Answer, Reader
+from keras_kd.reader import Answer, Reader
 from keras_kd.teachers import numbered
 from keras_kd.teachers.identity import fingerprint
 
@@ -86,7 +86,12 @@ class Teacher:
         return numbered.split(x)
 
     def join_fit(
-        self, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
+        self,
+        x: Any,
+        y: Any,
+        batch_size: int | None,
+        arguments: dict[str, Any],
+        asked: bool = False,
     ) -> tuple[Any, Any, int | None, dict[str, Any]]:
         """Change what `fit` was given, where outputs must be joined to the data.
 
@@ -95,11 +100,28 @@ class Teacher:
             y: Labels.
             batch_size: Samples a step.
             arguments: The other arguments of `fit`.
+            asked: Whether rows that are split off for validation are joined too.
 
         Returns:
             The same four for `keras.Model.fit`.
         """
         return x, y, batch_size, arguments
+
+    def join_evaluation(
+        self, x: Any, y: Any, sample_weight: Any, batch_size: int | None
+    ) -> tuple[Any, Any, Any, int | None]:
+        """Change what `evaluate` was given, where the teacher is asked and outputs are joined.
+
+        Args:
+            x: Inputs, or a dataset.
+            y: Labels.
+            sample_weight: Weights.
+            batch_size: Samples a step.
+
+        Returns:
+            The same four for `keras.Model.evaluate`.
+        """
+        return x, y, sample_weight, batch_size
 
     def begin_epoch(self, epoch: int) -> None:
         """Take note that this epoch of the training begins."""

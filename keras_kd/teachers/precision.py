@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.losses.divergences import softened_kl
-from keras_kd.taps import Answer, Reader
+from keras_kd.reader import Answer, Reader
 from keras_kd.teachers.ensemble import Ensemble
 from keras_kd.teachers.model import ModelTeacher, Teacher
 

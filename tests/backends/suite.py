@@ -14,7 +14,7 @@ from keras import layers, ops
 
 import keras_kd as kd
 from keras_kd import step
-from keras_kd.taps import Answer
+from keras_kd.reader import Answer
 
 BACKEND = keras.config.backend()
 FOLDER = Path(os.environ["KERAS_KD_SUITE"])

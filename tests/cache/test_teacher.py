@@ -316,8 +316,60 @@ def test_validation_with_a_cache_of_its_own(tmp_path, written, teacher, x, y, lo
 
 def test_validation_arrays_need_a_cache_of_their_own(written, x, y, losses):
     options = {"validation_data": (x[:50], y[:50]), "compile": {"evaluate_distillation": True}}
-    with pytest.raises(ValueError, match=r"Write a cache of them and pass `validation_data="):
+    message = r"The data have 50 samples.*write a cache of them and pass `CachedTeacher\(path\)"
+    with pytest.raises(ValueError, match=message):
         losses(CachedTeacher(written), x, y, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"validation_split": 0.25, "validation_batch_size": 20},
+        {"validation_split": 0.25, "sample_weight": np.linspace(0, 2, 200).astype("float32")},
+        {"validation_data": "rows"},
+        {"validation_data": "weighted rows", "validation_batch_size": 50},
+    ],
+    ids=["split", "weighted split", "data", "weighted data"],
+)
+def test_validation_on_rows_of_the_cache_asks_it(written, teacher, x, y, losses, options):
+    weight = np.linspace(2, 0, 200).astype("float32")
+    rows = {"rows": (x, y), "weighted rows": (x, y, weight)}
+    if "validation_data" in options:
+        options = {**options, "validation_data": rows[options["validation_data"]]}
+    options = {**options, "shuffle": False, "compile": {"evaluate_distillation": True}}
+    found = losses(CachedTeacher(written), x, y, **options)
+    _same(found, losses(teacher, x, y, **options))
+    assert "val_distillation_loss" in found
+
+
+def test_evaluation_of_the_cached_arrays_asks_the_cache(written, teacher, classifier, x, y):
+    results = []
+    for each in (teacher, CachedTeacher(written)):
+        distiller = kd.Distiller(classifier(4, 2), each)
+        distiller.compile(
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            evaluate_distillation=True,
+            run_eagerly=True,
+        )
+        weight = np.linspace(0, 2, 200).astype("float32")
+        results.append(
+            distiller.evaluate(x, y, 48, sample_weight=weight, return_dict=True, verbose=0)
+        )
+    _same(results[1], results[0])
+    with pytest.raises(ValueError, match="row 3 is another sample"):
+        distiller.evaluate(np.where(np.arange(200)[:, None] == 3, 9.0, x), y, verbose=0)
+
+
+def test_a_cache_of_views_has_no_answers_to_the_data_as_they_are(tmp_path, teacher, x, y, losses):
+    def shifted(sample, seed):
+        return sample + np.float32(seed % 7)
+
+    cache.write(teacher, x, tmp_path, augment=shifted, epochs=2)
+    for options in ({"validation_data": (x, y)}, {"validation_split": 0.25}):
+        with pytest.raises(ValueError, match="holds its answers to augmented views"):
+            losses(
+                CachedTeacher(tmp_path), x, y, compile={"evaluate_distillation": True}, **options
+            )
 
 
 def test_an_unjoined_dataset_is_refused_with_advice(written, x, y, classifier):

@@ -22,7 +22,8 @@ from keras_kd.compress import (
 )
 from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.quantized_sequences import QuantizedRecurrent
-from keras_kd.taps import find, outputs_of, read
+from keras_kd.endings import outputs_of
+from keras_kd.taps import find, read
 
 
 def sqnr(reference, other):

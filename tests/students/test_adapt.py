@@ -47,6 +47,21 @@ def test_lora_trains_rank_times_inputs_and_outputs():
     assert all("lora" in name for name in names)
 
 
+def test_predictions_after_lora_see_the_updates():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,))
+    student = keras.Model(inputs, layers.Dense(8, name="wide")(inputs))
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
+    # Keras compiles it here, before there are updates.
+    before = student.predict(x, verbose=0)
+    enable_lora(student, rank=1)
+    np.testing.assert_allclose(student.predict(x, verbose=0), before, rtol=1e-5, atol=1e-6)
+    student.get_layer("wide").lora_kernel_b.assign(np.ones((1, 8)))
+    after = student.predict(x, verbose=0)
+    np.testing.assert_allclose(after, run(student, x), rtol=1e-5, atol=1e-6)
+    assert np.abs(after - before).max() > 0.01
+
+
 def test_lora_leaves_out_kernels_that_are_no_larger_than_their_update():
     student = transformer(1, 16, 4)
     # 4 * (16 * 4 + 4) = 272 of 256: the projections of attention gain nothing.

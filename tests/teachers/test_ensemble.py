@@ -397,3 +397,73 @@ def test_each_model_reads_the_inputs_that_it_declares(eager):
     np.testing.assert_allclose(distiller.predict(x, verbose=0), z, rtol=1e-5, atol=1e-6)
     weights = teacher.learn_weights(x, y)
     np.testing.assert_allclose(sum(weights), 1.0)
+
+
+# --------------------------------------------------------------------- what is mixed
+
+
+def _distilled(student, teacher, x, y, loss, **options):
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=True, **options)
+    history = distiller.fit(x, y, verbose=0, batch_size=len(x)).history
+    return history["distillation_loss"][0]
+
+
+def test_models_of_one_unit_that_regress_are_averaged():
+    x = rows(8)[0]
+    inputs = keras.Input((FEATURES,))
+    models = [keras.Model(inputs, layers.Dense(1)(inputs), name=name) for name in "abc"]
+    student = keras.Model(inputs, layers.Dense(1)(inputs), name="student")
+    found = _distilled(
+        student,
+        Ensemble(models[:2], weights=[1, 3]),
+        x,
+        np.zeros(8),
+        "mse",
+        distillation_loss=kd.losses.LogitMSE(),
+    )
+    a, b, s = (model.predict(x, verbose=0) for model in (*models[:2], student))
+    np.testing.assert_allclose(found, np.mean((0.25 * a + 0.75 * b - s) ** 2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["both", "second"])
+def test_losses_of_keras_read_the_probabilities_of_the_mixture(which):
+    x = rows(8)[0]
+    inputs = keras.Input((FEATURES,))
+
+    def model(name, activation="softmax"):
+        return keras.Model(inputs, layers.Dense(CLASSES, activation)(inputs), name=name)
+
+    teachers = [model("a", "softmax" if which == "both" else None), model("b")]
+    student = model("student")
+    found = _distilled(
+        student,
+        teachers,
+        x,
+        np.zeros(8, int),
+        "sparse_categorical_crossentropy",
+        distillation_loss=keras.losses.KLDivergence(),
+    )
+    a, b, s = (each.predict(x, verbose=0).astype("float64") for each in (*teachers, student))
+    a = a if which == "both" else special.softmax(a, axis=-1)
+    mixture = (a + b) / 2
+    np.testing.assert_allclose(found, special.rel_entr(mixture, s).sum(-1).mean(), rtol=1e-4)
+
+
+def test_outputs_that_cannot_be_averaged_are_refused():
+    inputs = keras.Input((FEATURES,))
+
+    def model(names, activation=None, name="m"):
+        outputs = {each: layers.Dense(3, activation, name=each)(inputs) for each in names}
+        return keras.Model(inputs, outputs, name=name)
+
+    with pytest.raises(ValueError, match=r"same names.*`x` with \['a', 'b'\], `y` with \['b', 'c'"):
+        Ensemble([model("ab", name="x"), model("cb", name="y")])
+    # The order in which they are named is no difference.
+    Ensemble([model("ab"), model("ba")])
+    soft, independent = (
+        keras.Model(inputs, layers.Dense(3, kind)(inputs), name=kind)
+        for kind in ("softmax", "sigmoid")
+    )
+    with pytest.raises(ValueError, match="`softmax` with softmax, `sigmoid` with sigmoid"):
+        Ensemble([soft, independent])
