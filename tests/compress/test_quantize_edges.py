@@ -22,11 +22,8 @@ from keras_kd.compress import (
 )
 from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.quantized_sequences import QuantizedRecurrent
+from keras_kd.export.metrics import sqnr
 from keras_kd.taps import find, outputs_of, read
-
-
-def sqnr(reference, other):
-    return 10 * np.log10(np.sum(reference**2) / np.sum((reference - other) ** 2))
 
 
 def mask_goes_in():
