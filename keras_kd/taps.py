@@ -113,7 +113,7 @@ def find(model: Any, path: str, side: str) -> Tap:
 
 def _activated(layer: Any) -> Any:
     """The layer whose `activation` a wrapper calls last; other layers are their own."""
-    return getattr(layer, "activated_layer", layer)
+    return layer.activated_layer() if hasattr(layer, "activated_layer") else layer
 
 
 def _operation(model: Any, name: str) -> Any:

@@ -135,9 +135,9 @@ class QuantizedLayer(ReadsIntegers, WeightWrapper):
         low, high = FIXED_RANGES["sigmoid"]
         return outputs * fake_quantized(ops.sigmoid(outputs), low, high, self.activation_bits)
 
-    @property
     def activated_layer(self) -> Any:
         """This layer where the activation is its own, else the innermost one."""
+        # No property: loading follows attributes, and would go round in circles.
         return self.base if self.activation is None else self
 
     def _regularize(self, outputs: Tensor) -> None:
