@@ -12,7 +12,9 @@ LAYERS = {
         "QuantizedAttention",
         "QuantizedLayer",
         "QuantizedLayerNormalization",
+        "QuantizedMean",
         "QuantizedRecurrent",
+        "QuantizedSwish",
     )
 }
 """Registered classes that a plain `.keras` file may hold, by the module that has them."""

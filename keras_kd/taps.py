@@ -99,7 +99,7 @@ def find(model: Any, path: str, side: str) -> Tap:
 
 def activated(layer: Any) -> Any:
     """The layer whose `activation` a wrapper calls last; other layers are their own."""
-    return getattr(layer, "activated_layer", layer)
+    return layer.activated_layer() if hasattr(layer, "activated_layer") else layer
 
 
 def _operation(model: Any, name: str) -> Any:

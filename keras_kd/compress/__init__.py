@@ -16,6 +16,7 @@ from keras_kd.compress.observe import (
 from keras_kd.compress.prune import PrunedLayer, magnitude_mask, n_of_m_mask, prune
 from keras_kd.compress.quantize import Annotation, is_quantize_aware, quantize_aware
 from keras_kd.compress.quantized_layers import QuantizedAffine, QuantizedLayer
+from keras_kd.compress.quantized_operations import QuantizedMean, QuantizedSwish
 from keras_kd.compress.quantized_sequences import (
     QuantizedAttention,
     QuantizedLayerNormalization,
@@ -32,7 +33,9 @@ __all__ = [
     "QuantizedAttention",
     "QuantizedLayer",
     "QuantizedLayerNormalization",
+    "QuantizedMean",
     "QuantizedRecurrent",
+    "QuantizedSwish",
     "activation_ranges",
     "calibrate",
     "cluster",

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_kd.compress.device import halves_from_zero
 from keras_kd.typing import Tensor
 
 FIXED_RANGES = {
@@ -72,12 +73,17 @@ class FakeQuantize(keras.layers.Layer):
         bits: Integer width, 2 to 16.
         momentum: Weight of the past in the moving range, 0 to 1.
         fixed: Pair `(minimum, maximum)` of a range that never moves; None to follow the data.
+        uneven: Whether zero is kept off the middle integer. It picks the kernel: XNNPACK takes a
+            product of two activations only if the second has its zero there, and rounds once where
+            all others round twice.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
         inputs: Float tensor of any shape. Integer tensors pass unchanged.
         training: Whether the range follows this batch.
         observe: False to quantize with the range as it is, also in training.
+        average: Whether the inputs are means of few integers, among which halves are frequent; at
+            inference they go the way TFLite's pooling takes them.
 
     Returns:
         Tensor of the same shape and dtype.
@@ -102,6 +108,7 @@ class FakeQuantize(keras.layers.Layer):
         bits: int = 8,
         momentum: float = 0.99,
         fixed: tuple[float, float] | None = None,
+        uneven: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -119,6 +126,7 @@ class FakeQuantize(keras.layers.Layer):
         self.bits = bits
         self.momentum = momentum
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
+        self.uneven = uneven
         self.supports_masking = True
         self.calibrating = False
         self.built = True
@@ -140,7 +148,13 @@ class FakeQuantize(keras.layers.Layer):
             name=name,
         )
 
-    def call(self, inputs: Tensor, training: bool | None = None, observe: bool = True) -> Tensor:
+    def call(
+        self,
+        inputs: Tensor,
+        training: bool | None = None,
+        observe: bool = True,
+        average: bool = False,
+    ) -> Tensor:
         """Quantize, after following the batch where training."""
         if "float" not in keras.backend.standardize_dtype(inputs.dtype):
             return inputs
@@ -150,6 +164,8 @@ class FakeQuantize(keras.layers.Layer):
         low, high = ops.convert_to_tensor(self.minimum), ops.convert_to_tensor(self.maximum)
         if observe and (training or self.calibrating):
             low, high = self.follow(inputs)
+        if average and not training and not self.calibrating:
+            inputs = halves_from_zero(inputs, low, self.step)
         # Two quantization steps at least: a constant zero has no range.
         return fake_quantized(inputs, low, ops.maximum(high, low + 1e-6), self.bits)
 
@@ -178,10 +194,23 @@ class FakeQuantize(keras.layers.Layer):
             next_high = self.momentum * high + (1.0 - self.momentum) * batch_high
         low = ops.where(frozen, low, ops.where(first, batch_low, next_low))
         high = ops.where(frozen, high, ops.where(first, batch_high, next_high))
+        if self.uneven:
+            # A hundredth more moves zero by more than one integer.
+            width = ops.maximum(high - low, 1e-6)
+            middle = ops.abs(-low / width * (2**self.bits - 1) - 2 ** (self.bits - 1)) < 0.51
+            high = ops.where(middle, high + 0.01 * width, high)
         self.minimum.assign(low)
         self.maximum.assign(high)
         self.seen.assign(ops.ones(()))
         return low, high
+
+    @property
+    def step(self) -> Tensor:
+        """The distance between neighboring integers, a scalar."""
+        if self.fixed is not None:
+            return ops.convert_to_tensor((self.fixed[1] - self.fixed[0]) / (2**self.bits - 1))
+        low, high = ops.convert_to_tensor(self.minimum), ops.convert_to_tensor(self.maximum)
+        return ops.maximum(high - low, 1e-6) / (2**self.bits - 1)
 
     def limits(self) -> tuple[float, float]:
         """The range in force, as Python numbers."""
@@ -200,6 +229,7 @@ class FakeQuantize(keras.layers.Layer):
             "bits": self.bits,
             "momentum": self.momentum,
             "fixed": self.fixed,
+            "uneven": self.uneven,
         }
 
 

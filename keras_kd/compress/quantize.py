@@ -17,13 +17,14 @@ from keras_kd.compress.quantized_layers import (
     QuantizedAffine,
     QuantizedLayer,
 )
+from keras_kd.compress.quantized_operations import QuantizedMean, QuantizedSwish
 from keras_kd.compress.quantized_sequences import (
     QuantizedAttention,
     QuantizedLayerNormalization,
     QuantizedRecurrent,
 )
 from keras_kd.compress.selection import look_up, require_graph
-from keras_kd.compress.support import Treatment, treatment
+from keras_kd.compress.support import AVERAGES, Treatment, treatment
 from keras_kd.compress.wrap import WeightWrapper, base_layer, every_layer, kernels
 from keras_kd.graph import OUTPUT, Graph, copy_built, occurrences, rebuild
 from keras_kd.typing import Tensor
@@ -140,7 +141,9 @@ QUANTIZED = (
     QuantizedAffine,
     QuantizedAttention,
     QuantizedLayerNormalization,
+    QuantizedMean,
     QuantizedRecurrent,
+    QuantizedSwish,
 )
 """The classes that `quantize_aware` puts in."""
 
@@ -149,7 +152,11 @@ _WRAPPERS: dict[str, Any] = {
     "attention": QuantizedAttention,
     "layer norm": QuantizedLayerNormalization,
     "recurrent": QuantizedRecurrent,
+    "mean": QuantizedMean,
+    "swish": QuantizedSwish,
 }
+
+_WITHOUT_WIDTHS = (QuantizedAffine, QuantizedMean, QuantizedSwish)
 
 
 def _annotations(model: keras.Model, annotations: dict[str, Annotation]) -> dict[int, Annotation]:
@@ -237,7 +244,7 @@ class _Maker:
         # These compute the layer themselves, so they regularize in its place too.
         regularizer = base_layer(layer).activity_regularizer
         inner = copy_built(layer) if regularizer is None else _copy_changed(layer, _UNREGULARIZED)
-        more = () if wrapper is QuantizedAffine else (self.bits, self.activation_bits)
+        more = () if wrapper in _WITHOUT_WIDTHS else (self.bits, self.activation_bits)
         return wrapper(self._with_zeros(inner), *more, activity_regularizer=regularizer)
 
     def _weighted(self, layer: Any, graph: Graph, annotation: Annotation) -> Any:
@@ -394,9 +401,9 @@ class _Maker:
                 dtype=_float_policy(graph.layers[name]),
             )
         quantizer = self.quantizers[key]
-        if not observes:
-            return quantizer(outputs, observe=False)
-        return quantizer(outputs)
+        if type(graph.layers[name]).__name__ in AVERAGES:
+            return quantizer(outputs, observe=observes, average=True)
+        return quantizer(outputs) if observes else quantizer(outputs, observe=False)
 
     def _plan(self, graph: Graph) -> _Plan:
         if id(graph) not in self.plans:

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_kd.compress.cluster import is_clustered
+from keras_kd.compress.device import ReadsIntegers, channel_steps, rounded_bias
 from keras_kd.compress.fake_quantize import (
     FIXED_RANGES,
     FakeQuantize,
@@ -38,7 +39,7 @@ CHANNEL_AXES: dict[type, dict[str, tuple[int, ...]]] = {
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class QuantizedLayer(WeightWrapper):
+class QuantizedLayer(ReadsIntegers, WeightWrapper):
     """A layer whose weights are rounded to integers on the way, its BatchNormalization folded in.
 
     `y = layer(x, kernel')` with `kernel'` from `quantized_weights`. With a normalization the kernel
@@ -134,9 +135,9 @@ class QuantizedLayer(WeightWrapper):
         low, high = FIXED_RANGES["sigmoid"]
         return outputs * fake_quantized(ops.sigmoid(outputs), low, high, self.activation_bits)
 
-    @property
     def activated_layer(self) -> Any:
         """This layer where the activation is its own, else the innermost one."""
+        # No property: loading follows attributes, and would go round in circles.
         return self.base if self.activation is None else self
 
     def _regularize(self, outputs: Tensor) -> None:
@@ -148,12 +149,15 @@ class QuantizedLayer(WeightWrapper):
     def _plain(self, inputs: Tensor, training: bool | None, *args: Any, **kwargs: Any) -> Any:
         base = self.base
         pairs = self.quantized_pairs(training)
-        if type(base) is keras.layers.Dense:
-            return self._dense(inputs, pairs)
         if type(base) in TRANSPOSED and not training:
             zeros = ops.zeros((base.filters,), self.compute_dtype)
-            bias = _never_zero(ops.cast(base.bias, self.compute_dtype) if base.use_bias else zeros)
-            return self._with_bias(inputs, pairs, bias)
+            bias = ops.cast(base.bias, self.compute_dtype) if base.use_bias else zeros
+            return self._with_bias(inputs, pairs, _never_zero(self._as_integers(bias, pairs)))
+        if type(base) in CHANNEL_AXES and getattr(base, "bias", None) is not None and not training:
+            bias = self._as_integers(ops.convert_to_tensor(base.bias), pairs)
+            pairs = [*(pair for pair in pairs if pair[0] is not base.bias), (base.bias, bias)]
+        if type(base) is keras.layers.Dense:
+            return self._dense(inputs, pairs)
         outputs = run_with(base, pairs, inputs, *args, **kwargs)
         if type(base) is keras.layers.Embedding and self.activation_bits is not None:
             # The rows lie on the table's grid already; saying so tells the converter the grid.
@@ -162,6 +166,16 @@ class QuantizedLayer(WeightWrapper):
                 outputs, -limit, limit, num_bits=self.weight_bits, narrow_range=True
             )
         return outputs
+
+    def _as_integers(self, bias: Tensor, pairs: list[tuple[Any, Tensor]]) -> Tensor:
+        """The bias as the file has it."""
+        targets = kernels(self.layer, tuple(self.axes))
+        if self.activation_bits is None or is_clustered(self.layer) or not targets:
+            # A clustered kernel has steps of its own.
+            return bias
+        kernel = {id(v): t for v, t in pairs}[id(targets[-1])]
+        axes = CHANNEL_AXES[type(self.base)][targets[-1].name]
+        return rounded_bias(bias, self.input_step, channel_steps(kernel, axes))
 
     def _dense(self, inputs: Tensor, pairs: list[tuple[Any, Tensor]]) -> Tensor:
         # As a matrix: with more axes the converter leaves the bias outside the int8 product.
@@ -232,7 +246,7 @@ class QuantizedLayer(WeightWrapper):
         bias = ops.cast(base.bias, "float32") if base.use_bias else ops.zeros_like(mean)
         pairs = self.quantized_pairs(training, scale)
         if not training:
-            shift = (bias - mean) * scale + beta
+            shift = self._as_integers((bias - mean) * scale + beta, pairs)
             if type(base) in TRANSPOSED:
                 shift = _never_zero(shift)
             outputs = self._with_bias(inputs, pairs, shift)
@@ -320,7 +334,7 @@ def _never_zero(bias: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class QuantizedAffine(WeightWrapper):
+class QuantizedAffine(ReadsIntegers, WeightWrapper):
     """A BatchNormalization that stands alone, a Rescaling or a Normalization, for int8.
 
     All three are `y = x * scale + shift` for each channel at inference, which is computed as a 1x1
@@ -340,6 +354,7 @@ class QuantizedAffine(WeightWrapper):
             return self.layer(inputs, training=training)
         channels = inputs.shape[-1]
         scale, shift = self.scale_and_shift(channels)
+        shift = rounded_bias(shift, self.input_step, channel_steps(scale, (0,)))
         return per_channel_affine(inputs, scale, shift)
 
     def scale_and_shift(self, channels: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,12 @@ import keras
 from keras import ops
 
 from keras_kd.compress.cluster import is_clustered
+from keras_kd.compress.device import (
+    ReadsIntegers,
+    channel_steps,
+    rounded_bias,
+    rounded_twice,
+)
 from keras_kd.compress.fake_quantize import (
     FIXED_RANGES,
     FakeQuantize,
@@ -20,34 +26,42 @@ from keras_kd.compress.wrap import WeightWrapper, base_layer, kernels
 from keras_kd.typing import Tensor
 
 
-class _Stepwise(WeightWrapper):
+class _Stepwise(ReadsIntegers, WeightWrapper):
     """A wrapper that computes the layer itself, with an observer after each step.
 
     Args:
         layer: Layer to compute.
         weight_bits: Integer width of the weights.
         activation_bits: Integer width of what stands between the steps.
+        steps: Names of the steps, where the class has none for all its layers.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
     steps: tuple[str, ...] = ()
     """Names of the steps, each with a range of its own."""
 
+    seconds: tuple[str, ...] = ()
+    """Those that are the second factor of a product of two activations."""
+
     def __init__(
-        self, layer: Any, weight_bits: int = 8, activation_bits: int = 8, **kwargs: Any
+        self,
+        layer: Any,
+        weight_bits: int = 8,
+        activation_bits: int = 8,
+        steps: tuple[str, ...] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
-        self.steps = self.steps_of(base_layer(layer))
+        if steps is not None:
+            self.steps = steps
         self.observers = [
-            FakeQuantize(activation_bits, name=step, dtype=self.dtype_policy) for step in self.steps
+            FakeQuantize(
+                activation_bits, uneven=step in self.seconds, name=step, dtype=self.dtype_policy
+            )
+            for step in self.steps
         ]
-
-    @classmethod
-    def steps_of(cls, layer: Any) -> tuple[str, ...]:
-        """The steps that a layer has."""
-        return cls.steps
 
     def observe(
         self, step: str, value: Tensor, training: bool | None, seen: Tensor | None = None
@@ -57,6 +71,29 @@ class _Stepwise(WeightWrapper):
         if seen is not None and (training or observer.calibrating):
             observer.follow(seen)
         return observer(value, training=training, observe=seen is None)
+
+    def observe_product(
+        self, step: str, value: Tensor, training: bool | None, factors: tuple[str, str]
+    ) -> Tensor:
+        """Quantize a product of two quantized tensors as TFLite's kernel does.
+
+        Args:
+            step: Name of the step.
+            value: The product.
+            training: As in `call`; in training it is rounded to the nearest.
+            factors: The two tensors: names of steps, or of a bounded activation.
+        """
+        observer = self.observers[self.steps.index(step)]
+        if not training and not observer.calibrating:
+            one, other = (self._step_size(name) for name in factors)
+            value = rounded_twice(value, one * other, observer.step)
+        return self.observe(step, value, training)
+
+    def _step_size(self, name: str) -> Any:
+        if name in self.steps:
+            return self.observers[self.steps.index(name)].step
+        low, high = FIXED_RANGES[name]
+        return (high - low) / (2**self.activation_bits - 1)
 
     def bounded(self, kind: str, value: Tensor) -> Tensor:
         """Apply softmax, sigmoid or tanh and quantize to the range TFLite prescribes."""
@@ -71,6 +108,12 @@ class _Stepwise(WeightWrapper):
         # Shared values stay as few as they are with one step for all.
         limit = ops.max(ops.abs(value)) if is_clustered(self.layer) else None
         return quantized_weights(ops.reshape(value, shape), self.weight_bits, (-1,), limit)
+
+    def bias(self, bias: Tensor | None, input_step: Any, matrix: Tensor) -> Tensor | None:
+        """A bias as the file has it, behind a matrix whose inputs have the given step."""
+        if bias is None or is_clustered(self.layer):
+            return bias
+        return rounded_bias(bias, input_step, channel_steps(matrix, (-1,)))
 
     def matrix_shape(self, variable: Any) -> tuple[int, int]:
         """The shape in which a kernel is a matrix `(inputs, outputs)`."""
@@ -112,6 +155,7 @@ class QuantizedLayerNormalization(_Stepwise):
     """
 
     steps = ("mean", "centered", "energy", "inverse", "offset", "scale", "scaled", "shift")
+    seconds = ("centered",)
 
     def call(  # type: ignore[override]
         self, inputs: Tensor, training: bool | None = None
@@ -129,7 +173,7 @@ class QuantizedLayerNormalization(_Stepwise):
         )
         energy = ops.reshape(energy, (-1, 1))
         varies = energy > 0.0
-        energy = self.observe("energy", energy, training)
+        energy = self.observe_product("energy", energy, training, ("centered", "centered"))
         high = self.observers[self.steps.index("energy")].maximum
         step = ops.convert_to_tensor(high) / (2**self.activation_bits - 1)
         floor = ops.stop_gradient(ops.maximum(step, size * layer.epsilon))
@@ -142,7 +186,9 @@ class QuantizedLayerNormalization(_Stepwise):
         gamma = wide if layer.gamma is None else wide * layer.gamma
         scale = self.observe("scale", ops.matmul(inverse, gamma), training)
         shift = ops.matmul(offset, -gamma)
-        shift = shift if layer.beta is None else shift + layer.beta
+        if layer.beta is not None:
+            beta = ops.convert_to_tensor(layer.beta)
+            shift = shift + self.bias(beta, self._step_size("offset"), gamma)
         shift = self.observe("shift", shift, training)
         outputs = self.observe("scaled", rows * scale, training) + shift
         shape = tuple(inputs.shape[1:])
@@ -168,6 +214,7 @@ class QuantizedAttention(_Stepwise):
     """
 
     steps = ("query", "key", "value", "scores", "context")
+    seconds = ("key", "value")
 
     def __init__(
         self, layer: Any, weight_bits: int = 8, activation_bits: int = 8, **kwargs: Any
@@ -193,6 +240,7 @@ class QuantizedAttention(_Stepwise):
             step: str, dense: Any, inputs: Tensor, factor: float = 1.0, bias: Tensor | None = None
         ) -> Tensor:
             kernel = self.weight(dense.kernel, values, (inputs.shape[-1], -1)) * factor
+            bias = self.bias(bias, self.input_step, kernel)
             outputs = self.observe(step, _matmul(inputs, kernel, bias), training)
             outputs = ops.reshape(outputs, (-1, *inputs.shape[1:-1], heads, dense.kernel.shape[-1]))
             return ops.transpose(outputs, (0, 2, 1, 3))
@@ -210,10 +258,12 @@ class QuantizedAttention(_Stepwise):
         keys = project("key", base.key_dense, key, bias=bias)
         contents = project("value", base.value_dense, value)
         scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2)))
-        weights = self.bounded("softmax", self.observe("scores", scores, training))
+        scores = self.observe_product("scores", scores, training, ("query", "key"))
+        weights = self.bounded("softmax", scores)
         if training and config["dropout"] > 0.0:
             weights = keras.random.dropout(weights, config["dropout"], seed=self.seeds)
-        context = self.observe("context", ops.matmul(weights, contents), training)
+        context = ops.matmul(weights, contents)
+        context = self.observe_product("context", context, training, ("softmax", "value"))
         context = ops.transpose(context, (0, 2, 1, 3))
         context = ops.reshape(context, (-1, query.shape[1], heads * contents.shape[-1]))
         dense = base.output_dense
@@ -223,7 +273,7 @@ class QuantizedAttention(_Stepwise):
             passed = ops.reshape(base.value_dense.bias, (1, -1))
             passed = ops.reshape(ops.matmul(passed, kernel), (-1,))
             bias = passed if bias is None else passed + bias
-        return _matmul(context, kernel, bias)
+        return _matmul(context, kernel, self.bias(bias, self._step_size("context"), kernel))
 
     def matrix_shape(self, variable: Any) -> tuple[int, int]:
         """The output kernel has its two inputs, heads and values, in front."""
@@ -252,12 +302,22 @@ class QuantizedRecurrent(_Stepwise):
         - [Cho et al., 2014](https://arxiv.org/abs/1406.1078)
     """
 
-    @classmethod
-    def steps_of(cls, layer: Any) -> tuple[str, ...]:
-        """The steps of an LSTM or a GRU."""
-        if type(layer) is keras.layers.LSTM:
-            return ("input", "recurrent", "gates", "new", "kept", "cell", "state")
-        return ("input", "recurrent", "gates", "new", "kept", "distance", "cell", "state")
+    def __init__(
+        self, layer: Any, weight_bits: int = 8, activation_bits: int = 8, **kwargs: Any
+    ) -> None:
+        steps: tuple[str, ...] = (
+            "input",
+            "recurrent",
+            "gates",
+            "new",
+            "kept",
+            "distance",
+            "cell",
+            "state",
+        )
+        if type(base_layer(layer)) is keras.layers.LSTM:
+            steps = tuple(step for step in steps if step != "distance")
+        super().__init__(layer, weight_bits, activation_bits, steps=steps, **kwargs)
 
     def call(  # type: ignore[override]
         self, inputs: Tensor, training: bool | None = None
@@ -274,6 +334,10 @@ class QuantizedRecurrent(_Stepwise):
         if config["use_bias"]:
             bias = ops.convert_to_tensor(cell.bias)
             biases = (bias, None) if lstm else (bias[0], bias[1])
+            biases = (
+                self.bias(biases[0], self.input_step, kernel),
+                self.bias(biases[1], self._step_size("state"), recurrent),
+            )
         projected = self.observe("input", _matmul(inputs, kernel, biases[0]), training)
         order = range(inputs.shape[1])
         step = self._lstm if lstm else self._gru

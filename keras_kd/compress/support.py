@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
 
 from keras_kd.compress.fake_quantize import FIXED_RANGES
 from keras_kd.compress.quantized_layers import CHANNEL_AXES, FUSED_ACTIVATIONS
+from keras_kd.compress.quantized_operations import MOST_POSITIONS
 from keras_kd.compress.wrap import base_layer
 from keras_kd.graph import Graph
 
@@ -41,6 +43,9 @@ MOVES = {
     "ZeroPadding2D",
 }
 """Layers and operations whose output values are input values, at the same scale."""
+
+AVERAGES = {"AveragePooling1D", "AveragePooling2D"}
+"""Layers that mix values and keep their scale."""
 
 OBSERVED = {
     "Add",
@@ -96,8 +101,8 @@ class Treatment:
 
     Args:
         kind: `"weights"`, `"separable"`, `"embedding"`, `"affine"`, `"layer norm"`, `"attention"`,
-            `"recurrent"`, `"activation"`, `"observed"`, `"moves"`, `"average"`, `"joins"`,
-            `"model"` or `"float"`.
+            `"recurrent"`, `"activation"`, `"swish"`, `"mean"`, `"observed"`, `"moves"`,
+            `"average"`, `"joins"`, `"model"` or `"float"`.
         reason: Why a layer stays float; empty otherwise.
         range: Range of the output that TFLite prescribes.
         fuses: Whether TFLite computes a ReLU after it in the same operator.
@@ -149,7 +154,7 @@ def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) ->
         return _activation(base, kind, config)
     if kind in MOVES:
         return Treatment("moves")
-    if kind in ("AveragePooling1D", "AveragePooling2D"):
+    if kind in AVERAGES:
         return Treatment("average")
     if kind in JOINS:
         return Treatment("joins")
@@ -160,8 +165,11 @@ def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) ->
     if kind in OBSERVED:
         if kind in ARITHMETIC and not _tensors_only(graph, layer.name):
             return Treatment("float", "a constant operand has no int8 form; use Rescaling")
-        if kind.startswith("GlobalAverage") and id(base) in masked:
-            return Treatment("float", "the mask makes it a weighted mean")
+        if kind.startswith("GlobalAverage"):
+            if id(base) in masked:
+                return Treatment("float", "the mask makes it a weighted mean")
+            if _few_positions(base, graph):
+                return Treatment("mean")
         return Treatment("observed", fuses=kind in ARITHMETIC)
     return Treatment("float", f"no int8 form of {kind} is known")
 
@@ -202,6 +210,8 @@ def _activation(layer: Any, kind: str, config: dict[str, Any]) -> Treatment:
         return Treatment("moves")
     if kind == "Softmax" and config.get("axis", -1) != -1:
         return Treatment("float", "softmax over an axis other than the last")
+    if name in ("silu", "swish") and isinstance(layer, keras.layers.Layer):
+        return Treatment("swish")
     return Treatment("activation", range=FIXED_RANGES.get(name), fusable=name in ("relu", "relu6"))
 
 
@@ -293,6 +303,15 @@ _SPECIAL = {
 def several_outputs(layer: Any) -> bool:
     """Whether a layer or operation of a graph gives more than a single tensor."""
     return not isinstance(layer.output, keras.KerasTensor)
+
+
+def _few_positions(layer: Any, graph: Graph) -> bool:
+    shape = graph.input_shape(layer.name) if graph.called_once(layer.name) else None
+    first = layer.data_format == "channels_first"
+    sizes = (shape or (None,))[2:] if first else (shape or (None,))[1:-1]
+    if not shape or None in shape[1:]:
+        return False
+    return 1 <= math.prod(int(size or 0) for size in sizes) <= MOST_POSITIONS
 
 
 def _tensors_only(graph: Graph, name: str) -> bool:

@@ -72,7 +72,6 @@ class WeightWrapper(keras.layers.Layer):
         """The innermost layer, which is no wrapper."""
         return base_layer(self.layer)
 
-    @property
     def activated_layer(self) -> Any:
         """The layer whose activation comes last, where taps read its input."""
         return self.base

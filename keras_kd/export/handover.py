@@ -5,6 +5,7 @@ The user's process only writes these. It never runs a converter, whose crash wou
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Collection, Sequence
@@ -73,7 +74,8 @@ def save_tensorflow(
     names = [info.name for info in signature.outputs]
 
     def call(*flat: Any) -> dict[str, Any]:
-        result = model(pack(model, signature, flat), training=False)
+        with plain_rounding():
+            result = model(pack(model, signature, flat), training=False)
         # An output that is an input passed through needs an operation of its own to be named.
         return {
             name: tf.identity(tensor)
@@ -93,6 +95,15 @@ def save_tensorflow(
         archive.write_out(str(path), verbose=False)
     finally:
         logger.setLevel(level)
+
+
+def plain_rounding() -> contextlib.AbstractContextManager[None]:
+    """Trace what the operators compute, without how TFLite's kernels round it.
+
+    TFLite's converter drops that by itself, that of ONNX would keep it.
+    """
+    device = sys.modules.get("keras_kd.compress.device")
+    return contextlib.nullcontext() if device is None else device.plain_rounding()
 
 
 def specs(signature: Signature, shapes: list[list[int]] | None) -> list[Any]:

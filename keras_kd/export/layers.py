@@ -45,9 +45,8 @@ def layer_noise(
         convolution and its BatchNorm before a ReLU.
     """
     feed = {name: array[:SAMPLES] for name, array in inputs.items()}
-    tflite = reference.suffix == ".tflite"
-    read, graph = (_tflite, _tflite_graph) if tflite else (_onnx, _onnx_graph)
-    want, got = read(reference, feed), read(quantized, feed)
+    read = _tflite if reference.suffix == ".tflite" else _onnx
+    (want, readings), (got, _) = read(reference, feed), read(quantized, feed)
     rows: dict[str, dict[str, Any]] = {}
     for name, array in want.items():
         layer = layer_of(name, layers)
@@ -58,7 +57,6 @@ def layer_noise(
         value = noise if np.isfinite(noise) else None
         rows.pop(layer, None)
         rows[layer] = {"layer": layer, "tensor": name, "sqnr": value}
-    readings = graph(reference)
     for layer, row in rows.items():
         row["reads"], row["covers"] = _layers_before(layer, readings, layers, rows)
     return list(rows.values())
@@ -93,29 +91,8 @@ def _layers_before(
     return sorted(found, key=list(known).index), list(reversed(between))
 
 
-def _tflite_graph(path: Path) -> dict[str, list[str]]:
-    """For each tensor that an operator makes, the tensors that the operator reads."""
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    graph = flatbuffer_utils.read_model(path).subgraphs[0]
-    names = [tensor.name.decode() for tensor in graph.tensors]
-    # An index of -1 stands for an operand that was left out.
-    return {
-        names[made]: [names[read] for read in operator.inputs if read >= 0]
-        for operator in graph.operators
-        for made in operator.outputs
-    }
-
-
-def _onnx_graph(path: Path) -> dict[str, list[str]]:
-    """For each tensor that a node makes, the tensors that the node reads."""
-    import onnx
-
-    nodes = onnx.load(path).graph.node
-    return {made: [name for name in node.input if name] for node in nodes for made in node.output}
-
-
-def _tflite(path: Path, feed: Arrays) -> Arrays:
+def _tflite(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
+    """The tensors that operators make, and for each those that its operator reads."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
     from ai_edge_litert.tools import flatbuffer_utils
 
@@ -131,6 +108,13 @@ def _tflite(path: Path, feed: Arrays) -> Arrays:
     graph = flatbuffer_utils.read_model(path).subgraphs[0]
     made = [index for operator in graph.operators for index in operator.outputs]
     tensors = {index: rows[index] for index in made if index in rows}
+    names = [tensor.name.decode() for tensor in graph.tensors]
+    # An index of -1 stands for an operand that was left out.
+    readings = {
+        names[index]: [names[read] for read in operator.inputs if read >= 0]
+        for operator in graph.operators
+        for index in operator.outputs
+    }
     parts: dict[str, list[np.ndarray]] = {}
     for i in range(len(next(iter(feed.values())))):
         for name, row in inputs.items():
@@ -144,7 +128,8 @@ def _tflite(path: Path, feed: Arrays) -> Arrays:
                 continue
             if array.dtype.kind in "fi" and array.ndim:
                 parts.setdefault(row["name"], []).append(_decode(array, row))
-    return {name: np.stack(arrays) for name, arrays in parts.items() if _same_shape(arrays)}
+    arrays = {name: np.stack(rows) for name, rows in parts.items() if _same_shape(rows)}
+    return arrays, readings
 
 
 def _encode(x: np.ndarray, row: dict[str, Any]) -> np.ndarray:
@@ -166,11 +151,16 @@ def _same_shape(arrays: list[np.ndarray]) -> bool:
     return len({array.shape for array in arrays}) == 1
 
 
-def _onnx(path: Path, feed: Arrays) -> Arrays:
+def _onnx(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
+    """The tensors that nodes make, and for each those that its node reads."""
     import onnx
     import onnxruntime
 
     model = onnx.load(path)
+    nodes = model.graph.node
+    readings = {
+        made: [name for name in node.input if name] for node in nodes for made in node.output
+    }
     have = {entry.name for entry in model.graph.output}
     for node in model.graph.node:
         for name in node.output:
@@ -200,7 +190,7 @@ def _onnx(path: Path, feed: Arrays) -> Arrays:
         value = values[name if read is None else read.output[0]]
         if isinstance(value, np.ndarray) and value.dtype == np.float32:
             result[name] = value
-    return result
+    return result, readings
 
 
 def _level(row: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .handover import save_tensorflow, specs
+from .handover import plain_rounding, save_tensorflow, specs
 from .signature import Arrays, Signature, pack
 
 _HALF = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
@@ -102,7 +102,8 @@ class Source:
             model = self._form(form)
 
             def call(*flat: Any) -> list[Any]:
-                result = model(pack(model, self.signature, flat), training=False)
+                with plain_rounding():
+                    result = model(pack(model, self.signature, flat), training=False)
                 return [tf.identity(tensor) for tensor in keras.tree.flatten(result)]
 
         return tf.function(call, input_signature=signature), signature

@@ -21,10 +21,7 @@ from keras_kd.compress import (
     sparsity,
     summary,
 )
-
-
-def sqnr(reference, other):
-    return 10 * np.log10(np.sum(reference**2) / np.sum((reference - other) ** 2))
+from keras_kd.export.metrics import sqnr
 
 
 def numpy_fake_quant(x, low, high, bits=8):

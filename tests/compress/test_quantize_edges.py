@@ -23,11 +23,8 @@ from keras_kd.compress import (
 from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.quantized_sequences import QuantizedRecurrent
 from keras_kd.endings import outputs_of
+from keras_kd.export.metrics import sqnr
 from keras_kd.taps import find, read
-
-
-def sqnr(reference, other):
-    return 10 * np.log10(np.sum(reference**2) / np.sum((reference - other) ** 2))
 
 
 def mask_goes_in():
@@ -269,10 +266,13 @@ def test_errors_say_what_cannot_be():
         prune(nested, pattern="channels")
 
 
-def test_the_sigmoid_inside_swish_is_rounded(rows):
+def test_the_sigmoid_inside_swish_is_rounded(rows, tmp_path):
     inputs = keras.Input((8,))
     model = keras.Model(inputs, layers.Dense(4, activation="swish", name="swish")(inputs))
-    layer = quantize_aware(model, calibration=rows).get_layer("swish")
+    quantized = quantize_aware(model, calibration=rows)
+    quantized.compile("adam", "mse")
+    quantized.save(tmp_path / "compiled.keras")
+    layer = keras.models.load_model(tmp_path / "compiled.keras").get_layer("swish")
     kernel = np.asarray(layer.quantized_pairs(False)[0][1])
     product = np.asarray(layer.linear_quantizer(rows @ kernel))
     gate = np.clip(np.round(256 / (1 + np.exp(-product))), 0, 255) / 256

@@ -1,0 +1,195 @@
+"""What TFLite's files and kernels round besides weights and activations, computed in Keras.
+
+Biases are 32-bit integers whose step is that of the input times that of the weights. Some kernels
+round otherwise than to the nearest; what says so here stays out of graphs made for conversion,
+which hold the operator alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_kd.typing import Tensor
+
+_STATE = threading.local()
+
+_DEVICES = ("CPU", "GPU")
+
+_LEVELS = 127
+"""Integers above zero that TFLite's weights have, whatever width they were trained for."""
+
+
+@contextlib.contextmanager
+def plain_rounding() -> Iterator[None]:
+    """Within it, graphs are traced without the rounding of TFLite's kernels.
+
+    For conversion by others than TFLite's converter, which leaves it out by itself.
+    """
+    before = getattr(_STATE, "plain", False)
+    _STATE.plain = True
+    try:
+        yield
+    finally:
+        _STATE.plain = before
+
+
+def when_run(plain: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
+    """`exact(plain)` where the model runs, `plain` in what is converted.
+
+    On TensorFlow the choice is made by `DeviceIndex`, the operator by which a graph holds one
+    implementation for each kind of device: it is known on CPU and GPU, while TFLite's converter
+    (and XLA) take the last branch, the one for no device in particular.
+
+    Args:
+        plain: Tensor.
+        exact: Gives a tensor of the same shape and dtype.
+
+    Returns:
+        Tensor of the same shape and dtype, with the gradient of `plain`.
+    """
+    if getattr(_STATE, "plain", False):
+        return plain
+
+    def run() -> Tensor:
+        return plain + ops.stop_gradient(exact(plain) - plain)
+
+    if keras.backend.backend() != "tensorflow":
+        return run()
+    import tensorflow as tf
+
+    if tf.executing_eagerly():
+        return run()
+    index = tf.raw_ops.DeviceIndex(device_names=list(_DEVICES))
+    return tf.switch_case(index, [run] * len(_DEVICES) + [lambda: tf.identity(plain)])
+
+
+def rounded_twice(product: Tensor, factor: Any, step: Any) -> Tensor:
+    """Shift a sum of products so that rounding it once gives what rounding twice gives.
+
+    `BATCH_MATMUL` multiplies its 32-bit sum by `factor / step = m * 2**-k`, `m` in [0.5, 1),
+    rounds, divides by `2**k` and rounds again, halves away from zero. The first rounding makes a
+    half of what is less than `2**-(k + 1)` short of one; so much is added here.
+
+    Args:
+        product: Tensor, a product of dequantized values.
+        factor: Product of the two steps, a scalar.
+        step: Step that the product is rounded to, a scalar.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+
+    def exact(value: Tensor) -> Tensor:
+        ratio = ops.cast(factor, "float32") / ops.cast(step, "float32")
+        shift = ops.cast(step, "float32") * 2.0 ** ops.floor(ops.log2(ratio))
+        return value + ops.sign(value) * ops.cast(shift, value.dtype)
+
+    return when_run(product, exact)
+
+
+def halves_from_zero(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
+    """Move halves between two negative integers so that rounding takes them down.
+
+    `AVERAGE_POOL_2D` rounds halves away from the integer zero, as an int8 has it.
+
+    Args:
+        values: Tensor, means of dequantized values.
+        low: Least value of the range, a scalar.
+        step: Its step, a scalar.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+
+    def exact(means: Tensor) -> Tensor:
+        zero = (128.0 - ops.round(-low / step)) * step
+        down = ops.cast(means, "float32") < zero
+        return means - ops.cast(ops.where(down, 1e-3 * step, 0.0), means.dtype)
+
+    return when_run(values, exact)
+
+
+class ReadsIntegers:
+    """Mixin for a layer that knows the step of the integers that come in.
+
+    The step is that of the `FakeQuantize` from which the input came, through layers that only move
+    values, when the layer was joined to a graph. It is the graph's, so no configuration holds it:
+    a loaded model is joined anew.
+    """
+
+    _sources: tuple[Any, ...] = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Join the layer to a graph, or run it."""
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(first, keras.KerasTensor):
+            source = _quantizer_behind(first)
+            # Weak, or Keras would count another layer's weights as this one's.
+            found = None if source is None else weakref.ref(source)
+            if found not in self._sources:
+                self._sources = (*self._sources, found)
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    @property
+    def input_step(self) -> Tensor | None:
+        """Step of the first input; None if unknown, or not the same at all places of use."""
+        (source,) = self._sources if len(self._sources) == 1 else (None,)
+        quantizer = None if source is None else source()
+        return None if quantizer is None else quantizer.step
+
+
+def _quantizer_behind(tensor: Any) -> Any | None:
+    from keras_kd.compress.support import AVERAGES, MOVES
+
+    while True:
+        # The only place where Keras says which layer made a symbolic tensor.
+        operation = tensor._keras_history.operation
+        if getattr(operation, "only_rounds", False):
+            return operation
+        if type(operation).__name__ not in MOVES | AVERAGES:
+            return None
+        if not isinstance(operation.input, keras.KerasTensor):
+            return None
+        tensor = operation.input
+
+
+def channel_steps(kernel: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The steps of a kernel's integers in the file.
+
+    Args:
+        kernel: Rounded kernel.
+        axes: Axes that count output channels.
+
+    Returns:
+        Tensor `(channels,)`.
+    """
+    rank = len(kernel.shape)
+    kept = {axis % rank for axis in axes}
+    others = [axis for axis in range(rank) if axis not in kept]
+    largest = ops.max(ops.abs(ops.cast(kernel, "float32")), axis=others)
+    return ops.reshape(largest, (-1,)) / _LEVELS
+
+
+def rounded_bias(bias: Tensor, input_step: Tensor | None, steps: Tensor) -> Tensor:
+    """A bias as the integers that the file has for it.
+
+    Args:
+        bias: Tensor `(channels,)`.
+        input_step: Scalar; None to leave the bias as it is.
+        steps: Steps of the weights, `(channels,)`.
+
+    Returns:
+        Tensor like `bias`, with its gradient.
+    """
+    if input_step is None:
+        return bias
+    step = ops.stop_gradient(ops.maximum(input_step * steps, 1e-30))
+    value = ops.cast(ops.stop_gradient(bias), "float32")
+    return bias + ops.cast(ops.round(value / step) * step - value, bias.dtype)
