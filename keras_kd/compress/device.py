@@ -8,6 +8,7 @@ which hold the operator alone.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ def when_run(plain: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
     Returns:
         Tensor of the same shape and dtype, with the gradient of `plain`.
     """
-    if getattr(_STATE, "plain", False):
+    if getattr(_STATE, "plain", False) or _traced_for_onnx():
         return plain
 
     def run() -> Tensor:
@@ -68,6 +69,16 @@ def when_run(plain: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
         return run()
     index = tf.raw_ops.DeviceIndex(device_names=list(_DEVICES))
     return tf.switch_case(index, [run] * len(_DEVICES) + [lambda: tf.identity(plain)])
+
+
+def _traced_for_onnx() -> bool:
+    """Whether `keras.Model.export(format="onnx")` is at work, which tells its layers nothing."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "export_onnx":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def rounded_twice(product: Tensor, factor: Any, step: Any) -> Tensor:

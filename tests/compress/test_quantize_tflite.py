@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import onnxruntime
 import pytest
 from keras import layers
 
@@ -227,6 +228,16 @@ def test_attention_alone(use_bias):
     assert (np.abs(outputs - expected) / step).max() <= 2.01
     # The biases of key and value are computed elsewhere than in their projections.
     assert sqnr(model.predict(x, verbose=0), expected) > 29
+
+
+def test_attention_exported_by_keras_is_onnx_that_loads(tmp_path):
+    model = alone(layers.MultiHeadAttention(2, 8), 6, 16)
+    x = np.random.default_rng(1).normal(size=(32, 6, 16)).astype("float32")
+    quantized = quantize_aware(model, calibration=x)
+    quantized.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: x})
+    assert sqnr(quantized.predict(x, verbose=0), outputs) > 30
 
 
 @pytest.mark.parametrize("name", sorted({*ZOO} - {"sequence"}))
