@@ -312,6 +312,10 @@ def main():
         ratios, rows = epochs(root / "epochs", x, y, teacher, arguments.repeats, widths)
         costly = (8, 16) if arguments.quick else (48, 96, 192)
         costly = cnn(costly, CLASSES, name="teacher")
+        # Taught to tell classes apart, as a teacher is; "auto" takes no copy that doubts them.
+        x = (rng.normal(size=(CLASSES, 32, 32, 3))[y] + 0.5 * x).astype("float32")
+        costly.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        costly.fit(x[:2048], y[:2048], batch_size=64, epochs=3, verbose=0)
         written, written_rows, said = writing(root, x, costly, arguments.repeats)
     save(
         "cache",

@@ -98,6 +98,24 @@ def test_auto_takes_the_fastest_that_agrees(monkeypatch, teacher, data):
     assert "folded, in float16: 1 ms" in chosen(monkeypatch, teacher, data, [4.0, 3.0, 5.0, 1.0])
 
 
+def test_a_copy_of_twice_the_time_is_timed_once(monkeypatch):
+    clock = [0.0]
+
+    class Takes:
+        def __init__(self, seconds):
+            self.seconds, self.calls = seconds, 0
+
+        def predict_on_batch(self, x):
+            clock[0] += self.seconds
+            self.calls += 1
+
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
+    models = [Takes(0.01), Takes(0.019), Takes(0.1)]
+    assert precision.milliseconds(models, None) == pytest.approx([10.0, 19.0, 100.0])
+    # One call of each compiles it.
+    assert [model.calls for model in models] == [6, 6, 2]
+
+
 def test_auto_keeps_the_teacher_where_nothing_is_faster(monkeypatch, teacher, data):
     assert "as it was given: 1 ms" in chosen(monkeypatch, teacher, data, [1.0, 2.0, 2.0, 2.0])
 
