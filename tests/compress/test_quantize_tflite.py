@@ -252,7 +252,7 @@ def test_no_worse_than_post_training_quantization(name):
     reference = model.predict(x, verbose=0)
     ours = sqnr(reference, run(convert(quantize_aware(model, calibration=x)), x)[0])
     theirs = sqnr(reference, run(convert(model, calibration=x), x)[0])
-    assert ours > theirs - 0.5
+    assert ours > theirs - 0.2
 
 
 def test_tokens_stay_integers():
