@@ -55,7 +55,6 @@ def load_model(path: str, what: str) -> Any:
 
     from keras_kd import checks
 
-    advice = _ADVICE
     checks.keras_file(path)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -63,7 +62,7 @@ def load_model(path: str, what: str) -> Any:
             about = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
             version = str(about.get("keras_version", ""))
         except (ValueError, AttributeError) as error:
-            raise ValueError(f"`{path}` has a damaged `metadata.json`. {advice}.") from error
+            raise ValueError(f"`{path}` has a damaged `metadata.json`. {_ADVICE}.") from error
     if version.startswith("2."):
         raise ValueError(
             f"The {what} `{path}` was written by tf_keras {version} (Keras 2), which Keras 3 "
@@ -76,7 +75,7 @@ def load_model(path: str, what: str) -> Any:
         raise ValueError(f"The {what} `{path}` cannot be loaded: {_why(error)}") from error
     if not isinstance(model, keras.Model):
         raise ValueError(
-            f"The {what} `{path}` holds a {type(model).__name__}, not a model. {advice}."
+            f"The {what} `{path}` holds a {type(model).__name__}, not a model. {_ADVICE}."
         )
     if not model.built or not model.weights:
         raise ValueError(

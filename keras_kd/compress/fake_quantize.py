@@ -252,3 +252,23 @@ def fake_quantized(inputs: Tensor, low: Tensor, high: Tensor, bits: int) -> Tens
         ops.stop_gradient(ops.convert_to_tensor(high, "float32")),
         num_bits=bits,
     )
+
+
+def bounded(kind: str, inputs: Tensor, bits: int) -> Tensor:
+    """Apply softmax, sigmoid or tanh and quantize to the range that TFLite prescribes.
+
+    Args:
+        kind: A key of `FIXED_RANGES`.
+        inputs: Float tensor.
+        bits: Integer width.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    low, high = FIXED_RANGES[kind]
+    return fake_quantized(keras.activations.get(kind)(inputs), low, high, bits)
+
+
+def swish(inputs: Tensor, bits: int) -> Tensor:
+    """`x * sigmoid(x)` as a quantized sigmoid and a product, since TFLite has no swish."""
+    return inputs * bounded("sigmoid", inputs, bits)

@@ -9,12 +9,7 @@ from keras import ops
 
 from keras_kd.compress.cluster import is_clustered
 from keras_kd.compress.device import ReadsIntegers, channel_steps, rounded_bias
-from keras_kd.compress.fake_quantize import (
-    FIXED_RANGES,
-    FakeQuantize,
-    fake_quantized,
-    quantized_weights,
-)
+from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights, swish
 from keras_kd.compress.fold import kernel_scale
 from keras_kd.compress.wrap import WeightWrapper, base_layer, kernels, run_with
 from keras_kd.typing import Tensor
@@ -131,9 +126,7 @@ class QuantizedLayer(ReadsIntegers, WeightWrapper):
         activation: Any = self.activation
         if self.activation_bits is None or activation is not keras.activations.silu:
             return activation(outputs)
-        # TFLite has no swish: it is a sigmoid, in int8, and a product.
-        low, high = FIXED_RANGES["sigmoid"]
-        return outputs * fake_quantized(ops.sigmoid(outputs), low, high, self.activation_bits)
+        return swish(outputs, self.activation_bits)
 
     def activated_layer(self) -> Any:
         """This layer where the activation is its own, else the innermost one."""

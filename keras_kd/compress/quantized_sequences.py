@@ -18,10 +18,11 @@ from keras_kd.compress.device import (
 from keras_kd.compress.fake_quantize import (
     FIXED_RANGES,
     FakeQuantize,
-    fake_quantized,
+    bounded,
     quantized_weights,
 )
 from keras_kd.compress.quantized_layers import per_channel_affine
+from keras_kd.compress.quantized_operations import mean_of_rows
 from keras_kd.compress.wrap import WeightWrapper, base_layer, kernels
 from keras_kd.typing import Tensor
 
@@ -63,11 +64,15 @@ class _Stepwise(ReadsIntegers, WeightWrapper):
             for step in self.steps
         ]
 
+    def observer(self, step: str) -> FakeQuantize:
+        """What rounds the values of a step."""
+        return self.observers[self.steps.index(step)]
+
     def observe(
         self, step: str, value: Tensor, training: bool | None, seen: Tensor | None = None
     ) -> Tensor:
         """Quantize what a step gives with the step's own range, which follows `seen` if given."""
-        observer = self.observers[self.steps.index(step)]
+        observer = self.observer(step)
         if seen is not None and (training or observer.calibrating):
             observer.follow(seen)
         return observer(value, training=training, observe=seen is None)
@@ -83,7 +88,7 @@ class _Stepwise(ReadsIntegers, WeightWrapper):
             training: As in `call`; in training it is rounded to the nearest.
             factors: The two tensors: names of steps, or of a bounded activation.
         """
-        observer = self.observers[self.steps.index(step)]
+        observer = self.observer(step)
         if not training and not observer.calibrating:
             one, other = (self._step_size(name) for name in factors)
             value = rounded_twice(value, one * other, observer.step)
@@ -91,14 +96,13 @@ class _Stepwise(ReadsIntegers, WeightWrapper):
 
     def _step_size(self, name: str) -> Any:
         if name in self.steps:
-            return self.observers[self.steps.index(name)].step
+            return self.observer(name).step
         low, high = FIXED_RANGES[name]
         return (high - low) / (2**self.activation_bits - 1)
 
     def bounded(self, kind: str, value: Tensor) -> Tensor:
         """Apply softmax, sigmoid or tanh and quantize to the range TFLite prescribes."""
-        low, high = FIXED_RANGES[kind]
-        return fake_quantized(keras.activations.get(kind)(value), low, high, self.activation_bits)
+        return bounded(kind, value, self.activation_bits)
 
     def weight(self, variable: Any, values: dict[int, Tensor], shape: tuple[int, ...]) -> Tensor:
         """A kernel as a matrix, rounded with a step for each output."""
@@ -163,10 +167,7 @@ class QuantizedLayerNormalization(_Stepwise):
         """Normalize."""
         layer, size = self.layer, inputs.shape[-1]
         rows = ops.reshape(inputs, (-1, size))
-        # TFLite's own MEAN is one step off in a quarter of all values; a product with a constant
-        # is exact, since equal weights are all the largest integer.
-        mean = ops.matmul(rows, ops.full((size, 1), 1.0 / size, dtype=rows.dtype))
-        mean = self.observe("mean", mean, training)
+        mean = self.observe("mean", mean_of_rows(rows), training)
         centered = self.observe("centered", rows - mean, training)
         energy = ops.matmul(
             ops.reshape(centered, (-1, 1, size)), ops.reshape(centered, (-1, size, 1))
@@ -174,7 +175,7 @@ class QuantizedLayerNormalization(_Stepwise):
         energy = ops.reshape(energy, (-1, 1))
         varies = energy > 0.0
         energy = self.observe_product("energy", energy, training, ("centered", "centered"))
-        high = self.observers[self.steps.index("energy")].maximum
+        high = self.observer("energy").maximum
         step = ops.convert_to_tensor(high) / (2**self.activation_bits - 1)
         floor = ops.stop_gradient(ops.maximum(step, size * layer.epsilon))
         inverse = ops.rsqrt(ops.maximum(energy, ops.cast(floor, rows.dtype)))
@@ -356,7 +357,7 @@ class QuantizedRecurrent(_Stepwise):
     def _held(self, name: str, value: Tensor, seen: dict[str, list[Tensor]]) -> Tensor:
         """Quantize with the range as it is, and note the value for its next move."""
         seen[name].append(value)
-        return self.observers[self.steps.index(name)](value, observe=False)
+        return self.observer(name)(value, observe=False)
 
     def _lstm(
         self,
