@@ -23,6 +23,7 @@ from side_by_side import (
     begin,
     cnn,
     discard,
+    images,
     medians,
     ours,
     plain,
@@ -30,6 +31,7 @@ from side_by_side import (
     ratio,
     save,
     spread,
+    taught,
 )
 
 import keras_kd as kd
@@ -300,9 +302,7 @@ def main():
     if arguments.quick:
         arguments.samples, arguments.records, arguments.repeats = 512, 20_000, 1
     keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(arguments.samples, 32, 32, 3)).astype("float32")
-    y = rng.integers(0, CLASSES, arguments.samples)
+    x, y = images(arguments.samples, CLASSES)
     widths = (4, 8) if arguments.quick else (8, 16, 32)
     teacher = cnn(tuple(2 * width for width in widths), CLASSES, name="teacher")
     with tempfile.TemporaryDirectory() as temporary:
@@ -311,11 +311,7 @@ def main():
         table, notes, about = reading(root / "large", arguments.records, arguments.repeats)
         ratios, rows = epochs(root / "epochs", x, y, teacher, arguments.repeats, widths)
         costly = (8, 16) if arguments.quick else (48, 96, 192)
-        costly = cnn(costly, CLASSES, name="teacher")
-        # Taught to tell classes apart, as a teacher is; "auto" takes no copy that doubts them.
-        x = (rng.normal(size=(CLASSES, 32, 32, 3))[y] + 0.5 * x).astype("float32")
-        costly.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        costly.fit(x[:2048], y[:2048], batch_size=64, epochs=3, verbose=0)
+        costly = taught(cnn(costly, CLASSES, name="teacher"), x, y, steps=96)
         written, written_rows, said = writing(root, x, costly, arguments.repeats)
     save(
         "cache",

@@ -1,22 +1,27 @@
 """A pair of ResNets on an accelerator: samples per second beside plain student training.
 
-On a machine with a GPU and JAX for it (`pip install -U "jax[cuda12]"`):
+On a machine with a GPU, and JAX and PyTorch for it (`pip install -U "jax[cuda13]" torch`):
 
     KERAS_BACKEND=jax python benchmarks/gpu.py
-    KERAS_BACKEND=jax python benchmarks/gpu.py --precision float32 --batch 512 --repeats 9
+    KERAS_BACKEND=jax python benchmarks/gpu.py --precision float32 --batch 128 --repeats 9
 
 On a processor, to see that it runs (small sizes; nothing is written):
 
     KERAS_BACKEND=jax python benchmarks/gpu.py --quick
 
 The student is a ResNet-18, the teacher a ResNet-50, both for images of `--size`, computing in
-`mixed_bfloat16`. The data are made once and lie in main memory; plain training, the distiller and
-`keras.distillation` are fed alike. Where no GPU is found the result says so.
+`mixed_bfloat16`. The batches lie in the memory of the device, on every side, so that what is
+compared is computing and not how images reach the device. The same job as a plain PyTorch loop
+(channels last, `torch.autocast` in bfloat16, teacher under `no_grad`) runs in a process of its own
+and takes turns. Where no GPU is found the result says so. XLA compiles six steps; with
+`JAX_COMPILATION_CACHE_DIR` set it does so once for many runs.
 """
 
 import argparse
+import json
 import os
 import sys
+import time
 
 
 def resnet(depths, width, bottleneck, classes, size, name):
@@ -55,20 +60,104 @@ def resnet(depths, width, bottleneck, classes, size, name):
     return keras.Model(inputs, layers.Dense(classes, dtype="float32", name="logits")(x), name=name)
 
 
+def torch_resnet(depths, width, bottleneck, classes, size):
+    """The same network in PyTorch, channels last."""
+    import torch
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, before, filters, stride):
+            super().__init__()
+            out = filters * (4 if bottleneck else 1)
+            # Kernel, filters and stride of each convolution.
+            plan = [(1, filters, 1), (3, filters, stride), (1, out, 1)]
+            plan = plan if bottleneck else [(3, filters, stride), (3, out, 1)]
+            body, channels = [], before
+            for kernel, filters, by in plan:
+                body += [*convolution(channels, filters, kernel, by), nn.ReLU()]
+                channels = filters
+            self.body = nn.Sequential(*body[:-1])
+            self.shortcut = nn.Sequential()
+            if stride > 1 or before != out:
+                self.shortcut = nn.Sequential(*convolution(before, out, 1, stride))
+
+        def forward(self, x):
+            return torch.relu(self.body(x) + self.shortcut(x))
+
+    def convolution(before, filters, kernel, stride=1):
+        made = nn.Conv2d(before, filters, kernel, stride, kernel // 2, bias=False)
+        return made, nn.BatchNorm2d(filters)
+
+    large = size > 64
+    parts = [*convolution(3, width, 7 if large else 3, 2 if large else 1), nn.ReLU()]
+    parts += [nn.MaxPool2d(3, 2, 1)] if large else []
+    before = width
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            parts.append(Block(before, width * 2**stage, 2 if stage and not block else 1))
+            before = width * 2**stage * (4 if bottleneck else 1)
+    parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes)]
+    return nn.Sequential(*parts).to(memory_format=torch.channels_last)
+
+
+def child(student, teacher, classes, size, batch, steps, autocast):
+    """The same job as a PyTorch loop; `student` and `teacher` are depths, width and bottleneck."""
+    import torch
+    from torch_loop import serve
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(0)
+    batches = [
+        (
+            torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last),
+            torch.randint(0, classes, (batch,), device=device),
+        )
+        for _ in range(steps)
+    ]
+    serve(
+        lambda: torch_resnet(*student, classes, size),
+        {"live": torch_resnet(*teacher, classes, size).to(device).eval()},
+        batches,
+        autocast,
+    )
+
+
+def resident(batches):
+    """Batches that lie on the device, as a dataset of Keras."""
+    import keras
+
+    class Resident(keras.utils.PyDataset):
+        def __len__(self):
+            return len(batches)
+
+        def __getitem__(self, index):
+            return batches[index]
+
+    return Resident()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--precision", default="mixed_bfloat16")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.child:
+        child(*json.loads(arguments.child))
+        return
     os.environ.setdefault("KERAS_BACKEND", "jax")
+    # The loop in PyTorch needs room beside it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
     import keras
-    import numpy as np
-    from side_by_side import begin, discard, fitting, medians, ours, plain, ratio, save, theirs
+    from keras.distillation import FeatureDistillation
+    from side_by_side import begin, discard, medians, ours, plain, ratio, save, theirs
+    from torch_loop import Loop
 
     import keras_kd as kd
 
@@ -78,50 +167,71 @@ def main():
 
     started = begin()
     device = jax.devices()[0]
-    depths, width, deep, bottleneck = (2, 2, 2, 2), 64, (3, 4, 6, 3), True
+    small, large = ((2, 2, 2, 2), 64, False), ((3, 4, 6, 3), 64, True)
     size, batch, steps, repeats = (
         arguments.size, arguments.batch, arguments.steps, arguments.repeats
     )  # fmt: skip
     if arguments.quick:
-        depths, width, deep, bottleneck = (1, 1), 4, (1, 1), False
+        small, large = ((1, 1), 4, False), ((1, 1), 4, True)
         size, batch, steps, repeats = 16, 8, 2, 2
     keras.config.set_dtype_policy(arguments.precision)
     keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(batch * steps, size, size, 3)).astype("float32")
-    y = rng.integers(0, arguments.classes, len(x))
     shape = (arguments.classes, size)
+    batches = [
+        (
+            jax.random.normal(jax.random.key(i), (batch, size, size, 3)),
+            jax.random.randint(jax.random.key(-i), (batch,), 0, arguments.classes),
+        )
+        for i in range(steps)
+    ]
+    labeled, images = resident(batches), resident([(x,) for x, _ in batches])
 
-    def student():
-        return resnet(depths, width, False, *shape, "student")
+    def student(name="student"):
+        return resnet(*small, *shape, name)
 
-    teacher = resnet(deep, width, bottleneck, *shape, "teacher")
-    from keras.distillation import FeatureDistillation
+    def fitting(model):
+        return lambda: discard(model.fit(labeled, shuffle=False, verbose=0))
 
+    def told(name, run):
+        """The contender, which says how long its first turn took: XLA compiles in it."""
+        at = time.perf_counter()
+        run()
+        print(f"{name}: first turn {time.perf_counter() - at:.1f} s", file=sys.stderr, flush=True)
+        return run
+
+    teacher = resnet(*large, *shape, "teacher")
     # Of one form: the peer has no projectors.
-    twin = resnet(depths, width, False, *shape, "twin")
-    stages = ["stage0", "stage1"]
+    twin, stages = student("twin"), ["stage0", "stage1"]
     mse = [
         FeatureDistillation(loss="mse", teacher_layer_name=s, student_layer_name=s) for s in stages
     ]
     hints = [kd.Transfer(kd.losses.Hint(), s, s, name=f"hint_{s}") for s in stages]
+    autocast = arguments.precision == "mixed_bfloat16"
+    loop = Loop(small, large, *shape, batch, steps, autocast, script=__file__)
     contenders = {
-        "student step": fitting(plain(student()), x, y, batch),
-        "teacher forward": lambda: discard(teacher.predict(x, batch_size=batch, verbose=0)),
-        "distillation step": fitting(ours(student(), teacher), x, y, batch),
-        "distillation step, keras.distillation": fitting(theirs(student(), teacher), x, y, batch),
-        "two features": fitting(ours(student(), twin, hints), x, y, batch),
-        "two features, keras.distillation": fitting(theirs(student(), twin, mse), x, y, batch),
+        "student step": fitting(plain(student())),
+        "teacher forward": lambda: discard(teacher.predict(images, verbose=0)),
+        "distillation step": fitting(ours(student(), teacher)),
+        "distillation step, keras.distillation": fitting(theirs(student(), teacher)),
+        "two features": fitting(ours(student(), twin, hints)),
+        "two features, keras.distillation": fitting(theirs(student(), twin, mse)),
+        "student step, PyTorch": loop("alone"),
+        "teacher forward, PyTorch": loop("teacher"),
+        "distillation step, PyTorch": loop("live"),
     }
-    seconds = medians(contenders, repeats)
+    seconds = medians({name: told(name, run) for name, run in contenders.items()}, repeats)
+    loop.close()
+    step = seconds["distillation step"]
     floor = seconds["student step"] + seconds["teacher forward"]
-    step, peer = seconds["distillation step"], seconds["distillation step, keras.distillation"]
     save(
         "gpu",
         started,
         ratios={
             "logits step / (student step + teacher forward)": ratio(step / floor, 1.05),
-            "logits step / keras.distillation": ratio(step / peer, 1.0),
+            "logits step / keras.distillation": ratio(
+                step / seconds["distillation step, keras.distillation"], 1.0
+            ),
+            "logits step / PyTorch loop": ratio(step / seconds["distillation step, PyTorch"]),
             "two feature transfers / keras.distillation": ratio(
                 seconds["two features"] / seconds["two features, keras.distillation"], 0.75
             ),
@@ -138,7 +248,7 @@ def main():
         notes=[
             f"On {device.device_kind} ({device.platform})"
             + ("" if device.platform == "gpu" else ": no GPU was found")
-            + f"; images of {size} by {size}, {arguments.classes} classes."
+            + f"; images of {size} by {size}, {arguments.classes} classes, in its memory.",
         ],
         quick=arguments.quick,
         backend="jax",

@@ -17,7 +17,9 @@ from side_by_side import (
     begin,
     cnn,
     discard,
+    evaluating,
     fitting,
+    images,
     medians,
     ours,
     over,
@@ -25,8 +27,8 @@ from side_by_side import (
     predicting,
     save,
     sized_teacher,
+    taught,
     theirs,
-    untuned,
 )
 
 import keras_kd as kd
@@ -39,6 +41,7 @@ def logits(repeats, sizes, x, y):
     small = sizes[0]
     alone = plain(cnn(small, name="student"))
     teacher, widths, cost = sized_teacher(fitting(alone, x, y), x, 1.5, sizes[1])
+    teacher = taught(teacher, x, y)
     said = []
     contenders = {
         "student step": fitting(alone, x, y),
@@ -113,15 +116,14 @@ def features_and_evaluation(repeats, sizes, x, y):
     teacher = cnn(large, name="teacher")
     evaluated = ours(cnn(small, name="student"), teacher)
     peer = theirs(cnn(small, name="student"), teacher)
-    data = untuned((x, y), BATCH)
     seconds = medians(
         {
             "two features": fitting(ours(cnn(large, name="student"), wide, hints), x, y),
             "two features, keras.distillation": fitting(
                 theirs(cnn(large, name="student"), wide, mse), x, y
             ),
-            "evaluate": lambda: discard(evaluated.evaluate(data, verbose=0)),
-            "evaluate, keras.distillation": lambda: discard(peer.evaluate(data, verbose=0)),
+            "evaluate": evaluating(evaluated, x, y),
+            "evaluate, keras.distillation": evaluating(peer, x, y),
         },
         repeats,
     )
@@ -164,9 +166,7 @@ def main():
     repeats = 3 if arguments.quick else arguments.repeats
     sizes = ((4, 8), (8, 16)) if arguments.quick else ((16, 32, 64), (32, 64, 128))
     keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(BATCH * STEPS, 32, 32, 3)).astype("float32")
-    y = rng.integers(0, 10, len(x))
+    x, y = images(BATCH * STEPS)
     seconds, ratios, notes = logits(repeats, sizes, x, y)
     more, wider = features_and_evaluation(repeats, sizes, x, y)
     products = short_floats(repeats, 256 if arguments.quick else 2048)

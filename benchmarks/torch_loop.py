@@ -43,27 +43,46 @@ def torch_cnn(widths, classes):
 
 
 def child(student_widths, teacher_widths, batch):
-    """Take `STEPS` steps for each line read, and print their seconds."""
+    """The loop of these networks, on the processor, as `serve` takes it."""
+    import torch
+
+    torch.manual_seed(0)
+    x = torch.randn(batch * STEPS, 3, 32, 32).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (len(x),))
+    half = torch_cnn(teacher_widths, 10).eval().to(torch.bfloat16)
+    serve(
+        lambda: torch_cnn(student_widths, 10),
+        {
+            "live": torch_cnn(teacher_widths, 10).eval(),
+            "bfloat16": lambda x: half(x.to(torch.bfloat16)).float(),
+        },
+        [(x[i : i + batch], y[i : i + batch]) for i in range(0, len(x), batch)],
+    )
+
+
+def serve(student, teachers, batches, autocast=False):
+    """Go through the batches for each line read, and print the seconds.
+
+    A line says how: `alone` trains a student on the labels, `teacher` runs the first teacher, and
+    the name of a teacher distils it. With `autocast` everything computes in bfloat16 where PyTorch
+    deems it safe.
+    """
     import torch
     from torch.nn import functional
 
-    torch.manual_seed(0)
-    teacher = torch_cnn(teacher_widths, 10).eval()
-    x = torch.randn(batch * STEPS, 3, 32, 32).to(memory_format=torch.channels_last)
-    y = torch.randint(0, 10, (len(x),))
+    device = batches[0][0].device
     made = {}
-    for kind in ("alone", "live", "bfloat16"):
-        student = torch_cnn(student_widths, 10).train()
-        made[kind] = student, torch.optim.SGD(student.parameters(), 0.01)
-    half = torch_cnn(teacher_widths, 10).eval().to(torch.bfloat16)
+    for kind in ("alone", *teachers):
+        network = student().to(device).train()
+        made[kind] = network, torch.optim.SGD(network.parameters(), 0.01)
 
     def step(kind, x, y):
-        student, optimizer = made[kind]
-        logits = student(x)
+        network, optimizer = made[kind]
+        logits = network(x)
         loss = functional.cross_entropy(logits, y)
         if kind != "alone":
             with torch.no_grad():
-                z = teacher(x) if kind == "live" else half(x.to(torch.bfloat16)).float()
+                z = teachers[kind](x)
             soft = functional.kl_div(
                 logits.div(2).log_softmax(-1),
                 z.div(2).softmax(-1),
@@ -75,25 +94,28 @@ def child(student_widths, teacher_widths, batch):
         optimizer.step()
 
     print(torch.get_num_threads(), flush=True)
+    first = next(iter(teachers.values()))
     for line in sys.stdin:
         kind = line.strip()
         began, processor = time.perf_counter(), time.process_time()
-        for i in range(STEPS):
-            rows = slice(i * batch, (i + 1) * batch)
-            if kind == "teacher":
-                with torch.no_grad():
-                    teacher(x[rows])
-            else:
-                step(kind, x[rows], y[rows])
+        for x, y in batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                if kind == "teacher":
+                    with torch.no_grad():
+                        first(x)
+                else:
+                    step(kind, x, y)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         print(time.perf_counter() - began, time.process_time() - processor, flush=True)
 
 
 class Loop:
-    """The PyTorch loop in its process."""
+    """The PyTorch loop in its process, which runs the `--child` of a script."""
 
-    def __init__(self, *sizes):
+    def __init__(self, *sizes, script=__file__):
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--child", json.dumps(sizes)],
+            [sys.executable, script, "--child", json.dumps(sizes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -101,7 +123,7 @@ class Loop:
         self.threads = int(self.process.stdout.readline())
 
     def __call__(self, kind):
-        """A contender: takes `STEPS` steps of this kind and returns their seconds."""
+        """A contender: goes once through the batches in this way and returns the seconds."""
 
         def run():
             self.process.stdin.write(kind + "\n")
@@ -124,13 +146,24 @@ class Loop:
 def compared(repeats, widths, base, x, y):
     """Seconds a step of both, what `auto` chose, and the teacher's widths."""
     import keras
-    from side_by_side import cnn, fitting, medians, ours, plain, predicting, sized_teacher, theirs
+    from side_by_side import (
+        cnn,
+        fitting,
+        medians,
+        ours,
+        plain,
+        predicting,
+        sized_teacher,
+        taught,
+        theirs,
+    )
 
     import keras_kd as kd
 
     batch = len(x) // STEPS
     alone = plain(cnn(widths, name="student"))
     teacher, wide, _ = sized_teacher(fitting(alone, x, y, batch), x, 1.5, base)
+    teacher = taught(teacher, x, y)
     distillers = {
         "distillation, live teacher": ours(cnn(widths, name="student"), teacher),
         'distillation, teacher_precision="bfloat16"': ours(
@@ -346,8 +379,7 @@ def main():
         child(*json.loads(arguments.child))
         return
     import keras
-    import numpy as np
-    from side_by_side import begin, over, save
+    from side_by_side import begin, images, over, save
 
     started = begin()
     repeats = 2 if arguments.quick else arguments.repeats
@@ -366,9 +398,7 @@ def main():
             backend=keras.config.backend(),
         )
         return
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(batch * STEPS, 32, 32, 3)).astype("float32")
-    y = rng.integers(0, 10, len(x))
+    x, y = images(batch * STEPS)
     seconds, said, wide, loop_threads = compared(repeats, widths, base, x, y)
     loop = seconds["PyTorch, distillation"]
     fast = "goal for a processor with AMX or AVX-512 BF16"

@@ -279,75 +279,78 @@ def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any
     import tensorflow as tf
 
     length = int(data.cardinality())
+    passes = _Passes(teacher, length)
+    once = tf.data.Dataset.range(1)
 
     @tf.autograph.experimental.do_not_convert
-    def place(state: Any, element: Any) -> Any:
+    def begin(_: Any) -> Any:
+        marks = tf.numpy_function(passes.begin, [], [tf.int64, tf.int64, tf.bool])
+        for mark in marks:
+            mark.set_shape([])
+        return tuple(marks)
+
+    @tf.autograph.experimental.do_not_convert
+    def place(state: Any, marked: Any) -> Any:
         row, seen = state
+        marks, element = marked
         x = keras.tree.flatten(element[0] if plain else element)
         size = tf.shape(x[0], tf.int64)[0] if batched else tf.constant(1, tf.int64)
         # Keras takes as many elements as there are and never asks for the end.
         last = tf.equal(seen + 1, length)
-        return (row + size, seen + 1), (row, last, element)
-
-    passes = _Passes(teacher)
-
-    def join(this: Any, epoch: Any, whole: Any) -> Callable[..., Any]:
-        @tf.autograph.experimental.do_not_convert
-        def with_record(row: Any, last: Any, element: Any) -> Any:
-            x, *rest = element if plain else (element,)
-            if not batched:
-                x = keras.tree.map_structure(lambda leaf: tf.expand_dims(leaf, 0), x)
-            flat = keras.tree.flatten(x)
-            size = tf.shape(flat[0], tf.int64)[0]
-            # Only what is compared is handed to Python: the batch, or one row that moves along.
-            other = (row // tf.maximum(size, 1) + this) % tf.maximum(size, 1)
-            start = tf.where(whole, tf.zeros((), tf.int64), other)
-            stop = tf.where(whole, size, start + 1)
-            compared = [leaf[start:stop] for leaf in flat]
-            record = tf_fetch(
-                teacher,
-                passes.rows,
-                [this, epoch, row, last, size, start, *compared],
-                flat[0].shape[0],
-            )
-            if teacher.augment is not None:
-                x = tf_view(teacher, x, row + tf.range(size), epoch)
-            joined = Joined(x, record)
-            if not batched:
-                joined = keras.tree.map_structure(lambda leaf: leaf[0], joined)
-            return (joined, *rest)
-
-        return with_record
-
-    once = tf.data.Dataset.range(1)
+        return (row + size, seen + 1), (marks, row, last, element)
 
     @tf.autograph.experimental.do_not_convert
-    def one_pass(_: Any) -> Any:
-        this, epoch, whole = tf.numpy_function(passes.begin, [], [tf.int64, tf.int64, tf.bool])
-        for each in (this, epoch, whole):
-            each.set_shape([])
-        placed = data.scan((tf.constant(0, tf.int64), tf.constant(0, tf.int64)), place)
-        joined = placed.map(join(this, epoch, whole), num_parallel_calls=tf.data.AUTOTUNE)
+    def with_record(marks: Any, row: Any, last: Any, element: Any) -> Any:
+        x, *rest = element if plain else (element,)
+        if not batched:
+            x = keras.tree.map_structure(lambda leaf: tf.expand_dims(leaf, 0), x)
+        flat = keras.tree.flatten(x)
+        # Python is shown the tensors as they lie in memory, which copies nothing.
+        record = tf_fetch(teacher, passes.rows, [*marks, row, last, *flat], flat[0].shape[0])
+        if teacher.augment is not None:
+            x = tf_view(teacher, x, row + tf.range(tf.shape(flat[0], tf.int64)[0]), marks[1])
+        joined = Joined(x, record)
+        if not batched:
+            joined = keras.tree.map_structure(lambda leaf: leaf[0], joined)
+        return (joined, *rest)
+
+    def join(marks: Any) -> Any:
+        placed = tf.data.Dataset.zip(marks, data)
+        placed = placed.scan((tf.constant(0, tf.int64), tf.constant(0, tf.int64)), place)
+        return placed.map(with_record, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def ended(elements: Any, this: Any) -> Any:
+        """The elements, and nothing after them but a call of `passes.end`."""
 
         @tf.autograph.experimental.do_not_convert
         def end(_: Any) -> Any:
-            # Reached when all before it was read: here it shows whether rows are missing.
-            none = tf.numpy_function(passes.end, [this, whole], tf.int64)
+            none = tf.numpy_function(passes.end, [this], tf.int64)
             none.set_shape([])
-            return joined.take(none)
+            return elements.take(none)
 
-        return joined.concatenate(once.flat_map(end))
+        return elements.concatenate(once.flat_map(end))
 
-    joined = once.flat_map(one_pass)
-    if length >= 0:
-        joined = joined.apply(tf.data.experimental.assert_cardinality(length))
-    return joined
+    @tf.autograph.experimental.do_not_convert
+    def marks_of_pass(*marks: Any) -> Any:
+        return ended(tf.data.Dataset.from_tensors(marks).repeat(length), marks[0])
+
+    @tf.autograph.experimental.do_not_convert
+    def one_pass(*marks: Any) -> Any:
+        # Reached when all before it was read: here it shows whether rows are missing.
+        return ended(join(tf.data.Dataset.from_tensors(marks).repeat()), marks[0])
+
+    begun = once.map(begin)
+    if length < 0:
+        return begun.flat_map(one_pass)
+    # What is nested is set up anew in every pass, so that as little as can be is.
+    joined = join(begun.flat_map(marks_of_pass))
+    return joined.apply(tf.data.experimental.assert_cardinality(length))
 
 
 class _Passes:
     """Compares what passes with what the teacher was given, and counts it.
 
-    Every row is compared until one pass has come to its end; after that, which
+    Every row is compared until all rows of one pass have been; after that, which
     the same pipeline has shown to deliver the cached rows, one row of each
     batch is, and that finds a dataset which is shuffled anew in each pass.
     Batches of one pass may come here in any order, and several passes may be
@@ -357,8 +360,10 @@ class _Passes:
     the next epoch: what is prefetched begins it before the training does.
     """
 
-    def __init__(self, teacher: Any) -> None:
+    def __init__(self, teacher: Any, length: int) -> None:
         self.teacher = teacher
+        # Elements of a pass, negative where it is not known before the end.
+        self.length = length
         self.counts: list[list[int]] = []
         self.epochs: list[tuple[int, int]] = []
         self.known = False
@@ -380,26 +385,31 @@ class _Passes:
         self,
         this: np.ndarray,
         epoch: np.ndarray,
+        whole: np.ndarray,
         row: np.ndarray,
         last: np.ndarray,
-        size: np.ndarray,
-        start: np.ndarray,
         *flat: np.ndarray,
     ) -> tuple[np.ndarray, int]:
         """The row numbers of a batch, checked, and the epoch of their views."""
-        first, count = int(row), int(size)
+        first, count = int(row), len(flat[0])
         if count:
-            reader.require_inputs(self.teacher.caches[0], list(flat), first + int(start))
+            # All rows, or one that moves along from pass to pass and batch to batch.
+            at = 0 if whole else (first // count + int(this)) % count
+            compared = [leaf[at : count if whole else at + 1] for leaf in flat]
+            reader.require_inputs(self.teacher.caches[0], compared, first + at)
         if last or first + count > self.teacher.count:
             reader.require_count(self.teacher.caches[0], first + count)
         # Appended, which other threads cannot come between.
-        self.counts[int(this)].append(count)
+        counts = self.counts[int(this)]
+        counts.append(count)
+        self.known = self.known or bool(whole and sum(counts) == self.teacher.count)
         return np.arange(first, first + count), int(epoch)
 
-    def end(self, this: np.ndarray, whole: np.ndarray) -> np.int64:
+    def end(self, this: np.ndarray) -> np.int64:
         """Nothing more; raises if rows are missing."""
-        reader.require_count(self.teacher.caches[0], sum(self.counts[int(this)]))
-        self.known = self.known or bool(whole)
+        # Of a pass whose length is known the last batch has told, and others may be under way.
+        if self.length < 0:
+            reader.require_count(self.teacher.caches[0], sum(self.counts[int(this)]))
         run, epoch = self.epochs[int(this)]
         if run == self.teacher.run:
             self.next = run, epoch + 1

@@ -6,7 +6,7 @@ import pytest
 
 import keras_kd as kd
 from keras_kd import cache
-from keras_kd.cache import samples
+from keras_kd.cache import reader, samples
 from keras_kd.cache.join import Joined
 from keras_kd.teachers import CachedTeacher, Ensemble
 from keras_kd.teachers import cached as cached_teacher
@@ -436,6 +436,43 @@ def test_rows_that_are_missing_or_swapped_are_found_on_the_way(written, x, y):
     whole = tf.data.Dataset.from_tensor_slices((x, y)).batch(32)
     assert len(list(cached.join(whole).take(2))) == 2
     assert len(list(cached.join(whole).repeat(3))) == 21
+
+
+@pytest.mark.parametrize("form", ["known length", "unknown length", "by sample"])
+def test_all_rows_are_compared_once_and_one_of_each_batch_after_that(
+    written, x, y, monkeypatch, form
+):
+    tf = pytest.importorskip("tensorflow")
+    cached = CachedTeacher(written)
+    data = tf.data.Dataset.from_tensor_slices((x, y))
+    if form != "by sample":
+        data = data.batch(50)
+    if form == "unknown length":
+        data = data.filter(lambda *_: True)
+    # As Keras reads a dataset of known length, which never asks for its end.
+    joined = cached.join(data)
+    if form == "by sample":
+        joined = joined.batch(50)
+    seen, compared = [], reader.require_inputs
+
+    def spy(cache, inputs, row):
+        seen.append((row, len(inputs[0])))
+        return compared(cache, inputs, row)
+
+    monkeypatch.setattr(reader, "require_inputs", spy)
+    asks = form == "unknown length"
+    for whole in (True, False, False):
+        seen.clear()
+        elements = iter(joined)
+        for _ in range(4):
+            next(elements)
+        if asks:
+            assert next(elements, None) is None
+        assert len(seen) == (1 if form == "by sample" else 4)
+        if whole:
+            assert sum(count for _, count in seen) == 200
+        else:
+            assert all(count == 1 for _, count in seen)
 
 
 def test_other_arrays_are_refused(written, x, y, losses):

@@ -77,8 +77,20 @@ def test_the_student_learns_from_the_copy_and_the_teacher_stays(teacher, data, d
     assert np.isfinite(history["loss"]).all()
 
 
-def chosen(monkeypatch, teacher, data, times):
-    monkeypatch.setattr(precision, "milliseconds", lambda models, x, repeats=5: times)
+def timing(given, float32, bfloat16, float16, seen=None):
+    """Instead of a clock: milliseconds of the model and of its copies, by their precision."""
+    times = {"float32": float32, "bfloat16": bfloat16, "float16": float16}
+
+    def milliseconds(models, x):
+        if seen is not None:
+            seen.append((len(x), [copy.layers[-1].compute_dtype for copy in models[1:]]))
+        return [given, *(times[copy.layers[-1].compute_dtype] for copy in models[1:])]
+
+    return milliseconds
+
+
+def chosen(monkeypatch, teacher, data, times, seen=None):
+    monkeypatch.setattr(precision, "milliseconds", timing(*times, seen=seen))
     distiller = kd.Distiller(convnet("student"), teacher, teacher_precision="auto")
     distiller.compile("sgd", LOSS)
     with pytest.warns(UserWarning, match="The teacher `teacher` runs") as said:
@@ -113,7 +125,21 @@ def test_a_copy_of_twice_the_time_is_timed_once(monkeypatch):
     models = [Takes(0.01), Takes(0.019), Takes(0.1)]
     assert precision.milliseconds(models, None) == pytest.approx([10.0, 19.0, 100.0])
     # One call of each compiles it.
-    assert [model.calls for model in models] == [6, 6, 2]
+    assert [model.calls for model in models] == [4, 4, 2]
+
+
+def test_auto_looks_no_further_than_a_copy_that_is_fast_and_agrees(monkeypatch, teacher, data):
+    teacher.get_layer("top").set_weights(
+        [np.eye(8, 3, dtype="float32") * 4, np.array([0.0, 1.0, 2.0], "float32")]
+    )
+    seen = []
+    said = chosen(monkeypatch, teacher, data, [4.0, 1.0, 2.0, 1.0], seen)
+    assert "folded, in bfloat16: 2 ms" in said
+    assert [kinds for _, kinds in seen] == [["bfloat16"]]
+    # Not fast enough to leave it at that.
+    said = chosen(monkeypatch, teacher, data, [4.0, 2.9, 3.0, 3.5], seen)
+    assert "folded, in float32: 2.9 ms for 16 rows, 4 ms as it was given" in said
+    assert [kinds for _, kinds in seen[1:]] == [["bfloat16"], ["float32", "float16"]]
 
 
 def test_auto_keeps_the_teacher_where_nothing_is_faster(monkeypatch, teacher, data):
@@ -202,7 +228,7 @@ def test_a_cached_teacher_knows_its_model_whatever_the_precision(teacher, data, 
 
 def test_a_cache_chooses_its_precision_once_and_says_so(teacher, data, tmp_path, monkeypatch):
     x, _ = data
-    monkeypatch.setattr(precision, "milliseconds", lambda models, x: [9.0, 5.0, 8.0, 8.0])
+    monkeypatch.setattr(precision, "milliseconds", timing(9.0, 5.0, 8.0, 8.0))
     with pytest.warns(UserWarning, match="runs folded, in float32: 5 ms"):
         manifest = kd.cache.write(teacher, x, tmp_path, teacher_precision="auto")
     assert manifest.teacher["precision"] == "auto"
@@ -258,9 +284,7 @@ def test_a_teacher_of_int8_weights(data):
 @pytest.mark.parametrize("form", ["arrays", "dataset"])
 def test_the_whole_first_batch_is_timed(teacher, data, monkeypatch, form):
     seen = []
-    monkeypatch.setattr(
-        precision, "milliseconds", lambda models, x: seen.append(len(x)) or [1.0, 5.0, 8.0, 8.0]
-    )
+    monkeypatch.setattr(precision, "milliseconds", timing(1.0, 5.0, 8.0, 8.0, seen))
     given, batch_size = data, 12
     if form == "dataset":
         import tensorflow as tf
@@ -270,7 +294,7 @@ def test_the_whole_first_batch_is_timed(teacher, data, monkeypatch, form):
     distiller.compile("sgd", LOSS)
     with pytest.warns(UserWarning, match="as it was given"):
         distiller.fit(*given, batch_size=batch_size, verbose=0)
-    assert seen == [12]
+    assert seen == [(12, ["bfloat16"]), (12, ["float32", "float16"])]
 
 
 def _loss_of(teacher, x, precision, before):
@@ -286,7 +310,7 @@ def _loss_of(teacher, x, precision, before):
 @pytest.mark.filterwarnings("ignore:The teacher")
 def test_a_copy_follows_the_weights_of_its_model(monkeypatch, teacher, data, kind):
     x, _ = data
-    monkeypatch.setattr(precision, "milliseconds", lambda models, x: [9.0, 8.0, 7.0, 6.0])
+    monkeypatch.setattr(precision, "milliseconds", timing(9.0, 8.0, 7.0, 6.0))
     given = [teacher, teacher] if kind == "ensemble" else teacher
     precise = "auto" if kind == "auto" else "bfloat16"
     weights = teacher.get_weights()
