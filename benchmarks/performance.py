@@ -5,8 +5,8 @@
     python benchmarks/performance.py --tables       # the tables alone, from the results there are
     python benchmarks/performance.py --quick        # whether the scripts run; nothing is written
 
-Each part writes `benchmarks/results/performance_PART.json` with the machine it ran on. The part
-`gpu` runs only when it is named, since it wants another machine.
+Each part writes `benchmarks/results/performance_PART.json` with the machine it ran on. The parts
+`gpu` and `amx` run only when they are named, since they want another machine.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PARTS = {
     "growth": ["growth.py"],
     "memory": ["memory.py"],
 }
-ELSEWHERE = {"gpu": ["gpu.py"]}
+ELSEWHERE = {"gpu": ["gpu.py"], "amx": ["amx.py"]}
 
 
 def run(part, quick):

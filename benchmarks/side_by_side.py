@@ -31,7 +31,9 @@ def machine():
         )
         about["processor"] = lines.get("model name", about["processor"])
         flags = lines.get("flags", "").split()
-    about["cores"] = os.cpu_count()
+    # Those that this process may use, where the system tells.
+    allowed = getattr(os, "sched_getaffinity", lambda process: range(os.cpu_count() or 1))
+    about["cores"] = len(allowed(0))
     about["flags"] = [flag for flag in _FLAGS if flag in flags]
     about["short floats in hardware"] = bool({"avx512_bf16", "amx_bf16"} & set(flags))
     about["load at the start"] = round(os.getloadavg()[0], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,10 +30,13 @@ def is_graph(model: object) -> bool:
     """
     if isinstance(model, keras.Sequential):
         return bool(model.built and model.inputs)
+    if not isinstance(model, keras.Model):
+        return False
     functional = _functional_class()
     return isinstance(model, functional) and type(model).call is functional.call
 
 
+@functools.cache
 def _functional_class() -> Any:
     # Keras exports no name for it; what `keras.Model(inputs, outputs)` returns is that class.
     probe = keras.Input((1,))
