@@ -251,10 +251,18 @@ class Wiring:
         """
         teacher = self._known_teacher
         x, record = self.split(rows)
-        student = self.student.read(self.for_student(x), False, self.match.binary)
+        student = backends.in_one_program(
+            lambda x: self.student.read(x, False, self.match.binary),
+            [self.student.model],
+            self.for_student(x),
+        )
         if record is None and not teacher.models:
             return False
-        answer = teacher.read(self.for_teacher(x), record, self.match.binary)
+        answer = backends.in_one_program(
+            lambda x: teacher.read(x, record, self.match.binary),
+            teacher.models,
+            self.for_teacher(x),
+        )
         if real and checks.finite(x) and not checks.finite((answer.logits, answer.tensors)):
             raise ValueError(
                 f"The outputs of the teacher `{teacher.name}` are NaN or infinite on the first "

@@ -64,3 +64,23 @@ def inference_only(values: Sequence[tuple[Any, Any]] = ()) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def in_one_program(function: Callable[[Any], Any], models: Sequence[Any], x: Any) -> Any:
+    """What a function computes of a batch outside of any step.
+
+    JAX compiles each operation by itself, which takes longer than the whole, on
+    an accelerator many times longer, so there it is compiled as one. Models
+    that are not built run as they are.
+
+    Args:
+        function: `fn(x)`, which runs the models.
+        models: Those that it runs; their weights are arguments of the program.
+        x: The batch.
+    """
+    built = all(layer.built for model in models for layer in model._flatten_layers())
+    if keras.config.backend() != "jax" or not models or not built:
+        return function(x)
+    from keras_kd.backends import jax as backend_jax
+
+    return backend_jax.compiled(function, [v for model in models for v in model.variables], x)

@@ -1,6 +1,10 @@
 """What only the JAX backend needs; imported when that backend is in use."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
+import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -15,3 +19,14 @@ def whole(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def compiled(function: Callable[[Any], Any], variables: Sequence[Any], x: Any) -> Any:
+    """What a function that reads these variables makes of `x`, by one compiled program."""
+
+    @jax.jit
+    def run(values: list[Any], x: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(x)
+
+    return run([variable.value for variable in variables], x)

@@ -399,6 +399,36 @@ def test_teacher_leaves_nothing_in_the_step(pair, rows):
         assert all(np.size(constant) < 2 for constant in traced.consts)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX alone compiles each operation by itself")
+def test_the_first_look_compiles_as_much_for_a_deep_teacher(rows):
+    import jax
+
+    x, y = rows
+    programs = []
+
+    def note(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            programs.append(event)
+
+    def deep(depth, name):
+        # Every layer of another width, so that no operation is compiled for two of them.
+        z = inputs = keras.Input((6,))
+        for i in range(depth):
+            z = layers.Dense(7 + i, activation="relu")(z)
+            z = layers.BatchNormalization()(z)
+        return keras.Model(inputs, layers.Dense(CLASSES)(z), name=name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    counts = []
+    for depth in (2, 12):
+        distiller = kd.Distiller(deep(2, "student"), deep(depth, "teacher"))
+        distiller.compile("sgd", loss=crossentropy())
+        programs.clear()
+        distiller.fit(x, y, batch_size=25, verbose=0)
+        counts.append(len(programs))
+    assert 0 < counts[1] <= counts[0]
+
+
 def test_shared_backbone_stays(rows):
     x, y = rows
     inputs = keras.Input((6,))
