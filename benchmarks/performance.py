@@ -22,6 +22,8 @@ from side_by_side import render
 HERE = pathlib.Path(__file__).parent
 PARTS = {
     "step": ["step.py"],
+    "step_jax": ["step.py"],
+    "step_torch": ["step.py"],
     "torch": ["torch_loop.py"],
     "settings": ["torch_loop.py", "--settings"],
     "cache": ["cache.py"],
@@ -29,6 +31,7 @@ PARTS = {
     "growth": ["growth.py"],
     "memory": ["memory.py"],
 }
+BACKENDS = {"step_jax": "jax", "step_torch": "torch", "gpu": "jax"}
 ELSEWHERE = {"gpu": ["gpu.py"], "amx": ["amx.py"]}
 
 
@@ -37,8 +40,8 @@ def run(part, quick):
     script, *arguments = (PARTS | ELSEWHERE)[part]
     command = [sys.executable, str(HERE / script), *arguments, *(["--quick"] if quick else [])]
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
-    if part == "gpu":
-        environment["KERAS_BACKEND"] = "jax"
+    if part in BACKENDS:
+        environment["KERAS_BACKEND"] = BACKENDS[part]
     print(f"== {part}: {' '.join(command[1:])}", flush=True)
     began = time.perf_counter()
     code = subprocess.run(command, env=environment).returncode

@@ -2,7 +2,7 @@
 
     python benchmarks/step.py [--repeats 15] [--quick]
 
-It runs on whatever backend Keras is set to.
+It runs on whatever backend Keras is set to, and keeps a result for each.
 """
 
 import argparse
@@ -184,8 +184,9 @@ def main():
         f"`import keras_kd` adds {added:.3f} s to `import keras` (goal 0.1 s) and "
         f"{modules} modules of TensorFlow, JAX, PyTorch or ONNX (goal 0)."
     )
+    backend = keras.config.backend()
     save(
-        "step",
+        "step" if backend == "tensorflow" else f"step_{backend}",
         started,
         ratios=ratios | wider,
         tables=[
@@ -199,7 +200,7 @@ def main():
         ],
         notes=notes,
         quick=arguments.quick,
-        backend=keras.config.backend(),
+        backend=backend,
     )
 
 
