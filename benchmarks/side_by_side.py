@@ -39,10 +39,13 @@ def machine():
     about["load at the start"] = round(os.getloadavg()[0], 1)
     about["python"] = platform.python_version()
     for package in _PACKAGES:
-        try:
-            about[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        # TensorFlow for processors alone has a package name of its own.
+        for name in (package, f"{package}_cpu"):
+            try:
+                about[package] = importlib.metadata.version(name)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
     return about
 
 
@@ -260,38 +263,34 @@ def theirs(student, teacher, losses=None):
     return distiller
 
 
-def sized_teacher(student_step, x, cost, base=(32, 64, 128), rounds=4, **options):
+def sized_teacher(student_step, x, cost, base=(32, 64, 128), rounds=5, batch=64, **options):
     """A teacher whose forward pass takes `cost` times the work of a training step of the student.
 
     Args:
         student_step: Trains the student on `x` for one epoch in place.
-        x: Inputs; a batch is 64.
+        x: Inputs.
         cost: Teacher forward over student step.
         base: Widths to begin with.
-        rounds: How often the widths are corrected.
+        rounds: How many widths are tried at most.
+        batch: Rows of a batch, as in `student_step`.
         options: Further arguments of `cnn`.
 
     Returns:
-        The teacher, its widths, and the cost that was measured last.
+        The teacher that came closest, its widths, and its cost.
     """
-    scale = 1.0
+    scale, tried = 1.0, []
     for _ in range(rounds):
         widths = tuple(max(4, 4 * round(width * scale / 4)) for width in base)
         teacher = cnn(widths, name="teacher", **options)
-        seconds = medians(
-            {
-                "step": student_step,
-                "forward": predicting(teacher, x),
-            },
-            7,
-        )
+        seconds = medians({"step": student_step, "forward": predicting(teacher, x, batch)}, 7)
         # In processor time, which what else the machine does hardly changes.
         found = seconds["forward"].processor / seconds["step"].processor
-        if 0.93 < found / cost < 1.07:
+        tried.append((abs(found / cost - 1), teacher, widths, found))
+        if tried[-1][0] < 0.05:
             break
         # The cost grows with about the square of the width, less where it is narrow.
         scale *= (cost / found) ** 0.6
-    return teacher, widths, found
+    return min(tried, key=lambda each: each[0])[1:]
 
 
 def discard(_):

@@ -162,7 +162,7 @@ def compared(repeats, widths, base, x, y):
 
     batch = len(x) // STEPS
     alone = plain(cnn(widths, name="student"))
-    teacher, wide, _ = sized_teacher(fitting(alone, x, y, batch), x, 1.5, base)
+    teacher, wide, _ = sized_teacher(fitting(alone, x, y, batch), x, 1.5, base, batch=batch)
     teacher = taught(teacher, x, y)
     distillers = {
         "distillation, live teacher": ours(cnn(widths, name="student"), teacher),

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -364,9 +365,11 @@ class _Passes:
         self.teacher = teacher
         # Elements of a pass, negative where it is not known before the end.
         self.length = length
-        self.counts: list[list[int]] = []
+        self.counts: list[int] = []
         self.epochs: list[tuple[int, int]] = []
         self.known = False
+        # Batches of one pass come from several threads.
+        self._counting = threading.Lock()
         # The training, and the epoch that comes next in it, once a pass has ended.
         self.next: tuple[int, int | None] = (0, None)
 
@@ -376,7 +379,7 @@ class _Passes:
         if run != self.teacher.run or epoch is None:
             run, epoch = self.teacher.run, self.teacher.epoch
         self.next = run, None
-        self.counts.append([])
+        self.counts.append(0)
         self.epochs.append((run, epoch))
         this = len(self.counts) - 1
         return np.int64(this), np.int64(epoch), np.bool_(not self.known)
@@ -399,17 +402,16 @@ class _Passes:
             reader.require_inputs(self.teacher.caches[0], compared, first + at)
         if last or first + count > self.teacher.count:
             reader.require_count(self.teacher.caches[0], first + count)
-        # Appended, which other threads cannot come between.
-        counts = self.counts[int(this)]
-        counts.append(count)
-        self.known = self.known or bool(whole and sum(counts) == self.teacher.count)
+        with self._counting:
+            self.counts[int(this)] += count
+            self.known = self.known or bool(whole and self.counts[int(this)] == self.teacher.count)
         return np.arange(first, first + count), int(epoch)
 
     def end(self, this: np.ndarray) -> np.int64:
         """Nothing more; raises if rows are missing."""
         # Of a pass whose length is known the last batch has told, and others may be under way.
         if self.length < 0:
-            reader.require_count(self.teacher.caches[0], sum(self.counts[int(this)]))
+            reader.require_count(self.teacher.caches[0], self.counts[int(this)])
         run, epoch = self.epochs[int(this)]
         if run == self.teacher.run:
             self.next = run, epoch + 1
