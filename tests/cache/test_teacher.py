@@ -475,6 +475,26 @@ def test_all_rows_are_compared_once_and_one_of_each_batch_after_that(
             assert all(count == 1 for _, count in seen)
 
 
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_dataset_that_keeps_what_it_read_is_read_once(written, x, batched):
+    tf = pytest.importorskip("tensorflow")
+    reads = []
+
+    def read(sample):
+        reads.append(sample)
+        return sample
+
+    data = tf.data.Dataset.from_tensor_slices(x)
+    data = data.map(lambda v: tf.ensure_shape(tf.numpy_function(read, [v], v.dtype), v.shape))
+    # It keeps nothing unless it is asked for its end.
+    data = data.batch(50).cache() if batched else data.cache()
+    joined = CachedTeacher(written).join(data)
+    reads.clear()
+    for _ in range(3):
+        assert len(list(joined)) == (4 if batched else 200)
+    assert len(reads) == 200
+
+
 def test_other_arrays_are_refused(written, x, y, losses):
     cached = CachedTeacher(written)
     changed = x.copy()
