@@ -12,7 +12,7 @@ import tempfile
 
 import cache
 import keras
-from side_by_side import begin, cnn, images, over, save, taught
+from side_by_side import begin, images, over, save
 from step import short_floats
 from torch_loop import STEPS, compared
 
@@ -25,15 +25,15 @@ def main():
     arguments = parser.parse_args()
     started = begin()
     repeats, samples, batch = arguments.repeats, arguments.samples, 128
-    widths, base, costly = (16, 32, 64), (40, 84, 168), (48, 96, 192)
+    widths, base = (16, 32, 64), (40, 84, 168)
     if arguments.quick:
         repeats, samples, batch = 2, 512, 16
-        widths, base, costly = (4, 8), (8, 16), (8, 16)
+        widths, base = (4, 8), (8, 16)
     keras.utils.set_random_seed(0)
     product = short_floats(repeats, 256 if arguments.quick else 2048)
     seconds, said, wide, threads = compared(repeats, widths, base, *images(batch * STEPS))
     x, y = images(samples, cache.CLASSES)
-    teacher = taught(cnn(costly, cache.CLASSES, name="teacher"), x, y, steps=96)
+    teacher, costly = cache.costly_teacher(x, y, arguments.quick)
     with tempfile.TemporaryDirectory() as folder:
         written, rows, wrote = cache.writing(pathlib.Path(folder), x, teacher, repeats)
 

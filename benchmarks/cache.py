@@ -113,6 +113,12 @@ def epochs(folder, x, y, teacher, repeats, widths):
     return ratios, rows
 
 
+def costly_teacher(x, y, quick):
+    """The teacher whose answers are written, and its widths."""
+    widths = (8, 16) if quick else (48, 96, 192)
+    return taught(cnn(widths, CLASSES, name="teacher"), x, y, steps=96), widths
+
+
 def writing(folder, x, teacher, repeats):
     """Writing over `predict`, each call with the trace of its function."""
     count = iter(range(10_000))
@@ -310,8 +316,7 @@ def main():
         (root / "large").mkdir()
         table, notes, about = reading(root / "large", arguments.records, arguments.repeats)
         ratios, rows = epochs(root / "epochs", x, y, teacher, arguments.repeats, widths)
-        costly = (8, 16) if arguments.quick else (48, 96, 192)
-        costly = taught(cnn(costly, CLASSES, name="teacher"), x, y, steps=96)
+        costly, wide = costly_teacher(x, y, arguments.quick)
         written, written_rows, said = writing(root, x, costly, arguments.repeats)
     save(
         "cache",
@@ -324,7 +329,7 @@ def main():
         notes=[
             f"An epoch is {arguments.samples:,} images of 32 by 32 in batches of 128, a student of "
             f"{'-'.join(map(str, widths))}, top 10 of {CLASSES} classes; written are all logits "
-            "of a teacher of 48-96-192.",
+            f"of a teacher of {'-'.join(map(str, wide))}.",
             *said,
             *notes,
         ],

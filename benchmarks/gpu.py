@@ -13,8 +13,8 @@ The student is a ResNet-18, the teacher a ResNet-50, both for images of `--size`
 `mixed_bfloat16`. The batches lie in the memory of the device, on every side, so that what is
 compared is computing and not how images reach the device. The same job as a plain PyTorch loop
 (channels last, `torch.autocast` in bfloat16, teacher under `no_grad`) runs in a process of its own
-and takes turns. Where no GPU is found the result says so. XLA compiles six steps; with
-`JAX_COMPILATION_CACHE_DIR` set it does so once for many runs.
+and takes turns. Where no GPU is found the result says so. With
+`JAX_COMPILATION_CACHE_DIR` set XLA compiles the steps once for many runs.
 """
 
 import argparse

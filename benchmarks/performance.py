@@ -1,6 +1,6 @@
 """All timing benchmarks, one process each, and the tables of docs/performance.md from them.
 
-    python benchmarks/performance.py                # on a quiet machine, an hour and a half
+    python benchmarks/performance.py                # on a quiet machine, some forty minutes
     python benchmarks/performance.py --only step,cache
     python benchmarks/performance.py --tables       # the tables alone, from the results there are
     python benchmarks/performance.py --quick        # whether the scripts run; nothing is written

@@ -226,6 +226,7 @@ class FastTeacher(ModelTeacher):
     def _choose(self, x: Any) -> None:
         copies: dict[str, Any] = {}
         chosen, share, best, given, why = AS_GIVEN, 1.0, math.nan, math.nan, ""
+        before = self._reader.read(x, False).logits
         for kinds in _TRIALS:
             made = {}
             for kind in kinds:
@@ -235,7 +236,6 @@ class FastTeacher(ModelTeacher):
                     why = f" {error}"
             if not made:
                 continue
-            before = self._reader.read(x, False).logits
             given, *times = milliseconds([self.model, *made.values()], x)
             for (kind, copy), spent in zip(made.items(), times):
                 reader = Reader(copy, "teacher", self.from_logits)
