@@ -6,6 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_kd.losses.base import DistillationLoss
+from keras_kd.losses.temperatures import AdaptiveTemperature
+
 
 class Watch(keras.callbacks.Callback):
     """Puts the live values into the logs and stops when the teacher fails.
@@ -60,7 +63,7 @@ class Watch(keras.callbacks.Callback):
         distiller = self.model
         if logs is None or not distiller.distills:
             return
-        logs["temperature"] = float(ops.convert_to_numpy(distiller.temperature))
+        logs.update(_temperatures(distiller))
         if distiller.weighs_by_alpha:
             logs["alpha"] = float(ops.convert_to_numpy(distiller.alpha))
         logs.update(self.live_values)
@@ -85,6 +88,29 @@ class Watch(keras.callbacks.Callback):
         first = (last - 1) // steps * steps + 1
         batches = f"batch {last}" if first == last else f"one of the batches {first} to {last}"
         return f"{batches} of epoch {self.epoch + 1}"
+
+
+def _temperatures(distiller: Any) -> dict[str, float]:
+    """The temperatures in force, by their names in the logs.
+
+    `temperature` is the distiller's wherever a loss follows it, or that of the only loss;
+    a loss with one of its own beside others has it under `NAME_temperature`.
+    """
+    live = float(ops.convert_to_numpy(distiller.temperature))
+    named: dict[str, float] = {}
+    follows = False
+    for transfer in distiller.transfers:
+        loss = transfer.loss
+        if not isinstance(loss, DistillationLoss) or not loss.softens:
+            continue
+        own = loss.temperature
+        own = own.base if isinstance(own, AdaptiveTemperature) else own
+        follows = follows or own is None
+        if own is not None:
+            named[f"{transfer.name}_temperature"] = float(own)
+    if follows:
+        return {"temperature": live, **named}
+    return named if len(named) != 1 else {"temperature": sum(named.values())}
 
 
 def teacher_failed(name: str, where: str) -> FloatingPointError:

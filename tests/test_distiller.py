@@ -859,3 +859,37 @@ def test_the_student_is_a_plain_model_afterwards(tmp_path):
     student.save(tmp_path / "student.keras")
     again = keras.models.load_model(tmp_path / "student.keras")
     np.testing.assert_array_equal(again(x), student(x))
+
+
+def of_logs(loss, **options):
+    student, teacher = pair()
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", loss=crossentropy(), distillation_loss=loss, **options)
+    x, y = rows()
+    history = distiller.fit(x, y, epochs=1, verbose=0).history
+    return {k: v[0] for k, v in history.items() if "temperature" in k}
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: kd.losses.DIST(temperature=4.0), {"temperature": 4.0}),
+        (lambda: kd.losses.SoftTargets(), {"temperature": 3.0}),
+        (lambda: kd.losses.SoftTargets(kd.losses.FLSW(5.0)), {"temperature": 5.0}),
+        (lambda: kd.losses.SoftTargets(kd.losses.CWSM()), {"temperature": 3.0}),
+        (
+            lambda: [kd.losses.SoftTargets(), kd.losses.DIST(temperature=4.0)],
+            {"temperature": 3.0, "dist_temperature": 4.0},
+        ),
+        (
+            lambda: [kd.losses.SoftTargets(2.0), kd.losses.LogitMSE()],
+            {"soft_targets_temperature": 2.0, "logit_mse_temperature": 1.0},
+        ),
+    ],
+)
+def test_the_logs_show_the_temperature_that_a_loss_has(make, expected):
+    assert of_logs(make(), temperature=3.0) == expected
+
+
+def test_losses_of_features_log_no_temperature():
+    assert of_logs(kd.Transfer(kd.losses.RKD(), "hidden", "hidden")) == {}

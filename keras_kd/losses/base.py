@@ -59,6 +59,9 @@ class DistillationLoss(keras.losses.Loss):
     reads_labels: ClassVar[bool] = False
     """Whether `call` needs `self.labels`, the hard labels of the batch."""
 
+    softens: ClassVar[bool] = True
+    """Whether `call` reads `self.temperature`, which the logs then show."""
+
     reads_logits: ClassVar[bool] = False
     """Whether the tensors compared are class logits, so that probabilities are turned back."""
 
@@ -246,6 +249,8 @@ class FeatureLoss(DistillationLoss):
         name: Name of the loss in the logs.
         dtype: Precision of the computation.
     """
+
+    softens: ClassVar[bool] = False
 
     def __init__(
         self,
