@@ -226,16 +226,37 @@ class Benchmark:
             return averaged(self.x.shape[1], self.classes, self.width)
         return net(self.x.shape[1], self.width, self.classes)
 
-    def run(self, method, seed):
-        """Train one student by one method; its accuracies in percent, and the time."""
-        student = model = self.student(seed)
-        options = {}
+    def compiled(self, method, student):
+        """The student itself or a distiller around it, ready to train."""
+        model, options = student, {}
         if METHODS[method][1] is not None:
             model = kd.Distiller(student, self.teacher)
             options = METHODS[method][1](self.classes)
         # Texts as most users train: one rate for all steps.
         rate = 5e-3 if self.kind == "text" else decayed(5e-3, len(self.x), self.epochs)
-        compiled(model, rate, **options)
+        return compiled(model, rate, **options)
+
+    def pull(self, method):
+        """How much stronger the second term pulls than the hard loss, after one plain epoch.
+
+        The ratio of the norms of their gradients, weights included, on 1,024 rows.
+        """
+        student = self.student(0)
+        self.compiled("plain", student).fit(self.x, self.y, batch_size=BATCH, verbose=0)
+        model = self.compiled(method, student)
+        norms = model.gradient_norms((self.x[:1024], self.y[:1024]))
+        hard = norms.pop("student_loss") * float(model.student_loss_weight)
+        (soft,) = norms.values()
+        soft *= float(model.distillation_loss_weight)
+        if model.weighs_by_alpha:
+            alpha = float(model.alpha)
+            hard, soft = alpha * hard, (1 - alpha) * soft
+        return soft / hard
+
+    def run(self, method, seed):
+        """Train one student by one method; its accuracies in percent, and the time."""
+        student = self.student(seed)
+        model = self.compiled(method, student)
         keras.utils.set_random_seed(seed)
         begin = time.process_time()
         model.fit(self.x, self.y, batch_size=BATCH, epochs=self.epochs, verbose=0)
@@ -278,6 +299,26 @@ def table(sets):
     )
 
 
+def pulls_table(sets):
+    """Pull of the second term over that of the hard loss, as Markdown."""
+    names = [name for name in SETS if "pulls" in sets.get(name, {})]
+    return "\n".join(
+        [
+            "| pull of the second term, times that of the hard loss | "
+            + " | ".join(name.replace("_", ", ") for name in names)
+            + " |",
+            "|---|" + "---|" * len(names),
+            *(
+                f"| {METHODS[method][0]} | "
+                + " | ".join(f"{sets[name]['pulls'][method]:.1f}" for name in names)
+                + " |"
+                for method in METHODS
+                if METHODS[method][1] is not None
+            ),
+        ]
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("../shared/data"))
@@ -302,7 +343,14 @@ def main():
                     runs[str(seed)] = benchmark.run(method, seed)
                     save("classes", results)
                     print(f"{name} seed {seed} {method:14s} {runs[str(seed)]}", flush=True)
-    text = table(results["sets"])
+        pulls = kept.setdefault("pulls", {})
+        for method in methods:
+            if METHODS[method][1] is not None and method not in pulls:
+                benchmark = benchmark or Benchmark(name, arguments.data, kept)
+                pulls[method] = benchmark.pull(method)
+                save("classes", results)
+                print(f"{name} pull {method:14s} {pulls[method]:.2f}", flush=True)
+    text = f"{table(results['sets'])}\n\n{pulls_table(results['sets'])}"
     print(text)
     if arguments.table:
         put("methods.md", "classes", text)
