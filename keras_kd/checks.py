@@ -308,7 +308,7 @@ def training_data(x: Any, y: Any, loss: Any, student: Any, metrics: bool) -> Non
             "There are no labels, and `compile` was given a loss or metrics that read them. Pass "
             "`y`, or compile with `loss=None` and no metrics to distil without labels."
         )
-    _labels(y, loss, student)
+    labels(y, loss, student)
 
 
 def more_data(arguments: dict[str, Any], loss: Any, student: Any) -> None:
@@ -324,7 +324,7 @@ def more_data(arguments: dict[str, Any], loss: Any, student: Any) -> None:
         _arrays(weight, "sample_weight")
     if isinstance(validation, list | tuple) and _are_arrays(validation[0]):
         _arrays(validation[0], "the `x` of `validation_data`")
-        _labels(validation[1] if len(validation) > 1 else None, loss, student)
+        labels(validation[1] if len(validation) > 1 else None, loss, student)
 
 
 _EMPTY = "The training data are empty: "
@@ -466,10 +466,10 @@ def _finite(array: np.ndarray, name: str) -> None:
         )
 
 
-def _labels(labels: Any, loss: Any, student: Any) -> None:
+def labels(given: Any, loss: Any, student: Any) -> None:
     """Check the labels of each output against its loss."""
     template, shapes = student.template, student.shapes
-    for i, (label, one) in enumerate(zip(per_output(labels, template), per_output(loss, template))):
+    for i, (label, one) in enumerate(zip(per_output(given, template), per_output(loss, template))):
         if label is not None and hasattr(label, "__array__"):
             _labels_of(np.asarray(label), one, shapes[i] if shapes is not None else None)
 

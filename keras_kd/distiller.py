@@ -9,6 +9,7 @@ from keras import ops
 from keras_kd import (
     backends,
     checks,
+    fitting,
     lora,
     objective,
     outputs,
@@ -117,6 +118,8 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             dtype=_policy_of(student),
             autocast=False,
         )
+        fitting.logits_flags(from_logits)
+        fitting.functions(teacher_inputs=teacher_inputs, student_inputs=student_inputs)
         if not isinstance(from_logits, dict):
             from_logits = {"teacher": from_logits, "student": from_logits}
         checks.known_keys(from_logits, ("teacher", "student"), "from_logits")
@@ -481,6 +484,11 @@ class Distiller(Guarded, Prepared, Measured, Saved):
                 callbacks=callbacks,
                 **kwargs,
             )
+        except Exception as error:
+            reason = fitting.explained(error)
+            if reason is None:
+                raise
+            raise reason from error
         finally:
             setup.arrays = None
 
@@ -504,6 +512,18 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             The loss and metrics, where there are any, or the logs with
             `return_dict=True`.
         """
+        if self.compiled and not kwargs.get("_use_cached_eval_dataset"):
+            # Keras asks so in every epoch of `fit`, which has looked at these data.
+            x = self._for_evaluation(x, y, kwargs.get("sample_weight"))
+        try:
+            return self._evaluate(x, y, batch_size, kwargs)
+        except Exception as error:
+            reason = fitting.explained(error)
+            if reason is None:
+                raise
+            raise reason from error
+
+    def _evaluate(self, x: Any, y: Any, batch_size: int | None, kwargs: dict[str, Any]) -> Any:
         if self._setup.evaluate_distillation:
             self._setup.refresh()
             x, y, weight, batch_size = self._asked(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_kd import atomic, teachers
+from keras_kd import atomic, fitting, teachers
 from keras_kd.cache import earlier as earlier_calls
 from keras_kd.cache import layout, reader, samples, shards, sources, storage
 from keras_kd.cache.answers import Answers
@@ -118,6 +118,8 @@ def write(
         seed=seed,
     )
     layout.require_dtype(dtype)
+    fitting.logits_flags(from_logits)
+    fitting.functions(teacher_inputs=teacher_inputs)
     if augment is not None and not callable(augment):
         raise TypeError(
             f"`augment` is a function of one sample and a seed. Received: augment={augment!r}."
