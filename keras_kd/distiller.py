@@ -1,5 +1,6 @@
 """One batch in, one optimizer step out: the hard loss, the teacher's, and the regularizers."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from keras_kd import (
     lora,
     objective,
     outputs,
+    settings,
     step,
     summaries,
     teachers,
@@ -465,6 +467,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
                 "teacher."
             )
         setup.arrays = None
+        setup.trains_on = functools.partial(settings.of_data, x, y, batch_size, dict(kwargs))
         if self.compiled:
             x, y, batch_size, kwargs = self._for_fit(x, y, batch_size, kwargs)
         observer = watch.Watch(setup.teacher)
@@ -490,7 +493,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
                 raise
             raise reason from error
         finally:
-            setup.arrays = None
+            setup.arrays, setup.trains_on = None, None
 
     def evaluate(
         self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
@@ -578,6 +581,10 @@ class Distiller(Guarded, Prepared, Measured, Saved):
     def live_values(self) -> dict[str, float]:
         """What callbacks are changing at the moment, by the name it has in the logs."""
         return self._setup.live_values
+
+    def trains_on(self) -> dict[str, Any]:
+        """What `fit` was given, in plain values by name; nothing where it does not run."""
+        return self._setup.trains_on() if self._setup.trains_on is not None else {}
 
     @property
     def weighs_by_alpha(self) -> bool:

@@ -1,7 +1,7 @@
 """What a distiller is made of: the models, what is transferred between them, and their answers."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -52,6 +52,7 @@ class Wiring:
         self.frozen: set[int] = set()
         self.shared: list[Any] = []
         self.live_values: dict[str, float] = {}
+        self.trains_on: Callable[[], dict[str, Any]] | None = None
         self.arrays: tuple[Any, Any, Any] | None = None
         self._baked: dict[str, Any] = {}
         # Says whose a projector is, and outlives nothing else.
