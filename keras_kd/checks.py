@@ -5,12 +5,15 @@ import math
 import os
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_kd import archives
 
 
 def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> None:
@@ -305,7 +308,7 @@ def training_data(x: Any, y: Any, loss: Any, student: Any, metrics: bool) -> Non
             "There are no labels, and `compile` was given a loss or metrics that read them. Pass "
             "`y`, or compile with `loss=None` and no metrics to distil without labels."
         )
-    _labels(y, loss, student)
+    labels(y, loss, student)
 
 
 def more_data(arguments: dict[str, Any], loss: Any, student: Any) -> None:
@@ -321,7 +324,7 @@ def more_data(arguments: dict[str, Any], loss: Any, student: Any) -> None:
         _arrays(weight, "sample_weight")
     if isinstance(validation, list | tuple) and _are_arrays(validation[0]):
         _arrays(validation[0], "the `x` of `validation_data`")
-        _labels(validation[1] if len(validation) > 1 else None, loss, student)
+        labels(validation[1] if len(validation) > 1 else None, loss, student)
 
 
 _EMPTY = "The training data are empty: "
@@ -463,10 +466,10 @@ def _finite(array: np.ndarray, name: str) -> None:
         )
 
 
-def _labels(labels: Any, loss: Any, student: Any) -> None:
+def labels(given: Any, loss: Any, student: Any) -> None:
     """Check the labels of each output against its loss."""
     template, shapes = student.template, student.shapes
-    for i, (label, one) in enumerate(zip(per_output(labels, template), per_output(loss, template))):
+    for i, (label, one) in enumerate(zip(per_output(given, template), per_output(loss, template))):
         if label is not None and hasattr(label, "__array__"):
             _labels_of(np.asarray(label), one, shapes[i] if shapes is not None else None)
 
@@ -512,18 +515,24 @@ def _is_sparse(loss: Any) -> bool:
 
 
 def keras_file(path: Any) -> None:
-    """Raise unless `path` is a whole `.keras` archive."""
+    """Raise unless `path` is a whole `.keras` archive that fits into memory."""
     path = os.fspath(path)
-    if not os.path.exists(path):
+    problem = archives.file_problem(path)
+    if problem == "does not exist":
         raise FileNotFoundError(f"There is no file `{path}`.")
-    if not zipfile.is_zipfile(path):
+    if problem is not None:
+        raise ValueError(f"`{path}` {problem}. Pass the file that `model.save` wrote.")
+    try:
+        with archives.archive(path) as archive:
+            names = archive.namelist()
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
         raise ValueError(
             f"`{path}` is no `.keras` file, or only a part of one: it is not a zip archive. Save "
             "the model again with `model.save('name.keras')`."
-        )
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        damaged = archive.testzip()
+        ) from error
+    except (zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"`{path}` is no `.keras` file: it is damaged ({error}).") from error
     if "config.json" not in names or damaged is not None:
         raise ValueError(
             f"`{path}` is no `.keras` file"

@@ -1,5 +1,6 @@
 """One batch in, one optimizer step out: the hard loss, the teacher's, and the regularizers."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ from keras import ops
 from keras_kd import (
     backends,
     checks,
+    fitting,
     lora,
     objective,
     outputs,
+    settings,
     step,
     summaries,
     teachers,
@@ -117,6 +120,8 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             dtype=_policy_of(student),
             autocast=False,
         )
+        fitting.logits_flags(from_logits)
+        fitting.functions(teacher_inputs=teacher_inputs, student_inputs=student_inputs)
         if not isinstance(from_logits, dict):
             from_logits = {"teacher": from_logits, "student": from_logits}
         checks.known_keys(from_logits, ("teacher", "student"), "from_logits")
@@ -462,6 +467,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
                 "teacher."
             )
         setup.arrays = None
+        setup.trains_on = functools.partial(settings.of_data, x, y, batch_size, dict(kwargs))
         if self.compiled:
             x, y, batch_size, kwargs = self._for_fit(x, y, batch_size, kwargs)
         observer = watch.Watch(setup.teacher)
@@ -481,8 +487,13 @@ class Distiller(Guarded, Prepared, Measured, Saved):
                 callbacks=callbacks,
                 **kwargs,
             )
+        except Exception as error:
+            reason = fitting.explained(error)
+            if reason is None:
+                raise
+            raise reason from error
         finally:
-            setup.arrays = None
+            setup.arrays, setup.trains_on = None, None
 
     def evaluate(
         self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
@@ -504,6 +515,18 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             The loss and metrics, where there are any, or the logs with
             `return_dict=True`.
         """
+        if self.compiled and not kwargs.get("_use_cached_eval_dataset"):
+            # Keras asks so in every epoch of `fit`, which has looked at these data.
+            x = self._for_evaluation(x, y, kwargs.get("sample_weight"))
+        try:
+            return self._evaluate(x, y, batch_size, kwargs)
+        except Exception as error:
+            reason = fitting.explained(error)
+            if reason is None:
+                raise
+            raise reason from error
+
+    def _evaluate(self, x: Any, y: Any, batch_size: int | None, kwargs: dict[str, Any]) -> Any:
         if self._setup.evaluate_distillation:
             self._setup.refresh()
             x, y, weight, batch_size = self._asked(
@@ -558,6 +581,10 @@ class Distiller(Guarded, Prepared, Measured, Saved):
     def live_values(self) -> dict[str, float]:
         """What callbacks are changing at the moment, by the name it has in the logs."""
         return self._setup.live_values
+
+    def trains_on(self) -> dict[str, Any]:
+        """What `fit` was given, in plain values by name; nothing where it does not run."""
+        return self._setup.trains_on() if self._setup.trains_on is not None else {}
 
     @property
     def weighs_by_alpha(self) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_kd import checks, teachers
+from keras_kd import checks, fitting, teachers
 from keras_kd.saving import Saved
 from keras_kd.teachers.identity import IDENTITY
 
@@ -47,6 +47,7 @@ def load_distiller(
         >>> distiller = load_distiller("d.keras", teacher=teacher)
         >>> history = distiller.fit(x, y, epochs=20, initial_epoch=10)
     """
+    fitting.functions(teacher_inputs=teacher_inputs, student_inputs=student_inputs)
     checks.keras_file(path)
     loaded = _loaded(path, custom_objects)
     if not isinstance(loaded, Saved):

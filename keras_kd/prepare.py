@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_kd import checks, objective
+from keras_kd import checks, fitting, objective
 from keras_kd.teachers import numbered
 from keras_kd.transfer import Transfer
 
@@ -69,7 +69,8 @@ class Prepared(keras.Model):
         Returns:
             The same four.
         """
-        setup = self._setup
+        setup, given_x = self._setup, x
+        fitting.data(setup, x, y, arguments, self.loss)
         checks.training_data(x, y, self.loss, setup.student, self.metrics_need_labels)
         checks.more_data(arguments, self.loss, setup.student)
         given = arguments.get("validation_data")
@@ -80,6 +81,7 @@ class Prepared(keras.Model):
         numbered.require_samples(x)
         rows, real, x = checks.first_rows(x, not setup.settled, batch_size)
         self._prepare(rows, real)
+        setup.try_validation(given)
         x = numbered.added(x, self.transfers)
         if not isinstance(x, numbered.Numbered) and rows is not None:
             numbered.require(setup.split(rows)[1], self.transfers)
@@ -96,7 +98,21 @@ class Prepared(keras.Model):
                     "validation_batch_size": None,
                 }
         setup.arrays = objective.training_arrays(x, y, arguments)
+        if not numbered.are_arrays(given_x):
+            x = fitting.watched(setup, x, self.loss)
+        if given is not None and not isinstance(given, list | tuple):
+            held = fitting.watched(setup, given, self.loss)
+            arguments = {**arguments, "validation_data": held}
         return x, y, batch_size, arguments
+
+    def _for_evaluation(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        """Data of `evaluate`, looked at as those of `fit` are."""
+        setup = self._setup
+        fitting.data(setup, x, y, {"sample_weight": sample_weight}, self.loss)
+        if numbered.are_arrays(x):
+            checks.labels(y, self.loss, setup.student)
+            return x
+        return fitting.watched(setup, x, self.loss)
 
     def _asked(
         self, x: Any, y: Any, sample_weight: Any, batch_size: int | None

@@ -29,6 +29,16 @@ class Saved(keras.Model):
         """List the attributes; Keras saves every model and layer that it finds among them."""
         return sorted(set(super().__dir__()) - {"teacher", "_shared"})
 
+    def __reduce__(self) -> Any:
+        """Refuse copies and pickles, which Keras makes of what is saved: without the teacher."""
+        if self._setup.teacher is not None:
+            raise TypeError(
+                f"The distiller `{self.name}` cannot be copied or pickled: its teacher would be "
+                "left behind. Write it with `distiller.save('d.keras')` and read it with "
+                "`keras_kd.load_distiller('d.keras', teacher=teacher)`, or copy the student alone."
+            )
+        return super().__reduce__()
+
     def _seeds(self) -> list[Any]:
         """States of the random generators, as of dropout, which Keras does not save."""
         others = {id(v) for v in [*self.weights, *self.metrics_variables]}

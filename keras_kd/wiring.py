@@ -1,12 +1,12 @@
 """What a distiller is made of: the models, what is transferred between them, and their answers."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from keras_kd import backends, checks, outputs, step, teachers
+from keras_kd import backends, checks, fitting, outputs, step, teachers
 from keras_kd.outputs import Placed
 from keras_kd.reader import Answer, Reader
 from keras_kd.teachers import Teacher, numbered
@@ -52,6 +52,7 @@ class Wiring:
         self.frozen: set[int] = set()
         self.shared: list[Any] = []
         self.live_values: dict[str, float] = {}
+        self.trains_on: Callable[[], dict[str, Any]] | None = None
         self.arrays: tuple[Any, Any, Any] | None = None
         self._baked: dict[str, Any] = {}
         # Says whose a projector is, and outlives nothing else.
@@ -137,6 +138,12 @@ class Wiring:
         loss, distillation_loss = compiled_with["loss"], compiled_with["distillation_loss"]
         restored = self.restored
         distills = self.teacher is not None or restored is not None
+        if self.loaded is not None and not distills:
+            raise ValueError(
+                f"This distiller was trained with the teacher `{self.loaded.get('name')}` and was "
+                "made again without it. Load it with `keras_kd.load_distiller(path, "
+                "teacher=teacher)`, or train `distiller.student` on the labels alone."
+            )
         checks.objective(loss, distillation_loss, distills)
         placed = restored or []
         if self.teacher is not None:
@@ -263,6 +270,13 @@ class Wiring:
             teacher.models,
             self.for_teacher(x),
         )
+        for side, told, output, name in (
+            ("student", self.from_logits.get("student"), student.output, self.student.model.name),
+            # A cache holds logits already.
+            ("teacher", self.from_logits.get("teacher"), answer.output, teacher.name),
+        ):
+            if side == "student" or len(teacher.models) == 1:
+                fitting.probabilities(output, told, side, name)
         if real and checks.finite(x) and not checks.finite((answer.logits, answer.tensors)):
             raise ValueError(
                 f"The outputs of the teacher `{teacher.name}` are NaN or infinite on the first "
@@ -273,6 +287,32 @@ class Wiring:
             self._sides(placed, answer, student)
         return True
 
+    def try_validation(self, given: Any) -> None:
+        """Run the student on one row of validation arrays, where no graph tells what it reads.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        model = self.student.model
+        declared = getattr(model, "inputs", None)
+        if not isinstance(given, list | tuple) or not model.built:
+            return
+        x = keras.utils.unpack_x_y_sample_weight(tuple(given))[0]
+        if not numbered.are_arrays(x) or (declared and self.student_inputs is None):
+            return
+        row = keras.tree.map_structure(lambda leaf: leaf[:1], x)
+        try:
+            self.student.run(self.for_student(row), False)
+        except Exception as error:
+            # Whatever the layers, the backend or the user's own code raises.
+            shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"The student `{model.name}` cannot read `validation_data` of shape "
+                f"{', '.join(map(str, shapes))}: {said[:300]} Pass data of the form that it is "
+                "trained on."
+            ) from error
+
     # -------------------------------------------------------------------- batch
 
     def split(self, x: Any) -> tuple[Any, Any]:
@@ -281,11 +321,15 @@ class Wiring:
 
     def for_student(self, x: Any) -> Any:
         """What the student reads of a batch."""
-        return self.student_inputs(x) if self.student_inputs is not None else x
+        if self.student_inputs is None:
+            return x
+        return fitting.mapped(self.student_inputs(x), "student_inputs")
 
     def for_teacher(self, x: Any) -> Any:
         """What the teacher reads of a batch."""
-        return self.teacher_inputs(x) if self.teacher_inputs is not None else x
+        if self.teacher_inputs is None:
+            return x
+        return fitting.mapped(self.teacher_inputs(x), "teacher_inputs")
 
     def answered(self, x: Any, values: Sequence[tuple[Any, Any]] = ()) -> step.Batch:
         """The batch with the teacher's answer, computed where no gradient is taken.

@@ -1,25 +1,25 @@
 """Reads records anywhere in a cache; in memory is no more than what was asked for."""
 
-import mmap
+import errno
 import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from keras_kd.cache import layout, storage
+from keras_kd import archives
+from keras_kd.cache import claims, layout, storage
 from keras_kd.cache.layout import Manifest
 from keras_kd.typing import Tensor
 
 CHECKED_AT_OPENING = 1 << 30
 """Bytes up to which a cache is compared with its checksums when it is opened: about a second."""
 
-MAPPED_UP_TO = 128 << 20
-"""Bytes up to which a cache is mapped into memory.
+HELD_UP_TO = 128 << 20
+"""Bytes up to which the shards of a cache stay in memory once they were read.
 
-The pages of a mapped file that were touched count as memory of the process,
-and with large pages one record brings in 2 MiB: random reads soon make a large
-cache resident as a whole. Larger ones are read record by record.
+They are read and not mapped: where a mapped file is cut short, the system ends
+the process. Larger caches are read record by record.
 """
 
 # Shards of a large cache that are open at a time; systems allow about a thousand files.
@@ -46,7 +46,14 @@ def read_manifest(root: Any) -> Manifest:
             + (" beside its shards" if shards else "")
             + ". Write it with `keras_kd.cache.write(teacher, data, path)`."
         )
-    return Manifest.loads(file.read_bytes(), file)
+    manifest = Manifest.loads(storage.read_bytes(file), file)
+    problem = claims.form_problem(manifest)
+    if problem is not None:
+        raise ValueError(
+            f"`{file}` is damaged: it is no manifest of a teacher's cache ({problem}). Write the "
+            "cache again; the shards beside it cannot be told apart without it."
+        )
+    return manifest
 
 
 class Records:
@@ -72,15 +79,18 @@ class Records:
             )
         if verify is None:
             verify = self.manifest.nbytes <= CHECKED_AT_OPENING
+        _refuse_claim(self.root, claims.shards_problem(self.manifest))
         problems = find_problems(self.root, self.manifest, verify)
         if problems:
             raise ValueError(_listed(self.root, problems))
+        if verify:
+            _refuse_claim(self.root, claims.checksums_problem(self.root, self.manifest))
         self.count: int = self.manifest.count or 0
         self._record = self.manifest.layout.record
         self._item = self._record.itemsize
         self._local = storage.Local()
-        self._mapped = self.manifest.nbytes <= MAPPED_UP_TO or not hasattr(os, "pread")
-        self._maps: dict[tuple[int, int], np.ndarray] = {}
+        self._in_memory = self.manifest.nbytes <= HELD_UP_TO or not hasattr(os, "pread")
+        self._held: dict[tuple[int, int], np.ndarray] = {}
         self._files: dict[tuple[int, int], Any] = {}
         self._crc: dict[str, np.ndarray] = {}
 
@@ -100,18 +110,18 @@ class Records:
         rows = self._checked(rows)
         shards = rows // self.manifest.shard_size
         offsets = rows - shards * self.manifest.shard_size
-        if self._mapped:
-            found = self._read_mapped(epoch, shards, offsets)
+        if self._in_memory:
+            found = self._read_held(epoch, shards, offsets)
         else:
             found = self._read_files(epoch, shards, offsets)
         return found.view(self._record)[:, 0]
 
-    def _read_mapped(self, epoch: int, shards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    def _read_held(self, epoch: int, shards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         result = np.empty((len(shards), self._item), "u1")
         order = np.argsort(shards, kind="stable")
         found, starts = np.unique(shards[order], return_index=True)
         for shard, part in zip(found.tolist(), np.split(order, starts[1:])):
-            result[part] = self._map(epoch, shard).take(offsets[part], 0, mode="clip")
+            result[part] = self._shard(epoch, shard).take(offsets[part], 0, mode="clip")
         return result
 
     def _read_files(self, epoch: int, shards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -120,6 +130,7 @@ class Records:
             # Rows in a row, as a dataset in the written order asks for them.
             file = self._file(epoch, int(shards[0]))
             read = os.pread(file.fileno(), item * len(shards), int(offsets[0]) * item)
+            self._require_whole(len(read), item * len(shards), epoch, shards[:1])
             return np.frombuffer(bytearray(read), "u1").reshape(-1, item)
         # The files are held here, so that none is closed meanwhile; a call for each record is what
         # reading costs, and nothing else is done beside it.
@@ -130,7 +141,15 @@ class Records:
             pread(number[shard], item, start)
             for shard, start in zip(shards.tolist(), (offsets * item).tolist())
         ]
-        return np.frombuffer(bytearray().join(pieces), "u1").reshape(-1, item)
+        joined = bytearray().join(pieces)
+        self._require_whole(len(joined), item * len(shards), epoch, shards)
+        return np.frombuffer(joined, "u1").reshape(-1, item)
+
+    def _require_whole(self, found: int, wanted: int, epoch: int, shards: np.ndarray) -> None:
+        """Raise `OSError` where files have become shorter since the cache was opened."""
+        if found != wanted:
+            names = [layout.records_file(epoch, shard) for shard in sorted(set(shards.tolist()))]
+            raise _cut_short(self.root, " or ".join(f"`{name}`" for name in names[:5]))
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
         """The CRC-32 of the inputs of these rows, `(n,)` of uint32."""
@@ -149,7 +168,9 @@ class Records:
             file = name(shard)
             crc = self._crc.get(file)
             if crc is None:
-                crc = np.frombuffer(self._local(self.root / file).read_bytes(), "<u4")
+                crc = np.frombuffer(storage.read_bytes(self._local(self.root / file)), "<u4")
+                if len(crc) != min(size, self.count - shard * size):
+                    raise _cut_short(self.root, f"`{file}`")
                 self._crc[file] = crc
                 if len(self._crc) > _OPEN_FILES:
                     # Other threads may be at it as well.
@@ -167,14 +188,18 @@ class Records:
             )
         return rows
 
-    def _map(self, epoch: int, shard: int) -> np.ndarray:
-        known = self._maps.get((epoch, shard))
+    def _shard(self, epoch: int, shard: int) -> np.ndarray:
+        known = self._held.get((epoch, shard))
         if known is None:
             file = self._local(self.root / layout.records_file(epoch, shard))
-            with file.open("rb") as stream:
-                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            known = np.frombuffer(mapped, "u1").reshape(-1, self._item)
-            self._maps[epoch, shard] = known
+            size = self.manifest.shard_size
+            wanted = min(size, self.count - shard * size) * self._item
+            known = np.empty(wanted, "u1")
+            with archives.opened(file) as stream:
+                found = stream.readinto(known.data)  # type: ignore[attr-defined]
+            self._require_whole(found, wanted, epoch, np.array([shard]))
+            known = known.reshape(-1, self._item)
+            self._held[epoch, shard] = known
         return known
 
     def _file(self, epoch: int, shard: int) -> Any:
@@ -243,12 +268,29 @@ def file_problem(file: Any, size: int, sha256: str | None) -> str | None:
 
 
 def _problem(file: Any, size: int) -> str | None:
+    problem = storage.problem(file)
+    if problem is not None:
+        return f"`{file.name}` {problem}"
     found = storage.size(file)
-    if found is None:
-        return f"`{file.name}` is missing"
     if found != size:
         return f"`{file.name}` is half written: it has {found} of {size} bytes"
     return None
+
+
+def _cut_short(root: Any, names: str) -> OSError:
+    return OSError(
+        errno.EIO,
+        f"The cache `{root}` was changed while it was read: {names} became shorter. Stop what "
+        "writes there, and call `keras_kd.cache.write` again, which mends it",
+    )
+
+
+def _refuse_claim(root: Any, problem: str | None) -> None:
+    if problem is not None:
+        raise ValueError(
+            f"The cache `{root}` is not what its manifest says: {problem}. Write it again, to "
+            "another path or after deleting the folder."
+        )
 
 
 def _listed(root: Any, problems: list[str]) -> str:
@@ -260,7 +302,15 @@ def _listed(root: Any, problems: list[str]) -> str:
 
 
 def verify(path: Any, teacher: Any = None, data: Any = None) -> Manifest:
-    """Compare every byte of a cache with its checksums.
+    """Compare every byte of a cache with its checksums, and the manifest with the shards.
+
+    Every sample of every epoch has to be there once, in the order and with the
+    first sample, view and seeds that the manifest names, and every record has to
+    hold what a teacher can answer: finite numbers of known classes.
+
+    The checksums guard against accidents. Whoever can write into the folder can
+    write another cache there, with checksums that fit: pass `teacher` and
+    `data` to know whose answers to what these should be.
 
     Args:
         path: Folder of the cache, or a URL.
@@ -281,6 +331,7 @@ def verify(path: Any, teacher: Any = None, data: Any = None) -> Manifest:
         60000
     """
     records = Records(path, verify=True)
+    _refuse_claim(records.root, claims.records_problem(records.read, records.manifest))
     if teacher is not None:
         from keras_kd import teachers
 

@@ -68,7 +68,13 @@ class Shard:
         index: Its number.
         cache: What tells this cache from another.
         given: What the teacher was given for the first row.
+        look: Called once the lock is held: raises where the folder is that of
+            another cache by now, and gives the entry of a shard that another
+            process has finished in the meantime.
         stack: Closes what is open if anything fails.
+
+    Attributes:
+        finished: The entry, where the shard is there already; nothing is open then.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class Shard:
         index: int,
         cache: str,
         given: str,
+        look: Callable[[int, int], dict[str, Any] | None],
         stack: contextlib.ExitStack,
     ) -> None:
         self.root, self.epoch, self.index = root, epoch, index
@@ -85,9 +92,16 @@ class Shard:
         file = root / layout.records_file(epoch, index)
         lock = root / f"{file.name}.lock"
         self._lock = stack.enter_context(contextlib.ExitStack())
-        self._lock.enter_context(storage.claimed(lock, f"shard {index} of `{root}`"))
+        self._require_held = self._lock.enter_context(
+            storage.claimed(lock, f"shard {index} of `{root}`")
+        )
+        self._look = look
+        self.finished = look(epoch, index)
+        if self.finished is not None:
+            self._lock.close()
+            return
         self._file = stack.enter_context(contextlib.ExitStack())
-        self._stream = self._file.enter_context(storage.replacing(file))
+        self._stream = self._file.enter_context(storage.replacing(file, self._require_held))
         self._digest = hashlib.sha256()
         self._crc: list[np.ndarray] = []
         self._views: list[np.ndarray] = []
@@ -105,6 +119,7 @@ class Shard:
 
     def finish(self) -> dict[str, Any]:
         """Give the shard its name, and only then say that it is there."""
+        self._look(self.epoch, self.index)
         self._file.close()
         entry: dict[str, Any] = {
             "epoch": self.epoch,
@@ -118,13 +133,14 @@ class Shard:
         if self._views:
             entry["views"] = self._write(layout.views_file(self.epoch, self.index), self._views)
         name = layout.entry_file(self.epoch, self.index)
-        storage.write_text(self.root / name, layout.sealed({**entry, "cache": self._cache}))
+        said = layout.sealed({**entry, "cache": self._cache})
+        storage.write_text(self.root / name, said, self._require_held)
         self._lock.close()
         return entry
 
     def _write(self, name: str, crc: list[np.ndarray]) -> str:
         """Write checksums; gives the SHA-256 of the file."""
         data = np.concatenate(crc).astype("<u4").tobytes()
-        with storage.replacing(self.root / name) as stream:
+        with storage.replacing(self.root / name, self._require_held) as stream:
             stream.write(data)
         return hashlib.sha256(data).hexdigest()

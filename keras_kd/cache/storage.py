@@ -5,12 +5,14 @@ import difflib
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from keras_kd import archives, atomic
 from keras_kd.cache import remote
 
 
@@ -58,15 +60,18 @@ def is_remote(path: Any) -> bool:
     return "://" in os.fspath(path)
 
 
-def write_text(file: Any, text: str) -> None:
-    """Write a small file at once: a reader sees the old one or the new one."""
-    # Several processes may write the same manifest; each has a name of its own for it.
-    with replacing(file, f"{file.name}.{os.getpid()}.tmp") as stream:
+def write_text(file: Any, text: str, before: Callable[[], None]) -> None:
+    """Write a small file at once: a reader sees the old one or the new one.
+
+    Several writers of the same file hold a lock while they do, and `before`
+    raises where it is lost.
+    """
+    with replacing(file, before) as stream:
         stream.write(text.encode())
 
 
 @contextlib.contextmanager
-def replacing(file: Any, temporary_name: str | None = None) -> Iterator[Any]:
+def replacing(file: Any, before: Callable[[], None]) -> Iterator[Any]:
     """Open a temporary file that takes the name `file` once it is written and on disk.
 
     If anything fails, the temporary file is removed and an earlier `file`
@@ -74,94 +79,116 @@ def replacing(file: Any, temporary_name: str | None = None) -> Iterator[Any]:
     URLs need no second name.
 
     Args:
-        file: The file that is to be.
-        temporary_name: Name of the file until then. Defaults to one that a
-            later attempt uses again.
+        file: The file that is to be. Who writes it holds a lock, since the
+            temporary file is one that a later attempt uses again.
+        before: Called right before the file gets its name; raises to give up.
     """
-    remote = is_remote(file)
-    temporary = file if remote else file.with_name(temporary_name or f"{file.name}.tmp")
-    try:
-        with temporary.open("wb") as stream:
+    if not is_remote(file):
+        temporary = file.with_name(f"{file.name}.tmp")
+        with atomic.replacing(file, temporary, before) as stream:
             yield stream
-            if not remote:
-                stream.flush()
-                os.fsync(stream.fileno())
-        if not remote:
-            os.replace(temporary, file)
-            _sync_folder(file.parent)
+        return
+    stream = file.open("wb")
+    try:
+        yield stream
+        before()
+        stream.close()
     except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            stream.close()
+        with contextlib.suppress(OSError):
+            file.unlink()
         raise
 
 
-def _sync_folder(path: Any) -> None:
-    """Make a rename last through a power cut, where folders can be opened."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 @contextlib.contextmanager
-def claimed(file: Any, what: str) -> Iterator[None]:
+def claimed(file: Any, what: str, wait: float = 0.0) -> Iterator[Callable[[], None]]:
     """Hold a lock that the system takes back when this process ends, however it ends.
 
-    URLs know no locks: there the last of two writers wins, and both wrote the
-    same.
+    URLs know no locks: there two writers of one cache write the same, and what
+    another has begun is found when a shard is opened or finished.
 
     Args:
         file: The lock file.
         what: What is locked, for the message.
+        wait: Seconds to wait for it.
+
+    Yields:
+        A function that raises `OSError` once the lock is lost.
 
     Raises:
         BlockingIOError: If another process, or this one, holds it.
     """
     if is_remote(file):
-        yield
+        yield lambda: None
         return
-    with open(file, "a+b") as stream:
-        try:
-            _lock(stream)
-        except OSError as error:
-            stream.seek(0)
-            owner = stream.read().decode(errors="replace").strip() or "unknown"
-            raise BlockingIOError(
-                f"Process {owner} is writing {what} at this moment. Wait for it, stop it, or give "
-                "each process its own shards with `process_index` and `process_count`."
-            ) from error
-        stream.truncate(0)
-        stream.write(str(os.getpid()).encode())
-        stream.flush()
-        try:
-            yield
-        finally:
-            # Removed while it is held, so that no one waits for a dead name.
-            with contextlib.suppress(OSError):
-                os.unlink(file)
+
+    def busy(owner: str) -> str:
+        return (
+            f"Process {owner} is writing {what} at this moment. Wait for it, stop it, or give "
+            "each process its own shards with `process_index` and `process_count`."
+        )
+
+    with atomic.claimed(file, busy, wait) as require_held:
+        yield require_held
 
 
-def _lock(stream: Any) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        import msvcrt  # Windows has no `fcntl`.
+# What a writer that was killed leaves in the folder.
+_TEMPORARY = re.compile(
+    r"(manifest\.json|(records|inputs|views|shard)-[\d-]+\.(bin|crc|json))\.tmp"
+)
+_LOCK = re.compile(r"(manifest\.json|records-[\d-]+\.bin)\.lock")
+_PROBE = re.compile(r"\.writable\.[0-9a-f]{16}\.tmp")
 
-        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+
+def clear(root: Any) -> None:
+    """Remove what killed writers left in a finished cache, and nothing that is in use."""
+    if is_remote(root):
         return
-    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    names = [file.name for file in root.iterdir()]
+    for name in names:
+        if _PROBE.fullmatch(name):
+            atomic.remove(root / name)
+        elif _LOCK.fullmatch(name):
+            # Taken and given back it is gone.
+            with contextlib.suppress(OSError), claimed(root / name, name):
+                pass
+    held = {_part(name) for name in names if _LOCK.fullmatch(name) and (root / name).exists()}
+    for name in names:
+        if _TEMPORARY.fullmatch(name) and _part(name) not in held:
+            atomic.remove(root / name)
 
 
-def size(file: Any) -> int | None:
-    """Bytes of a file, or `None` where there is none."""
+def _part(name: str) -> str:
+    """What of a cache is written under one lock: the manifest, or a shard by its number."""
+    return name.split(".")[0].rpartition("-")[2]
+
+
+def read_bytes(file: Any) -> bytes:
+    """All of a small file; a local one is a regular file of bounded size.
+
+    Raises:
+        ValueError: If it is a folder, a named pipe or a device, or too large.
+        OSError: If it is missing or cannot be read.
+    """
+    return bytes(file.read_bytes()) if is_remote(file) else archives.read_bytes(file, _SMALL)
+
+
+# The checksums of a shard have four bytes a sample, the manifest some hundred a shard.
+_SMALL = 1 << 30
+
+
+def problem(file: Any) -> str | None:
+    """What keeps a file from being read, as in "is missing", or `None`."""
     if is_remote(file):
-        return int(file.stat().length) if file.exists() else None
-    try:
-        return file.stat().st_size
-    except OSError:
-        return None
+        return None if file.exists() else "is missing"
+    found = archives.file_problem(file)
+    return "is missing" if found == "does not exist" else found
+
+
+def size(file: Any) -> int:
+    """Bytes of a file."""
+    return int(file.stat().length if is_remote(file) else file.stat().st_size)
 
 
 def checksum(file: Any) -> str:
@@ -188,7 +215,7 @@ class Local:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         copy = pathlib.Path(self._folder) / file.name
         if not copy.exists():
-            with file.open("rb") as source, replacing(copy) as target:
+            with file.open("rb") as source, atomic.replacing(copy) as target:
                 while piece := source.read(1 << 22):
                     target.write(piece)
         return copy

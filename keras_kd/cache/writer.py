@@ -12,11 +12,15 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_kd import teachers
+from keras_kd import atomic, fitting, teachers
+from keras_kd.cache import earlier as earlier_calls
 from keras_kd.cache import layout, reader, samples, shards, sources, storage
 from keras_kd.cache.answers import Answers
 from keras_kd.cache.layout import Manifest
 from keras_kd.cache.reader import has_manifest, read_manifest
+
+LOCK_SECONDS = 30.0
+"""How long one process waits for another that is writing the manifest, which takes milliseconds."""
 
 
 def write(
@@ -114,6 +118,8 @@ def write(
         seed=seed,
     )
     layout.require_dtype(dtype)
+    fitting.logits_flags(from_logits)
+    fitting.functions(teacher_inputs=teacher_inputs)
     if augment is not None and not callable(augment):
         raise TypeError(
             f"`augment` is a function of one sample and a seed. Received: augment={augment!r}."
@@ -180,9 +186,12 @@ def _writable(root: Any) -> Any:
     """Make the folder, or say why not before the teacher runs."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        if storage.is_remote(root):
+            probe = root / ".writable"
+            probe.write_text("")
+            probe.unlink()
+        else:
+            atomic.require_writable(root)
     except OSError as error:
         raise type(error)(
             error.errno,
@@ -232,6 +241,19 @@ class _Writer:
         self._others: dict[int, np.ndarray] = {}
 
     def run(self, shard_size: int | None) -> Manifest:
+        while True:
+            earlier = self._prepare(shard_size)
+            if earlier is not None or self._begun():
+                break
+        if self.views.augment is not None:
+            samples.written_here[self.manifest.identity] = self.views.augment
+        for epoch in range(self.views.epochs):
+            with contextlib.ExitStack() as stack:
+                self._write_epoch(epoch, stack)
+        return self._complete(earlier)
+
+    def _prepare(self, shard_size: int | None) -> Manifest | None:
+        """Find out what is to be written, and gives the manifest that is there."""
         earlier = read_manifest(self.root) if has_manifest(self.root) else None
         x = self.source.first()
         sources.require_batched(x, self.teacher.teacher.models[0])
@@ -263,18 +285,57 @@ class _Writer:
             versions=_versions(),
         )
         if earlier is not None:
-            require_same(earlier, self.manifest, self.root, shard_size)
+            earlier_calls.require_same(earlier, self.manifest, self.root, shard_size)
             self.manifest.shard_size = earlier.shard_size
             self._find_finished(earlier)
         self._require_space()
-        if earlier is None:
-            storage.write_text(self.root / layout.MANIFEST, self.manifest.dumps())
-        if self.views.augment is not None:
-            samples.written_here[self.manifest.identity] = self.views.augment
-        for epoch in range(self.views.epochs):
-            with contextlib.ExitStack() as stack:
-                self._write_epoch(epoch, stack)
-        return self._complete(earlier)
+        return earlier
+
+    def _claimed(self) -> contextlib.AbstractContextManager[Any]:
+        """The lock under which the manifest is written."""
+        lock = self.root / f"{layout.MANIFEST}.lock"
+        return storage.claimed(lock, f"the manifest of `{self.root}`", LOCK_SECONDS)
+
+    def _begun(self) -> bool:
+        """Write the first manifest, unless another process has begun a cache here by now."""
+        with self._claimed() as require_held:
+            if has_manifest(self.root):
+                return False
+            file = self.root / layout.MANIFEST
+            storage.write_text(file, self.manifest.dumps(), require_held)
+        return True
+
+    def _look(self, epoch: int, shard: int) -> dict[str, Any] | None:
+        """The entry of a shard that another process has finished since this call began.
+
+        Raises:
+            ValueError: If the folder is that of another cache by now.
+        """
+        there = self._require_ours()
+        while True:
+            found = earlier_calls.entries(self.root, there, self.manifest.identity)
+            for entry in reversed(found):
+                if (entry["epoch"], entry["shard"]) == (epoch, shard) and not any(
+                    reader.file_problem(self.root / name, size, sha256)
+                    for name, size, sha256 in layout.files_of(entry, there.record_bytes)
+                ):
+                    return entry
+            before, there = there, self._require_ours()
+            # Entries go when the manifest is complete, maybe just now.
+            if before.complete or not there.complete:
+                return None
+
+    def _require_ours(self) -> Manifest:
+        """The manifest as it lies on disk, which has to be that of this cache."""
+        there = read_manifest(self.root) if has_manifest(self.root) else None
+        if there is None or there.identity != self.manifest.identity:
+            now = "is gone" if there is None else f"is that of `{there.teacher['name']}` by now"
+            raise ValueError(
+                f"The cache `{self.root}` was replaced while it was written: its manifest {now}, "
+                "or says other things than when this call began. Give each cache a folder of its "
+                "own, and write it again."
+            )
+        return there
 
     def _shard_size(self) -> int:
         """A sixteenth of the data within bounds, so that a kill costs little."""
@@ -285,17 +346,10 @@ class _Writer:
 
     def _find_finished(self, earlier: Manifest) -> None:
         """Which shards are there in full, by their entries and the sizes of their files."""
-        entries = []
-        for file in self.root.iterdir():
-            if file.name.startswith("shard-") and file.name.endswith(".json"):
-                entry = _read_entry(file)
-                # Not one that an earlier cache left in the same folder.
-                if entry.pop("cache", None) == self.manifest.identity:
-                    entries.append(entry)
         item = earlier.record_bytes
         entries = [
             entry
-            for entry in (*entries, *earlier.shards)
+            for entry in earlier_calls.entries(self.root, earlier, self.manifest.identity)
             if (entry["epoch"], entry["shard"]) not in self.finished
         ]
         # Damaged ones are written anew, as far as it is found out in about a second.
@@ -362,6 +416,11 @@ class _Writer:
                     if shard is None:
                         first = samples.part(answered.view, here.start, here.start + 1)
                         shard = self._open(epoch, i, self.teacher.given(first), stack)
+                    if shard.finished is not None:
+                        self.finished[epoch, i] = shard.finished
+                        shard = None
+                        self.done += stop - start
+                        continue
                     with self._named_failure(i):
                         views = None if answered.crc is None else answered.crc[here]
                         shard.append(answered.records[here], crc[here], views)
@@ -384,7 +443,9 @@ class _Writer:
         self, epoch: int, index: int, given: str, stack: contextlib.ExitStack
     ) -> shards.Shard:
         with self._named_failure(index):
-            return shards.Shard(self.root, epoch, index, self.manifest.identity, given, stack)
+            return shards.Shard(
+                self.root, epoch, index, self.manifest.identity, given, self._look, stack
+            )
 
     def _answer(self, x: Any, epoch: int, row: int, count: int) -> _Answered:
         view, seed = self.views(x, epoch, row, count)
@@ -453,7 +514,7 @@ class _Writer:
         """Compare rows from `start` on with those of a finished shard."""
         if self._known[0] != shard:
             file = self.root / layout.inputs_file(shard)
-            self._known = (shard, np.frombuffer(file.read_bytes(), "<u4"))
+            self._known = (shard, np.frombuffer(storage.read_bytes(file), "<u4"))
         offset = start - shard * self.manifest.shard_size
         known = self._known[1][offset : offset + len(found)]
         if len(known) != len(found) or (known != found).any():
@@ -490,7 +551,7 @@ class _Writer:
         view = self.views.one(x, epoch, row)
         if "views" in entry:
             file = self.root / layout.views_file(epoch, shard)
-            if samples.digests(view)[0] != np.frombuffer(file.read_bytes(), "<u4")[0]:
+            if samples.digests(view)[0] != np.frombuffer(storage.read_bytes(file), "<u4")[0]:
                 raise ValueError(
                     f"`{self.root}` holds other views: the augmentation gives another one of row "
                     f"{row} in epoch {epoch} than when the shards were written. Choose another "
@@ -523,89 +584,48 @@ class _Writer:
         if earlier is not None and earlier.complete:
             # What other processes completed in the meantime counts as well.
             manifest.versions = earlier.versions
-        self._find_finished(read_manifest(self.root))
-        if not all(key in self.finished for key in wanted):
-            return manifest
-        with self._undone():
-            for shard, crc in self._others.items():
-                self._compare_known(shard, shard * manifest.shard_size, crc)
-        order = hashlib.sha256()
-        for shard in range(manifest.shard_count(count)):
-            order.update((self.root / layout.inputs_file(shard)).read_bytes())
-        manifest.order = order.hexdigest()
-        manifest.shards = [self.finished[key] for key in wanted]
-        manifest.complete = True
-        storage.write_text(self.root / layout.MANIFEST, manifest.dumps())
-        for epoch, shard in wanted:
-            (self.root / layout.entry_file(epoch, shard)).unlink(missing_ok=True)
+        with self._claimed() as require_held:
+            if not self._gather(wanted):
+                return manifest
+            with self._undone():
+                for shard, crc in self._others.items():
+                    self._compare_known(shard, shard * manifest.shard_size, crc)
+            order = hashlib.sha256()
+            for shard in range(manifest.shard_count(count)):
+                order.update(storage.read_bytes(self.root / layout.inputs_file(shard)))
+            manifest.order = order.hexdigest()
+            manifest.shards = [self.finished[key] for key in wanted]
+            manifest.complete = True
+            storage.write_text(self.root / layout.MANIFEST, manifest.dumps(), require_held)
+            for epoch, shard in wanted:
+                (self.root / layout.entry_file(epoch, shard)).unlink(missing_ok=True)
+        storage.clear(self.root)
         return manifest
 
+    def _gather(self, wanted: Sequence[tuple[int, int]]) -> bool:
+        """Whether every shard is there, by what the folder says of it now.
 
-def _read_entry(file: Any) -> dict[str, Any]:
-    """What a finished shard says of itself."""
-    try:
-        entry = layout.unsealed(file.read_bytes().decode())
-        int(entry["epoch"]), int(entry["shard"]), int(entry["samples"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"`{file}` is damaged: it is no entry of a finished shard ({error!r}). Delete it and "
-            "call `write` again; only that shard is written anew."
-        ) from error
-    return entry
-
-
-def require_same(earlier: Manifest, now: Manifest, root: Any, shard_size: int | None) -> None:
-    """Raise `ValueError` where a folder holds another cache than the one to be written.
-
-    Args:
-        earlier: The manifest in the folder.
-        now: The one that would be written.
-        root: The folder.
-        shard_size: What the user asked for.
-    """
-    pairs = [
-        (
-            f"the cache of another teacher, `{earlier.teacher['name']}`",
-            earlier.teacher["fingerprint"],
-            now.teacher["fingerprint"],
-        ),
-        (
-            "answers of the teacher in another precision",
-            earlier.teacher["precision"],
-            now.teacher["precision"],
-        ),
-        (
-            "answers of the teacher in another precision",
-            earlier.teacher["runs"],
-            now.teacher["runs"],
-        ),
-        ("records of another form", earlier.layout.to_json(), now.layout.to_json()),
-        ("answers to other inputs", earlier.inputs, now.inputs),
-        (
-            "answers to other data, or to data in another order, by the CRC-32 of row 0",
-            earlier.first,
-            now.first,
-        ),
-        (
-            "answers to other `teacher_inputs`, by what the teacher is given for row 0",
-            earlier.teacher["given"],
-            now.teacher["given"],
-        ),
-        ("other views", earlier.augment, now.augment),
-        ("another number of epochs", earlier.epochs, now.epochs),
-        ("shards of another size", earlier.shard_size, shard_size or earlier.shard_size),
-        (
-            "answers to another number of samples",
-            earlier.count,
-            earlier.count if now.count is None else now.count,
-        ),
-    ]
-    for what, there, given in pairs:
-        if there is not None and there != given:
-            raise ValueError(
-                f"`{root}` holds {what}: {there} there, {given} now. Choose another path, or "
-                "delete the folder to write it anew."
-            )
+        Raises:
+            ValueError: If a shard that this call found or wrote is another, or gone, by now.
+        """
+        there = self._require_ours()
+        found = earlier_calls.entries(self.root, there, self.manifest.identity)
+        said = {(entry["epoch"], entry["shard"]): entry for entry in found}
+        item = self.manifest.record_bytes
+        for key in wanted:
+            entry = said.get(key)
+            if entry is None and key not in self.finished:
+                return False
+            if entry is None or any(
+                reader.file_problem(self.root / name, size, None)
+                for name, size, _ in layout.files_of(entry, item)
+            ):
+                raise ValueError(
+                    f"Shard {key[1]} of epoch {key[0]} of `{self.root}` was removed while the "
+                    "cache was written. Call `write` again; it writes only what is missing."
+                )
+            self.finished[key] = entry
+        return True
 
 
 def _versions() -> dict[str, str]:

@@ -1,11 +1,13 @@
 """Checkpoints of the student alone."""
 
+import errno
 import os
 from typing import Any
 
 import keras
 
-from keras_kd.callbacks.resume import writes
+from keras_kd import atomic
+from keras_kd.callbacks.resume import require_writable, writes
 
 
 class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
@@ -25,6 +27,7 @@ class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
 
     Raises:
         ValueError: If `filepath` does not end in `.keras`.
+        OSError: If it cannot be written, before the first step.
 
     Examples:
         >>> callback = StudentCheckpoint("student.keras", monitor="val_accuracy")
@@ -44,6 +47,20 @@ class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
         super().__init__(
             os.fspath(filepath), monitor=monitor, save_best_only=save_best_only, **kwargs
         )
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Find out before the first step whether the file can be written."""
+        super().on_train_begin(logs)
+        if writes():
+            # Up to what only an epoch or its logs will tell.
+            known = os.path.abspath(self.filepath).partition("{")[0]
+            if "{" not in self.filepath and os.path.isdir(known):
+                raise IsADirectoryError(
+                    errno.EISDIR,
+                    f"`StudentCheckpoint` cannot write the file `{self.filepath}`: there is a "
+                    "folder of that name. Choose another one",
+                )
+            require_writable(os.path.dirname(known), "StudentCheckpoint")
 
     def set_model(self, model: Any) -> None:
         """Save the student of this distiller, or the model itself where it has none."""
@@ -67,10 +84,11 @@ class _Saver:
         if not writes():
             return
         folder, name = os.path.split(os.path.abspath(filepath))
-        temporary = os.path.join(folder, f".{os.getpid()}-{name}")
+        temporary = os.path.join(folder, atomic.temporary_name(name))
+        # Made here, where nothing was, so that Keras writes into no file that a link leads to.
+        atomic.create(temporary).close()
         try:
             self.student.save(temporary, overwrite=True)
             os.replace(temporary, filepath)
         finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            atomic.remove(temporary)

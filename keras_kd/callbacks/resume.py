@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import weakref
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+
+from keras_kd import archives, atomic, settings
 
 FILE = "state.npz"
 
@@ -31,6 +34,11 @@ class ResumableBackup(keras.callbacks.Callback):
     written under a temporary name and renamed, so a kill while it is written
     leaves the one before. In `fit` with several processes the first one writes.
 
+    With the state it keeps the settings, the teacher's fingerprint and the form
+    of the data with a checksum of some rows: a program that has another alpha,
+    temperature, learning rate, loss, teacher, batch size or other data by now is
+    refused. `epochs`, metrics and other callbacks may change.
+
     The program itself has to be repeatable: call `keras.utils.set_random_seed`
     before the models are made. The data must come in the same order again.
     Arrays do, shuffled or not, and so does any source that draws from NumPy's
@@ -48,7 +56,8 @@ class ResumableBackup(keras.callbacks.Callback):
 
     Raises:
         ValueError: If `save_freq` is neither, or a backup does not fit the
-            model.
+            model, or is one of another training.
+        OSError: If the folder cannot be written, before the first step.
 
     Examples:
         >>> backup = ResumableBackup("backup", save_freq=500)
@@ -77,27 +86,74 @@ class ResumableBackup(keras.callbacks.Callback):
         self._place: dict[str, Any] = {}
         self._begun: dict[str, np.ndarray] = {}
         self._train: Any = None
+        self._settings: dict[str, Any] = {}
 
     @property
     def _path(self) -> str:
         return os.path.join(self.folder, FILE)
+
+    @property
+    def _temporary(self) -> str:
+        return f"{self._path}.tmp"
 
     # ------------------------------------------------------------------- going on
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Take up a backup if there is one."""
         self._since, self._train, self._found = 0, None, None
-        if not os.path.exists(self._path):
+        self._settings = self._now()
+        if writes():
+            require_writable(self.folder, "ResumableBackup")
+        if not os.path.lexists(self._path):
             return
-        with np.load(self._path, allow_pickle=False) as archive:
-            self._found = {name: archive[name] for name in archive.files}
-        self._place = json.loads(str(self._found.pop("place")))
+        self._found = self._read()
         _assign(self.model, self._found, self._path, complete=_builds_before_fit())
         # Keras reads the first epoch from here, after this callback; its own
         # `BackupAndRestore` has no other door either.
         self.model._initial_epoch = self._place["epoch"]
         if self.data is not None:
             self._wind(self.data, self._place["epoch"])
+
+    def _now(self) -> dict[str, Any]:
+        """The settings of this training as it begins, and of its data."""
+        now = settings.of_training(self.model)
+        optimizer, begun = _INTERRUPTED.get(self.model, (None, {}))
+        if optimizer is self.model.optimizer:
+            # The same model goes on in the same process, with live values of mid-training.
+            now.update(begun)
+        live = {name: value for name, value in now.items() if settings.is_live(name)}
+        _INTERRUPTED[self.model] = (self.model.optimizer, live)
+        if writes():
+            # Of processes that train together each may have rows of its own.
+            now["steps an epoch"] = (self.params or {}).get("steps")
+            now.update(getattr(self.model, "trains_on", dict)())
+        plain: dict[str, Any] = json.loads(json.dumps(now))
+        return plain
+
+    def _read(self) -> dict[str, Any]:
+        """The backup, which has to be one of this training."""
+        advice = "Run the same program as before, or delete the folder to begin anew."
+        try:
+            found = archives.arrays(self._path)
+            self._place = json.loads(str(found.pop("place")))
+            before = json.loads(str(found.pop("settings", "null")))
+            if not isinstance(self._place["epoch"], int) or not isinstance(
+                self._place["batch"], int
+            ):
+                raise ValueError("it holds no position")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"`{self._path}` is no readable backup: {error} {advice}") from error
+        if not isinstance(before, dict):
+            raise ValueError(
+                f"`{self._path}` was written by an earlier version, which did not note with what "
+                f"settings and data. {advice}"
+            )
+        if not writes():
+            before = {name: value for name, value in before.items() if name in self._settings}
+        other = settings.difference(before, self._settings)
+        if other is not None:
+            raise ValueError(f"`{self._path}` is a backup of another training: {other}. {advice}")
+        return found
 
     def _wind(self, dataset: Any, epochs: int) -> None:
         """Draw the seeds of the passes that are over, by beginning each."""
@@ -201,8 +257,10 @@ class ResumableBackup(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Delete the backup, which has served."""
+        _INTERRUPTED.pop(self.model, None)
         if os.path.exists(self._path) and writes():
-            os.unlink(self._path)
+            for path in (self._path, self._temporary):
+                atomic.remove(path)
             if not os.listdir(self.folder):
                 os.rmdir(self.folder)
 
@@ -216,18 +274,41 @@ class ResumableBackup(keras.callbacks.Callback):
         if not writes():
             return
         arrays.update(self._begun, **_random_state("now"))
-        place = json.dumps({"epoch": epoch, "batch": batch})
-        os.makedirs(self.folder, exist_ok=True)
-        temporary = os.path.join(self.folder, f".{os.getpid()}-{FILE}")
+        arrays["place"] = np.array(json.dumps({"epoch": epoch, "batch": batch}))
+        arrays["settings"] = np.array(json.dumps(self._settings))
         try:
-            with open(temporary, "wb") as file:
-                np.savez(file, place=np.array(place), **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            os.makedirs(self.folder, exist_ok=True)
+            with atomic.replacing(self._path, self._temporary) as file:
+                np.savez(file, **arrays)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"The backup `{self._path}` could not be written: {error.strerror or error}. The "
+                "one before is untouched: mend the disk and run the same program again",
+            ) from error
+
+
+_INTERRUPTED: weakref.WeakKeyDictionary[Any, tuple[Any, dict[str, Any]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Of models whose training has begun and not ended: the optimizer, and live values at the start."""
+
+
+def require_writable(folder: str, callback: str) -> None:
+    """Raise `OSError` where a callback could not write, before the first step.
+
+    Args:
+        folder: The folder, which may not exist yet.
+        callback: Whose it is, for the message.
+    """
+    try:
+        atomic.require_writable(folder)
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"`{callback}` cannot write to `{folder}`: {error.strerror or error}. Choose a folder "
+            "in which you may create files",
+        ) from error
 
 
 def _drop(iterator: Iterator[Any], count: int) -> None:

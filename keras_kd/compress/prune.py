@@ -354,14 +354,20 @@ def _table(
     """Steps and sparsities of a schedule, and the distance of the steps that go on forever."""
     if schedule is None:
         return (), (), 0
-    for name, value, least in (
-        ("begin_step", begin_step, 0),
-        ("end_step", end_step, begin_step + 1),
-        ("frequency", frequency, 1),
+    least = 0
+    for name, value in (
+        ("begin_step", begin_step),
+        ("end_step", end_step),
+        ("frequency", frequency),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {value}.")
-    if schedule == "polynomial":
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or int(value) < least:
+            raise ValueError(
+                f"`{name}` must be an integer of at least {least}. Received: {value!r}."
+            )
+        least = int(value) + 1 if name == "begin_step" else 1
+    begin_step, end_step, frequency = int(begin_step), int(end_step), int(frequency)
+    _require_few((end_step - begin_step) // frequency, "masks", "Raise `frequency`")
+    if isinstance(schedule, str) and schedule == "polynomial":
         schedule = keras.optimizers.schedules.PolynomialDecay(
             0.0, end_step - begin_step, end_learning_rate=sparsity, power=3.0
         )
@@ -370,36 +376,61 @@ def _table(
         if steps[-1] != end_step:
             steps.append(end_step)
         values = [float(ops.convert_to_numpy(schedule(step - begin_step))) for step in steps]
+        repeat = 0
     elif _is_tfmot(schedule):
-        return _tfmot_table(schedule)
+        steps, values, repeat = _tfmot_table(schedule)
     else:
         raise TypeError(
             '`schedule` must be None, "polynomial", a Keras LearningRateSchedule or a TFMOT '
             f"pruning schedule. Received: {schedule!r}."
         )
-    if min(values) < 0.0 or max(values) >= 1.0:
+    if not steps:
+        raise ValueError(
+            f"`schedule` prunes at no step from {schedule.begin_step} to {schedule.end_step}. Give "
+            "it a `frequency` that meets one."
+        )
+    # Written so that NaN fails too.
+    if not all(0.0 <= value < 1.0 for value in values):
         raise ValueError(
             "The values of `schedule` are sparsities and must lie in [0, 1). "
-            f"It gives {min(values):.3g} to {max(values):.3g} between steps {begin_step} and "
-            f"{end_step}."
+            f"It gives {np.min(values):.3g} to {np.max(values):.3g} between steps {steps[0]} and "
+            f"{steps[-1]}."
         )
-    return tuple(steps), tuple(values), 0
+    if not any(values):
+        raise ValueError(
+            f"`schedule` prunes nothing: it gives 0 at each of {len(values)} steps from {steps[0]} "
+            f"to {steps[-1]}. Pass one that rises, or leave it out to prune at once."
+        )
+    return tuple(steps), tuple(values), repeat
+
+
+MAX_STEPS = 1_000_000
+"""Steps at which a schedule is asked: more take minutes, and no training has as many masks."""
+
+
+def _require_few(count: int, what: str, advice: str) -> None:
+    if count > MAX_STEPS:
+        raise ValueError(
+            f"The schedule of pruning has {count:,} {what}, and at most {MAX_STEPS:,} are made. "
+            f"{advice}, or end it earlier."
+        )
 
 
 def _is_tfmot(schedule: Any) -> bool:
     return any(kind.__name__ == "PruningSchedule" for kind in type(schedule).__mro__)
 
 
-def _tfmot_table(schedule: Any) -> tuple[tuple[int, ...], tuple[float, ...], int]:
+def _tfmot_table(schedule: Any) -> tuple[list[int], list[float], int]:
     import tensorflow as tf
 
     call: Callable[[Any], Any] = tf.function(schedule)
     forever = schedule.end_step < 0
     last = schedule.begin_step + schedule.frequency if forever else schedule.end_step
+    _require_few(last - schedule.begin_step, "steps", "Begin it later")
     steps, values = [], []
     for step in range(schedule.begin_step, last + 1):
         due, value = call(tf.constant(step, tf.int64))
         if bool(due):
             steps.append(step)
             values.append(float(value))
-    return tuple(steps), tuple(values), schedule.frequency if forever else 0
+    return steps, values, schedule.frequency if forever else 0

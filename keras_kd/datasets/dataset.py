@@ -17,6 +17,13 @@ SPLIT_SEED = 20
 VALIDATION_FRACTION = 0.1
 TEST_FRACTION = 0.2
 
+MAX_CLASSES = 1_000_000
+"""Classes that a set may have: more than any classifier of images, and far from where int32 wraps.
+
+Every number up to the highest label is a class with a name, so that one wrong label would fill the
+memory with names.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -216,6 +223,12 @@ def _checked_labels(name: str, split: str, y: Array, said: list[str]) -> Array:
             f"`y_{split}` of `{name}` holds the label {int(y.min())}, but class numbers start at "
             "0. Remove unlabeled samples, or renumber the classes."
         )
+    if int(y.max()) >= MAX_CLASSES:
+        raise ValueError(
+            f"`y_{split}` of `{name}` holds the label {int(y.max())}, but class numbers go from 0 "
+            f"to {MAX_CLASSES - 1:,} at most. Renumber identifiers: "
+            "`classes, y = np.unique(y, return_inverse=True)`."
+        )
     return y.astype(np.int32)
 
 
@@ -254,6 +267,12 @@ def _scaled(name: str, split: str, x: Array, said: list[str]) -> Array:
             )
         said.append("Integer images were scaled from [0, 255] to [0, 1].")
         return np.multiply(x, np.float32(1 / 255), dtype=np.float32)
+    bound = float(np.finfo(np.float32).max)
+    if x.dtype.itemsize > 4 and x.size and (float(x.max()) > bound or float(x.min()) < -bound):
+        raise ValueError(
+            f"`x_{split}` of `{name}` holds values beyond {bound:.4g}, which float32 does not "
+            "hold. Scale the images first."
+        )
     images = x.astype(np.float32, copy=False)
     if float(images.max()) > 16.0:
         said.append(

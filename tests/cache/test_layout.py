@@ -62,9 +62,9 @@ def test_files_are_records_and_nothing_else(written: Path):
     assert len(list(written.iterdir())) == 9
 
 
-@pytest.mark.parametrize("limit", [1 << 30, 0], ids=["mapped", "from files"])
+@pytest.mark.parametrize("limit", [1 << 30, 0], ids=["in memory", "from files"])
 def test_any_rows_in_any_order(written: Path, monkeypatch, limit):
-    monkeypatch.setattr(reader, "MAPPED_UP_TO", limit)
+    monkeypatch.setattr(reader, "HELD_UP_TO", limit)
     monkeypatch.setattr(reader, "_OPEN_FILES", 2)
     records = reader.Records(written)
     record = records.manifest.layout.record
@@ -90,7 +90,7 @@ def test_any_rows_in_any_order(written: Path, monkeypatch, limit):
 
 def test_a_large_cache_does_not_become_resident(tmp_path):
     psutil = pytest.importorskip("psutil")
-    count = (reader.MAPPED_UP_TO >> 12) + 4096
+    count = (reader.HELD_UP_TO >> 12) + 4096
     manifest = Manifest(
         teacher={"name": "zeros", "fingerprint": ""},
         layout=Layout((Output((1024,)),), dtype="float32"),

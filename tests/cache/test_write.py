@@ -246,16 +246,16 @@ def test_processes_write_the_shards_of_one_cache(tmp_path, written, teacher, x):
 
 
 def test_an_error_in_a_shard_leaves_the_finished_ones(tmp_path, written, teacher, x, monkeypatch):
-    def full(file, temporary_name=None):
+    def full(file, before):
         if file.name == "records-000-00002.bin":
-            return _Full(file)
-        return replacing(file, temporary_name)
+            return _Full(file, before)
+        return replacing(file, before)
 
     class _Full:
         """A disk that takes the beginning of a shard and no more."""
 
-        def __init__(self, file):
-            self.inner = replacing(file)
+        def __init__(self, file, before):
+            self.inner = replacing(file, before)
 
         def __enter__(self):
             self.stream = self.inner.__enter__()

@@ -245,3 +245,65 @@ def test_tfmot_table_of_constant_and_table_errors(small_cnn):
 def test_refusals(small_cnn, arguments, message):
     with pytest.raises(ValueError, match=message):
         prune(small_cnn, **arguments)
+
+
+class Given(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that gives what it was given."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, step):
+        return self.value
+
+
+class PruningSchedule:
+    """What TFMOT calls a schedule."""
+
+    def __init__(self, value, begin_step=0, end_step=10, frequency=5, due=True):
+        self.value, self.due = value, due
+        self.begin_step, self.end_step, self.frequency = begin_step, end_step, frequency
+
+    def __call__(self, step):
+        import tensorflow as tf
+
+        return tf.constant(self.due), tf.constant(self.value, tf.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"begin_step": "5"}, ValueError, "`begin_step` must be an integer of at least 0.*'5'"),
+        ({"begin_step": None}, ValueError, "`begin_step` must be an integer"),
+        ({"begin_step": 1.0}, ValueError, "`begin_step` must be an integer"),
+        ({"begin_step": 7, "end_step": 7}, ValueError, "`end_step` must be .* at least 8"),
+        ({"end_step": "9"}, ValueError, "`end_step` must be an integer"),
+        ({"frequency": True}, ValueError, "`frequency` must be an integer"),
+        ({"end_step": 10**9}, ValueError, "10,000,000 masks, and at most 1,000,000"),
+        ({"schedule": Given(float("nan"))}, ValueError, r"must lie in \[0, 1\). It gives nan"),
+        ({"schedule": Given(1.0)}, ValueError, r"must lie in \[0, 1\)"),
+        ({"schedule": Given(-0.1)}, ValueError, r"must lie in \[0, 1\)"),
+        ({"schedule": Given(0.0)}, ValueError, "prunes nothing: it gives 0 at each of 11 steps"),
+        ({"schedule": PruningSchedule(float("nan"))}, ValueError, "It gives nan to nan"),
+        ({"schedule": PruningSchedule(1.5)}, ValueError, "It gives 1.5 to 1.5 between steps 0"),
+        ({"schedule": PruningSchedule(0.5, due=False)}, ValueError, "prunes at no step from 0"),
+        (
+            {"schedule": PruningSchedule(0.5, end_step=10**9)},
+            ValueError,
+            "has 1,000,000,000 steps, and at most",
+        ),
+        ({"schedule": "linear"}, TypeError, "Received: 'linear'"),
+        ({"schedule": lambda step: 0.5}, TypeError, "`schedule` must be None"),
+        ({"schedule": np.array([0.1, 0.2])}, TypeError, "`schedule` must be None"),
+    ],
+)
+def test_schedules_that_cannot_prune(small_cnn, options, error, reason):
+    with pytest.raises(error, match=reason):
+        prune(small_cnn, 0.5, **{"schedule": "polynomial", "end_step": 1000, **options})
+
+
+def test_steps_of_numpy_count_as_integers(small_cnn):
+    steps = {"begin_step": np.int64(2), "end_step": np.int32(8), "frequency": np.int64(3)}
+    table = _table("polynomial", 0.5, **steps)
+    assert table == _table("polynomial", 0.5, 2, 8, 3)
+    assert all(type(step) is int for step in table[0])

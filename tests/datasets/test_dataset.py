@@ -145,3 +145,43 @@ def test_unknown_names_say_what_there_is(name, message):
 def test_options_of_tfds_are_refused_elsewhere(option):
     with pytest.raises(ValueError, match="applies only to `tfds:` names"):
         datasets.load("digits", **option)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (np.array([0, 1, 2**32 + 1]), "holds the label 4294967297"),
+        (np.array([0, 1, 2**31]), "holds the label 2147483648"),
+        (np.array([0, 1, 2**64 - 1], "uint64"), "holds the label 18446744073709551615"),
+        (np.array([0, 1, 1_000_000]), "holds the label 1000000"),
+        (np.array([0, 1, -(2**32)]), "holds the label -4294967296"),
+        (np.array([0, 1, -1], "int8"), "holds the label -1"),
+        (np.array([0.0, 1.0, 2.0]), "dtype float64"),
+        (np.array([0.0, 1.0, np.nan], "float32"), "dtype float32"),
+        (np.array(["0", "1", "2"]), "dtype <U1"),
+        (np.array([0, 1, 2], object), "dtype object"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test", "validation"])
+def test_labels_that_are_no_class_numbers_are_refused_before_they_are_cast(labels, reason, split):
+    x, y = pair(3, classes=3)
+    splits = {"train": (x, y), "test": (x, y), "validation": (x, y), split: (x, labels)}
+    train = splits.pop("train")
+    with pytest.raises(ValueError, match=f"`y_{split}` of `set` .*{reason}"):
+        assemble("set", train, **splits)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint64", "int64", "bool"])
+def test_labels_of_every_integer_type(dtype):
+    x, _ = pair(4)
+    y = np.array([0, 1, 1, 0], dtype)
+    data = assemble("set", (x, y), test=(x, y), validation=(x, y))
+    assert data.y_train.dtype == np.int32
+    np.testing.assert_array_equal(data.y_train, [0, 1, 1, 0])
+
+
+def test_images_beyond_float32():
+    x, y = pair(dtype="float64")
+    x[3, 0, 0, 0] = -1e300
+    with pytest.raises(ValueError, match="beyond 3.403e\\+38, which float32 does not hold"):
+        assemble("set", (x, y), test=(x, y))

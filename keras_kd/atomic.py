@@ -1,0 +1,253 @@
+"""Files that appear whole or not at all, and locks that have one holder.
+
+Whatever lies where a file or a lock is to be, a link is never followed: files are made anew and
+exclusively, with the rights that the process gives all of its files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import IO
+
+_NEW = (
+    os.O_RDWR
+    | os.O_CREAT
+    | os.O_EXCL
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+_HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+PAUSE = 0.05
+"""Seconds between two looks at a lock that is waited for."""
+
+
+def create(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Make a file that was not there, for writing.
+
+    Raises:
+        FileExistsError: If anything is there, a link that leads nowhere included.
+        OSError: If it cannot be made.
+    """
+    # The system takes the umask from these rights by itself.
+    return os.fdopen(os.open(path, _NEW, 0o666), "w+b")
+
+
+def temporary_name(name: str) -> str:
+    """A name that nobody can foresee, hidden beside the file that it will become."""
+    stem, dot, suffix = name.rpartition(".")
+    # Keras knows its files by how their names end.
+    return f".{stem if dot else name}.{secrets.token_hex(8)}.tmp{dot}{suffix if dot else ''}"
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove a file, or a link and not what it leads to, where there is one."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@contextlib.contextmanager
+def replacing(
+    file: str | os.PathLike[str],
+    temporary: str | os.PathLike[str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> Iterator[IO[bytes]]:
+    """Open a temporary file that takes the name `file` once it is written and on disk.
+
+    If anything fails, the temporary file is removed and an earlier `file` stays as it was; what
+    failed first is what is raised.
+
+    Args:
+        file: The file that is to be. A link of this name is replaced, not followed.
+        temporary: The file until then, which a later attempt uses again; only for a caller that
+            holds a lock on it. Defaults to a name of its own.
+        before: Called when all is on disk, right before it gets its name; raises to give up.
+    """
+    file = pathlib.Path(file)
+    if temporary is None:
+        temporary = file.with_name(temporary_name(file.name))
+    else:
+        # What a killed attempt left; or a link, of which no more than the name goes.
+        remove(temporary)
+    stream = create(temporary)
+    try:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
+        if before is not None:
+            before()
+        os.replace(temporary, file)
+    except BaseException:
+        # A full disk fails once more when it is closed, in other words.
+        with contextlib.suppress(OSError):
+            stream.close()
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(file.parent)
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Make a rename last through a power cut, where folders can be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def require_writable(folder: str | os.PathLike[str]) -> None:
+    """Find out whether files can be made in a folder, or will be once it is made.
+
+    Args:
+        folder: A folder, which may not exist yet.
+
+    Raises:
+        OSError: If they cannot, as `NotADirectoryError` where a file is in the way.
+    """
+    place = pathlib.Path(os.path.abspath(folder))
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    probe = place / temporary_name("writable")
+    try:
+        with create(probe) as stream:
+            stream.write(b" ")
+    finally:
+        remove(probe)
+
+
+@contextlib.contextmanager
+def claimed(
+    file: str | os.PathLike[str], busy: Callable[[str], str], wait: float = 0.0
+) -> Iterator[Callable[[], None]]:
+    """Hold a lock that the system takes back when this process ends, however it ends.
+
+    The lock file is removed with the lock. Someone who waits for it then, or finds that it was
+    removed by hand, does not hold it: the file that is locked is the one of this name.
+
+    Args:
+        file: The lock file.
+        busy: From the number of the process that holds it, as text, to the message.
+        wait: Seconds to wait for it.
+
+    Yields:
+        A function that raises `OSError` once the lock is lost, since its file was removed by hand.
+
+    Raises:
+        BlockingIOError: If another process, or this one, holds it.
+        OSError: If a link or anything else lies in its place, or the file system has no locks.
+    """
+    stream = _locked(os.fspath(file), busy, wait)
+
+    def require_held() -> None:
+        if not _is_at(stream, file):
+            raise OSError(
+                errno.ESTALE,
+                f"The lock `{os.fspath(file)}` was removed while it was held, so that another "
+                "process may be writing the same. Stop it, and call this again",
+            )
+
+    try:
+        yield require_held
+    finally:
+        # Removed while it is held, so that no one waits for a dead name.
+        with contextlib.suppress(OSError):
+            if _is_at(stream, file):
+                os.unlink(file)
+        stream.close()
+
+
+def _locked(file: str, busy: Callable[[str], str], wait: float) -> IO[bytes]:
+    end = time.monotonic() + wait
+    while True:
+        stream = _lock_file(file)
+        try:
+            _lock(stream)
+            # Between opening and locking the holder before may have removed it.
+            if _is_at(stream, file):
+                # Who holds it is told as far as the disk has room for it.
+                with contextlib.suppress(OSError):
+                    stream.truncate(0)
+                    stream.write(str(os.getpid()).encode())
+                return stream
+            stream.close()
+            continue
+        except OSError as error:
+            owner = _read(stream)
+            stream.close()
+            if error.errno in _NO_LOCKS:
+                raise OSError(
+                    error.errno,
+                    f"The file system of `{file}` has no locks ({error.strerror}). Choose a "
+                    "folder on another one",
+                ) from error
+            if error.errno not in _HELD:
+                raise
+            if time.monotonic() >= end:
+                raise BlockingIOError(busy(owner)) from error
+        except BaseException:
+            stream.close()
+            raise
+        time.sleep(PAUSE)
+
+
+def _read(stream: IO[bytes]) -> str:
+    with contextlib.suppress(OSError):
+        stream.seek(0)
+        return stream.read(32).decode(errors="replace").strip() or "unknown"
+    return "unknown"
+
+
+def _lock_file(file: str) -> IO[bytes]:
+    """Open the lock file, made now or left by someone else, if it is no more than that."""
+    flags = (_NEW & ~os.O_EXCL) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(file, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise _foreign(file, "a link") from error
+        raise
+    status = os.fstat(handle)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+        return os.fdopen(handle, "r+b", buffering=0)
+    os.close(handle)
+    raise _foreign(file, "a link" if stat.S_ISREG(status.st_mode) else "no regular file")
+
+
+def _foreign(file: str, what: str) -> OSError:
+    return OSError(
+        errno.EEXIST,
+        f"`{file}` is {what}, where a lock is to be made, and what is there is neither followed "
+        "nor changed. Remove it, or choose another folder",
+    )
+
+
+def _is_at(stream: IO[bytes], file: str | os.PathLike[str]) -> bool:
+    """Whether an open file is the one that has this name."""
+    try:
+        there = os.stat(file, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(os.fstat(stream.fileno()), there)
+
+
+def _lock(stream: IO[bytes]) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt  # Windows has no `fcntl`.
+
+        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        return
+    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
