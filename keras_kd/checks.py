@@ -5,12 +5,15 @@ import math
 import os
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_kd import archives
 
 
 def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> None:
@@ -512,18 +515,24 @@ def _is_sparse(loss: Any) -> bool:
 
 
 def keras_file(path: Any) -> None:
-    """Raise unless `path` is a whole `.keras` archive."""
+    """Raise unless `path` is a whole `.keras` archive that fits into memory."""
     path = os.fspath(path)
-    if not os.path.exists(path):
+    problem = archives.file_problem(path)
+    if problem == "does not exist":
         raise FileNotFoundError(f"There is no file `{path}`.")
-    if not zipfile.is_zipfile(path):
+    if problem is not None:
+        raise ValueError(f"`{path}` {problem}. Pass the file that `model.save` wrote.")
+    try:
+        with archives.archive(path) as archive:
+            names = archive.namelist()
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
         raise ValueError(
             f"`{path}` is no `.keras` file, or only a part of one: it is not a zip archive. Save "
             "the model again with `model.save('name.keras')`."
-        )
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        damaged = archive.testzip()
+        ) from error
+    except (zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"`{path}` is no `.keras` file: it is damaged ({error}).") from error
     if "config.json" not in names or damaged is not None:
         raise ValueError(
             f"`{path}` is no `.keras` file"

@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = "keras_kd.cache"
+from keras_kd.folders import CACHE_FORMAT
+from keras_kd.folders import MANIFEST as MANIFEST
+
+FORMAT = CACHE_FORMAT
 VERSION = 3
-MANIFEST = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)

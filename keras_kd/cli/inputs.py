@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from typing import Any
 
 import numpy as np
 
-from keras_kd import datasets
+from keras_kd import archives, datasets
 from keras_kd.datasets import files
 
 _ADVICE = "Expected a file that `model.save('name.keras')` wrote"
@@ -25,11 +24,10 @@ def check_model_file(path: str, what: str) -> None:
     Raises:
         ValueError: If there is no such file, or one of another kind.
     """
-    if not os.path.exists(path):
-        raise ValueError(f"The {what} `{path}` does not exist. {_ADVICE}.")
-    if os.path.isdir(path):
-        raise ValueError(f"The {what} `{path}` is a folder. {_ADVICE}.")
-    if os.path.isfile(path) and not path.endswith(".keras"):
+    problem = archives.file_problem(path)
+    if problem is not None:
+        raise ValueError(f"The {what} `{path}` {problem}. {_ADVICE}.")
+    if not path.endswith(".keras"):
         raise ValueError(
             f"The {what} `{path}` is no `.keras` file. {_ADVICE}; other formats load in Python and "
             "are saved again from there."

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable
 
 import numpy as np
 
+from keras_kd import archives
 from keras_kd.datasets.dataset import Array, Dataset, Pair, assemble
 
 
@@ -71,30 +70,11 @@ def read(path: str | os.PathLike[str], required: Iterable[str] = ()) -> dict[str
         The arrays by name, in the order of the file.
 
     Raises:
-        ValueError: If the file is missing, truncated, no `.npz` file or holds pickled objects,
-            or if a required name is not in it.
+        ValueError: If the file is missing, truncated, no `.npz` file, holds pickled objects or
+            declares more than may be unpacked, or if a required name is not in it.
     """
     path = os.fspath(path)
-    if not os.path.isfile(path):
-        what = "is a folder" if os.path.isdir(path) else "does not exist"
-        raise ValueError(f"`{path}` {what}. Expected the path of a `.npz` file.")
-    try:
-        # `np.load` would also take a bare `.npy` or a pickle: both are refused by the zip check.
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile
-        with np.load(path, allow_pickle=False) as archive:
-            names = list(archive.files)
-            _check_names(path, names, required)
-            return {name: _member(path, archive, name) for name in names}
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
-            f"`{path}` is not a readable `.npz` file: it is truncated or of another format. "
-            "Write it again with `np.savez_compressed`."
-        ) from error
-    except OSError as error:
-        raise ValueError(
-            f"`{path}` cannot be read: {error.strerror or error}. Check the file and its rights."
-        ) from error
+    return archives.arrays(path, lambda names: _check_names(path, names, required))
 
 
 def _check_names(path: str, names: list[str], required: Iterable[str]) -> None:
@@ -108,26 +88,6 @@ def _check_names(path: str, names: list[str], required: Iterable[str]) -> None:
     raise ValueError(
         f"`{path}` lacks {_listed(missing)}: it holds {_listed(names) or 'no arrays'}.{guess}"
     )
-
-
-def _member(path: str, archive: np.lib.npyio.NpzFile, name: str) -> Array:
-    try:
-        value = archive[name]
-    except (zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as error:
-        raise zipfile.BadZipFile(name) from error
-    except ValueError as error:
-        if "pickle" in str(error).lower():
-            raise ValueError(
-                f"`{name}` in `{path}` is a pickled object array, which is never loaded: "
-                "unpickling runs code. Store plain numbers, all images of one shape."
-            ) from error
-        raise zipfile.BadZipFile(name) from error
-    if not isinstance(value, np.ndarray):
-        raise ValueError(
-            f"`{name}` in `{path}` is not an array but a file of another kind. "
-            "Write the file again with `np.savez_compressed`."
-        )
-    return value
 
 
 def _listed(names: Iterable[str]) -> str:
