@@ -171,7 +171,7 @@ class Report:
         """Return plain JSON values: the folder, the best file, the rows and the settings."""
         return {
             "folder": str(self.folder),
-            "best": self.manifest["best"],
+            "best": None if self.best is None else self.best.file,
             "ok": self.ok,
             "problems": list(self.problems),
             "rows": self.rows(),
