@@ -43,8 +43,6 @@ def _faults(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _row_faults(row: dict[str, Any], where: str, names: dict[str, list[str]]) -> Iterator[str]:
-    if row["status"] == "failed" and not row["reason"]:
-        yield f"`{where}` failed for no reason"
     if row["file"] is None:
         if row["status"] != "failed":
             yield f"`{where}` passed without a file"
@@ -56,6 +54,9 @@ def _row_faults(row: dict[str, Any], where: str, names: dict[str, list[str]]) ->
     for kind, known in names.items():
         if {tensor["name"] for tensor in row["signature"][kind]} != set(known):
             yield f"`{where}.signature.{kind}` does not name the {kind} of the model"
+        for tensor in row["signature"][kind]:
+            if "scale" in tensor and "int" not in tensor["dtype"]:
+                yield f"`{where}.signature.{kind}` has a scale for {tensor['dtype']}"
     worst = row.get("worst_output")
     if worst is not None and worst not in row["metrics"]["outputs"]:
         yield f"`{where}.worst_output` is none of its outputs"

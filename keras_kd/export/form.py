@@ -43,10 +43,8 @@ def fault(value: Any, schema: Any, root: dict[str, Any], where: str = "") -> str
     accepted = [schema["const"]] if "const" in schema else schema.get("enum")
     if accepted is not None and value not in accepted:
         return f"{name} is none of {accepted}"
-    if isinstance(value, str) and "pattern" in schema:
-        # Python's `$` stands before a line break at the end, too, that of JSON's schemas does not.
-        if not re.search(re.sub(r"\$$", r"\\Z", schema["pattern"]), value):
-            return f"{name} does not look like {schema['pattern']}"
+    if isinstance(value, str) and not _matches(schema.get("pattern", ""), value):
+        return f"{name} does not look like {schema['pattern']}"
     if _is(value, "number"):
         below = value < schema.get("minimum", value) or value > schema.get("maximum", value)
         if below or ("exclusiveMinimum" in schema and value <= schema["exclusiveMinimum"]):
@@ -61,6 +59,11 @@ def _is(value: Any, kind: str) -> bool:
     if kind == "integer" and isinstance(value, float):
         return value.is_integer()
     return isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
+
+
+def _matches(pattern: str, text: str) -> bool:
+    # Python's `$` stands before a line break at the end, too, that of JSON's schemas does not.
+    return re.search(re.sub(r"\$$", r"\\Z", pattern), text) is not None
 
 
 def _list_fault(

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_kd import archives
+
 from . import data, metrics
 from .benchmark import time_calls
 from .checks import check_model, names, number
@@ -48,7 +50,9 @@ class Reference:
     def stored(self) -> int:
         """How many samples travel with the files."""
         each = sum(array[:1].nbytes for array in self.inputs.values())
-        return int(min(self.count, STORED_SAMPLES, max(8, STORED_BYTES // max(each, 1))))
+        answers = sum(array[:1].nbytes for array in self.outputs.values())
+        most = max(1, archives.UNPACKED_FREELY // (2 * max(each + answers, 1)))
+        return int(min(self.count, STORED_SAMPLES, max(8, STORED_BYTES // max(each, 1)), most))
 
     @property
     def shapes(self) -> list[list[int]]:

@@ -107,22 +107,7 @@ class Stored:
         Raises:
             ManifestError: If they cannot be read or are others.
         """
-        name = content["evaluation"]["file"]
-        try:
-            arrays = archives.arrays(folder / name)
-        except ValueError as error:
-            raise ManifestError(f"The stored samples cannot be read: {error}") from None
-        wanted = {
-            f"{letter}{i}": info
-            for letter, kind in (("x", "inputs"), ("y", "outputs"))
-            for i, info in enumerate(content["model"][kind])
-        }
-        reason = _array_fault(arrays, wanted, content["evaluation"]["stored"])
-        if reason:
-            raise ManifestError(
-                f"The stored samples in `{folder / name}` are not those of the manifest: {reason}. "
-                "Restore the files or export again."
-            )
+        arrays = stored_arrays(folder, content)
         names = [info["name"] for info in content["model"]["outputs"]]
         answers = {name: arrays[f"y{i}"] for i, name in enumerate(names)}
         labels = {name: arrays[f"t{i}"] for i, name in enumerate(names) if f"t{i}" in arrays}
@@ -139,9 +124,42 @@ class Stored:
             figures = metrics.compare(answers, answers, labels, kinds)
         except (ValueError, IndexError, TypeError) as error:
             raise ManifestError(
-                f"The stored samples in `{folder / name}` do not go together: {error}"
+                f"The stored samples of the export in `{folder}` do not go together: {error}"
             ) from None
         return cls(content["evaluation"]["stored"], kinds, figures["accuracy"], bool(labels))
+
+
+def stored_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Read the samples that travel with an export, and hold them against its manifest.
+
+    Args:
+        folder: Holds the file.
+        content: The manifest.
+
+    Returns:
+        Inputs `x<i>`, outputs of the Keras model `y<i>`, labels `t<i>`, `(samples, ...)` each.
+
+    Raises:
+        ManifestError: If they cannot be read, or are not as many, or not of the shapes, that the
+            manifest says.
+    """
+    path = folder / content["evaluation"]["file"]
+    try:
+        arrays = archives.arrays(path)
+    except ValueError as error:
+        raise ManifestError(f"The stored samples cannot be read: {error}") from None
+    wanted = {
+        f"{letter}{i}": info
+        for letter, kind in (("x", "inputs"), ("y", "outputs"))
+        for i, info in enumerate(content["model"][kind])
+    }
+    reason = _array_fault(arrays, wanted, content["evaluation"]["stored"])
+    if reason:
+        raise ManifestError(
+            f"The stored samples in `{path}` are not those of the manifest: {reason}. Restore the "
+            "files or export again."
+        )
+    return arrays
 
 
 def _array_fault(

@@ -51,7 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If the folder is missing or cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(8)}{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix}")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
         os.close(os.open(temporary, flags, 0o666))

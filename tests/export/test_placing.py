@@ -174,9 +174,11 @@ def test_a_link_at_the_place_of_a_lock_is_not_followed(tmp_path):
 def test_two_exports_into_one_folder_are_one_and_an_error(tmp_path):
     goal = tmp_path / "out"
     with staging.staging(goal) as stage:
-        with pytest.raises(FileExistsError, match="Another export is being written"):
-            with staging.staging(goal):
-                raise AssertionError("two stages at once")
+        with (
+            pytest.raises(FileExistsError, match="Another export is being written"),
+            staging.staging(goal),
+        ):
+            raise AssertionError("two stages at once")
         content = staged(stage / "files", "new", ["int8", "float32"])
         # Somebody else has put one there by other means.
         other = staged(tmp_path / "other", "old", ["int8", "float16"])
@@ -220,9 +222,11 @@ def test_a_full_disk_is_told_whatever_error_takes_its_place(tmp_path):
         raise RuntimeError("Can't decrement id ref count (... errno = 28, error message = ...)")
 
     for fail in (full, closing, in_text):
-        with pytest.raises(OSError, match=r"disk is full.*Free some space") as caught:
-            with staging.staging(tmp_path / "deep" / "out"):
-                fail()
+        with (
+            pytest.raises(OSError, match=r"disk is full.*Free some space") as caught,
+            staging.staging(tmp_path / "deep" / "out"),
+        ):
+            fail()
         assert caught.value.errno == errno.ENOSPC
         assert os.listdir(tmp_path) == []
     with pytest.raises(ValueError, match="a bug"), staging.staging(tmp_path / "out"):
