@@ -19,6 +19,7 @@ from .reference import (
     Reference,
     answer,
     check_class_names,
+    check_teacher,
     read_normalization,
     teacher_figures,
 )
@@ -145,6 +146,7 @@ def export_model(
     )
     class_names = arguments.check_labels(labels)
     curves = arguments.read_history(history)
+    check_teacher(teacher)
     checks.check_model(model)
     arguments.check_texts("The name of the model or of a layer", [model.name, *layer_names(model)])
     quantization_aware = checks.check_quantization_aware(model)
@@ -252,6 +254,8 @@ def export_model(
             "history": curves,
             "versions": used,
         }
+        # Whoever reads it later will ask the same.
+        manifest.check(content, target)
         tell("write", 0, 1)
         place(stage, target, content, overwrite=overwrite)
         tell("write", 1, 1)

@@ -37,12 +37,11 @@ def _tflite(blob: bytes) -> str:
 
 def _onnx(blob: bytes) -> str:
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load_model_from_string(blob)
-    except DecodeError:
-        # The runtime says that this is no file of its own.
+    except Exception:
+        # Protobuf has an error of its own for bytes that are none of its messages. The runtime says that this is no file of its own.
         return ""
     outside = onnx.TensorProto.EXTERNAL
     for tensor in _tensors(model, onnx.TensorProto.DESCRIPTOR.full_name):

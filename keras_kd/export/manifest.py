@@ -8,7 +8,7 @@ import math
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from keras_kd import archives
 
@@ -51,7 +51,7 @@ def versions() -> dict[str, str]:
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with archives.opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(cast(BinaryIO, file), "sha256").hexdigest()
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
@@ -127,6 +127,24 @@ def read(folder: Path) -> dict[str, Any]:
     for row in described:
         if isinstance(row, dict) and row.get("file"):
             inside(folder, row["file"])
+    _check_form(content, path)
+    return content
+
+
+def check(content: dict[str, Any], folder: Path) -> None:
+    """Refuse content that `read` would refuse once it is written.
+
+    Args:
+        content: A manifest without its seal.
+        folder: Where it is going to be.
+
+    Raises:
+        ManifestError: Saying what is wrong with it.
+    """
+    _check_form(seal(content), folder / FILE)
+
+
+def _check_form(content: dict[str, Any], path: Path) -> None:
     wanted = schema()
     reason = fault(content, wanted, wanted) or contradiction(content)
     if reason:
@@ -134,7 +152,6 @@ def read(folder: Path) -> dict[str, Any]:
             f"`{path}` does not have the form of a manifest: {reason}. Restore the file or export "
             "again."
         )
-    return content
 
 
 def check_files(folder: Path, content: dict[str, Any]) -> None:

@@ -141,18 +141,7 @@ def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any
     if teacher is None:
         return None
     if isinstance(teacher, dict):
-        known = ("accuracy", "parameters", "bytes", "latency_ms")
-        given = {
-            key: teacher[key]
-            for key in names("figures of `teacher`", list(teacher), known)
-            if teacher[key] is not None
-        }
-        for key, value in given.items():
-            number(f"teacher['{key}']", value, whole=key in ("parameters", "bytes"))
-        return {
-            key: int(value) if key in ("parameters", "bytes") else float(value)
-            for key, value in given.items()
-        }
+        return given_figures(teacher)
     check_model(teacher)
     import keras
 
@@ -172,6 +161,43 @@ def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any
     outputs = {name: np.asarray(a, np.float32) for name, a in zip(kinds, flat, strict=True)}
     accuracy = metrics.compare(outputs, outputs, reference.labels, kinds)["accuracy"]
     return _figures(teacher, accuracy, keras.tree.map_structure(lambda array: array[:1], x))
+
+
+def check_teacher(teacher: Any) -> None:
+    """Refuse what is no teacher to show, before anything runs.
+
+    Raises:
+        TypeError: If it is neither a Keras model nor a dict of figures.
+        ValueError: If a figure is unknown or lies outside its limits, or the model is not built.
+    """
+    if isinstance(teacher, dict):
+        given_figures(teacher)
+    elif teacher is not None:
+        check_model(teacher)
+
+
+def given_figures(teacher: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a teacher as they were given, checked.
+
+    Raises:
+        TypeError: If one is no number.
+        ValueError: If one is unknown, or lies outside its limits.
+    """
+    known = ("accuracy", "parameters", "bytes", "latency_ms")
+    given = {
+        key: teacher[key]
+        for key in (names("figures of `teacher`", list(teacher), known) if teacher else ())
+        if teacher[key] is not None
+    }
+    for key, value in given.items():
+        number(f"teacher['{key}']", value, whole=key in ("parameters", "bytes"))
+        if value < 0 or (key == "accuracy" and value > 1):
+            limits = "a share, in [0, 1]" if key == "accuracy" else "not negative"
+            raise ValueError(f"`teacher['{key}']` is {limits}. Received: {value!r}.")
+    return {
+        key: int(value) if key in ("parameters", "bytes") else float(value)
+        for key, value in given.items()
+    }
 
 
 def check_class_names(labels: Sequence[str] | None, reference: Reference) -> None:

@@ -50,6 +50,10 @@ def no_work(monkeypatch):
         ({"labels": ["a", None, "c"]}, TypeError, "must be text. Received: None"),
         ({"labels": ["a", "b\nc", "d"]}, ValueError, "must be one line of text"),
         ({"labels": ["a", "\ud800", "d"]}, ValueError, "must be one line of text"),
+        ({"teacher": "t.keras"}, TypeError, "must be a `keras.Model`"),
+        ({"teacher": {"accuracy": 97.0}}, ValueError, r"a share, in \[0, 1\]. Received: 97.0"),
+        ({"teacher": {"bytes": -1}}, ValueError, "not negative"),
+        ({"teacher": {"latency_ms": "1"}}, TypeError, "must be a number"),
         ({"mixed": "no"}, TypeError, "`mixed` must be True or False"),
         ({"sparse": None}, TypeError, "`sparse` must be True or False"),
         ({"overwrite": 1}, TypeError, "`overwrite` must be True or False"),
@@ -90,6 +94,20 @@ def test_a_folder_in_the_way_of_a_file_is_seen_first(small, tmp_path, name):
 def test_a_name_that_no_file_can_hold_is_refused():
     with pytest.raises(ValueError, match="holds half of a surrogate pair"):
         arguments.check_texts("The layer", ["fine", "\ud800"])
+
+
+def test_data_without_end_are_told_to_have_none(monkeypatch):
+    import itertools
+
+    from keras_kd import archives
+    from keras_kd.export import data
+
+    monkeypatch.setattr(archives, "memory_available", lambda: 100_000)
+    for what in ("evaluation", "calibration"):
+        with pytest.raises(ValueError, match="goes on, more than the memory"):
+            data.read((X for _ in itertools.count()), what, several_inputs=False)
+    read = data.read((X for _ in itertools.count()), "calibration", several_inputs=False, limit=30)
+    assert read.count == 30
 
 
 def test_a_history_becomes_plain_numbers():
