@@ -12,6 +12,9 @@ from typing import Any
 _MOST = 64
 """A browser opens six to one server."""
 
+_BUSY = 4
+"""How many times as many there may be while all of them are being answered."""
+
 
 class Connections:
     """Open connections, no more than so many: one more ends the one that has waited longest.
@@ -40,6 +43,10 @@ class Connections:
                     oldest.shutdown(socket.SHUT_RDWR)
             self._open.add(connection)
             self._waiting[connection] = None
+            if len(self._open) > _BUSY * self._most:
+                # Those who take their answers slowly are no reason to start threads for ever.
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def answering(self, connection: Any, busy: bool) -> None:
         """Note that a whole request has come, or that the next one is waited for."""

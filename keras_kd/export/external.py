@@ -41,7 +41,8 @@ def _onnx(blob: bytes) -> str:
     try:
         model = onnx.load_model_from_string(blob)
     except Exception:
-        # Protobuf has an error of its own for bytes that are none of its messages. The runtime says that this is no file of its own.
+        # Protobuf has an error of its own for bytes that are none of its messages; the runtime
+        # says that this is no file of its own.
         return ""
     outside = onnx.TensorProto.EXTERNAL
     for tensor in _tensors(model, onnx.TensorProto.DESCRIPTOR.full_name):

@@ -119,8 +119,11 @@ def _clear(parent: Path, prefix: str) -> str:
                 continue
             try:
                 locked(handle)
-            except OSError:
+            except (BlockingIOError, PermissionError):
                 alive = name.removesuffix(".lock")
+                continue
+            except OSError:
+                # A disk without locks: nobody can tell, and nothing is touched.
                 continue
             # Only what this module wrote is a lock of its own; a process that died between the
             # two has left an empty one.
@@ -145,7 +148,7 @@ def _one_at_a_time(parent: Path) -> Iterator[None]:
         while handle is not None and time.monotonic() < end:
             try:
                 locked(handle)
-            except BlockingIOError:
+            except (BlockingIOError, PermissionError):
                 time.sleep(0.01)
             except OSError:
                 break

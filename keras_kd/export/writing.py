@@ -88,8 +88,10 @@ def disk_fault(error: BaseException) -> int | None:
             return one.errno
         text = str(one)
         for number in _FULL:
-            if os.strerror(number) in text or f"errno = {number}," in text:
+            if f"errno = {number}," in text:
                 return number
+        if os.strerror(errno.ENOSPC) in text:
+            return errno.ENOSPC
         waiting += [one.__cause__, one.__context__]
     return None
 

@@ -64,7 +64,6 @@ def named(name):
         content["model"][kind][0]["name"] = name
     content["evaluation"]["kinds"] = {name: WHOLE["evaluation"]["kinds"]["logits"]}
     for row in content["artifacts"]:
-        row["precision"] += name
         row["flags"], row["notes"], row["reason"] = [name], [name], name
         row["worst_output"] = name
         figures = {**row["metrics"]["outputs"]["logits"], "drop": 0.0}
