@@ -8,7 +8,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: test demo lint notebooks exported docs mediapipe venv clean
+.PHONY: test demo faults lint notebooks exported docs mediapipe venv clean
 
 test: lint
 	$(BIN)/python -m pytest -n 2
@@ -20,6 +20,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A hundred bad inputs and fifty kills at random points; SEED=... tries others.
+faults: $(VENV)/.test
+	KERAS_BACKEND=tensorflow TF_CPP_MIN_LOG_LEVEL=3 \
+		$(BIN)/python tests/faults/run.py --seed $(or $(SEED),13)
 
 # The committed notebooks, with outputs, from examples/*.py.
 notebooks: $(VENV)/.test

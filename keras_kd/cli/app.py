@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from keras_kd.cli import bench, cache, demo, export, report, try_page, verify
+from keras_kd.export.scratch import ended_by_signals
+from keras_kd.shown import plain
 
 _FRAMED = 80
 """Columns from which on the help has frames."""
@@ -41,7 +43,7 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 
 # What the checks, the loaders and the exporter raise for input that cannot be used. Anything else
 # is a mistake of this program, and keeps its traceback.
-_BAD_INPUT = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
+_BAD_INPUT = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
 
 
 @app.callback(invoke_without_command=True)
@@ -71,7 +73,8 @@ def run(arguments: Sequence[str]) -> int:
     app.rich_markup_mode = "markdown" if columns >= _FRAMED else None
     app.info.context_settings = {"terminal_width": columns} if columns < _FRAMED else None
     try:
-        code = app(args=list(arguments), prog_name="keras-kd", standalone_mode=False)
+        with ended_by_signals():
+            code = app(args=list(arguments), prog_name="keras-kd", standalone_mode=False)
     except _UsageError as error:
         command = next((word for word in arguments if not word.startswith("-")), "")
         page = f"keras-kd {command} --help" if command in _COMMANDS else "keras-kd --help"
@@ -79,6 +82,11 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"{reason}. See `{page}`.", 2)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except SystemExit as ended:
+        # 128 and the number of the signal that asked for it.
+        if not isinstance(ended.code, int) or ended.code <= 128:
+            raise
+        return _fail("ended by a signal. No half-written file was left behind.", ended.code)
     except BrokenPipeError:
         # Whoever read the output, such as `head`, has gone: there is nobody to tell.
         sys.stderr.close()
@@ -96,6 +104,8 @@ def _reason(error: BaseException) -> str:
         return f"`{error.filename}`: {error.strerror}. Choose another path or mend this one."
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, MemoryError):
+        return "this needs more memory than there is. Pass less data, or free some."
     return str(error) or type(error).__name__
 
 
@@ -105,5 +115,5 @@ def _one_line(text: str) -> str:
 
 
 def _fail(reason: str, code: int) -> int:
-    print(f"keras-kd: {reason}", file=sys.stderr)
+    print(f"keras-kd: {plain(reason)}", file=sys.stderr)
     return code

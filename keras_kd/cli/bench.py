@@ -35,7 +35,7 @@ def bench(
     Exit code 0 if every file was measured, 1 if one does not run, 2 for bad input.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    target = check_target(folder, out)
+    target = check_target(folder, out, ("bench.csv", "bench.json", "bench.png"))
     with terminal.working() as work:
         result = keras_kd.export.bench(folder, threads, model=model, seconds=seconds, progress=work)
         written = [

@@ -21,6 +21,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from keras_kd.shown import plain
+
 
 class Terminal:
     """The two streams of a command: the result on stdout, everything else on stderr.
@@ -44,7 +46,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """Say something that is not the result."""
         if not self.quiet:
-            self._stderr.print(text, markup=False)
+            self._stderr.print(plain(text, "\n"), markup=False)
 
     def result(self, document: dict[str, Any], *texts: str) -> None:
         """Print the result, as text or as JSON.
@@ -58,7 +60,7 @@ class Terminal:
             return
         console = Console(file=self._stdout, highlight=False)
         for text in texts:
-            console.print(text, markup=False, soft_wrap=False)
+            console.print(plain(text, "\n"), markup=False, soft_wrap=False)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[Work]:

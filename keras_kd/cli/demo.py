@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,8 @@ import keras_kd.export
 from keras_kd import datasets
 from keras_kd.cli import inputs, trial
 from keras_kd.cli.console import Terminal, import_keras, native_silence
+from keras_kd.export.target import check_names_free
+from keras_kd.export.writing import replacing
 from keras_kd.table import fitted
 
 
@@ -64,6 +65,7 @@ def demo(
     folder = Path(out) if out is not None else Path("runs") / _slug(data)
     # The cheap checks come first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
+    check_names_free(folder, ("student.keras", "teacher.keras", "report.html", "demo.json"))
     if teacher is not None:
         inputs.check_model_file(teacher, "teacher")
     if data.startswith("tfds:"):
@@ -146,16 +148,8 @@ def _stages(work: Any, prefix: str) -> Callable[[str, int, int], None]:
 
 def _write(path: Path, writer: Callable[[str], Any]) -> None:
     """Write a file under a temporary name beside it and rename it."""
-    # Keras wants to see the suffix; `mkstemp` takes it at the end.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
-    try:
-        writer(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        writer(os.fspath(temporary))
 
 
 def _result(

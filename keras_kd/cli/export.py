@@ -11,6 +11,7 @@ import keras_kd.export
 from keras_kd.cli import inputs
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export.checks import KNOWN
+from keras_kd.export.target import check_names_free
 
 _PRECISIONS = ", ".join(dict.fromkeys(name for known in KNOWN.values() for name in known))
 
@@ -74,6 +75,7 @@ def export(
     pixels = _normalization(mean, std)
     # The cheap check comes first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
+    check_names_free(folder, ("report.html",))
     inputs.check_model_file(student, "model")
     import_keras()
     model = inputs.load_model(student, "model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 import keras_kd.export
 from keras_kd.cli.console import Terminal
+from keras_kd.export.target import check_names_free
 
 
 def report(
@@ -31,7 +33,7 @@ def report(
     Exit code 0 if there is a file to take, 1 if none passed its check, 2 for bad input.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    target = check_target(folder, out)
+    target = check_target(folder, out, ("report.html", "card.md"))
     known = keras_kd.export.Report.load(folder)
     with terminal.working():
         names = [known.save_html(target / "report.html"), known.save_card(target / "card.md")]
@@ -45,18 +47,20 @@ def report(
     raise typer.Exit(0 if known.best is not None else 1)
 
 
-def check_target(folder: str, out: str | None) -> Path:
+def check_target(folder: str, out: str | None, names: Sequence[str]) -> Path:
     """Return the folder to write to, the export's own by default, made if it is missing.
 
     Args:
         folder: The export.
         out: What `--out` gave.
+        names: What is going to be written there.
 
     Returns:
         A folder that can be written to.
 
     Raises:
         ValueError: If there is no manifest in `folder`.
+        FileExistsError: If something that is no file has one of the names.
         OSError: If the target is a file or cannot be written to.
     """
     # Before anything is made or measured.
@@ -67,4 +71,5 @@ def check_target(folder: str, out: str | None) -> Path:
         raise PermissionError(
             f"The folder `{target}` cannot be written to. Choose another one with `--out`."
         )
+    check_names_free(target, names)
     return target

@@ -18,7 +18,7 @@ import time
 import webbrowser
 from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,9 +27,11 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import typer
 
+from keras_kd import archives
 from keras_kd.cli import inputs
+from keras_kd.cli.connections import BoundedServer
 from keras_kd.cli.console import Terminal, import_keras
-from keras_kd.export import manifest, metrics
+from keras_kd.export import manifest, metrics, verification
 from keras_kd.export.signature import Arrays, Signature, is_symbolic, pack
 
 _PAGE = files("keras_kd.cli") / "page"
@@ -58,6 +60,11 @@ _TYPES = {
     ".mjs": "text/javascript; charset=utf-8",
     ".wasm": "application/wasm",
 }
+
+_SECONDS = 20.0
+"""How long a connection may be silent."""
+
+_NPM_SECONDS = 900.0
 
 # Enough to see that a teacher reads these inputs, and whether it answers in probabilities.
 _PROBES = 16
@@ -131,15 +138,14 @@ class Export:
             )
         model = content["model"]
         self.signature = Signature.from_dict(model)
-        stored = content["evaluation"]["stored"]
-        with np.load(folder / content["evaluation"]["file"]) as arrays:
-            self.inputs: Arrays = {
-                info.name: arrays[f"x{i}"][:stored] for i, info in enumerate(self.signature.inputs)
-            }
-            self.outputs: Arrays = {
-                info.name: arrays[f"y{i}"][:stored] for i, info in enumerate(self.signature.outputs)
-            }
-            self._labels = arrays["t0"][:stored] if "t0" in arrays else None
+        arrays = verification.stored_arrays(folder, content)
+        self.inputs: Arrays = {
+            info.name: arrays[f"x{i}"] for i, info in enumerate(self.signature.inputs)
+        }
+        self.outputs: Arrays = {
+            info.name: arrays[f"y{i}"] for i, info in enumerate(self.signature.outputs)
+        }
+        self._labels = arrays.get("t0")
         self.count = len(next(iter(self.inputs.values())))
         self.files = {row["file"]: folder / row["file"] for row in rows}
         self._rows = rows
@@ -196,7 +202,8 @@ class Export:
         # The file may leave sizes free; the page runs one input of the stored samples' shape.
         sizes = {name: [1, *x.shape[1:]] for name, x in self.inputs.items()}
         return {
-            **{key: row[key] for key in ("file", "format", "precision", "status", "bytes")},
+            **{key: row[key] for key in ("file", "format", "precision", "status")},
+            "bytes": self.files[row["file"]].stat().st_size,
             "inputs": [
                 {**tensor, "sizes": sizes[tensor["name"]]} for tensor in signature["inputs"]
             ],
@@ -348,7 +355,7 @@ class Teacher:
         return [np.asarray(keras.ops.convert_to_numpy(y), np.float32) for y in answers]
 
 
-class TryServer(ThreadingHTTPServer):
+class TryServer(BoundedServer):
     """The page on 127.0.0.1: nothing but the page, its runtimes, the files and stored samples.
 
     Args:
@@ -360,8 +367,6 @@ class TryServer(ThreadingHTTPServer):
     Raises:
         OSError: If the port is taken.
     """
-
-    daemon_threads = True
 
     def __init__(
         self, export: Export, packages: Path, teacher: Teacher | None = None, port: int = 0
@@ -412,8 +417,14 @@ class TryServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: TryServer
     protocol_version = "HTTP/1.1"
+    timeout = _SECONDS
+
+    def handle_one_request(self) -> None:
+        super().handle_one_request()
+        self.server.answering(self.connection, False)
 
     def do_GET(self) -> None:
+        self.server.answering(self.connection, True)
         if not self._is_ours():
             return
         address = urlsplit(self.path).path
@@ -455,8 +466,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(HTTPStatus.NOT_FOUND, "No teacher was given. Start with --teacher.")
         else:
             try:
-                request = json.loads(self.rfile.read(int(length)))
+                text = self.rfile.read(int(length))
+                self.server.answering(self.connection, True)
+                request = json.loads(text)
                 answer = self.server.teacher.answer(request)
+            except TimeoutError:
+                self._fail(HTTPStatus.REQUEST_TIMEOUT, "The request did not come to its end.")
             except (ValueError, RecursionError) as error:
                 self._fail(HTTPStatus.BAD_REQUEST, str(error))
             else:
@@ -550,13 +565,20 @@ def _install(cache: Path) -> None:
         for file in ("package.json", "package-lock.json"):
             (scratch / file).write_bytes((_PAGE / file).read_bytes())
         # Checks every package against the hash in the lock, and runs nothing of theirs.
-        ran = subprocess.run(
-            [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"],
-            cwd=scratch,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            ran = subprocess.run(
+                [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"],
+                cwd=scratch,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_NPM_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise OSError(
+                f"`npm ci` did not end within {_NPM_SECONDS:.0f} s and was stopped. Mend the "
+                "network, or pass the packages of another computer with `--assets DIR`."
+            ) from None
         if ran.returncode:
             said = " ".join(ran.stderr.split())[:300]
             raise OSError(
@@ -578,9 +600,12 @@ def _fault(folder: Path, pinned: dict[str, str]) -> str | None:
         for name in ("package.json", *names):
             if not (folder / package / name).is_file():
                 return f"it lacks {package}/{name}"
-        about = json.loads((folder / package / "package.json").read_text(encoding="utf-8"))
-        if about.get("version") != pinned[package]:
-            return f"it holds {package} {about.get('version')}, not {pinned[package]}"
+        try:
+            version = json.loads(archives.read_bytes(folder / package / "package.json"))["version"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return f"its {package}/package.json is damaged"
+        if version != pinned[package]:
+            return f"it holds {package} {version}, not {pinned[package]}"
     return None
 
 

@@ -17,6 +17,8 @@ def verify(
 ) -> None:
     """Check exported files: hashes, loading, and the answers on the stored samples.
 
+    All figures are measured anew. Hashes show accidents, not who made the files.
+
     Exit code 0 if every file is the one that was exported and answers as it did then, 1 if one
     does not answer so, 2 if a file is missing, swapped or edited.
     """
@@ -26,7 +28,7 @@ def verify(
     problems = list(report.problems)
     failed = [artifact for artifact in report.artifacts if not artifact.passed]
     checked = [artifact for artifact in report.artifacts if artifact.file is not None]
-    samples = report.manifest["evaluation"]["stored"]
+    samples = report.manifest["evaluation"]["samples"]
     if problems:
         verdict = f"{len(problems)} of {len(checked)} files do not answer as when exported:"
         verdict = "\n".join([verdict, *(f"  {problem}" for problem in problems)])

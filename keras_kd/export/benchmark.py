@@ -8,20 +8,23 @@ import io
 import json
 import os
 import sys
-import tempfile
 import textwrap
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_kd import archives
+from keras_kd.shown import plain
 from keras_kd.table import fitted
 
 from . import manifest
 from .checks import number
 from .process import run_tasks
+from .scratch import working_folder
 from .writing import write_file
 
 
@@ -89,6 +92,7 @@ def bench(
         ValueError: If `threads` or `seconds` is not positive, or not finite, or there are more than
             1,024 threads.
         FileNotFoundError: If there is no file `model`.
+        ValueError: If `model` is no `.keras` file.
 
     Examples:
         >>> print(keras_kd.export.bench("exported/digits").table())  # doctest: +SKIP
@@ -114,19 +118,14 @@ def bench(
         {
             "id": f"{row['format']} {row['precision']}",
             "path": str((folder / row["file"]).resolve()),
-            "bytes": row["bytes"],
+            "bytes": (folder / row["file"]).stat().st_size,
         }
         for row in content["artifacts"]
         if row["file"] is not None
     ]
     if model is not None:
         path = Path(model)
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise FileNotFoundError(
-                f"The Keras model `{path}` {what}. Pass a file that `model.save('name.keras')` "
-                "wrote."
-            )
+        _check_model(path)
         tasks.insert(0, {"id": "keras", "path": str(path.resolve()), "bytes": path.stat().st_size})
     rows: list[dict[str, Any]] = []
     if model is None:
@@ -139,19 +138,33 @@ def bench(
                 "p50_ms": recorded["latency_ms"],
             }
         )
-    with tempfile.TemporaryDirectory(prefix="keras-kd-") as scratch:
+    with working_folder() as scratch:
         for i, task in enumerate(tasks):
             if progress is not None:
                 progress("bench", i, len(tasks))
             # A process each: peak memory only ever grows, and a cold start happens once.
             job = {"kind": "bench"}
             settings = {"threads": threads, "seconds": seconds, "sample": sample, "names": names}
-            result = run_tasks(job, [{**task, **settings}], Path(scratch) / str(i))[task["id"]]
+            result = run_tasks(job, [{**task, **settings}], scratch / str(i))[task["id"]]
             row = {**dict.fromkeys(_COLUMNS), "name": task["id"], "bytes": task["bytes"]}
             rows.append({**row, **{key: result[key] for key in _COLUMNS if key in result}})
     if progress is not None:
         progress("bench", len(tasks), len(tasks))
     return BenchReport(rows, threads)
+
+
+def _check_model(path: Path) -> None:
+    problem = archives.file_problem(path)
+    advice = "Pass a file that `model.save('name.keras')` wrote."
+    if problem is not None:
+        raise FileNotFoundError(f"The Keras model `{path}` {problem}. {advice}")
+    try:
+        with archives.archive(path) as found:
+            known = "config.json" in found.namelist()
+    except zipfile.BadZipFile:
+        known = False
+    if not known or path.suffix != ".keras":
+        raise ValueError(f"The Keras model `{path}` is no `.keras` file. {advice}")
 
 
 _STARTS = 5
@@ -197,7 +210,7 @@ class BenchReport:
         least |= {"p90 ms": 9, "cold ms": 9, "warm ms": 9, "memory": 10}
         cells = [
             (
-                row["name"],
+                plain(row["name"]),
                 size(row["bytes"]),
                 *(latency(row[key]) for key in _COLUMNS[2:6]),
                 size(row["peak_memory_bytes"]),
@@ -210,7 +223,7 @@ class BenchReport:
         )
         for row in self._rows:
             if row["error"]:
-                text = f"x {row['name']}: {row['error']}"
+                text = plain(f"x {row['name']}: {row['error']}")
                 lines += textwrap.wrap(text, min(width, 80), subsequent_indent="    ")
         return "\n".join(lines)
 
@@ -253,8 +266,8 @@ def bench_file(task: dict[str, Any]) -> dict[str, Any]:
         `p50_ms`, `p90_ms`, `cold_start_ms`, `warm_start_ms`, `peak_memory_bytes`.
     """
     path = Path(task["path"])
-    with np.load(task["sample"]) as arrays:
-        feed = {name: arrays[f"x{i}"][:1] for i, name in enumerate(task["names"])}
+    arrays = archives.arrays(task["sample"])
+    feed = {name: arrays[f"x{i}"][:1] for i, name in enumerate(task["names"])}
     start = _keras_starter(path, feed) if path.suffix == ".keras" else _starter(path, task, feed)
     _forget_peak()
     before = _peak()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from keras_kd.shown import code, markdown
+
 from .report import Report, latency, number, percent, points, size
 
 
@@ -18,12 +20,12 @@ def render(report: Report) -> str:
     """
     content = report.manifest
     model, evaluation, best = content["model"], content["evaluation"], report.best
-    lines = [f"# {_plain(model['name'])}", ""]
+    lines = [f"# {markdown(model['name'])}", ""]
     if best is None:
         lines += ["No exported file passed its check.", ""]
     else:
         lines += [
-            f"Take `{best.file}`: {size(best.bytes)}, {_accuracy(best.accuracy)}"
+            f"Take {code(best.file)}: {size(best.bytes)}, {_accuracy(best.accuracy)}"
             f"{latency(best.latency_ms)} ms for one inference with one thread.",
             "",
         ]
@@ -36,14 +38,14 @@ def render(report: Report) -> str:
     ]
     if model["labels"]:
         lines.append(
-            f"- Classes in order: {', '.join(_plain(label) for label in model['labels'])}."
+            f"- Classes in order: {', '.join(markdown(label) for label in model['labels'])}."
         )
     # Exports of earlier versions say nothing of pixels.
     for name, pixels in model.get("normalization", {}).items():
         mean, std = (", ".join(f"{value:g}" for value in pixels[key]) for key in ("mean", "std"))
         lines.append(
-            f"- `{name}` is an image: (pixel - mean) / std of pixels 0..255, with mean {mean} and "
-            f"std {std}."
+            f"- {code(name)} is an image: (pixel - mean) / std of pixels 0..255, with mean {mean} "
+            f"and std {std}."
         )
     if model["quantization_aware"]:
         lines.append("- Trained with quantization in the loop.")
@@ -61,7 +63,7 @@ def render(report: Report) -> str:
     ]
     for row in report.rows():
         cells = (
-            f"`{row['file']}`" if row["file"] else row["name"],
+            code(row["file"], cell=True) if row["file"] else markdown(row["name"]),
             row["status"] or "reference",
             size(row["bytes"]),
             percent(row["accuracy"]),
@@ -72,7 +74,7 @@ def render(report: Report) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     remarks = [
-        f"- {artifact.format} {artifact.precision}: {_plain(text)}"
+        f"- {artifact.format} {markdown(artifact.precision)}: {markdown(text)}"
         for artifact in report.artifacts
         for text in (artifact.reason, *artifact.flags, artifact.without_zeros())
         if text
@@ -83,7 +85,7 @@ def render(report: Report) -> str:
     for artifact in report.artifacts:
         if artifact.file is None:
             continue
-        lines.append(f"- `{artifact.file}`, SHA-256 `{artifact.sha256}`")
+        lines.append(f"- {code(artifact.file)}, SHA-256 `{artifact.sha256}`")
         for kind in ("inputs", "outputs"):
             for tensor in artifact.details["signature"][kind]:
                 lines.append(f"  - {kind[:-1]} {_file_tensor(tensor)}")
@@ -91,7 +93,7 @@ def render(report: Report) -> str:
     lines += ["", "## How it was made", ""]
     if calibration is not None:
         ranges = "; ".join(
-            f"`{name}` from {low:.4g} to {high:.4g}"
+            f"{code(name)} from {low:.4g} to {high:.4g}"
             for name, (low, high) in calibration["ranges"].items()
         )
         lines.append(f"- Calibrated on {calibration['samples']} samples: {ranges}.")
@@ -102,7 +104,7 @@ def render(report: Report) -> str:
         else f"- A file may lose {points(limit)} of accuracy against the Keras model."
     )
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-    lines.append(f"- {versions}.")
+    lines.append(f"- {markdown(versions)}.")
     return "\n".join(lines) + "\n"
 
 
@@ -112,19 +114,12 @@ def _accuracy(value: float | None) -> str:
 
 def _tensor(info: dict[str, Any]) -> str:
     shape = " x ".join("any" if size is None else str(size) for size in info["shape"])
-    return f"`{info['name']}`: {shape}, {info['dtype']}"
+    return f"{code(info['name'])}: {shape}, {markdown(info['dtype'])}"
 
 
 def _file_tensor(info: dict[str, Any]) -> str:
-    shape = " x ".join(str(size) for size in info["shape"])
-    text = f"`{info['name']}`: {shape}, {info['dtype']}"
+    shape = " x ".join(markdown(size) for size in info["shape"])
+    text = f"{code(info['name'])}: {shape}, {info['dtype']}"
     if "scale" in info:
         text += f", real = ({info['dtype']} - {info['zero_point']}) * {info['scale']:.9g}"
     return text
-
-
-def _plain(text: str) -> str:
-    # A name is no place for Markdown or HTML of its own.
-    for character in "\\`*_<>[]#|":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())

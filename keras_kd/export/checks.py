@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
+
+from .arguments import check_name
+from .target import check_folder as check_folder
 
 FORMATS = ("tflite", "onnx")
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
@@ -35,44 +36,19 @@ OPSETS = range(13, 19)
 """ONNX operator sets that tf2onnx writes and that per-channel quantization can live in."""
 
 
-def check_folder(target: Path, overwrite: bool) -> None:
-    """Refuse a folder that cannot be written to, or is not empty, before any work.
-
-    Args:
-        target: The folder, which may not exist yet.
-        overwrite: Whether it may hold files.
-
-    Raises:
-        FileExistsError: If it is not empty.
-        NotADirectoryError: If it, or what it would lie in, is a file.
-        PermissionError: If it cannot be written to.
-    """
-    existing = target
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise NotADirectoryError(
-            f"`{existing}` is a file, so nothing can be exported to `{target}`. Choose a folder."
-        )
-    if target.exists() and any(target.iterdir()) and not overwrite:
-        raise FileExistsError(
-            f"The folder `{target}` is not empty. Choose another one, or pass `overwrite=True` "
-            "(`--overwrite` on the command line) to replace an earlier export."
-        )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"The folder `{existing}` cannot be written to. Choose another one or change its "
-            "permissions."
-        )
-
-
 def names(what: str, values: Sequence[str], known: Sequence[str]) -> list[str]:
     """Return the given names without repetition, each checked against the known ones.
 
     Raises:
+        TypeError: If they are no list.
         ValueError: If one is unknown, with close matches, or none is given.
     """
-    names = [values] if isinstance(values, str) else list(values)
+    try:
+        names = [values] if isinstance(values, str) else list(values)
+    except TypeError:
+        raise TypeError(
+            f"`{what}` must be one of {', '.join(known)}, or a list of them. Received: {values!r}."
+        ) from None
     if not names:
         raise ValueError(f"`{what}` is empty. Pass at least one of {', '.join(known)}.")
     for value in names:
@@ -135,8 +111,7 @@ def check_settings(max_drop: float | None, objective: str, opset: int, name: str
     if max_drop is not None and max_drop == max_drop:
         number("max_drop", max_drop)
     number("opset", opset, whole=True)
-    if not isinstance(name, str):
-        raise TypeError(f"`name` must be a string. Received: {name!r}.")
+    check_name(name)
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise ValueError(
             f"`max_drop` must lie in [0, 1], as a share of the samples, or be None. "
@@ -147,10 +122,6 @@ def check_settings(max_drop: float | None, objective: str, opset: int, name: str
         raise ValueError(
             f"`opset` must lie in {OPSETS[0]}..{OPSETS[-1]}, the range that tf2onnx writes. "
             f"Received: opset={opset!r}."
-        )
-    if not name or Path(name).name != name or name.startswith("."):
-        raise ValueError(
-            f"`name` is the first part of a file name, without folders. Received: name={name!r}."
         )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_kd import archives
+
 from .signature import Arrays, Signature, TensorInfo
 
 CALIBRATION_SAMPLES = 512
@@ -133,7 +135,9 @@ def _split(element: Any) -> tuple[Any, Any]:
 def _from_batches(batches: Iterator[Any], what: str, limit: int | None) -> tuple[Any, Any]:
     xs: list[Any] = []
     ys: list[Any] = []
-    count = 0
+    count = size = 0
+    # What is read is joined once more when all of it is there.
+    free = archives.memory_available()
     for element in batches:
         x, y = _split(element)
         x = _map(_array, x)
@@ -146,6 +150,12 @@ def _from_batches(batches: Iterator[Any], what: str, limit: int | None) -> tuple
         xs.append(x)
         ys.append(None if y is None else _map(_array, y))
         count += len(leaves[0])
+        size += sum(leaf.nbytes for leaf in leaves)
+        if free is not None and 2 * size > free:
+            raise ValueError(
+                f"The {what} data has given {size:,} bytes and goes on, more than the memory of "
+                "this machine holds. Pass fewer samples, and none that repeat without end."
+            )
         if limit is not None and count >= limit:
             break
     if not xs:

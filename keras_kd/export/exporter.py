@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import budget, checks, data, jobs, manifest
+from . import arguments, budget, checks, data, jobs, manifest
 from .checks import FORMATS, PRECISIONS
+from .data import CALIBRATION_SAMPLES
 from .jobs import Progress
 from .layers import LayerReport
 from .naming import layer_names
@@ -20,13 +19,16 @@ from .reference import (
     Reference,
     answer,
     check_class_names,
+    check_teacher,
     read_normalization,
     teacher_figures,
 )
 from .report import Report
+from .scratch import working_folder
 from .signature import Arrays, is_symbolic
 from .sparse import refusal
 from .staging import place, staging
+from .target import check_folder, check_names_free
 
 
 def export_model(
@@ -96,7 +98,8 @@ def export_model(
         normalization: `(mean, std)`, numbers or one for each channel, if the input is an image: how
             pixels 0..255 become the model's input, `(pixel - mean) / std`. It is written into the
             files, where MediaPipe reads it. With several image inputs, a dict by input name.
-        history: `History.history` of the training, for the curves in the HTML report.
+        history: `History.history` of the training, for the curves in the HTML report: for each
+            name a list with one number an epoch.
         teacher: A Keras model to show as reference, or a dict of its figures (`accuracy`,
             `parameters`, `bytes`, `latency_ms`).
         opset: ONNX operator set, 13 to 18.
@@ -111,8 +114,10 @@ def export_model(
         The report.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument, the model or the data cannot be used. Nothing is written then.
-        FileExistsError: If the folder is not empty and `overwrite` is not given.
+        FileExistsError: If the folder is not empty and `overwrite` is not given, if another export
+            is writing it, or if it holds the `manifest.json` of something else, such as a cache.
         OSError: If the folder cannot be written, or the disk is full. Nothing is left behind.
         ImportError: If a package of the extra `export` is missing.
 
@@ -122,14 +127,28 @@ def export_model(
         ... )
         >>> report.best.path  # doctest: +SKIP
     """
+    arguments.check_path(folder)
+    arguments.check_progress(progress)
+    arguments.check_switches(mixed=mixed, sparse=sparse, allow_flex=allow_flex, overwrite=overwrite)
     tell = progress or (lambda stage, done, total: None)
     formats = checks.names("formats", formats, FORMATS)
     precisions = checks.check_precisions(precisions, formats)
     checks.check_settings(max_drop, objective, opset, name)
     checks.check_packages(formats)
     target = Path(folder)
-    checks.check_folder(target, overwrite)
+    check_folder(target, overwrite)
+    check_names_free(
+        target,
+        [
+            *(f"{name}_{part}.{fmt}" for fmt in formats for part in (*precisions, "mixed")),
+            *("evaluation.npz", manifest.FILE),
+        ],
+    )
+    class_names = arguments.check_labels(labels)
+    curves = arguments.read_history(history)
+    check_teacher(teacher)
     checks.check_model(model)
+    arguments.check_texts("The name of the model or of a layer", [model.name, *layer_names(model)])
     quantization_aware = checks.check_quantization_aware(model)
     checks.check_data_given(calibration, evaluation, precisions, quantization_aware)
 
@@ -138,7 +157,7 @@ def export_model(
         None
         if calibration is None
         else data.read(
-            calibration, "calibration", several_inputs=several, limit=data.CALIBRATION_SAMPLES
+            calibration, "calibration", several_inputs=several, limit=CALIBRATION_SAMPLES
         )
     )
     samples = (
@@ -148,9 +167,9 @@ def export_model(
     )
     tell("reference", 0, 1)
     reference = answer(
-        model, samples.x, None if evaluation is None else samples.y, classes=labels is not None
+        model, samples.x, None if evaluation is None else samples.y, classes=class_names is not None
     )
-    check_class_names(labels, reference)
+    check_class_names(class_names, reference)
     pixels = read_normalization(normalization, reference.signature)
     calibrated = None
     if calibrating is not None:
@@ -159,7 +178,7 @@ def export_model(
     teacher_row = teacher_figures(teacher, samples.x, reference)
     tell("reference", 1, 1)
 
-    with staging(target) as stage, tempfile.TemporaryDirectory(prefix="keras-kd-") as temporary:
+    with staging(target) as stage, working_folder() as temporary:
         tasks = [
             {
                 "id": f"{fmt}-{precision}",
@@ -171,12 +190,11 @@ def export_model(
             for precision in precisions
             if precision in checks.KNOWN[fmt]
         ]
-        names = None if labels is None else [str(label) for label in labels]
         used = manifest.versions()
         about = {
             "name": model.name,
             "signature": reference.signature.to_dict(),
-            "labels": names,
+            "labels": class_names,
             "normalization": pixels,
             "ranges": _ranges(reference.inputs if calibrated is None else calibrated)["ranges"],
             "versions": {key: used[key] for key in ("keras-kd", "keras") if key in used},
@@ -191,7 +209,7 @@ def export_model(
             model,
             reference,
             calibrated,
-            Path(temporary),
+            temporary,
             options,
             tell,
             sparse=sparse,
@@ -214,7 +232,7 @@ def export_model(
                 "name": model.name,
                 "parameters": reference.figures["parameters"],
                 **reference.signature.to_dict(),
-                "labels": names,
+                "labels": class_names,
                 "normalization": pixels,
                 "quantization_aware": quantization_aware,
             },
@@ -233,12 +251,13 @@ def export_model(
             "artifacts": rows,
             "layers": work.layers,
             "best": budget.best(rows, objective),
-            "history": None if history is None else _curves(history),
+            "history": curves,
             "versions": used,
         }
-        manifest.write(content, stage / manifest.FILE)
+        # Whoever reads it later will ask the same.
+        manifest.check(content, target)
         tell("write", 0, 1)
-        place(stage, target)
+        place(stage, target, content, overwrite=overwrite)
         tell("write", 1, 1)
     return Report(target, manifest.read(target))
 
@@ -274,10 +293,12 @@ class _Work:
                 scratch / "calibration.npz",
                 **{f"x{i}": calibrated[info.name] for i, info in inputs},
             )
+        expected = reference.figures["latency_ms"] * 1e-3
         common = {"signature": self._signature.to_dict(), "layers": layer_names(model)}
         self._conversion = {
             **options,
             **common,
+            "expected": expected * CALIBRATION_SAMPLES,
             "shapes": reference.shapes,
             "sample": str(scratch / "sample.npz"),
             "calibration": None if calibrated is None else str(scratch / "calibration.npz"),
@@ -285,6 +306,7 @@ class _Work:
         self._measurement = {
             **common,
             "evaluation": str(scratch / "evaluation.npz"),
+            "expected": expected * reference.count,
             "kinds": reference.kinds,
             "stored": reference.stored,
             "threads": 1,
@@ -417,11 +439,4 @@ def _ranges(calibrated: Arrays) -> dict[str, Any]:
         "ranges": {
             name: [float(array.min()), float(array.max())] for name, array in calibrated.items()
         },
-    }
-
-
-def _curves(history: dict[str, Sequence[float]]) -> dict[str, list[float | None]]:
-    return {
-        str(key): [float(v) if math.isfinite(float(v)) else None for v in values]
-        for key, values in history.items()
     }

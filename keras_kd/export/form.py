@@ -19,15 +19,17 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def fault(value: Any, schema: dict[str, Any], root: dict[str, Any], where: str = "") -> str:
+def fault(value: Any, schema: Any, root: dict[str, Any], where: str = "") -> str:
     """Return the first thing wrong with a value; empty if it has the form.
 
     Args:
         value: JSON values.
-        schema: What the value must be like.
+        schema: What the value must be like, or false where there must be none.
         root: The whole schema, which holds the definitions.
         where: Path of the value, such as `artifacts[0].bytes`.
     """
+    if schema is False:
+        return f"`{where}` is not known"
     if "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
     name = f"`{where}`" if where else "it"
@@ -41,7 +43,7 @@ def fault(value: Any, schema: dict[str, Any], root: dict[str, Any], where: str =
     accepted = [schema["const"]] if "const" in schema else schema.get("enum")
     if accepted is not None and value not in accepted:
         return f"{name} is none of {accepted}"
-    if isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
+    if isinstance(value, str) and not _matches(schema.get("pattern", ""), value):
         return f"{name} does not look like {schema['pattern']}"
     if _is(value, "number"):
         below = value < schema.get("minimum", value) or value > schema.get("maximum", value)
@@ -59,11 +61,18 @@ def _is(value: Any, kind: str) -> bool:
     return isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
 
 
+def _matches(pattern: str, text: str) -> bool:
+    # Python's `$` stands before a line break at the end, too, that of JSON's schemas does not.
+    return re.search(re.sub(r"\$$", r"\\Z", pattern), text) is not None
+
+
 def _list_fault(
     value: list[Any], schema: dict[str, Any], root: dict[str, Any], where: str, name: str
 ) -> str:
     if len(value) < schema.get("minItems", 0):
-        return f"{name} is empty"
+        return f"{name} has too few entries"
+    if len(value) > schema.get("maxItems", len(value)):
+        return f"{name} has too many entries"
     items = schema.get("items", {})
     found = (fault(item, items, root, f"{where}[{i}]") for i, item in enumerate(value))
     return next(filter(None, found), "")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from .signature import Signature, pack
+from .writing import disk_fault
 
 
 def save_keras(model: Any, path: Path) -> dict[str, list[str]]:
@@ -37,6 +39,10 @@ def save_keras(model: Any, path: Path) -> dict[str, list[str]]:
     except OSError:
         raise
     except Exception as error:
+        # HDF5 says in its text alone that a disk is full.
+        full = disk_fault(error)
+        if full is not None:
+            raise OSError(full, os.strerror(full)) from error
         raise ValueError(f"it cannot be saved as a .keras file ({_line(error)})") from error
     modules: set[str] = set()
     classes: set[str] = set()

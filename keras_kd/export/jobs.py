@@ -11,6 +11,7 @@ from typing import Any
 from .handover import save_keras, save_tensorflow
 from .process import run_tasks
 from .signature import Signature
+from .writing import disk_fault
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how many steps of it are done, and how many there are."""
@@ -81,6 +82,9 @@ def convert(
     except OSError:
         raise
     except Exception as error:
+        full = disk_fault(error)
+        if full is not None:
+            raise OSError(full, os.strerror(full)) from error
         message = f"the model cannot be traced: {type(error).__name__}: {str(error)[:300]}"
         return {task["id"]: {"error": message, "crashed": False} for task in tasks}
     second = {

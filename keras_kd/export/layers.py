@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_kd.shown import plain
+
 from .metrics import sqnr
 from .naming import layer_of
 from .signature import Arrays
@@ -274,7 +276,7 @@ class LayerReport:
         for row in self.rows():
             covered.setdefault(row["layer"], {}).update(dict.fromkeys(row.get("covers", ())))
         labels = {
-            name: f"{name} (with {', '.join(covered[name])})" if covered[name] else name
+            name: plain(f"{name} (with {', '.join(covered[name])})" if covered[name] else name)
             for name in names
         }
         room = min(60, width - 9 * len(formats))

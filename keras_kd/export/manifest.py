@@ -8,8 +8,12 @@ import math
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+from keras_kd import archives
+
+from . import external
+from .claims import contradiction
 from .form import fault
 from .writing import write_file
 
@@ -46,8 +50,8 @@ def versions() -> dict[str, str]:
 
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with archives.opened(path) as file:
+        return hashlib.file_digest(cast(BinaryIO, file), "sha256").hexdigest()
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +85,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        content = json.loads(archives.read_bytes(path).decode(), parse_constant=_refuse)
     except FileNotFoundError:
         raise ManifestError(
             f"`{folder}` has no {FILE}. Pass a folder that `keras_kd.export` wrote."
@@ -98,6 +102,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise ManifestError(
             f"`{path}` cannot be read: {error.strerror}. Check the file and its rights."
         ) from None
+    except MemoryError:
+        raise ManifestError(f"`{path}` holds more than the memory of this process.") from None
     except ValueError as error:
         raise ManifestError(
             f"`{path}` is damaged: {error}. Restore the file or export again."
@@ -109,7 +115,7 @@ def read(folder: Path) -> dict[str, Any]:
     unsealed = {key: value for key, value in content.items() if key != "seal"}
     try:
         sealed = content.get("seal") == _hash(unsealed)
-    except (RecursionError, ValueError):
+    except (RecursionError, ValueError, MemoryError):
         sealed = False
     if not sealed:
         raise ManifestError(
@@ -121,14 +127,31 @@ def read(folder: Path) -> dict[str, Any]:
     for row in described:
         if isinstance(row, dict) and row.get("file"):
             inside(folder, row["file"])
+    _check_form(content, path)
+    return content
+
+
+def check(content: dict[str, Any], folder: Path) -> None:
+    """Refuse content that `read` would refuse once it is written.
+
+    Args:
+        content: A manifest without its seal.
+        folder: Where it is going to be.
+
+    Raises:
+        ManifestError: Saying what is wrong with it.
+    """
+    _check_form(seal(content), folder / FILE)
+
+
+def _check_form(content: dict[str, Any], path: Path) -> None:
     wanted = schema()
-    reason = fault(content, wanted, wanted)
+    reason = fault(content, wanted, wanted) or contradiction(content)
     if reason:
         raise ManifestError(
             f"`{path}` does not have the form of a manifest: {reason}. Restore the file or export "
             "again."
         )
-    return content
 
 
 def check_files(folder: Path, content: dict[str, Any]) -> None:
@@ -139,16 +162,26 @@ def check_files(folder: Path, content: dict[str, Any]) -> None:
         content: Its manifest.
 
     Raises:
-        ManifestError: Naming every file that is missing or differs.
+        ManifestError: Naming every file that is missing or differs, is no regular file, or keeps
+            weights in other files, which the hashes do not cover.
     """
     rows = [row for row in content["artifacts"] if row["file"] is not None]
     faults = []
     for entry in (content["evaluation"], *rows):
         path = inside(folder, entry["file"])
-        if not path.is_file():
+        try:
+            same = digest(path) == entry["sha256"]
+            reason = "" if not same or entry is content["evaluation"] else external.problem(path)
+        except FileNotFoundError:
             faults.append(f"`{path.name}` is missing")
-        elif digest(path) != entry["sha256"]:
-            faults.append(f"`{path.name}` is not the file that was exported (its SHA-256 differs)")
+        except (OSError, ValueError):
+            problem = archives.file_problem(path) or "cannot be read"
+            faults.append(f"`{path.name}` {problem}")
+        else:
+            if not same:
+                reason = "is not the file that was exported (its SHA-256 differs)"
+            if reason:
+                faults.append(f"`{path.name}` {reason}")
     if faults:
         raise ManifestError(
             f"The export in `{folder}` does not match its manifest: {'; '.join(faults)}. Restore "

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
+
+from keras_kd.shown import plain
 
 from .layers import LayerReport
 from .report import Report, latency, number, percent, points, size
@@ -21,6 +26,38 @@ _MARKERS = {
     "int16x8": "P",
     "int8_qoperator": "X",
 }
+
+
+_LONGEST_NAME = 60
+
+
+def _literally(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function draw text as it is: Matplotlib reads formulas between dollar signs, or TeX."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any, **options: Any) -> Any:
+        with _literal():
+            return draw(*arguments, **options)
+
+    return drawn
+
+
+def _literal() -> contextlib.AbstractContextManager[None]:
+    from matplotlib import rc_context
+
+    return rc_context({"text.parse_math": False, "text.usetex": False})
+
+
+def _name(text: str) -> str:
+    text = plain(text)
+    text = text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 3]}..."
+    # A legend leaves out what begins with an underscore.
+    return f" {text}" if text.startswith("_") else text
+
+
+def _finalized(value: Any) -> Any:
+    # What is marked as safe is made here, and keeps its lines.
+    return plain(value) if type(value) is str else value
 
 
 def render(report: Report) -> str:
@@ -44,7 +81,7 @@ def render(report: Report) -> str:
             '`pip install "keras_kd[report]"`.'
         ) from error
     template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
     ).from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     rows = report.rows()
     plots = [
@@ -70,6 +107,7 @@ def render(report: Report) -> str:
     )
 
 
+@_literally
 def layer_plot(layers: LayerReport) -> str:
     """Return the SQNR of each layer as an SVG."""
     rows = layers.rows()
@@ -86,7 +124,7 @@ def layer_plot(layers: LayerReport) -> str:
             label=fmt,
             markersize=4,
         )
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+    axes.set_xticks(range(len(names)), map(_name, names), rotation=90, fontsize=6)
     axes.set_ylabel("SQNR in dB")
     axes.legend(fontsize=7)
     axes.grid(True, alpha=0.3)
@@ -112,6 +150,11 @@ def bench_figure(rows: list[dict[str, Any]]) -> Any:
             "The plot needs Matplotlib, which is not installed. Install it with "
             '`pip install "keras_kd[report]"`.'
         ) from error
+    return _bench_figure(rows)
+
+
+@_literally
+def _bench_figure(rows: list[dict[str, Any]]) -> Any:
     figure = _figure(10.0, 1.6 + 0.28 * len(rows))
     latency_axes, start_axes, memory_axes = figure.subplots(1, 3, sharey=True)
     nan = float("nan")
@@ -141,7 +184,7 @@ def bench_figure(rows: list[dict[str, Any]]) -> Any:
     for axes in (latency_axes, start_axes, memory_axes):
         axes.grid(True, axis="x", alpha=0.3)
         axes.tick_params(labelsize=7, which="both")
-    latency_axes.set_yticks(places, [row["name"] for row in rows], fontsize=7)
+    latency_axes.set_yticks(places, [_name(row["name"]) for row in rows], fontsize=7)
     latency_axes.invert_yaxis()
     return figure
 
@@ -167,7 +210,7 @@ def svg(figure: Any) -> str:
     buffer = io.StringIO()
     # A fixed salt and no date: the same report gives the same bytes. Paths, since the reader's
     # machine may lack the font.
-    with rc_context({"svg.hashsalt": "keras_kd", "svg.fonttype": "path"}):
+    with rc_context({"svg.hashsalt": "keras_kd", "svg.fonttype": "path"}), _literal():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
@@ -176,10 +219,12 @@ def svg(figure: Any) -> str:
 def png(figure: Any) -> bytes:
     """Return a Matplotlib figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144)
+    with _literal():
+        figure.savefig(buffer, format="png", dpi=144)
     return buffer.getvalue()
 
 
+@_literally
 def _scatter(
     rows: list[dict[str, Any]], key: str, label: str, factor: float
 ) -> dict[str, str] | None:
@@ -202,7 +247,8 @@ def _scatter(
             color=color,
             markersize=10 if row["best"] else 7,
             markerfacecolor="white" if failed else color,
-            label=row["name"] + (" (best)" if row["best"] else " (failed)" if failed else ""),
+            label=_name(row["name"])
+            + (" (best)" if row["best"] else " (failed)" if failed else ""),
             alpha=0.8,
             clip_on=False,
         )
@@ -233,6 +279,7 @@ def _log_scale(axes: Any) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+@_literally
 def _curves(history: dict[str, list[float | None]]) -> list[dict[str, str]]:
     # One plot for each quantity, its validation curve in the same one.
     names = [name for name in history if not name.startswith("val_")]
@@ -249,7 +296,12 @@ def _curves(history: dict[str, list[float | None]]) -> list[dict[str, str]]:
                 if key in history:
                     values = [float("nan") if v is None else v for v in history[key]]
                     axes.plot(
-                        range(1, len(values) + 1), values, style, color=f"C{i}", label=key, lw=1.5
+                        range(1, len(values) + 1),
+                        values,
+                        style,
+                        color=f"C{i}",
+                        label=_name(key),
+                        lw=1.5,
                     )
         axes.set_xlabel("epoch")
         axes.legend(fontsize=7)

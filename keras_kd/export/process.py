@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from . import limits
+
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,7 +22,7 @@ def run_tasks(
     tasks: list[dict[str, Any]],
     folder: Path,
     *,
-    timeout: float = 1800.0,
+    timeout: float | None = None,
     done: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run tasks one after the other in a worker process, and the rest in a fresh one after a crash.
@@ -29,7 +31,7 @@ def run_tasks(
         job: Plain JSON values that hold for all tasks; `kind` names what the worker does.
         tasks: One dict a task, each with an `id`.
         folder: Scratch folder for the job and its results.
-        timeout: Seconds a task may take.
+        timeout: Seconds a task may take; `None` takes what suits the size of the model or file.
         done: Called with each finished task.
 
     Returns:
@@ -44,9 +46,18 @@ def run_tasks(
         box = folder / f"{job['kind']}-{attempt}"
         box.mkdir(parents=True)
         (box / "job.json").write_text(
-            json.dumps({**job, "tasks": waiting, "sys_path": sys.path, "attempt": attempt})
+            json.dumps(
+                {
+                    **job,
+                    "tasks": waiting,
+                    "sys_path": sys.path,
+                    "attempt": attempt,
+                    "memory": limits.memory(),
+                }
+            )
         )
-        ended = _run_once(box, waiting, results, timeout, done)
+        most = timeout or max(limits.seconds(job, task) for task in waiting)
+        ended = _run_once(box, waiting, results, most, done)
         waiting = [task for task in waiting if task["id"] not in results]
         if waiting and ended is not None:
             # The worker names the task it is at before it begins; none named means that it
@@ -103,12 +114,21 @@ def _run_once(
     return f"the process crashed ({_name(code)}){'' if code < 0 else _tail(box / 'log')}"
 
 
+class _Worker(subprocess.Popen[bytes]):
+    def wait(self, timeout: float | None = None) -> int:
+        code = super().wait(timeout)
+        if self.stdin is not None:
+            self.stdin.close()
+        return code
+
+
 def _start(box: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    return _Worker(
         # -P: a file named like a package in the current folder must not be imported for it.
         [sys.executable, "-P", "-m", "keras_kd.export.worker", str(box)],
         env=_environment(),
-        stdin=subprocess.DEVNULL,
+        # Nothing is ever written: its end tells the worker that this process is no more.
+        stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
     )

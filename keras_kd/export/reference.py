@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_kd import archives
+
 from . import data, metrics
 from .benchmark import time_calls
 from .checks import check_model, names, number
@@ -48,7 +50,9 @@ class Reference:
     def stored(self) -> int:
         """How many samples travel with the files."""
         each = sum(array[:1].nbytes for array in self.inputs.values())
-        return int(min(self.count, STORED_SAMPLES, max(8, STORED_BYTES // max(each, 1))))
+        answers = sum(array[:1].nbytes for array in self.outputs.values())
+        most = max(1, archives.UNPACKED_FREELY // (2 * max(each + answers, 1)))
+        return int(min(self.count, STORED_SAMPLES, max(8, STORED_BYTES // max(each, 1)), most))
 
     @property
     def shapes(self) -> list[list[int]]:
@@ -137,18 +141,7 @@ def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any
     if teacher is None:
         return None
     if isinstance(teacher, dict):
-        known = ("accuracy", "parameters", "bytes", "latency_ms")
-        given = {
-            key: teacher[key]
-            for key in names("figures of `teacher`", list(teacher), known)
-            if teacher[key] is not None
-        }
-        for key, value in given.items():
-            number(f"teacher['{key}']", value, whole=key in ("parameters", "bytes"))
-        return {
-            key: int(value) if key in ("parameters", "bytes") else float(value)
-            for key, value in given.items()
-        }
+        return given_figures(teacher)
     check_model(teacher)
     import keras
 
@@ -168,6 +161,43 @@ def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any
     outputs = {name: np.asarray(a, np.float32) for name, a in zip(kinds, flat, strict=True)}
     accuracy = metrics.compare(outputs, outputs, reference.labels, kinds)["accuracy"]
     return _figures(teacher, accuracy, keras.tree.map_structure(lambda array: array[:1], x))
+
+
+def check_teacher(teacher: Any) -> None:
+    """Refuse what is no teacher to show, before anything runs.
+
+    Raises:
+        TypeError: If it is neither a Keras model nor a dict of figures.
+        ValueError: If a figure is unknown or lies outside its limits, or the model is not built.
+    """
+    if isinstance(teacher, dict):
+        given_figures(teacher)
+    elif teacher is not None:
+        check_model(teacher)
+
+
+def given_figures(teacher: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a teacher as they were given, checked.
+
+    Raises:
+        TypeError: If one is no number.
+        ValueError: If one is unknown, or lies outside its limits.
+    """
+    known = ("accuracy", "parameters", "bytes", "latency_ms")
+    given = {
+        key: teacher[key]
+        for key in (names("figures of `teacher`", list(teacher), known) if teacher else ())
+        if teacher[key] is not None
+    }
+    for key, value in given.items():
+        number(f"teacher['{key}']", value, whole=key in ("parameters", "bytes"))
+        if value < 0 or (key == "accuracy" and value > 1):
+            limits = "a share, in [0, 1]" if key == "accuracy" else "not negative"
+            raise ValueError(f"`teacher['{key}']` is {limits}. Received: {value!r}.")
+    return {
+        key: int(value) if key in ("parameters", "bytes") else float(value)
+        for key, value in given.items()
+    }
 
 
 def check_class_names(labels: Sequence[str] | None, reference: Reference) -> None:

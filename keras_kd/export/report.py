@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from keras_kd.shown import plain
 from keras_kd.table import fitted
 
 from . import manifest
@@ -171,7 +172,7 @@ class Report:
         """Return plain JSON values: the folder, the best file, the rows and the settings."""
         return {
             "folder": str(self.folder),
-            "best": self.manifest["best"],
+            "best": None if self.best is None else self.best.file,
             "ok": self.ok,
             "problems": list(self.problems),
             "rows": self.rows(),
@@ -194,7 +195,7 @@ class Report:
             noise = row.get("sqnr")
             cells.append(
                 (
-                    mark + row["name"],
+                    mark + plain(row["name"]),
                     size(row.get("bytes")),
                     size(row.get("gzip_bytes")),
                     percent(row.get("accuracy")),
@@ -208,7 +209,7 @@ class Report:
             list(_LEAST), cells, width=width, dispensable=_DISPENSABLE, least=list(_LEAST.values())
         )
         lines.append("")
-        lines.extend(textwrap.wrap(self._verdict(), min(width, 80)))
+        lines.extend(textwrap.wrap(plain(self._verdict()), min(width, 80)))
         for artifact in self.artifacts:
             name = f"{artifact.format} {artifact.precision}"
             if not artifact.passed:
@@ -377,4 +378,4 @@ def _quality(name: str, row: dict[str, Any]) -> str:
 
 
 def _wrap(width: int, text: str) -> list[str]:
-    return textwrap.wrap(text, min(width, 80), subsequent_indent="    ")
+    return textwrap.wrap(plain(text), min(width, 80), subsequent_indent="    ")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
+
+from keras_kd.shown import comment, quoted
 
 from .report import Artifact
 
@@ -25,6 +27,7 @@ def snippets(artifact: Artifact, labels: list[str] | None) -> dict[str, str]:
 
     Raises:
         ImportError: If Jinja is missing.
+        ValueError: If a tensor is of a type that the languages have none for.
     """
     try:
         import jinja2
@@ -35,8 +38,15 @@ def snippets(artifact: Artifact, labels: list[str] | None) -> dict[str, str]:
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["comment"] = comment
     source = files(__package__).joinpath("snippets", f"{artifact.format}.j2").read_text("utf-8")
     signature = artifact.details["signature"]
+    for info in (*signature["inputs"], *signature["outputs"]):
+        if info["dtype"] not in _TYPES["kotlin"]:
+            raise ValueError(
+                f"`{artifact.file}` has the tensor {info['name']!r} of {info['dtype']}, for which "
+                f"there is no code. Tensors of {', '.join(_TYPES['kotlin'])} have some."
+            )
     values = {
         "file": artifact.file,
         "inputs": [_tensor(info) for info in signature["inputs"]],
@@ -45,19 +55,9 @@ def snippets(artifact: Artifact, labels: list[str] | None) -> dict[str, str]:
     }
     code = {}
     for language in LANGUAGES:
-        # Kotlin reads `$name` inside a string as a variable.
-        environment.filters["quote"] = _quote_kotlin if language == "kotlin" else _quote
+        environment.filters["quote"] = functools.partial(quoted, language=language)
         code[language] = environment.from_string(source).render(language=language, **values).strip()
     return {language: f"{text}\n" for language, text in code.items()}
-
-
-def _quote(text: str) -> str:
-    # Letters beyond ASCII as they are: Swift has no `\u00e9`, Python no pairs of surrogates.
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _quote_kotlin(text: str) -> str:
-    return _quote(text).replace("$", "\\$")
 
 
 def _tensor(info: dict[str, Any]) -> dict[str, Any]:

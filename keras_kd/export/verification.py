@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-import copy
+import math
 import os
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import manifest
+import numpy as np
+
+from keras_kd import archives
+
+from . import budget, manifest, metrics
 from .jobs import Progress, measure
 from .report import Report
+from .scratch import working_folder
 
 
 def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
     """Check the files of an export: hashes, loading, and the answers on the stored samples.
 
     Neither the Keras model nor its data is needed: `evaluation.npz` in the folder holds up to 256
-    samples with the Keras model's outputs.
+    samples with the Keras model's outputs. Every figure of the result is measured anew on those;
+    what cannot be measured so, such as the latency of the Keras model, is left out.
+
+    Hashes and seal show accidents and careless edits. They are no signature: whoever can write the
+    folder can also write samples, hashes and seal to suit other files. Only a copy of the manifest
+    from a source that you trust says who made the files.
 
     Args:
         folder: What `keras_kd.export` wrote.
         progress: Called as `progress(stage, done, total)`.
 
     Returns:
-        The report of the export. Files that do not give the recorded answers again are marked as
-        failed in it and named in `report.problems`; `report.ok` says whether there are none.
+        A report of what was measured now. Files that are not what is recorded of them, or do not
+        give the recorded answers again, are marked as failed in it and named in `report.problems`;
+        `report.ok` says whether there are none. Files that had failed when they were exported stay
+        failed.
 
     Raises:
         ManifestError: If the manifest is missing, damaged, edited or names files outside the
-            folder, or if a file is missing or is not the one that was exported.
+            folder, if a file is missing, is not the one that was exported, or keeps weights in
+            other files, or if the stored samples are not those of the manifest.
 
     Examples:
         >>> report = keras_kd.export.verify("exported/digits")  # doctest: +SKIP
@@ -41,32 +54,212 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
     content = manifest.read(folder)
     rows = [row for row in content["artifacts"] if row["file"] is not None]
     manifest.check_files(folder, content)
-    with tempfile.TemporaryDirectory(prefix="keras-kd-") as scratch:
+    stored = Stored.read(folder, content)
+    with working_folder() as scratch:
         measured = measure(
             [{"id": row["file"], "path": str((folder / row["file"]).resolve())} for row in rows],
             {
                 "signature": {key: content["model"][key] for key in _SIGNATURE},
                 "evaluation": str((folder / content["evaluation"]["file"]).resolve()),
-                "kinds": content["evaluation"]["kinds"],
-                "stored": content["evaluation"]["stored"],
+                "kinds": stored.kinds,
+                "stored": stored.count,
                 "threads": 1,
-                "time": False,
+                "time": True,
             },
-            Path(scratch),
+            scratch,
             tell,
         )
-    content = copy.deepcopy(content)
-    problems = []
-    for row in content["artifacts"]:
-        if row["file"] is None:
+    measured = {name: manifest.plain(result) for name, result in measured.items()}
+    problems = {
+        row["file"]: found
+        for row in rows
+        if (found := _difference(row, measured[row["file"]], content, stored.count))
+    }
+    return Report(folder, *_measured(content, measured, problems, stored))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The samples that travel with an export.
+
+    Args:
+        count: How many there are.
+        kinds: What each output means, see `metrics.compare`: by its labels, or, where it has none,
+            as the manifest says.
+        accuracy: Share of right answers of the Keras model's stored outputs, 0..1; `None` without
+            labels.
+        labeled: Whether any output has labels.
+    """
+
+    count: int
+    kinds: dict[str, dict[str, Any]]
+    accuracy: float | None
+    labeled: bool
+
+    @classmethod
+    def read(cls, folder: Path, content: dict[str, Any]) -> Stored:
+        """Read them, and hold them against what the manifest says of inputs and outputs.
+
+        Args:
+            folder: Holds the file.
+            content: The manifest.
+
+        Raises:
+            ManifestError: If they cannot be read or are others.
+        """
+        arrays = stored_arrays(folder, content)
+        names = [info["name"] for info in content["model"]["outputs"]]
+        answers = {name: arrays[f"y{i}"] for i, name in enumerate(names)}
+        labels = {name: arrays[f"t{i}"] for i, name in enumerate(names) if f"t{i}" in arrays}
+        said = content["evaluation"]["kinds"]
+        try:
+            kinds = {
+                name: {
+                    **said[name],
+                    "kind": metrics.kind_of(y, labels.get(name), said[name]["kind"]),
+                    "probabilities": metrics.is_probability(y),
+                }
+                for name, y in answers.items()
+            }
+            figures = metrics.compare(answers, answers, labels, kinds)
+        except (ValueError, IndexError, TypeError) as error:
+            raise ManifestError(
+                f"The stored samples of the export in `{folder}` do not go together: {error}"
+            ) from None
+        return cls(content["evaluation"]["stored"], kinds, figures["accuracy"], bool(labels))
+
+
+def stored_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Read the samples that travel with an export, and hold them against its manifest.
+
+    Args:
+        folder: Holds the file.
+        content: The manifest.
+
+    Returns:
+        Inputs `x<i>`, outputs of the Keras model `y<i>`, labels `t<i>`, `(samples, ...)` each.
+
+    Raises:
+        ManifestError: If they cannot be read, or are not as many, or not of the shapes, that the
+            manifest says.
+    """
+    path = folder / content["evaluation"]["file"]
+    try:
+        arrays = archives.arrays(path)
+    except ValueError as error:
+        raise ManifestError(f"The stored samples cannot be read: {error}") from None
+    wanted = {
+        f"{letter}{i}": info
+        for letter, kind in (("x", "inputs"), ("y", "outputs"))
+        for i, info in enumerate(content["model"][kind])
+    }
+    reason = _array_fault(arrays, wanted, content["evaluation"]["stored"])
+    if reason:
+        raise ManifestError(
+            f"The stored samples in `{path}` are not those of the manifest: {reason}. Restore the "
+            "files or export again."
+        )
+    return arrays
+
+
+def _array_fault(
+    arrays: dict[str, np.ndarray], wanted: dict[str, dict[str, Any]], count: int
+) -> str:
+    missing = sorted(set(wanted) - set(arrays))
+    if missing:
+        return f"they lack {', '.join(missing)}"
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf" or array.ndim == 0:
+            return f"{name} holds no numbers, one row a sample"
+        if len(array) != count:
+            return f"{name} has {len(array)} samples, and {count} are recorded"
+    for name, info in wanted.items():
+        sizes = zip(arrays[name].shape[1:], info["shape"][1:], strict=False)
+        same = len(arrays[name].shape) == len(info["shape"])
+        if not same or any(size not in (None, got) for got, size in sizes):
+            return f"{name} has samples of shape {arrays[name].shape[1:]}, not {info['shape'][1:]}"
+    return ""
+
+
+def _measured(
+    content: dict[str, Any],
+    measured: dict[str, dict[str, Any]],
+    problems: dict[str, str],
+    stored: Stored,
+) -> tuple[dict[str, Any], list[str]]:
+    """The manifest with nothing in it but what was measured now, and the problems as sentences.
+
+    Of what cannot be measured without the Keras model, such as its latency, nothing is said.
+    """
+    limit, problems = content["settings"]["max_drop"], dict(problems)
+    rows = []
+    for said in content["artifacts"]:
+        kept = {key: said[key] for key in ("format", "precision", "status", "stage", "reason")}
+        row = {**kept, "flags": [], "notes": [], "file": said["file"], "bytes": None, "batch": None}
+        if said["file"] is not None:
+            now = measured[said["file"]]
+            row["sha256"] = said["sha256"]
+            row.update({key: now[key] for key in _MEASURED if key in now})
+            if "signature" in now:
+                fixed = all(isinstance(t["shape"][0], int) for t in now["signature"]["inputs"])
+                row["batch"] = "static" if fixed else "dynamic"
+        rows.append(row)
+    # A file that was over its limit on all of the evaluation data may not be on those that are
+    # stored, and the other way round: only what chance does not explain counts then.
+    whole = content["evaluation"]["samples"] == stored.count
+    fresh = [{**row, "status": "passed"} for row in rows]
+    budget.judge(fresh, limit if whole else None, content["model"]["quantization_aware"])
+    for row, judged in zip(rows, fresh, strict=True):
+        if row["bytes"] is None:
             continue
-        fault = _fault(row, measured[row["file"]], content["evaluation"]["stored"])
-        if fault:
-            problems.append(f"{row['file']}: {fault}")
-            row.update(status="failed", stage="verify", reason=fault)
-            if content["best"] == row["file"]:
-                content["best"] = None
-    return Report(folder, content, problems)
+        row.update({key: judged[key] for key in _JUDGED if key in judged})
+        failed = judged["reason"] if judged["status"] == "failed" else ""
+        failed = failed or ("" if whole or limit is None else _over(row, limit, stored.count))
+        if failed and row["status"] == "passed":
+            problems.setdefault(row["file"], f"it is recorded as passed, and {failed}")
+    for row in rows:
+        if row["file"] in problems:
+            row.update(status="failed", stage="verify", reason=problems[row["file"]])
+    evaluation = {
+        **content["evaluation"],
+        "samples": stored.count,
+        "labeled": stored.labeled,
+        "kinds": stored.kinds,
+    }
+    result = {
+        **{key: content[key] for key in ("schema", "model", "settings")},
+        "keras": {"accuracy": stored.accuracy},
+        "teacher": None,
+        "evaluation": evaluation,
+        "calibration": None,
+        "artifacts": rows,
+        "layers": {},
+        "best": budget.best(rows, content["settings"]["objective"]),
+        "history": None,
+        "versions": manifest.versions(),
+    }
+    return result, [f"{name}: {fault}" for name, fault in problems.items()]
+
+
+_MEASURED = (
+    *("metrics", "check", "bytes", "gzip_bytes", "signature", "contents", "latency_ms"),
+    "latency_low_ms",
+)
+_JUDGED = ("drop", "worst_output", "flags")
+
+
+def _over(row: dict[str, Any], limit: float, samples: int) -> str:
+    for name, output in row["metrics"]["outputs"].items():
+        if output["drop"] is None or output["agreement"] is None:
+            continue
+        # Three standard errors of the difference of two shares on these samples.
+        chance = 3 * math.sqrt(max(0.0, 1 - output["agreement"]) / samples)
+        if output["drop"] > limit + chance:
+            return (
+                f"at output `{name}` it loses {100 * output['drop']:.2f} points of accuracy on the "
+                f"stored samples, where max_drop allows {100 * limit:g}"
+            )
+    return ""
 
 
 _SIGNATURE = ("structure", "inputs", "outputs")
@@ -74,24 +267,57 @@ _SIGNATURE = ("structure", "inputs", "outputs")
 ManifestError = manifest.ManifestError
 
 
-def _fault(row: dict[str, Any], fresh: dict[str, Any], samples: int) -> str:
+def _difference(
+    row: dict[str, Any], fresh: dict[str, Any], content: dict[str, Any], samples: int
+) -> str:
+    """What a file is or answers otherwise than recorded; empty if nothing."""
     if "error" in fresh:
         return str(fresh["error"])
-    before, now = row["check"], manifest.plain(fresh["check"])
-    for output, was in before["outputs"].items():
-        where = f" at output `{output}`" if len(before["outputs"]) > 1 else ""
+    if fresh["bytes"] != row["bytes"]:
+        return f"it has {fresh['bytes']} bytes, and {row['bytes']} are recorded"
+    if fresh["signature"] != row["signature"]:
+        return "its inputs and outputs are not the recorded ones"
+    recorded = [row["check"]]
+    if content["evaluation"]["samples"] == samples:
+        # All samples travel with the files: then both say the same.
+        recorded.append(row["metrics"])
+    for before in recorded:
+        found = _other_answers(before, fresh["check"], samples)
+        if found:
+            return found
+    return ""
+
+
+def _other_answers(before: dict[str, Any], now: dict[str, Any], samples: int) -> str:
+    if set(before["outputs"]) != set(now["outputs"]):
+        return (
+            f"its outputs are {sorted(now['outputs'])}, and figures are recorded for "
+            f"{sorted(before['outputs'])}"
+        )
+    several = len(before["outputs"]) > 1
+    pairs = [(before, now, "")]
+    pairs += [
+        (was, now["outputs"][name], f" at output `{name}`" if several else "")
+        for name, was in before["outputs"].items()
+    ]
+    for was, got, where in pairs:
         for name in ("accuracy", "agreement"):
             # Another processor may round one sample the other way; more is a different behavior.
-            new = now["outputs"][output][name]
-            if was[name] is not None and abs(new - was[name]) > 1.5 / samples:
+            missing = was[name] is None or got[name] is None
+            if missing and was[name] is not got[name]:
+                return f"its {name}{where} is recorded as {was[name]}, and is {got[name]}"
+            if not missing and abs(got[name] - was[name]) > 1.5 / samples:
                 return (
-                    f"its {name}{where} on the stored samples is {100 * new:.2f} %, and was "
+                    f"its {name}{where} on the stored samples is {100 * got[name]:.2f} %, and was "
                     f"{100 * was[name]:.2f} % when it was exported"
                 )
-    if before["finite"] and (
-        not now["finite"]
-        or now["relative"] > max(2 * before["relative"], before["relative"] + 1e-3)
-    ):
+    if before["finite"] != now["finite"]:
+        return (
+            f"its answers are {'finite' if now['finite'] else 'NaN or infinite'}, as not recorded"
+        )
+    was, got = before["relative"], now["relative"]
+    # Not finite numbers are none in JSON.
+    if was is not None and (got is None or got > max(2 * was, was + 1e-3)):
         return (
             f"its outputs differ from the Keras model's by {now['worst']}, and by "
             f"{before['worst']:.3g} when it was exported"

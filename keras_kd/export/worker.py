@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .writing import write_file
+from . import limits
+from .writing import disk_fault, write_file
 
 
 def main(folder: Path) -> None:
@@ -39,11 +40,14 @@ def main(folder: Path) -> None:
         began = time.perf_counter()
         try:
             result = work(task)
+        except MemoryError:
+            result = {"error": _no_memory(job), "crashed": False}
         except Exception as error:
             traceback.print_exc()
             result = {"error": _reason(error), "crashed": False}
-            if isinstance(error, OSError) and error.errno is not None:
-                result["errno"] = error.errno
+            full = disk_fault(error)
+            if full is not None:
+                result["errno"] = full
         result["seconds"] = time.perf_counter() - began
         write_file(folder / f"{task['id']}.json", json.dumps(result))
         (folder / "current").unlink()
@@ -63,6 +67,12 @@ def _worker(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return Measurer(job).measure
 
 
+def _no_memory(job: dict[str, Any]) -> str:
+    most = job.get("memory")
+    known = "" if most is None else f", of which {most / 1e9:.1f} GB were free"
+    return f"it asks for more memory than this machine has{known}"
+
+
 def _reason(error: Exception) -> str:
     # Converters raise with pages of MLIR; the line with "error:" is the one that says why.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -74,4 +84,6 @@ def _reason(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    box = Path(sys.argv[1])
+    limits.begin(json.loads((box / "job.json").read_text()).get("memory"))
+    main(box)

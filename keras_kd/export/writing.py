@@ -1,10 +1,16 @@
-"""Files that a reader sees whole or not at all."""
+"""Files that a reader sees whole or not at all, and what is said where a disk is full."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def write_file(path: str | os.PathLike[str], content: str | bytes) -> Path:
@@ -22,20 +28,92 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> Path:
     """
     path = Path(path)
     blob = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(blob)
-        # mkstemp makes files that nobody else may read.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        handle = os.open(temporary, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_BINARY", 0))
+        with os.fdopen(handle, "wb", buffering=0) as file:
+            view = memoryview(blob)
+            while view:
+                view = view[file.write(view) :]
+            os.fsync(file.fileno())
     return path
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the name of a new, empty file beside `path` that takes its name at the end.
+
+    The name cannot be guessed, no link is followed, and the file has the rights that the process
+    gives to all its files.
+
+    Args:
+        path: The file that is to be; its folder must exist.
+
+    Raises:
+        OSError: If the folder is missing or cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix}")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        os.close(os.open(temporary, flags, 0o666))
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, Exception) and disk_fault(error) is not None:
+            raise explained(error, f"`{path}`") from error
+        raise
+
+
+def disk_fault(error: BaseException) -> int | None:
+    """Return the number of the error behind an error, if it is that a disk is full.
+
+    What closes a half-written file often fails as well, and its error takes the place of the one
+    that says why; libraries in C say it in their text alone.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        One of `ENOSPC`, `EDQUOT` and `EFBIG`, or `None`.
+    """
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, OSError) and one.errno in _FULL:
+            return one.errno
+        text = str(one)
+        for number in _FULL:
+            if f"errno = {number}," in text:
+                return number
+        if os.strerror(errno.ENOSPC) in text:
+            return errno.ENOSPC
+        waiting += [one.__cause__, one.__context__]
+    return None
+
+
+def explained(error: BaseException, what: str) -> BaseException:
+    """Return what is raised in place of an error of the disk; others come back as they are.
+
+    Args:
+        error: Any exception.
+        what: What could not be written, such as "the export to `out`".
+    """
+    full = disk_fault(error)
+    if full is not None:
+        return OSError(
+            full,
+            f"The disk is full, so {what} was not written and nothing of it was left behind. Free "
+            "some space or choose another folder",
+        )
+    if isinstance(error, OSError) and error.errno in _CLOSED:
+        return PermissionError(
+            error.errno,
+            f"{what[0].upper()}{what[1:]} cannot be written ({error.strerror}). Choose another "
+            "folder",
+        )
+    return error

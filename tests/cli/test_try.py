@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -800,3 +801,49 @@ def cells(chromium):
 def softmax(logits):
     powers = np.exp(np.float64(logits) - np.max(logits))
     return powers / powers.sum()
+
+
+def test_hundreds_of_idle_connections_keep_nobody_out(server):
+    before = threading.active_count()
+    idle = []
+    try:
+        for i in range(400):
+            one = socket.create_connection(("127.0.0.1", server.server_port), timeout=20)
+            # Some say half of a request and fall silent.
+            one.sendall(b"GET / HTTP/1.1\r\nHost:" if i % 2 else b"")
+            idle.append(one)
+            if i % 100 == 99:
+                assert request(server, "/try.json")[0].status == 200
+        assert threading.active_count() - before <= 100
+        assert request(server, "/files/digits_int8.onnx")[0].status == 200
+    finally:
+        for one in idle:
+            one.close()
+
+
+def test_a_connection_that_says_nothing_is_ended(server, monkeypatch):
+    monkeypatch.setattr(try_page._Handler, "timeout", 0.2)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as one:
+        assert one.recv(1) == b""
+
+
+def test_a_body_that_never_comes_is_not_waited_for(taught, monkeypatch):
+    monkeypatch.setattr(try_page._Handler, "timeout", 0.2)
+    said = request(
+        taught, "/reference", "POST", b"{", Content_Type="application/json", Content_Length="9"
+    )
+    assert said[0].status == 408
+
+
+def test_many_requests_over_few_places_are_all_answered(packages):
+    with serving(packages) as server:
+        server._connections._most = 4
+        kept = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+        host = {"Host": f"127.0.0.1:{server.server_port}"}
+        for _ in range(3):
+            # One connection, one request after the other.
+            kept.request("GET", "/try.json", headers=host)
+            assert kept.getresponse().read()
+        for i in range(12):
+            assert request(server, f"/samples/{i}")[0].status == 200
+        kept.close()

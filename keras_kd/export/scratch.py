@@ -1,0 +1,195 @@
+"""Folders that last as long as the process that works in them, however it ends.
+
+Beside each lies a file that its process keeps locked. A lock is the one thing that the system takes
+back from any process, killed ones too: a folder whose file can be locked belongs to nobody, and the
+next one to make such a folder removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_MARK = b"keras_kd: a folder of the same name is at work while this file is locked.\n"
+_WAIT = 5.0
+
+
+class BusyError(OSError):
+    """Another process works in a folder of this kind."""
+
+
+@contextlib.contextmanager
+def held_folder(parent: Path, prefix: str, *, alone: bool = False) -> Iterator[Path]:
+    """Make a folder that goes when the block ends, and with it those of dead processes.
+
+    Args:
+        parent: Where it is made.
+        prefix: First part of its name; folders of the same prefix are looked at.
+        alone: Whether no other process may have one of the same prefix.
+
+    Raises:
+        BusyError: If another one is at work and `alone` is set.
+        OSError: If it cannot be made.
+    """
+    with ended_by_signals():
+        with _one_at_a_time(parent):
+            busy = _clear(parent, prefix)
+            if busy and alone:
+                raise BusyError(f"another process is at work there ({busy})")
+            folder = parent / f"{prefix}{secrets.token_hex(_LETTERS // 2)}"
+            lock = folder.with_name(f"{folder.name}.lock")
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600)
+            with contextlib.suppress(OSError):
+                # A disk without locks keeps what dies on it; nothing else depends on them.
+                locked(handle)
+        try:
+            os.write(handle, _MARK)
+            folder.mkdir(mode=0o700)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            # The name goes while the lock is held: nobody may find it free and another's.
+            with contextlib.suppress(OSError):
+                lock.unlink()
+            os.close(handle)
+
+
+def working_folder() -> contextlib.AbstractContextManager[Path]:
+    """Make such a folder where the system keeps what is temporary.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    return held_folder(Path(tempfile.gettempdir()), "keras-kd-")
+
+
+_LETTERS = 12
+LOCK = re.compile(rf"\..+-[0-9a-f]{{{_LETTERS}}}(\.lock)?")
+"""Names of such folders and their locks, where their prefix is `.NAME-`."""
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+def locked(handle: int) -> None:
+    """Lock an open file until it is closed or the process ends.
+
+    Raises:
+        OSError: If somebody else holds the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt  # Windows has no `fcntl`.
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _clear(parent: Path, prefix: str) -> str:
+    """Remove the folders of dead processes; returns the name of one that is alive, if any."""
+    alive = ""
+    of_prefix = re.compile(rf"{re.escape(prefix)}[0-9a-f]{{{_LETTERS}}}\.lock")
+    try:
+        names = [name for name in os.listdir(parent) if of_prefix.fullmatch(name)]
+    except OSError:
+        return ""
+    for name in sorted(names):
+        path = parent / name
+        try:
+            handle = os.open(path, os.O_RDWR | _NO_LINK | getattr(os, "O_NONBLOCK", 0))
+        except OSError:
+            continue
+        try:
+            about = os.fstat(handle)
+            mine = sys.platform == "win32" or about.st_uid == os.getuid()
+            if not stat.S_ISREG(about.st_mode) or not mine:
+                continue
+            try:
+                locked(handle)
+            except (BlockingIOError, PermissionError):
+                alive = name.removesuffix(".lock")
+                continue
+            except OSError:
+                # A disk without locks: nobody can tell, and nothing is touched.
+                continue
+            # Only what this module wrote is a lock of its own; a process that died between the
+            # two has left an empty one.
+            if os.read(handle, len(_MARK) + 1) in (_MARK, b""):
+                shutil.rmtree(path.with_name(name.removesuffix(".lock")), ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        finally:
+            os.close(handle)
+    return alive
+
+
+@contextlib.contextmanager
+def _one_at_a_time(parent: Path) -> Iterator[None]:
+    # Two that begin at once would each see no other. Folders can be locked on the systems that
+    # many processes share; elsewhere what is looked at again at the end must do.
+    handle = None
+    with contextlib.suppress(OSError):
+        handle = os.open(parent, os.O_RDONLY)
+    try:
+        end = time.monotonic() + _WAIT
+        while handle is not None and time.monotonic() < end:
+            try:
+                locked(handle)
+            except (BlockingIOError, PermissionError):
+                time.sleep(0.01)
+            except OSError:
+                break
+            else:
+                break
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__
+)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that what it began is cleared away.
+
+    Python dies of them at once otherwise. A handler of the caller's own stays, and so does the
+    system's in threads other than the first, where Python sets none.
+
+    Raises:
+        SystemExit: With 128 and the number of the signal, 143 for SIGTERM.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    taken = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+
+    def stop(number: int, frame: FrameType | None) -> Any:
+        # A second one must not cut the clearing short.
+        for each in taken:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    try:
+        for number in taken:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

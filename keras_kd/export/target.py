@@ -1,0 +1,96 @@
+"""The folder that an export goes to: what it may hold before, and what an export may replace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from keras_kd import folders
+
+from . import manifest
+from .scratch import LOCK
+
+_LENGTH = 16
+_ASIDE = re.compile(rf".+\.([0-9a-f]{{{_LENGTH}}})\.(tflite|onnx|npz)")
+
+
+def check_folder(target: Path, overwrite: bool) -> None:
+    """Refuse a folder that cannot be written to, or is not empty, before any work.
+
+    Args:
+        target: The folder, which may not exist yet.
+        overwrite: Whether it may hold files.
+
+    Raises:
+        FileExistsError: If it is not empty, or a `manifest.json` in it, as that of a teacher's
+            cache, is not an export's to replace.
+        NotADirectoryError: If it, or what it would lie in, is a file.
+        PermissionError: If it cannot be written to.
+    """
+    existing = target
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(
+            f"`{existing}` is a file, so nothing can be exported to `{target}`. Choose a folder."
+        )
+    if target.exists() and not overwrite and _holds_something(target):
+        raise FileExistsError(
+            f"The folder `{target}` is not empty. Choose another one, or pass `overwrite=True` "
+            "(`--overwrite` on the command line) to replace an earlier export."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"The folder `{existing}` cannot be written to. Choose another one or change its "
+            "permissions."
+        )
+    folders.require_no_cache(target)
+    # A damaged manifest still lies beside the samples that every export writes.
+    if folders.holds(target) == "other" and not (target / "evaluation.npz").is_file():
+        raise FileExistsError(
+            f"The `{manifest.FILE}` in `{target}` is none that `keras_kd.export` wrote, and an "
+            "export would replace it. Choose another folder, or move that file away."
+        )
+
+
+def check_names_free(target: Path, names: Iterable[str]) -> None:
+    """Refuse a folder in which something that is no file has a name that is needed.
+
+    Raises:
+        FileExistsError: Naming it.
+    """
+    for name in names:
+        path = target / name
+        if os.path.lexists(path) and (path.is_dir() or not (path.is_file() or path.is_symlink())):
+            raise FileExistsError(
+                f"`{path}` is in the way of a file of that name, and is no file itself. Remove it, "
+                "or choose another folder."
+            )
+
+
+def aside(name: str, sha256: str) -> str:
+    """Return the name under which a file comes in while its own one may be taken."""
+    path = Path(name)
+    return f"{path.stem}.{sha256[:_LENGTH]}{path.suffix}"
+
+
+def left_behind(target: Path) -> set[str]:
+    """Return the files that a killed export brought in: their names say a part of their hash."""
+    found = set()
+    for name in os.listdir(target):
+        match = _ASIDE.fullmatch(name)
+        path = target / name
+        if match and path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError, ValueError):
+                if manifest.digest(path).startswith(match[1]):
+                    found.add(name)
+    return found
+
+
+def _holds_something(target: Path) -> bool:
+    names = {name for name in os.listdir(target) if not LOCK.fullmatch(name)}
+    # Without a manifest they belong to an export that was killed before it had one.
+    return bool(names) and (manifest.FILE in names or bool(names - left_behind(target)))

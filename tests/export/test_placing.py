@@ -1,0 +1,307 @@
+"""Putting an export in place: whatever moment it is stopped at, the folder holds a whole one."""
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from keras_kd.export import manifest, scratch, staging, target
+
+DIGITS = Path(__file__).parents[2] / "exported" / "digits"
+STEPS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the package may catch it and go on."""
+
+
+def staged(folder, suffix, precisions):
+    """The files of an export with those precisions, told apart by what they hold."""
+    folder.mkdir()
+    content = manifest.read(DIGITS)
+    row = next(row for row in content["artifacts"] if row["format"] == "tflite")
+    content["artifacts"] = []
+    for precision in precisions:
+        name = f"m_{precision}.tflite"
+        (folder / name).write_bytes(f"{precision} {suffix}".encode())
+        digest = manifest.digest(folder / name)
+        content["artifacts"].append({**row, "precision": precision, "file": name, "sha256": digest})
+    (folder / "evaluation.npz").write_bytes(f"samples {suffix}".encode())
+    content["evaluation"]["sha256"] = manifest.digest(folder / "evaluation.npz")
+    content["best"] = content["artifacts"][0]["file"]
+    content["settings"]["opset"] = 17 if suffix == "old" else 18
+    return {key: value for key, value in content.items() if key != "seal"}
+
+
+def which(folder):
+    """`"old"` or `"new"`, after every file has been compared with the manifest."""
+    content = manifest.read(folder)
+    manifest.check_files(folder, content)
+    texts = {(folder / name).read_text().split()[1] for name in staging.first_names(content)}
+    assert len(texts) == 1
+    (suffix,) = texts
+    assert content["settings"]["opset"] == (17 if suffix == "old" else 18)
+    wanted = {"old": {"int8", "float16"}, "new": {"int8", "float32"}}[suffix]
+    assert {row["precision"] for row in content["artifacts"]} == wanted
+    return suffix
+
+
+@contextlib.contextmanager
+def stop_at(monkeypatch, step, after, clear):
+    """Die at the given call of the file system, before or after it; counts from 0."""
+    calls = []
+    with monkeypatch.context() as patched:
+        for name in STEPS:
+            real = getattr(os, name)
+
+            def call(*arguments, real=real, **options):
+                calls.append(real)
+                if len(calls) > step + 1 or (len(calls) == step + 1 and not after):
+                    # A dead process clears nothing, an interrupted one may.
+                    if len(calls) > step + 1 and clear:
+                        return real(*arguments, **options)
+                    raise Killed
+                result = real(*arguments, **options)
+                if len(calls) == step + 1:
+                    raise Killed
+                return result
+
+            patched.setattr(os, name, call)
+        yield calls
+
+
+@pytest.mark.parametrize("clear", [False, True], ids=["killed", "interrupted"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("earlier", ["old", "foreign", "empty", "none"])
+def test_every_moment_finds_a_whole_export(tmp_path, monkeypatch, earlier, after, clear):
+    # Nobody pulls the plug here, and waiting for the disk takes longer than all the rest.
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    for step in range(200):
+        folder = tmp_path / f"{step}"
+        folder.mkdir()
+        goal = folder / "out"
+        if earlier != "none":
+            goal.mkdir()
+        if earlier == "old":
+            content = staged(folder / "first", "old", ["int8", "float16"])
+            staging.place(folder / "first", goal, content, overwrite=False)
+            assert which(goal) == "old"
+        if earlier in ("old", "foreign"):
+            (goal / "notes.txt").write_text("mine")
+        if earlier == "foreign":
+            (goal / "m_int8.tflite").write_text("somebody's")
+        content = staged(folder / "second", "new", ["int8", "float32"])
+        ended = False
+        overwrite = earlier in ("old", "foreign")
+        with stop_at(monkeypatch, step, after, clear), contextlib.suppress(Killed):
+            staging.place(folder / "second", goal, content, overwrite=overwrite)
+            ended = True
+        if earlier == "old":
+            assert which(goal) in ("old", "new")
+        elif (goal / manifest.FILE).exists():
+            assert which(goal) == "new"
+        elif earlier == "foreign":
+            assert (goal / "m_int8.tflite").read_text() == "somebody's"
+        elif clear and not ended:
+            assert not goal.exists() or list(goal.iterdir()) == []
+        # The next export finds nothing in its way and leaves nothing of this one.
+        content = staged(folder / "third", "new", ["int8", "float32"])
+        again = earlier in ("old", "foreign") or (goal / manifest.FILE).exists()
+        staging.place(folder / "third", goal, content, overwrite=again)
+        assert which(goal) == "new"
+        names = {"m_int8.tflite", "m_float32.tflite", "evaluation.npz", manifest.FILE}
+        names |= {"notes.txt"} if earlier in ("old", "foreign") else set()
+        assert set(os.listdir(goal)) == names
+        shutil.rmtree(folder)
+        if ended:
+            break
+    assert ended
+    assert step >= (10 if earlier != "none" else 4)
+
+
+def test_a_long_name_is_no_obstacle_and_a_like_one_no_other(tmp_path):
+    with staging.staging(tmp_path / "out-2"), staging.staging(tmp_path / "out"):
+        assert len(os.listdir(tmp_path)) == 4
+    with staging.staging(tmp_path / ("ü" * 120)) as stage:
+        assert stage.is_dir()
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_stage_of_a_dead_process_goes_with_the_next_export(tmp_path):
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom keras_kd.export import staging\n"
+        "with staging.staging(Path(sys.argv[1])) as stage:\n"
+        "    (stage / 'half').write_text('x')\n    os._exit(9)\n"
+    )
+    goal = tmp_path / "out"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, str(goal)], check=False)
+    left = os.listdir(tmp_path)
+    # The second has cleared what the first left behind.
+    assert len(left) == 2
+    mine = tmp_path / ".out-keep"
+    mine.mkdir()
+    (tmp_path / ".out-0123456789ab.lock").write_text("a file of somebody's, not locked")
+    (tmp_path / ".out-0123456789ab").mkdir()
+    with staging.staging(goal):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [
+        ".out-0123456789ab",
+        ".out-0123456789ab.lock",
+        ".out-keep",
+    ]
+
+
+def test_a_link_at_the_place_of_a_lock_is_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_bytes(scratch._MARK)
+    (tmp_path / ".out-0123456789ab.lock").symlink_to(precious)
+    (tmp_path / ".out-0123456789ab").mkdir()
+    with staging.staging(tmp_path / "out"):
+        pass
+    assert precious.read_bytes() == scratch._MARK
+    assert (tmp_path / ".out-0123456789ab").is_dir()
+
+
+def test_two_exports_into_one_folder_are_one_and_an_error(tmp_path):
+    goal = tmp_path / "out"
+    with staging.staging(goal) as stage:
+        with (
+            pytest.raises(FileExistsError, match="Another export is being written"),
+            staging.staging(goal),
+        ):
+            raise AssertionError("two stages at once")
+        content = staged(stage / "files", "new", ["int8", "float32"])
+        # Somebody else has put one there by other means.
+        other = staged(tmp_path / "other", "old", ["int8", "float16"])
+        staging.place(tmp_path / "other", goal, other, overwrite=False)
+        with pytest.raises(FileExistsError, match="is not empty"):
+            staging.place(stage / "files", goal, content, overwrite=False)
+    assert which(goal) == "old"
+
+
+def test_what_an_export_does_not_replace(tmp_path):
+    cache, foreign, damaged = (tmp_path / name for name in ("cache", "foreign", "damaged"))
+    for folder in (cache, foreign, damaged):
+        folder.mkdir()
+    (cache / manifest.FILE).write_text('{"format": "keras_kd.cache"}')
+    (foreign / manifest.FILE).write_text('{"name": "a web app", "icons": []}')
+    (damaged / manifest.FILE).write_text('{"schema": 1, "artif')
+    (damaged / "evaluation.npz").write_text("x")
+    with pytest.raises(FileExistsError, match="holds a teacher's cache"):
+        target.check_folder(cache, True)
+    with pytest.raises(FileExistsError, match="is none that `keras_kd.export` wrote"):
+        target.check_folder(foreign, True)
+    target.check_folder(damaged, True)
+    (damaged / "m_int8.tflite").mkdir()
+    with pytest.raises(FileExistsError, match="m_int8.tflite` is in the way"):
+        target.check_names_free(damaged, ["m_float32.tflite", "m_int8.tflite"])
+
+
+def test_a_full_disk_is_told_whatever_error_takes_its_place(tmp_path):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def closing():
+        try:
+            full()
+        finally:
+            raise ValueError(
+                "Can't close the ZIP file while there is an open writing handle on it."
+            )
+
+    def in_text():
+        raise RuntimeError("Can't decrement id ref count (... errno = 28, error message = ...)")
+
+    for fail in (full, closing, in_text):
+        with (
+            pytest.raises(OSError, match=r"disk is full.*Free some space") as caught,
+            staging.staging(tmp_path / "deep" / "out"),
+        ):
+            fail()
+        assert caught.value.errno == errno.ENOSPC
+        assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="a bug"), staging.staging(tmp_path / "out"):
+        raise ValueError("a bug")
+
+
+EXPORTING = textwrap.dedent(
+    """
+    import sys
+    import keras, numpy as np
+    import keras_kd.export
+    x = np.random.default_rng(0).random((8, 4)).astype("float32")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+
+    def wait(stage, done, total):
+        print(stage, flush=True)
+
+    keras_kd.export(
+        model, sys.argv[1], "onnx", "float32", evaluation=x, progress=wait, overwrite=True
+    )
+    """
+)
+
+
+def children(pid):
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found.add(int(path.parent.name))
+    return found
+
+
+def alive(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are read in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_export_that_is_ended_leaves_nothing_at_work(tmp_path, number):
+    goal, temporary = tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", EXPORTING, str(goal)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    # The callback is told before the worker starts.
+    while process.stdout.readline() != "convert\n":
+        assert process.poll() is None
+    end = time.monotonic() + 60
+    while not (workers := children(process.pid)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(number)
+    code = process.wait(60)
+    process.stdout.close()
+    end = time.monotonic() + 60
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < end, "the worker runs on"
+        time.sleep(0.05)
+    if number == signal.SIGTERM:
+        assert code == 143
+        assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+        assert list(temporary.iterdir()) == []
+    else:
+        assert code == -signal.SIGKILL
+        assert len(list(tmp_path.glob(".out-*"))) == 2
+        with staging.staging(goal):
+            assert len(list(tmp_path.glob(".out-*"))) == 2
+        with scratch.held_folder(temporary, "keras-kd-"):
+            assert len(list(temporary.glob("keras-kd-*"))) == 2
+        assert list(temporary.glob("keras-kd-*")) == []
