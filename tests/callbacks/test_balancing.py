@@ -452,8 +452,9 @@ def test_a_joined_batch_of_a_cached_teacher(tmp_path):
     cached = kd.teachers.CachedTeacher(tmp_path / "cache")
     live = compiled(mlp(name="student"), teacher)
     distiller = compiled(live.student, cached)
-    with pytest.raises(ValueError, match="`CachedTeacher`"):
-        distiller.fit(x, y, verbose=0, callbacks=[LossBalancing()])
+    joined = cached.join(tf.data.Dataset.from_tensor_slices((x, y)).batch(12))
+    with pytest.raises(ValueError, match=r"`data=next\(iter\(cached.join\(dataset\)\)\)`"):
+        distiller.fit(joined, verbose=0, callbacks=[LossBalancing()])
     batch = next(iter(cached.join(tf.data.Dataset.from_tensor_slices((x, y)).batch(12))))
     distiller.fit(x, y, verbose=0, callbacks=[LossBalancing("gradient_norm", data=batch)])
     measured, expected = distiller.gradient_norms(batch), live.gradient_norms((x, y))
