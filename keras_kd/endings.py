@@ -173,6 +173,13 @@ def _traced(tensor: Any, known: dict[int, Output]) -> Output:
     if len(inputs) == 1 and _passes_on(operation):
         return _made_by(inputs[0], known)
     told = _from_operation(operation, history.tensor_index)
+    if isinstance(operation, (keras.layers.Activation, _operations().sigmoid)):
+        # It acts on each number by itself, wherever the units lie.
+        axis = _made_by(inputs[0], known).axis
+        return told._replace(axis=axis) if told.kind == "sigmoid" else told
+    if isinstance(operation, keras.layers.Softmax) and len(inputs) > 1:
+        # A mask, beside which logits do not tell which classes there are.
+        return MADE_OF_PROBABILITIES
     if told is not UNKNOWN or not inputs or not _is_weightless(operation):
         return told
     before = [_made_by(each, known) for each in inputs]
@@ -242,19 +249,22 @@ def _from_operation(operation: Any, index: int) -> Output:
 
 def _by_activation(layer: Any, activation: Any) -> Output:
     """How a layer with an activation of its own makes its output."""
+    if isinstance(layer, keras.layers.RNN):
+        # Its activation acts inside the cell, at every step.
+        return UNKNOWN
     # Compared by identity: a function of the user's own may bear the same name.
     if isinstance(activation, keras.layers.Softmax):
         return Output("softmax", Tap(layer, "preactivation"), activation.axis)
     if any(activation is function for function in _SOFTMAX):
         return Output("softmax", Tap(layer, "preactivation"))
+    axis = 1 if getattr(layer, "data_format", None) == "channels_first" else -1
     if any(activation is function for function in _SIGMOID):
-        return Output("sigmoid", Tap(layer, "preactivation"))
+        return Output("sigmoid", Tap(layer, "preactivation"), axis)
     if any(activation is function for function in _LOG_SOFTMAX):
         return LOGITS
     # Weights of its own make any number of any input, if nothing bounds it afterwards.
     if activation is keras.activations.linear and layer.weights:
-        first = getattr(layer, "data_format", None) == "channels_first"
-        return LOGITS._replace(axis=1) if first else LOGITS
+        return LOGITS._replace(axis=axis)
     return UNKNOWN
 
 

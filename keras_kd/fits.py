@@ -115,7 +115,13 @@ def not_of_labels(loss: Any) -> None:
 
 
 def name_the_loss(
-    student: str, output: str | None, units: int | None, kind: str, loss: Any, regression: bool
+    student: str,
+    output: str | None,
+    units: int | None,
+    kind: str,
+    loss: Any,
+    regression: bool,
+    own: Any = None,
 ) -> None:
     """Raise `ValueError` where nothing tells which distillation loss an output needs.
 
@@ -125,27 +131,30 @@ def name_the_loss(
         units: How many units it has.
         kind: How it ends.
         loss: Its hard loss.
-        regression: Whether that is the loss of a regression.
+        regression: Whether the loss that tells is that of a regression.
+        own: The loss that the teacher was compiled with.
     """
     whose = f"The student `{student}`" + (f", output `{output}`," if output is not None else "")
     end = f"{kind} " if kind in ("softmax", "sigmoid") else "linear " if kind == "logits" else ""
     many = "one" if units == 1 else str(units or "several")
     what = f"has {many} {end}output unit{'s' if units != 1 else ''}"
-    if loss is None:
-        why = "no hard loss that says what they mean"
+    if loss is None and regression:
+        why = f"the teacher was compiled with `loss={_loss_name(own)!r}`, that of a regression"
+    elif loss is None:
+        why = "no hard loss says what that means"
     elif regression:
         why = f"`loss={_loss_name(loss)!r}` is that of a regression"
     else:
-        why = f"`loss={_loss_name(loss)!r}` does not say whether they are classes"
+        why = f"`loss={_loss_name(loss)!r}` does not say whether it classifies"
     others = "`keras_kd.losses.BinarySoftTargets()` for two classes"
     if units != 1:
         others = (
             "`keras_kd.losses.SoftTargets()` for exclusive classes, "
             "`keras_kd.losses.BinarySoftTargets()` for independent ones"
         )
-    how = f"`distillation_loss={{{output!r}: ...}}`" if output is not None else "distillation loss"
+    how = "the distillation loss" if output is None else f"`distillation_loss={{{output!r}: ...}}`"
     raise ValueError(
-        f"{whose} {what}, and {why}. Name the {how}: `keras_kd.losses.LogitMSE()` for a "
+        f"{whose} {what}, and {why}. Name {how}: `keras_kd.losses.LogitMSE()` for a "
         f"regression, {others}."
     )
 
@@ -252,9 +261,10 @@ def output_order(ours: Any, theirs: Any, read: Sequence[int]) -> list[int | None
     missing = [mine[i] for i in read if order[i] is None]
     if not missing:
         return order
+    both = next((name for name in mine if name in other), "name")
     advice = (
-        "Name them alike, or give the outputs that both have: "
-        f"`distillation_loss={{{mine[0]!r}: ...}}`."
+        "Name them alike, or give losses to the outputs that both have: "
+        f"`distillation_loss={{{both!r}: ...}}`."
     )
     if by_name:
         raise ValueError(

@@ -24,20 +24,20 @@ _BY_KIND = {"softmax": CLASSES, "sigmoid": INDEPENDENT}
 
 @cache
 def _by_function() -> dict[Any, str]:
-    """What the losses of Keras are between. Others, as `dice`, serve several kinds."""
+    """What the losses of Keras are between.
+
+    Others serve several kinds, as `dice`, or margins that are no logits, as `hinge`.
+    """
     losses = keras.losses
     return {
         losses.sparse_categorical_crossentropy: CLASSES,
         losses.categorical_crossentropy: CLASSES,
         losses.categorical_focal_crossentropy: CLASSES,
         losses.categorical_generalized_cross_entropy: CLASSES,
-        losses.categorical_hinge: CLASSES,
         losses.kl_divergence: CLASSES,
         losses.ctc: CLASSES,
         losses.binary_crossentropy: INDEPENDENT,
         losses.binary_focal_crossentropy: INDEPENDENT,
-        losses.hinge: INDEPENDENT,
-        losses.squared_hinge: INDEPENDENT,
         losses.mean_squared_error: VALUES,
         losses.mean_absolute_error: VALUES,
         losses.mean_absolute_percentage_error: VALUES,

@@ -33,6 +33,16 @@ class Match(NamedTuple):
     units: list[str]
     decides: list[bool]
 
+    @property
+    def teacher_units(self) -> list[str]:
+        """The same as `units` for each output of the teacher; classes where nobody reads it."""
+        places = [i for i in self.order if i is not None]
+        found = [meaning.CLASSES] * (max(places, default=-1) + 1)
+        for i, unit in zip(self.order, self.units):
+            if i is not None:
+                found[i] = unit
+        return found
+
     def counterpart(self, output: int) -> int:
         """The teacher's flat output that answers an output that is distilled."""
         index = self.order[output] if output < len(self.order) else output
@@ -110,6 +120,7 @@ def default_loss(student: Any, teacher: Any, hard: Any) -> Any:
                 _kind(student.kinds(), i),
                 each[i],
                 told == meaning.VALUES,
+                None if order[i] is None else teacher.own_loss(order[i]),
             )
         chosen.append(BinarySoftTargets() if told == meaning.INDEPENDENT else SoftTargets())
     if len(chosen) == 1:
@@ -266,8 +277,8 @@ def _require_fit(
                 fits.classes_are_last(transfer, hard, shapes[place])
     if len(known) == 2:
         fits.same_classes(known[1], known[0])
-    regression = meaning.of_loss(hard) == meaning.VALUES and len(ends) == 2
-    if regression and len(_PROBABILITIES & set(ends)) and not set(ends) <= _PROBABILITIES:
+    as_values = transfer.compares == meaning.VALUES and meaning.of_loss(hard) == meaning.VALUES
+    if as_values and len({kind in _PROBABILITIES for kind in ends}) == 2:
         fits.one_side_ends_in(transfer, hard, *ends)
 
 

@@ -228,9 +228,11 @@ def _like_probabilities(values: np.ndarray) -> str:
         return ""
     if values.max() <= 1:
         return "lie between 0 and 1"
-    # As where probabilities are given in percent.
-    axes = _axes_of_sums(values, None)
-    return f"are never negative, have the same sum over axis {axes[0]} everywhere" if axes else ""
+    # As probabilities in percent, or unnormalized. A few logits may all be positive by chance.
+    several = values.shape[-1] > 1 and values.size >= 8 * values.shape[-1]
+    if several:
+        return "are never negative"
+    return "have the same sum in every row" if _axes_of_sums(values, None) else ""
 
 
 def _axes_of_sums(values: np.ndarray, total: float | None = 1.0) -> list[int]:

@@ -88,7 +88,7 @@ def seen_shapes(setup: Any, maps_inputs: bool) -> dict[Transfer, tuple[Any, Any]
         inputs[0] if len(inputs) == 1 else model.input,
     )
     student = setup.student.read(zeros, False, setup.match.units)
-    teacher = setup.teacher.read(zeros, None, setup.match.units)
+    teacher = setup.teacher.read(zeros, None, setup.match.teacher_units)
     for transfer, output in setup.placed:
         index = setup.match.counterpart(output)
         theirs = step.pick(teacher, transfer.teacher, index, transfer.reads_logits)

@@ -233,8 +233,11 @@ class Wiring:
         self._known_teacher.inspect(self.for_teacher(x))
         self.student.inspect(self.for_student(x))
         if known or self.kept:
+            decides = self.match.decides
             self.match_outputs()
-            return None
+            self._refuse_forms(self.placed, self.match, self.compiled_with["loss"])
+            # Other decisions than the layers promised are other logs.
+            return None if self.match.decides == decides else self.placed
         return self.plan(self.compiled_with["distillation_loss"], self.compiled_with["loss"])
 
     @property
@@ -285,7 +288,7 @@ class Wiring:
         if record is None and not teacher.models:
             return False
         answer = backends.in_one_program(
-            lambda x: teacher.read(x, record, self.match.units),
+            lambda x: teacher.read(x, record, self.match.teacher_units),
             teacher.models,
             self.for_teacher(x),
         )
@@ -327,7 +330,7 @@ class Wiring:
         else:
             indices = record.get("indices") if isinstance(record, dict) else None
             with backends.inference_only(values):
-                answer = self.teacher.read(self.for_teacher(x), record, self.match.units)
+                answer = self.teacher.read(self.for_teacher(x), record, self.match.teacher_units)
             # What nobody reads of the answer is not kept.
             as_it_is = any(
                 p.transfer.teacher is None and not p.transfer.reads_logits for p in self.placed
