@@ -229,14 +229,14 @@ def _from_operation(operation: Any, index: int) -> Output:
             return UNKNOWN
         return _made_by(keras.tree.flatten(inner_outputs)[index], {})
     wrapped = hasattr(operation, "activated_layer")
-    own = activated(operation)
+    own: Any = activated(operation)
     if not _is_keras(own) and not (wrapped and own is operation):
         return UNKNOWN
     if isinstance(own, keras.layers.TimeDistributed):
         return _at_every_step(own)
     if isinstance(own, keras.layers.SpectralNormalization):
         return _from_operation(own.layer, index)
-    others = _operations()
+    others: Any = _operations()
     if isinstance(own, (keras.layers.Softmax, others.softmax)):
         return Output("softmax", Tap(own, "input"), own.axis)
     if isinstance(own, others.sigmoid):

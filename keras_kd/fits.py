@@ -136,8 +136,8 @@ def name_the_loss(
     """
     whose = f"The student `{student}`" + (f", output `{output}`," if output is not None else "")
     end = f"{kind} " if kind in ("softmax", "sigmoid") else "linear " if kind == "logits" else ""
-    many = "one" if units == 1 else str(units or "several")
-    what = f"has {many} {end}output unit{'s' if units != 1 else ''}"
+    many = "one " if units == 1 else f"{units} " if units else ""
+    what = f"has {many}{end}output unit{'s' if units != 1 else ''}"
     if loss is None and regression:
         why = f"the teacher was compiled with `loss={_loss_name(own)!r}`, that of a regression"
     elif loss is None:

@@ -304,10 +304,10 @@ class CachedTeacher(Teacher):
             else meaning.CLASSES
             for i, output in enumerate(self.outputs)
         ]
-        for unit, output in zip(means, self.outputs):
-            if unit == meaning.VALUES and output.top_k is not None:
+        for unit, stored in zip(means, self.outputs):
+            if unit == meaning.VALUES and stored.top_k is not None:
                 raise ValueError(
-                    f"The cache `{self.caches[0].root}` holds the {output.top_k} most probable "
+                    f"The cache `{self.caches[0].root}` holds the {stored.top_k} most probable "
                     "classes, and the loss on the labels says that this output is a regression. "
                     "Write the cache again with `top_k=None`."
                 )
