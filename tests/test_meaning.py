@@ -238,6 +238,27 @@ def test_regressors_are_averaged_by_what_they_return():
         distiller.fit(data(), NUMBERS, verbose=0)
 
 
+def test_caches_of_regressors_are_averaged_and_hold_every_unit(tmp_path):
+    models, student = [ending(name=name) for name in "ab"], ending(name="student")
+    for model in models:
+        kd.cache.write(model, data(), tmp_path / model.name, dtype="float32")
+    cached = kd.teachers.CachedTeacher([tmp_path / "a", tmp_path / "b"], weights=[1, 3])
+    distiller = compiled(student, cached, "mse", distillation_loss=kd.losses.LogitMSE())
+    a, b, s = (model.predict(data(), verbose=0) for model in (*models, student))
+    logs = fitted(distiller, data(), NUMBERS)
+    expected = ((0.25 * a + 0.75 * b - s) ** 2).mean()
+    np.testing.assert_allclose(logs["distillation_loss"], expected, rtol=1e-4)
+    kd.cache.write(models[0], data(), tmp_path / "k", top_k=2)
+    distiller = compiled(
+        student,
+        kd.teachers.CachedTeacher(tmp_path / "k"),
+        "mse",
+        distillation_loss=kd.losses.LogitMSE(),
+    )
+    with pytest.raises(ValueError, match="2 most probable classes.*a regression"):
+        distiller.fit(data(), NUMBERS, verbose=0)
+
+
 # ------------------------------------------- probabilities are not taken for logits
 
 
