@@ -224,14 +224,13 @@ def _logits_from(probabilities: Any, binary: bool) -> Any:
 
 def _like_probabilities(values: np.ndarray) -> str:
     """What makes numbers `(batch, ..., units)` look like probabilities; empty for logits."""
-    if values.min() < 0:
-        return ""
-    if values.max() <= 1:
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 1:
         return "lie between 0 and 1"
-    # As probabilities in percent, or unnormalized. A few logits may all be positive by chance.
-    several = values.shape[-1] > 1 and values.size >= 8 * values.shape[-1]
-    if several:
+    # In percent, or unnormalized. A few logits may all be positive by chance.
+    if low >= 0 and values.shape[-1] > 1 and values.size >= 8 * values.shape[-1]:
         return "are never negative"
+    # Scaled, or interpolated by a kernel that overshoots. Centered logits have the sum 0.
     return "have the same sum in every row" if _axes_of_sums(values, None) else ""
 
 
@@ -239,7 +238,7 @@ def _axes_of_sums(values: np.ndarray, total: float | None = 1.0) -> list[int]:
     """The axes over which all sums of these numbers are alike.
 
     Args:
-        values: `(batch, ..., units)`, none negative.
+        values: `(batch, ..., units)`.
         total: What the sums are; `None` for any number above 0.
     """
     found = []

@@ -89,13 +89,17 @@ def test_a_regression_is_asked_for_its_loss(loss, units):
 
 
 @pytest.mark.parametrize("given", [kd.losses.LogitMSE, "mse"])
-def test_a_regression_of_several_units_is_compared_as_it_is(given):
+def test_a_regression_of_several_units_is_compared_as_it_is(given, tmp_path):
     student, teacher = ending(), ending()
     s, t = student.predict(data(), verbose=0), teacher.predict(data(), verbose=0)
     loss = given if isinstance(given, str) else given()
-    logs = fitted(compiled(student, teacher, "mse", distillation_loss=loss), data(), NUMBERS)
+    distiller = compiled(student, teacher, "mse", distillation_loss=loss)
+    logs = fitted(distiller, data(), NUMBERS)
     np.testing.assert_allclose(logs["distillation_loss"], ((s - t) ** 2).mean(), rtol=1e-4)
     assert "agreement" not in logs
+    distiller.save(tmp_path / "d.keras")
+    again = fitted(kd.load_distiller(tmp_path / "d.keras", teacher=teacher), data(), NUMBERS)
+    assert again == pytest.approx(logs, rel=1e-6)
 
 
 @pytest.mark.parametrize("activation", ["relu", "softplus", "exponential", None])
@@ -318,6 +322,9 @@ HIDDEN = {
     "Lambda in percent": lambda name: ending(
         layers.Softmax(), layers.Lambda(lambda p: 100 * p), name=name
     ),
+    "Lambda that overshoots": lambda name: ending(
+        layers.Softmax(), layers.Lambda(lambda p: 1.2 * p - 0.05), name=name
+    ),
     "ReLU": lambda name: ending(layers.Softmax(), layers.ReLU(), name=name),
     "clip": lambda name: ending(layers.Softmax(), lambda p: ops.clip(p, 1e-7, 1), name=name),
     "Reshape": lambda name: ending(
@@ -345,6 +352,7 @@ def test_probabilities_that_layers_hide_are_refused_on_either_side(kind, side):
 
 
 KEPT = {
+    "centered": [layers.Lambda(lambda z: z - ops.mean(z, axis=-1, keepdims=True))],
     "Reshape": [layers.Reshape((2, 2)), layers.Reshape((4,))],
     "linear activation": [layers.Activation("linear")],
     "float64 cast": [lambda z: ops.cast(z, "float32")],
