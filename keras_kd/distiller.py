@@ -8,8 +8,10 @@ import keras
 from keras import ops
 
 from keras_kd import (
+    agreement,
     backends,
     checks,
+    fits,
     fitting,
     lora,
     objective,
@@ -74,7 +76,9 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         student_inputs: The same for the student.
         from_logits: Whether the models' outputs are logits. Defaults to
             `None`: a model that ends in a softmax or sigmoid is recognized and
-            its logits are read from before it. `False` takes the logarithm of
+            its logits are read from before it; where the layers do not tell,
+            the first rows of the data show whether outputs look like
+            probabilities, which are refused. `False` takes the logarithm of
             the outputs, for models that hide how they make probabilities. A
             dict `{"teacher": ..., "student": ...}` sets the sides apart.
         name: Name of the distiller.
@@ -181,11 +185,19 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             loss: The hard loss between labels and the student's output, as in
                 `keras.Model.compile`. `None` trains without labels.
             metrics: Metrics of the student, as in `keras.Model.compile`.
-            distillation_loss: A loss of `keras_kd.losses`, a `Transfer`, or a
-                list of them that are summed. For several outputs, a list,
-                tuple or dict of losses shaped like the outputs; a single loss
-                then applies to each. Defaults to `SoftTargets()`, or to
-                `BinarySoftTargets()` for sigmoid and one-unit classifiers.
+            distillation_loss: A loss of `keras_kd.losses`, a `Transfer`, a loss
+                of Keras or its name, as `"mse"`, which compares what the models
+                return; or a list of them that are summed. For several outputs,
+                a list, tuple or dict of losses shaped like the outputs; outputs
+                that a dict leaves out, or that have `None`, are not distilled
+                and need no counterpart in the teacher. A single loss applies
+                to each. Defaults to `SoftTargets()` where the hard loss of the
+                output is one between exclusive classes, and to
+                `BinarySoftTargets()` where it is one of independent classes;
+                where it tells neither, a softmax or sigmoid at the end does.
+                Without any hard loss, `SoftTargets()` for several linear units.
+                Regressions, and outputs of which nothing tells what they mean,
+                are refused: name their loss, as `LogitMSE()`.
             alpha: Weight of the hard loss in `[0, 1]`; the distillation loss
                 has `1 - alpha`. Defaults to 0.5.
             temperature: Positive float, dimensionless, for every loss that has
@@ -204,15 +216,16 @@ class Distiller(Guarded, Prepared, Measured, Saved):
 
         Raises:
             ValueError: If a value is out of range, `alpha` is given beside an
-                explicit weight, there is no loss at all, a layer is not found,
-                the outputs do not fit together, or a projector or a loss with
+                explicit weight, there is no loss at all, nothing tells which
+                distillation loss an output needs, a layer is not found, the
+                outputs do not fit together, or a projector or a loss with
                 layers is another distiller's.
         """
         setup = self._setup
         checks.weights(alpha, student_loss_weight, distillation_loss_weight, loss is not None)
         if temperature is not None:
             checks.temperature(temperature)
-        checks.student_loss(loss, setup.student.kinds())
+        fits.student_loss(loss, setup.student)
         compiled_with = {
             "loss": loss,
             "metrics": metrics,
@@ -269,7 +282,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         with inference(self._shared):
             if not whole:
                 return setup.student.run(x, bool(training))
-            return setup.student.read(x, bool(training), setup.match.binary)
+            return setup.student.read(x, bool(training), setup.match.units)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """Return nothing: the student's outputs carry their masks."""
@@ -395,7 +408,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         for name, value in {**values, "distillation_loss": distillation}.items():
             self._book(name, ops.cast(value, "float32") + alarm, size)
         if self._books is not None:
-            self._books.add_agreement(self._setup.match, x.answer, y_pred)
+            agreement.book(self._books, self._setup, x.answer, y_pred, y, sample_weight)
         hard_weight, distillation_weight = self._weights()
         terms = [step.times(distillation_weight, distillation)]
         if hard is not None:

@@ -102,10 +102,15 @@ class Measured(keras.Model):
 
         Returns:
             `(x, y, sample_weight)`, or `None` outside of `fit` and where it
-            reads no arrays, has `class_weight`, or reads the teacher's answers
-            from disk.
+            reads no arrays or has `class_weight`. A `CachedTeacher`'s answers
+            are joined to them.
         """
-        return objective.rows(self._setup.arrays, count)
+        arrays, teacher = self._setup.arrays, self._setup.teacher
+        if arrays is None:
+            return None
+        chosen = objective.spread(arrays, count)
+        found = objective.rows(arrays, chosen)
+        return found if teacher is None else teacher.joined(found, chosen)
 
 
 def losses(terms: Callable[[], dict[str, Tensor]]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_kd import checks, step, teachers
+from keras_kd import checks, fits, meaning, step, teachers
 from keras_kd.losses.base import DistillationLoss, owns_layers
 from keras_kd.losses.divergences import BinarySoftTargets, SoftTargets
 from keras_kd.reader import Answer, Reader
@@ -151,19 +151,23 @@ class _Together(keras.Model):
         hard, loss = self._given.it
         ends = self._ends()
         if loss is None:
-            for name, (kind, shape) in zip(self._names, ends):
-                if shape is not None and shape[-1] == 1 and kind != "sigmoid":
-                    checks.one_unit_is_binary(hard, name)
-            independent = [kind == "sigmoid" or _units(shape) == 1 for kind, shape in ends]
-            loss = (BinarySoftTargets if any(independent) else SoftTargets)(temperature=1.0)
+            told = [meaning.of_output(hard, (kind,)) for kind, _ in ends]
+            for name, one, (kind, shape) in zip(self._names, told, ends):
+                # What has no shape yet is asked about with the first batch.
+                if one == meaning.VALUES or (one is None and shape is not None):
+                    regression = one == meaning.VALUES
+                    fits.name_the_loss(name, None, _units(shape), kind, hard, regression)
+            independent = any(one == meaning.INDEPENDENT for one in told)
+            loss = (BinarySoftTargets if independent else SoftTargets)(temperature=1.0)
         # It only carries the loss to the checks.
         transfer = Transfer(loss)
-        for name, (kind, shape), (reader, _) in zip(self._names, ends, self._exits()):
+        for name, (kind, shape), (reader, i) in zip(self._names, ends, self._exits()):
             if transfer.reads_logits and shape is not None:
-                binary = isinstance(loss, BinarySoftTargets)
-                checks.logit_loss_fits(transfer, binary, kind, shape, f"output `{name}`")
+                reader.require_logits(i)
+                fits.logit_loss_fits(transfer, kind, shape, f"output `{name}`")
+                fits.classes_are_last(transfer, hard, shape)
             if kind == "logits" and reader.from_logits is not False:
-                checks.loss_of_probabilities(transfer, "output", name)
+                fits.loss_of_probabilities(transfer, "output", name)
         counts = {units for units in (_units(shape) for _, shape in ends) if units is not None}
         if len(counts) > 1:
             raise ValueError(
@@ -204,9 +208,10 @@ class _Together(keras.Model):
         """Evaluate one batch, as `keras.Model.test_on_batch` does."""
         return super().test_on_batch(self._inspect(x), *args, **kwargs)
 
-    def _binary(self) -> bool:
-        """Whether the units of the outputs are independent."""
-        return self._between is not None and isinstance(self._between.it, BinarySoftTargets)
+    def _unit(self) -> str:
+        """What the outputs are compared as."""
+        independent = self._between is not None and isinstance(self._between.it, BinarySoftTargets)
+        return meaning.INDEPENDENT if independent else meaning.CLASSES
 
     def _fresh_metrics(self) -> list[Any]:
         fresh = []
@@ -379,8 +384,8 @@ class MutualLearning(_Together):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Run every student on the same inputs."""
-        binary = [self._binary()]
-        answers = [reader.read(inputs, bool(training), binary) for reader in self._readers.it]
+        units = [self._unit()]
+        answers = [reader.read(inputs, bool(training), units) for reader in self._readers.it]
         return Answer([a.output for a in answers], [a.logits[0] for a in answers], {})
 
     def get_config(self) -> dict[str, Any]:
@@ -457,8 +462,8 @@ class SelfDistillation(_Together):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Run the model once."""
-        binary = [self._binary()] * len(self._names)
-        answer = self._readers.it[0].read(inputs, bool(training), binary)
+        units = [self._unit()] * len(self._names)
+        answer = self._readers.it[0].read(inputs, bool(training), units)
         flat = keras.tree.flatten(answer.output)
         order = self._order.it
         return Answer([flat[i] for i in order], [answer.logits[i] for i in order], {})

@@ -68,12 +68,14 @@ def training_arrays(x: Any, y: Any, arguments: dict[str, Any]) -> Any:
     return keras.tree.map_structure(lambda leaf: leaf[:used], data, none_is_leaf=False)
 
 
-def rows(arrays: Any, count: int) -> Any:
-    """Some rows of arrays, spread evenly; `None` stays `None`."""
-    if arrays is None:
-        return None
+def spread(arrays: Any, count: int) -> np.ndarray:
+    """The numbers of some rows of arrays, spread evenly, `(n,)`, at most `count`."""
     length = len(keras.tree.flatten(arrays[0])[0])
-    chosen = np.unique(np.linspace(0, length - 1, min(count, length)).round().astype("int64"))
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype("int64"))
+
+
+def rows(arrays: Any, chosen: np.ndarray) -> Any:
+    """These rows of arrays; `None` stays `None`."""
 
     def take(leaf: Any) -> Any:
         array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else np.asarray(leaf)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_kd import checks
+from keras_kd import checks, endings, fits, meaning
 from keras_kd.losses.divergences import BinarySoftTargets, SoftTargets
 from keras_kd.transfer import Transfer
 
@@ -21,13 +21,32 @@ class Match(NamedTuple):
     """How the flat outputs of the student meet those of the teacher.
 
     Attributes:
-        order: For each output of the student the teacher's that answers it.
-        binary: For each output of the student whether its units are
-            independent.
+        order: For each output of the student the teacher's that answers it,
+            `None` where there is none.
+        units: For each output of the student what it means, as in
+            `keras_kd.meaning`: as which kind both sides are read.
+        decides: For each output of the student whether it decides between
+            classes, so that it can agree with the teacher.
     """
 
-    order: list[int]
-    binary: list[bool]
+    order: list[int | None]
+    units: list[str]
+    decides: list[bool]
+
+    @property
+    def teacher_units(self) -> list[str]:
+        """The same as `units` for each output of the teacher; classes where nobody reads it."""
+        places = [i for i in self.order if i is not None]
+        found = [meaning.CLASSES] * (max(places, default=-1) + 1)
+        for i, unit in zip(self.order, self.units):
+            if i is not None:
+                found[i] = unit
+        return found
+
+    def counterpart(self, output: int) -> int:
+        """The teacher's flat output that answers an output that is distilled."""
+        index = self.order[output] if output < len(self.order) else output
+        return output if index is None else index
 
 
 def place(distillation_loss: Any, template: Any) -> list[Placed]:
@@ -52,13 +71,12 @@ def place(distillation_loss: Any, template: Any) -> list[Placed]:
             for loss in entry if isinstance(entry, list | tuple) else [entry]:
                 if loss is not None:
                     placed.append(Placed(_as_transfer(loss, names, i), i))
-    elif isinstance(distillation_loss, dict):
+    elif isinstance(distillation_loss, dict) and not _is_config(distillation_loss):
         checks.known_keys(distillation_loss, names, "distillation_loss")
     else:
         several = isinstance(distillation_loss, list | tuple)
         for entry in distillation_loss if several else [distillation_loss]:
-            on_layers = isinstance(entry, Transfer) and None not in (entry.teacher, entry.student)
-            for i in range(1 if on_layers else len(names)):
+            for i in range(1 if isinstance(entry, Transfer) and _on_layers(entry) else len(names)):
                 placed.append(Placed(_as_transfer(entry, names, i), i))
     if not placed:
         raise ValueError(
@@ -68,39 +86,79 @@ def place(distillation_loss: Any, template: Any) -> list[Placed]:
     return placed
 
 
-def default_loss(student: Any, hard: Any) -> Any:
+def default_loss(student: Any, teacher: Any, hard: Any) -> Any:
     """`SoftTargets` for each output, or `BinarySoftTargets` where its units are independent.
 
     Args:
         student: The `Reader` of the student.
+        teacher: The `Teacher`.
         hard: The hard loss as given to `compile`, or `None`.
 
     Returns:
         A loss, or losses shaped like the outputs.
 
     Raises:
-        ValueError: If one linear unit may be a regression.
+        ValueError: If nothing tells what an output means, or it is a regression.
     """
-    template, kinds, shapes = student.template, student.kinds(), student.shapes
+    template, shapes = student.template, student.shapes
+    names = _names(template)
+    order = _order(student, teacher, range(len(names)))
+    each = checks.per_output(hard, template)
+    unlabeled = all(one is None for one in keras.tree.flatten(hard))
     chosen = []
-    for i in range(len(_names(template))):
-        one_unit = shapes is not None and shapes[i][-1] == 1
-        sigmoid = kinds[i] == "sigmoid"
-        if one_unit and not sigmoid:
-            checks.one_unit_is_binary(hard, student.model.name)
-        chosen.append(BinarySoftTargets() if one_unit or sigmoid else SoftTargets())
+    for i, name in enumerate(names):
+        told = _meaning(i, each[i], student, teacher, order[i])
+        count = None if shapes is None else shapes[i][-1]
+        # Without any labels the teacher's distribution is all there is; what has no shape yet is
+        # asked about with the first batch.
+        assumed = count != 1 and (unlabeled or shapes is None)
+        if told == meaning.VALUES or (told is None and not assumed):
+            fits.name_the_loss(
+                student.model.name,
+                name if len(names) > 1 else None,
+                count,
+                _kind(student.kinds(), i),
+                each[i],
+                told == meaning.VALUES,
+                None if order[i] is None else teacher.own_loss(order[i]),
+            )
+        chosen.append(BinarySoftTargets() if told == meaning.INDEPENDENT else SoftTargets())
     if len(chosen) == 1:
         return chosen[0]
     return keras.tree.pack_sequence_as(template, chosen)
 
 
-def match(placed: Sequence[Placed], student: Any, teacher: Any) -> Match:
+def refuse_spread(distillation_loss: Any, template: Any, hard: Any) -> None:
+    """Raise `ValueError` where one loss for all outputs takes one for what it is not.
+
+    Args:
+        distillation_loss: As given to `compile`.
+        template: The student's outputs with names at the leaves.
+        hard: The hard loss as given to `compile`.
+    """
+    names = _names(template)
+    if len(names) == 1 or _shaped_like(distillation_loss, template):
+        return
+    several = isinstance(distillation_loss, list | tuple)
+    for entry in distillation_loss if several else [distillation_loss]:
+        loss = entry.loss if isinstance(entry, Transfer) else entry
+        compares = getattr(loss, "compares", meaning.VALUES)
+        if compares == meaning.VALUES or (isinstance(entry, Transfer) and _on_layers(entry)):
+            continue
+        for name, one in zip(names, checks.per_output(hard, template)):
+            told = meaning.of_loss(one)
+            if told not in (None, compares):
+                fits.not_for_all(loss, compares, name, one, told)
+
+
+def match(placed: Sequence[Placed], student: Any, teacher: Any, hard: Any) -> Match:
     """Match the outputs, and refuse those that cannot be compared.
 
     Args:
         placed: What is compared.
         student: The `Reader` of the student.
         teacher: The `Teacher`.
+        hard: The hard loss as given to `compile`, or `None`.
 
     Returns:
         How the outputs meet.
@@ -108,41 +166,129 @@ def match(placed: Sequence[Placed], student: Any, teacher: Any) -> Match:
     Raises:
         ValueError: If outputs do not fit together or a loss does not fit them.
     """
-    ours, theirs = student.template, teacher.output_template()
-    count = max([len(_names(ours)), *(output + 1 for _, output in placed)])
-    order = list(range(count))
-    reads_output = any(None in (t.teacher, t.student) for t, _ in placed)
-    if ours is not None and theirs is not None and reads_output:
-        order = checks.output_order(ours, theirs)
-    binary = [False] * count
-    kinds, shapes = (student.kinds(), teacher.kinds), (student.shapes, teacher.output_shapes())
+    count = max([len(_names(student.template)), *(output + 1 for _, output in placed)])
+    read = {output for transfer, output in placed if not _on_layers(transfer)}
+    order = _order(student, teacher, sorted(read))
+    order += list(range(len(order), count))
+    each = checks.per_output(hard, student.template)
+    each += [None] * (count - len(each))
+    units, decides = [], []
+    for i in range(count):
+        told = _meaning(i, each[i], student, teacher, order[i])
+        compared = {t.compares for t, output in placed if output == i and not _on_layers(t)}
+        units.append(_units(told, compared, i, order[i], student, teacher))
+        says = compared & {meaning.CLASSES, meaning.INDEPENDENT}
+        decides.append(
+            (bool(says) or told in (meaning.CLASSES, meaning.INDEPENDENT))
+            and _can_agree(units[i], i, order[i], each[i], student, teacher)
+        )
+    found = Match(order, units, decides)
     for transfer, output in placed:
-        if not transfer.reads_logits:
+        if transfer.reads_logits:
+            _require_fit(transfer, output, each[output], found, student, teacher)
+    return found
+
+
+def _order(student: Any, teacher: Any, read: Iterable[int]) -> list[int | None]:
+    """For each output of the student the teacher's that answers it, as far as both are known."""
+    ours, theirs = student.template, teacher.output_template()
+    if ours is None or theirs is None:
+        return list(range(len(_names(ours))))
+    return fits.output_order(ours, theirs, list(read))
+
+
+def _meaning(output: int, hard: Any, student: Any, teacher: Any, index: int | None) -> str | None:
+    """What an output means, by its hard loss, then by how it ends."""
+    kinds = [_kind(student.kinds(), output)]
+    own = None
+    if index is not None:
+        kinds.append(_kind(teacher.kinds, index))
+        own = teacher.own_loss(index)
+    return meaning.of_output(hard, tuple(kinds), own)
+
+
+def _units(
+    told: str | None,
+    compared: set[str | None],
+    output: int,
+    index: int | None,
+    student: Any,
+    teacher: Any,
+) -> str:
+    """As what an output is read: what its losses take it for, else what it means."""
+    for unit in (meaning.INDEPENDENT, meaning.CLASSES):
+        if unit in compared:
+            return unit
+    ends = [_kind(student.kinds(), output)]
+    ends += [_kind(teacher.kinds, index)] if index is not None else []
+    if told == meaning.VALUES and not _PROBABILITIES & set(ends):
+        return meaning.VALUES
+    return meaning.INDEPENDENT if told == meaning.INDEPENDENT else meaning.CLASSES
+
+
+_PROBABILITIES = {"softmax", "sigmoid"}
+
+
+def _can_agree(
+    unit: str, output: int, index: int | None, hard: Any, student: Any, teacher: Any
+) -> bool:
+    """Whether decisions of both sides can be read from their logits, and compared."""
+    if index is None or not (student.is_last(output) and teacher.is_last(index)):
+        return False
+    ours, theirs = student.shapes, teacher.output_shapes()
+    if ours is not None and output < len(ours):
+        shape = ours[output]
+        if not endings.is_last(meaning.axis_of(hard), len(shape)):
+            return False
+        if unit == meaning.CLASSES and shape[-1] == 1:
+            return False
+        if theirs is not None and index < len(theirs):
+            other = theirs[index]
+            if len(shape) != len(other) or shape[-1] != other[-1]:
+                return False
+    # The greatest probability is that of the greatest logit, but 0 is no threshold for it.
+    doubtful = student.is_doubtful(output) or teacher.is_doubtful(index)
+    return not (doubtful and unit == meaning.INDEPENDENT)
+
+
+def _require_fit(
+    transfer: Transfer, output: int, hard: Any, found: Match, student: Any, teacher: Any
+) -> None:
+    """Raise `ValueError` where a loss between logits does not fit what it reads."""
+    index = found.counterpart(output)
+    known, ends = [], []
+    for side, tap, place in (
+        (student, transfer.student, output),
+        (teacher, transfer.teacher, index),
+    ):
+        if tap is not None:
             continue
-        is_binary = isinstance(transfer.loss, BinarySoftTargets)
-        binary[output] = binary[output] or is_binary
-        known = []
-        for side, tap, index in (
-            (0, transfer.student, output),
-            (1, transfer.teacher, order[output]),
-        ):
-            of_side = shapes[side]
-            if tap is None and of_side is not None:
-                kind, shape = kinds[side][index], of_side[index]
-                name = ("student", "teacher")[side]
-                checks.logit_loss_fits(transfer, is_binary, kind, shape, name)
-                known.append(shape)
-        if len(known) == 2:
-            checks.same_classes(known[1], known[0])
-    return Match(order, binary)
+        ours = side is student
+        kind = _kind(student.kinds() if ours else teacher.kinds, place)
+        shapes = student.shapes if ours else teacher.output_shapes()
+        ends.append(kind)
+        if found.units[output] != meaning.VALUES:
+            side.require_logits(place)
+        if shapes is not None and place < len(shapes):
+            name = "student" if ours else "teacher"
+            fits.logit_loss_fits(transfer, kind, shapes[place], name)
+            known.append(shapes[place])
+            if ours:
+                fits.classes_are_last(transfer, hard, shapes[place])
+    if len(known) == 2:
+        fits.same_classes(known[1], known[0])
+    as_values = transfer.compares == meaning.VALUES and meaning.of_loss(hard) == meaning.VALUES
+    if as_values and len({kind in _PROBABILITIES for kind in ends}) == 2:
+        fits.one_side_ends_in(transfer, hard, *ends)
 
 
-def comparable(match: Match, student: Any, teacher: Any) -> bool:
-    """Whether some output has the same classes on both sides, as far as the shapes are known."""
-    if student is None or teacher is None:
-        return True
-    pairs = zip(student, (teacher[i] for i in match.order if i < len(teacher)))
-    return any(s[-1] == t[-1] and len(s) == len(t) for s, t in pairs)
+def _kind(kinds: Sequence[str], output: int) -> str:
+    return kinds[output] if output < len(kinds) else "unknown"
+
+
+def _on_layers(transfer: Transfer) -> bool:
+    """Whether a transfer names layers on both sides, and reads no output."""
+    return None not in (transfer.teacher, transfer.student)
 
 
 def transfers(placed: Sequence[Placed]) -> list[Transfer]:
@@ -181,13 +327,18 @@ def _names(template: Any) -> list[str]:
     return list(keras.tree.flatten(template)) if template is not None else ["output"]
 
 
+def _is_config(loss: Any) -> bool:
+    """Whether a dict is the configuration of one loss, as Keras takes it."""
+    return isinstance(loss, dict) and {"class_name", "config"} <= set(loss)
+
+
 def _shaped_like(losses: Any, template: Any) -> bool:
     """Whether losses are given output by output."""
-    if not isinstance(template, list | tuple | dict):
-        return False
     names = _names(template)
     if isinstance(losses, dict):
-        return set(losses) <= set(names)
+        return template is not None and set(losses) <= set(names)
+    if not isinstance(template, list | tuple | dict):
+        return False
     if not isinstance(losses, list | tuple) or len(losses) != len(names):
         return False
     return not any(isinstance(loss, Transfer) for loss in losses)
@@ -201,7 +352,8 @@ def _aligned(losses: Any, template: Any) -> list[Any]:
 def _as_transfer(loss: Any, names: Sequence[str], output: int) -> Transfer:
     if isinstance(loss, Transfer):
         return loss
-    transfer = Transfer(loss)
+    transfer = Transfer(fits.keras_loss(loss))
+    fits.not_of_labels(transfer.loss)
     if len(names) == 1:
         return transfer
     transfer.name = f"{names[output]}_{transfer.name}"

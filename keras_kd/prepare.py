@@ -74,6 +74,7 @@ class Prepared(keras.Model):
         checks.training_data(x, y, self.loss, setup.student, self.metrics_need_labels)
         checks.more_data(arguments, self.loss, setup.student)
         given = arguments.get("validation_data")
+        as_given = x, y, arguments
         if setup.teacher is not None:
             x, y, batch_size, arguments = setup.teacher.join_fit(
                 x, y, batch_size, arguments, setup.evaluate_distillation
@@ -97,7 +98,9 @@ class Prepared(keras.Model):
                     "validation_data": joined,
                     "validation_batch_size": None,
                 }
-        setup.arrays = objective.training_arrays(x, y, arguments)
+        # Where the teacher's answers were joined to arrays, these are a dataset by now.
+        whole = (x, y, arguments) if numbered.are_arrays(x) else as_given
+        setup.arrays = objective.training_arrays(*whole)
         if not numbered.are_arrays(given_x):
             x = fitting.watched(setup, x, self.loss)
         if given is not None and not isinstance(given, list | tuple):

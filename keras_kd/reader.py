@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_kd import endings
+from keras_kd import endings, meaning
 from keras_kd.masks import keras_mask, with_keras_mask
 from keras_kd.taps import Tap, find, read, run
 
@@ -42,6 +43,8 @@ class Reader:
         self.outputs = endings.outputs_of(model)
         self.taps: dict[str, Tap] = {}
         self._built = False
+        # What a batch showed of the outputs that the layers do not tell, by their places.
+        self._seen: dict[int, str] = {}
         graph = getattr(model, "outputs", None)
         self.template: Any = endings.output_template(model)
         self.shapes: list[Any] | None = (
@@ -58,8 +61,11 @@ class Reader:
 
     @property
     def settled(self) -> bool:
-        """Whether the layers alone tell what the outputs are and how they are made."""
-        told = self.from_logits is not None or "unknown" not in self.kinds()
+        """Whether the layers alone tell what the outputs are and how they are made.
+
+        Told that outputs are probabilities, a batch still shows whether they can be.
+        """
+        told = self.from_logits is True or "unknown" not in self.kinds()
         return told and self.template is not None
 
     def inspect(self, x: Any) -> None:
@@ -67,10 +73,6 @@ class Reader:
 
         Args:
             x: A concrete batch that the model reads.
-
-        Raises:
-            ValueError: If outputs look like probabilities and nothing says how
-                to get their logits.
         """
         if self.settled:
             return
@@ -81,19 +83,77 @@ class Reader:
         flat = keras.tree.flatten(output)
         self.template = endings.named(output, getattr(self.model, "output_names", None))
         self.shapes = [(None, *tensor.shape[1:]) for tensor in flat]
-        if self.from_logits is not None:
+        for i, (tensor, made) in enumerate(zip(flat, self.outputs)):
+            if made.kind == "unknown":
+                values = ops.convert_to_numpy(ops.cast(tensor, "float32"))
+                self._seen[i] = self._oddity(values)
+
+    def _oddity(self, values: np.ndarray) -> str:
+        """What contradicts that these are logits, or the probabilities that they are said to be."""
+        if not values.size or not np.isfinite(values).all():
+            return ""
+        low, high = float(values.min()), float(values.max())
+        if self.from_logits is None:
+            return _like_probabilities(values)
+        if low < -1e-3 or high > 1 + 1e-3:
+            return f"run from {low:.3g} to {high:.3g}"
+        axes = _axes_of_sums(values)
+        if axes and values.ndim - 1 not in axes:
+            return f"sum to 1 over axis {axes[0]}, not over the last one"
+        return ""
+
+    def require_logits(self, output: int) -> None:
+        """Raise `ValueError` unless the logits of a flat output, or its classes, can be read.
+
+        Args:
+            output: Its place among the flat outputs.
+        """
+        if output >= len(self.outputs):
             return
-        for tensor, made in zip(flat, self.outputs):
-            values = ops.convert_to_numpy(ops.cast(tensor, "float32"))
-            if made.kind != "unknown" or not values.size:
-                continue
-            if values.min() >= 0 and values.max() <= 1:
-                raise ValueError(
-                    f"The outputs of the {self.side} `{self.model.name}` lie between 0 and 1 and "
-                    "come from no layer whose logits can be read: they look like probabilities. "
-                    "Return logits, or pass `from_logits=False` to the distiller and their "
-                    "logarithm is distilled (`from_logits=True` if they are logits)."
-                )
+        made = self.outputs[output]
+        whose = f"The outputs of the {self.side} `{self.model.name}`"
+        if len(self.outputs) > 1:
+            whose = f"Output {self._name(output)} of the {self.side} `{self.model.name}`"
+        if not self.is_last(output):
+            raise ValueError(
+                f"{whose}: the classes are on axis {made.axis}, by the last layer, and they are "
+                "compared along the last axis. Move them there before the softmax, with "
+                "`keras.layers.Permute`, in teacher and student alike."
+            )
+        seen = self._seen.get(output, "")
+        if self.from_logits is True and (made.kind in ("softmax", "sigmoid") or made.probabilities):
+            raise ValueError(
+                f"{whose}: by the last layers these are probabilities, and `from_logits=True` "
+                "would take them for logits. Leave `from_logits` out, or pass `from_logits=False`."
+            )
+        if self.from_logits is False and (made.kind == "logits" or seen):
+            why = f"the values {seen}" if seen else "the last layer makes any number"
+            raise ValueError(
+                f"{whose}: `from_logits=False` says that these are probabilities over the last "
+                f"axis, and {why}. Leave `from_logits` out, or return such probabilities."
+            )
+        if self.from_logits is None and (made.probabilities or seen):
+            why = "are computed from probabilities and" if made.probabilities else f"{seen} and"
+            raise ValueError(
+                f"{whose} {why} come from no layer whose logits can be read: they look like "
+                "probabilities. Return logits, or pass `from_logits=False` to the distiller and "
+                "their logarithm is distilled (`from_logits=True` if they are logits)."
+            )
+
+    def is_last(self, output: int) -> bool:
+        """Whether the classes of a flat output lie on its last axis, as far as its layers tell."""
+        shapes = self.shapes
+        rank = len(shapes[output]) if shapes is not None and output < len(shapes) else None
+        return output >= len(self.outputs) or endings.is_last(self.outputs[output].axis, rank)
+
+    def is_doubtful(self, output: int) -> bool:
+        """Whether a flat output that is read as it is may be no logits."""
+        made = self.outputs[output] if output < len(self.outputs) else endings.UNKNOWN
+        return made.probabilities or bool(self._seen.get(output))
+
+    def _name(self, output: int) -> str:
+        names = keras.tree.flatten(self.template) if self.template is not None else []
+        return f"`{names[output]}`" if output < len(names) else str(output)
 
     def _build(self, x: Any) -> None:
         """Let the model build itself, in passes of its own that no tap should see."""
@@ -117,22 +177,24 @@ class Reader:
         """`"logits"`, `"softmax"`, `"sigmoid"` or `"unknown"` for each flat output."""
         return [output.kind for output in self.outputs]
 
-    def read(self, x: Any, training: bool, binary: Sequence[bool] = ()) -> Answer:
+    def read(self, x: Any, training: bool, units: Sequence[str] = ()) -> Answer:
         """Run the model once.
 
         Args:
             x: What the model reads.
             training: Passed on to the model.
-            binary: For each flat output whether its units are independent.
+            units: What each flat output means, as in `keras_kd.meaning`; values are
+                read as the model returns them.
 
         Returns:
             Output, logits and tapped tensors.
         """
         self._build(x)
         wanted = dict(self.taps)
+        values = [i for i, unit in enumerate(units) if unit == meaning.VALUES]
         if self.from_logits is None:
             for i, output in enumerate(self.outputs):
-                if output.tap is not None:
+                if output.tap is not None and i not in values:
                     # No layer's path is made of a colon alone.
                     wanted[f":{i}"] = output.tap
         reading = read(self.model, self._own(x), wanted, training)
@@ -140,8 +202,9 @@ class Reader:
         for i, tensor in enumerate(keras.tree.flatten(reading.output)):
             if f":{i}" in wanted:
                 tensor = _with_mask_of(reading.tensors.pop(f":{i}"), tensor)
-            elif self.from_logits is False:
-                tensor = _logits_from(tensor, i < len(binary) and binary[i])
+            elif self.from_logits is False and i not in values:
+                independent = i < len(units) and units[i] == meaning.INDEPENDENT
+                tensor = _logits_from(tensor, independent)
             logits.append(tensor)
         return Answer(reading.output, logits, reading.tensors)
 
@@ -157,6 +220,35 @@ def _logits_from(probabilities: Any, binary: bool) -> Any:
     p = ops.cast(probabilities, "float32")
     log_p = ops.log(ops.maximum(p, 1e-30))
     return log_p - ops.log(ops.maximum(1.0 - p, 1e-30)) if binary else log_p
+
+
+def _like_probabilities(values: np.ndarray) -> str:
+    """What makes numbers `(batch, ..., units)` look like probabilities; empty for logits."""
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 1:
+        return "lie between 0 and 1"
+    # In percent, or unnormalized. A few logits may all be positive by chance.
+    if low >= 0 and values.shape[-1] > 1 and values.size >= 8 * values.shape[-1]:
+        return "are never negative"
+    # Scaled, or interpolated by a kernel that overshoots. Centered logits have the sum 0.
+    return "have the same sum in every row" if _axes_of_sums(values, None) else ""
+
+
+def _axes_of_sums(values: np.ndarray, total: float | None = 1.0) -> list[int]:
+    """The axes over which all sums of these numbers are alike.
+
+    Args:
+        values: `(batch, ..., units)`.
+        total: What the sums are; `None` for any number above 0.
+    """
+    found = []
+    for axis in range(1, values.ndim):
+        sums = values.sum(axis=axis, dtype="float64")
+        wanted = float(sums.mean()) if total is None else total
+        several = values.shape[axis] > 1 and sums.size > 1
+        if several and wanted > 0 and np.abs(sums - wanted).max() <= 1e-3 * wanted:
+            found.append(axis)
+    return found
 
 
 def _with_mask_of(tensor: Any, output: Any) -> Any:

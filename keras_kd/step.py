@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_kd.losses.base import joint_mask
 from keras_kd.losses.vocabulary import fills, is_large, label_or_rest
 from keras_kd.masks import keras_mask, with_keras_mask
-from keras_kd.outputs import Match
 from keras_kd.reader import Answer
 from keras_kd.typing import Tensor
 
@@ -39,24 +37,6 @@ class Books:
     def add(self, name: str, values: Tensor, weight: Tensor) -> None:
         """Book values with their weights; no gradient goes through the books."""
         self.means[name].update_state(ops.stop_gradient(values), sample_weight=weight)
-
-    def add_agreement(self, match: Match, teacher: Answer, student: Answer) -> None:
-        """Book the top-1 agreement over samples and valid positions."""
-        if "agreement" not in self.means:
-            return
-        for i, ours in enumerate(student.logits):
-            if i >= len(match.order) or match.order[i] >= len(teacher.logits):
-                continue
-            theirs = teacher.logits[match.order[i]]
-            if len(theirs.shape) != len(ours.shape) or theirs.shape[-1] != ours.shape[-1]:
-                continue
-            mask = joint_mask(theirs, ours)
-            if match.binary[i]:
-                same = ops.equal(ops.greater(ours, 0), ops.greater(theirs, 0))
-                same = ops.mean(ops.cast(same, "float32"), axis=-1)
-            else:
-                same = ops.equal(top_class(ours), top_class(theirs))
-            self.add("agreement", ops.cast(same, "float32"), mask)
 
 
 def hard_loss(

@@ -87,10 +87,10 @@ def seen_shapes(setup: Any, maps_inputs: bool) -> dict[Transfer, tuple[Any, Any]
         lambda tensor: ops.zeros((1, *tensor.shape[1:]), dtype=tensor.dtype),
         inputs[0] if len(inputs) == 1 else model.input,
     )
-    student = setup.student.read(zeros, False, setup.match.binary)
-    teacher = setup.teacher.read(zeros, None, setup.match.binary)
+    student = setup.student.read(zeros, False, setup.match.units)
+    teacher = setup.teacher.read(zeros, None, setup.match.teacher_units)
     for transfer, output in setup.placed:
-        index = setup.match.order[output]
+        index = setup.match.counterpart(output)
         theirs = step.pick(teacher, transfer.teacher, index, transfer.reads_logits)
         ours = step.pick(student, transfer.student, output, transfer.reads_logits)
         shapes.setdefault(transfer, (step.shapes(theirs), step.shapes(ours)))

@@ -26,10 +26,18 @@ KINDS = ("output", "input", "preactivation", *attention.PARTS, "scores")
 
 
 class Tap(NamedTuple):
-    """A layer and what is read there."""
+    """A layer and what is read there.
+
+    Attributes:
+        layer: The layer.
+        kind: One of `KINDS`; or `"unactivated"`, what the layer would return
+            if a layer in it returned what it has before its activation.
+        inner: For `"unactivated"` the tap of that activation.
+    """
 
     layer: Any
     kind: str
+    inner: "Tap | None" = None
 
 
 def sublayers(layer: Any) -> list[Any]:
@@ -221,7 +229,11 @@ def run(model: Any, x: Any, training: bool) -> Any:
 @contextlib.contextmanager
 def tapped(tap: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
     """Hand what a tap sees to `keep` while the model runs."""
-    layer, kind = tap
+    layer, kind, inner = tap
+    if inner is not None:
+        with _unactivated(layer, inner, keep):
+            yield
+        return
     if kind == "preactivation":
         activation = layer.activation
         if isinstance(activation, keras.layers.Layer):
@@ -256,6 +268,45 @@ def tapped(tap: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _unactivated(layer: Any, inner: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
+    """Hand on what `layer` computes without the activation at `inner`, which then acts on it all.
+
+    For layers that call another one step by step, where no single call of it shows
+    the whole, and an activation that acts on each step by itself.
+    """
+    original = layer.call
+    activate = _activation_at(inner)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _left_out(inner):
+            result = original(*args, **kwargs)
+        keep(result)
+        return activate(result)
+
+    with _shadowed(layer, "call", call):
+        yield
+
+
+def _activation_at(tap: Tap) -> Callable[[Any], Any]:
+    """What acts on the values that a tap reads."""
+    if tap.inner is not None:
+        return _activation_at(tap.inner)
+    return tap.layer.activation if tap.kind == "preactivation" else tap.layer.call
+
+
+def _left_out(tap: Tap) -> contextlib.AbstractContextManager[None]:
+    """Pass over the activation behind a tap."""
+    if tap.inner is not None:
+        return _left_out(tap.inner)
+
+    def pass_on(*args: Any, **kwargs: Any) -> Any:
+        return _first(args, kwargs)
+
+    name = "activation" if tap.kind == "preactivation" else "call"
+    return _shadowed(tap.layer, name, pass_on)
+
+
 def _name_of_call(layer: Any) -> str:
     """A quantized layer runs `quantized_call` in place of `call`."""
     return "quantized_call" if getattr(layer, "quantization_mode", None) else "call"
@@ -272,7 +323,7 @@ def _mask_noted(tap: Tap, note: Callable[[Any], None]) -> Iterator[None]:
     Afterwards it may be gone: Keras attaches it when the layer has returned, and
     attention layers take it off the tensors that they read.
     """
-    layer, kind = tap
+    layer, kind, _ = tap
     name = _name_of_call(layer)
     original = getattr(layer, name)
     attends = attention.is_attention(layer)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd import projectors
+from keras_kd import fits, meaning, projectors
 from keras_kd.graph import copy_built, copy_layer
 from keras_kd.losses.base import DistillationLoss, joint_mask, owns_layers, zeroed
 from keras_kd.masks import with_keras_mask
@@ -68,6 +68,8 @@ class Transfer(keras.layers.Layer):
         weight: float = 1.0,
         name: str | None = None,
     ) -> None:
+        if isinstance(loss, type):
+            loss = fits.keras_loss(loss)
         if not callable(loss):
             raise TypeError(
                 f"`loss` of a transfer is a loss of `keras_kd.losses`, a `keras.losses.Loss` or a "
@@ -153,6 +155,13 @@ class Transfer(keras.layers.Layer):
     def reads_logits(self) -> bool:
         """Whether the loss compares class logits."""
         return isinstance(self.loss, DistillationLoss) and self.loss.reads_logits
+
+    @property
+    def compares(self) -> str | None:
+        """What the loss takes outputs for, as in `keras_kd.meaning`; `None` of other tensors."""
+        if not self.reads_logits:
+            return None
+        return str(getattr(self.loss, "compares", meaning.CLASSES))
 
     def call(
         self,

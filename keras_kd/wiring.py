@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_kd import backends, checks, fitting, outputs, step, teachers
+from keras_kd import backends, checks, fits, fitting, meaning, outputs, step, teachers
 from keras_kd.outputs import Placed
 from keras_kd.reader import Answer, Reader
 from keras_kd.teachers import Teacher, numbered
@@ -39,7 +39,7 @@ class Wiring:
         self.student_inputs: Any = None
         self.placed: list[Placed] = []
         self.restored: list[Placed] | None = None
-        self.match = outputs.Match([0], [False])
+        self.match = outputs.Match([0], [meaning.CLASSES], [True])
         self.prepared = False
         # Transfers that came from a file, with their weights, are not made anew.
         self.kept = False
@@ -160,7 +160,8 @@ class Wiring:
             # A model without a graph shows the names of its outputs with the first batch.
             return []
         if distillation_loss is None:
-            distillation_loss = outputs.default_loss(self.student, hard)
+            distillation_loss = outputs.default_loss(self.student, self._known_teacher, hard)
+        outputs.refuse_spread(distillation_loss, self.student.template, hard)
         placed = outputs.place(distillation_loss, self.student.template)
         each = outputs.transfers(placed)
         for transfer in each:
@@ -172,20 +173,46 @@ class Wiring:
         student, teacher = copy.copy(self.student), teachers.apart(self._known_teacher)
         student.reset(outputs.paths(p.transfer.student for p in placed))
         teacher.reset(outputs.paths(p.transfer.teacher for p in placed))
-        self._refuse_logits(placed, outputs.match(placed, student, teacher))
+        self._refuse_forms(placed, outputs.match(placed, student, teacher, hard), hard)
         return placed
 
-    def _refuse_logits(self, placed: list[Placed], match: outputs.Match) -> None:
-        """Refuse losses of Keras between probabilities where an output is known to be logits."""
+    def _refuse_forms(self, placed: list[Placed], match: outputs.Match, hard: Any) -> None:
+        """Refuse losses of Keras where outputs are known to be of another form."""
         student, teacher = self.student, self._known_teacher
+        each = checks.per_output(hard, student.template)
         for transfer, output in placed:
-            for side, tap, name, kinds, index in (
-                ("teacher", transfer.teacher, teacher.name, teacher.kinds, match.order[output]),
-                ("student", transfer.student, student.model.name, student.kinds(), output),
+            if transfer.reads_logits:
+                continue
+            regression = meaning.of_loss(each[output]) == meaning.VALUES
+            index = match.counterpart(output)
+            forms = []
+            for side, tap, name, kinds, place, doubtful in (
+                (
+                    "teacher",
+                    transfer.teacher,
+                    teacher.name,
+                    teacher.kinds,
+                    index,
+                    teacher.is_doubtful(index),
+                ),
+                (
+                    "student",
+                    transfer.student,
+                    student.model.name,
+                    student.kinds(),
+                    output,
+                    student.is_doubtful(output),
+                ),
             ):
+                if tap is not None:
+                    continue
+                kind = kinds[place] if place < len(kinds) else "unknown"
                 told = self.from_logits.get(side) is False
-                if tap is None and not told and kinds[index : index + 1] == ["logits"]:
-                    checks.loss_of_probabilities(transfer, side, name)
+                forms.append("probabilities" if told or doubtful else kind)
+                if forms[-1] == "logits":
+                    fits.loss_of_probabilities(transfer, side, name)
+            if len(forms) == 2 and not regression:
+                fits.same_form(transfer, *forms)
 
     def adopt(self, placed: list[Placed]) -> None:
         """Transfer this from now on."""
@@ -199,7 +226,8 @@ class Wiring:
 
     def match_outputs(self) -> None:
         """Match the outputs by what is known of the models now."""
-        self.match = outputs.match(self.placed, self.student, self._known_teacher)
+        hard = self.compiled_with.get("loss")
+        self.match = outputs.match(self.placed, self.student, self._known_teacher, hard)
 
     def inspect(self, rows: Any) -> list[Placed] | None:
         """Find out from a few rows what the layers alone do not tell.
@@ -212,8 +240,11 @@ class Wiring:
         self._known_teacher.inspect(self.for_teacher(x))
         self.student.inspect(self.for_student(x))
         if known or self.kept:
+            decides = self.match.decides
             self.match_outputs()
-            return None
+            self._refuse_forms(self.placed, self.match, self.compiled_with["loss"])
+            # Other decisions than the layers promised are other logs.
+            return None if self.match.decides == decides else self.placed
         return self.plan(self.compiled_with["distillation_loss"], self.compiled_with["loss"])
 
     @property
@@ -227,16 +258,14 @@ class Wiring:
         names = ["student_loss"] if self.labeled else []
         if self.teacher is not None or self.placed:
             names += ["distillation_loss", *(t.name for t in outputs.transfers(self.placed))]
-            if self.teacher is None or outputs.comparable(
-                self.match, self.student.shapes, self.teacher.output_shapes()
-            ):
+            if any(self.match.decides):
                 names.append("agreement")
         return names
 
     def _sides(self, placed: Placed, teacher: Answer, student: Answer) -> tuple[Any, Any]:
         """What a transfer reads on either side; builds it for these shapes at first sight."""
         transfer, output = placed
-        index = self.match.order[output]
+        index = self.match.counterpart(output)
         theirs = step.pick(teacher, transfer.teacher, index, transfer.reads_logits)
         ours = step.pick(student, transfer.student, output, transfer.reads_logits)
         if not transfer.built:
@@ -259,14 +288,14 @@ class Wiring:
         teacher = self._known_teacher
         x, record = self.split(rows)
         student = backends.in_one_program(
-            lambda x: self.student.read(x, False, self.match.binary),
+            lambda x: self.student.read(x, False, self.match.units),
             [self.student.model],
             self.for_student(x),
         )
         if record is None and not teacher.models:
             return False
         answer = backends.in_one_program(
-            lambda x: teacher.read(x, record, self.match.binary),
+            lambda x: teacher.read(x, record, self.match.teacher_units),
             teacher.models,
             self.for_teacher(x),
         )
@@ -345,7 +374,7 @@ class Wiring:
         else:
             indices = record.get("indices") if isinstance(record, dict) else None
             with backends.inference_only(values):
-                answer = self.teacher.read(self.for_teacher(x), record, self.match.binary)
+                answer = self.teacher.read(self.for_teacher(x), record, self.match.teacher_units)
             # What nobody reads of the answer is not kept.
             as_it_is = any(
                 p.transfer.teacher is None and not p.transfer.reads_logits for p in self.placed

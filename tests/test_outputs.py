@@ -159,7 +159,14 @@ def test_labels_of_some_outputs_only():
     student, teacher = two_heads("dict", 4, "student"), two_heads("dict", 7, "teacher")
     x, y = two_labels()
     distiller = kd.Distiller(student, teacher)
-    distiller.compile("sgd", loss={"color": crossentropy()}, temperature=2.0)
+    with pytest.raises(ValueError, match="output `shape`.*5 linear.*no hard loss.*SoftTargets"):
+        distiller.compile("sgd", loss={"color": crossentropy()}, temperature=2.0)
+    distiller.compile(
+        "sgd",
+        loss={"color": crossentropy()},
+        distillation_loss=kd.losses.SoftTargets(),
+        temperature=2.0,
+    )
     s, t = flat(student, x), flat(teacher, x)
     logs = distiller.train_on_batch(x, {"color": y["color"]}, return_dict=True)
     np.testing.assert_allclose(

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import teachers
+from keras_kd import meaning, teachers
 from keras_kd.cache import layout, samples
 from keras_kd.cache.layout import Layout, Output
 
@@ -63,6 +63,10 @@ class Answers:
         """Find the form of a record from a first batch, and give that batch's records."""
         if "unknown" in self.teacher.kinds or not self.teacher.settled:
             self.teacher.inspect(self.reads(x))
+        for i in range(len(self.teacher.kinds)):
+            # A regression is stored as it is, whatever its values look like.
+            if meaning.of_loss(self.teacher.own_loss(i)) != meaning.VALUES:
+                self.teacher.require_logits(i)
         kinds = ["logits" if kind == "unknown" else kind for kind in self.teacher.kinds]
         self.is_binary = [bool(self.binary) or kind == "sigmoid" for kind in kinds]
         shapes = self.teacher.output_shapes()
@@ -117,7 +121,8 @@ class Answers:
         return f"{int(samples.digests(read)[0]):08x}"
 
     def _run(self, x: Any) -> dict[str, Any]:
-        answer = self.teacher.read(self.reads(x), None, self.is_binary)
+        units = [meaning.INDEPENDENT if b else meaning.CLASSES for b in self.is_binary]
+        answer = self.teacher.read(self.reads(x), None, units)
         # Known while the function is traced, and needed for the form of a record.
         self._shapes = [tuple(int(n) for n in z.shape[1:]) for z in answer.logits]
         stored: dict[str, Any] = {}

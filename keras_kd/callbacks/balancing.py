@@ -43,9 +43,10 @@ class LossBalancing(keras.callbacks.Callback):
         method: `"uncertainty"` or `"gradient_norm"`.
         data: The batch that is measured, `(x, y)`, `(x, y, sample_weight)` or
             `(x,)`, some hundred rows of training data. `None` takes 256 rows,
-            evenly spread, of the arrays given to `fit`. Datasets and
-            `class_weight` need it; with a `CachedTeacher` it is a joined batch,
-            `next(iter(cached.join(dataset)))`.
+            evenly spread, of the arrays given to `fit`, beside a
+            `CachedTeacher` with its answers to them. Datasets and
+            `class_weight` need it; of a dataset joined to a `CachedTeacher` it
+            is a joined batch, `next(iter(cached.join(dataset)))`.
         every: Number of steps from one measurement to the next.
 
     Raises:
@@ -97,7 +98,7 @@ class LossBalancing(keras.callbacks.Callback):
         if self._batch is None:
             raise ValueError(
                 "`LossBalancing` measures the terms on one batch. It takes it from arrays given to "
-                "`fit`, but from no dataset and not beside `class_weight` or a `CachedTeacher`. "
+                "`fit`, but from no dataset and not beside `class_weight`. "
                 "Pass `data=(x, y)` or `(x, y, sample_weight)`, or a joined batch, "
                 "`data=next(iter(cached.join(dataset)))`."
             )

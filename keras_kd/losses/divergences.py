@@ -1,11 +1,12 @@
 """Divergences between softened class distributions: the teacher's answers as soft targets."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 from keras import ops
 
+from keras_kd import meaning
 from keras_kd.losses.logits import LogitLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
 from keras_kd.losses.vocabulary import in_parts, is_half, is_large
@@ -352,6 +353,8 @@ class BinarySoftTargets(LogitLoss):
         - [Hinton et al., 2015](https://arxiv.org/abs/1503.02531), section 2, for
           each output by itself
     """
+
+    compares: ClassVar[str] = meaning.INDEPENDENT
 
     def __init__(
         self,

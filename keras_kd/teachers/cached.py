@@ -8,12 +8,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd import meaning
 from keras_kd.cache import join, reader, rows, samples, storage
 from keras_kd.cache.layout import Output
 from keras_kd.cache.reader import Records
 from keras_kd.reader import Answer
 from keras_kd.teachers import choice
-from keras_kd.teachers.mixtures import combined, mixture_weights, returned
+from keras_kd.teachers.mixtures import mixture_weights, of_units, returned
 from keras_kd.teachers.model import Teacher
 from keras_kd.typing import Tensor
 
@@ -272,7 +273,21 @@ class CachedTeacher(Teacher):
         """
         return join.dataset(self, data)
 
-    def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
+    def joined(self, data: Any, rows: np.ndarray) -> Any:
+        """Put the stored answers beside some rows of the data.
+
+        Args:
+            data: These rows, `(x, y, sample_weight)`.
+            rows: `(n,)` their numbers in the data.
+
+        Returns:
+            One batch as the distiller reads it.
+        """
+        x, y, weight = data
+        record = self.fetch(rows, self.epoch)
+        return join.packed(join.Joined(self.view(x, rows, self.epoch), record), y, weight)
+
+    def read(self, x: Any, record: Any, units: Sequence[str]) -> Answer:
         """Answer one batch from its record.
 
         Raises:
@@ -281,11 +296,24 @@ class CachedTeacher(Teacher):
         if record is None:
             raise ValueError(join.UNJOINED)
         each = [self._answer(i, record) for i in range(len(self.caches))]
+        means = [
+            meaning.VALUES
+            if i < len(units) and units[i] == meaning.VALUES
+            else meaning.INDEPENDENT
+            if output.binary
+            else meaning.CLASSES
+            for i, output in enumerate(self.outputs)
+        ]
+        for unit, stored in zip(means, self.outputs):
+            if unit == meaning.VALUES and stored.top_k is not None:
+                raise ValueError(
+                    f"The cache `{self.caches[0].root}` holds the {stored.top_k} most probable "
+                    "classes, and the loss on the labels says that this output is a regression. "
+                    "Write the cache again with `top_k=None`."
+                )
         logits = [
-            combined(list(parts), self.weights, self.combine, output.binary)
-            if len(each) > 1
-            else parts[0]
-            for output, *parts in zip(self.outputs, *(answer.logits for answer in each))
+            of_units(list(parts), self.weights, self.combine, unit) if len(each) > 1 else parts[0]
+            for unit, *parts in zip(means, *(answer.logits for answer in each))
         ]
         tensors = {path: tensor for answer in each for path, tensor in answer.tensors.items()}
         flat = [returned(z, output.kind) for z, output in zip(logits, self.outputs)]

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import backends, checks
+from keras_kd import backends, checks, meaning
 from keras_kd.masks import keras_mask
 from keras_kd.reader import Answer
 from keras_kd.teachers import mixtures
-from keras_kd.teachers.mixtures import combined, mixture_weights, returned
+from keras_kd.teachers.mixtures import mixture_weights, returned
 from keras_kd.teachers.model import ModelTeacher, Teacher
 from keras_kd.typing import Tensor
 
@@ -191,30 +191,47 @@ class Ensemble(Teacher):
         for member, precision in zip(self.members, precisions):
             member.take_precisions([precision])
 
-    def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
+    def require_logits(self, output: int) -> None:
+        """Raise `ValueError` unless the logits of a flat output can be read of every model."""
+        for member in self.members:
+            member.require_logits(output)
+
+    def is_last(self, output: int) -> bool:
+        """Whether the classes of a flat output lie on its last axis, as far as that is known."""
+        return all(member.is_last(output) for member in self.members)
+
+    def is_doubtful(self, output: int) -> bool:
+        """Whether a flat output that is read as it is may be no logits."""
+        return any(member.is_doubtful(output) for member in self.members)
+
+    def own_loss(self, output: int) -> Any:
+        """The loss that the first model was compiled with for a flat output."""
+        return self.members[0].own_loss(output)
+
+    def read(self, x: Any, record: Any, units: Sequence[str]) -> Answer:
         """Answer one batch."""
-        answers = [member.read(x, None, binary) for member in self.members]
+        answers = [member.read(x, None, units) for member in self.members]
+        each = enumerate(zip(*(answer.logits for answer in answers)))
         logits = [
-            combined(list(each), self._weights, self.combine, i < len(binary) and binary[i])
-            for i, each in enumerate(zip(*(answer.logits for answer in answers)))
+            mixtures.of_units(list(parts), self._weights, self.combine, _unit(units, i))
+            for i, parts in each
         ]
         tensors = {
             f"{member.name}/{path}": tensor
             for member, answer in zip(self.members, answers)
             for path, tensor in answer.tensors.items()
         }
-        flat = [
-            returned(z, self._returns(i, i < len(binary) and binary[i]))
-            for i, z in enumerate(logits)
-        ]
+        flat = [returned(z, self._returns(i, _unit(units, i))) for i, z in enumerate(logits)]
         output = keras.tree.pack_sequence_as(answers[0].output, flat)
         return Answer(output, logits, tensors)
 
-    def _returns(self, output: int, binary: bool) -> str:
+    def _returns(self, output: int, unit: str) -> str:
         """Whether an output is logits or what `"softmax"` or `"sigmoid"` makes of them."""
         kind = self.kinds[output]
+        if unit == meaning.VALUES:
+            return "values"
         if kind not in _PROBABILITIES and self.members[0].from_logits is False:
-            return "sigmoid" if binary else "softmax"
+            return "sigmoid" if unit == meaning.INDEPENDENT else "softmax"
         return kind
 
     def fingerprint(self) -> str:
@@ -295,17 +312,18 @@ class Ensemble(Teacher):
         """What every model says of labeled batches, output by output."""
         kept: dict[int, list[tuple[Any, Any, Any]]] = {}
         names: list[str] = []
-        units: list[bool] = []
+        units: list[str] = []
         for x, y, weight in batches:
             if not names:
                 self.inspect(x)
                 template = self.output_template()
                 names = keras.tree.flatten(template) if template is not None else ["output"]
                 shapes = self.output_shapes() or []
-                units = [
+                independent = [
                     binary if binary is not None else kind == "sigmoid" or shape[-1] == 1
                     for kind, shape in zip(self.kinds, shapes)
                 ]
+                units = [meaning.INDEPENDENT if b else meaning.CLASSES for b in independent]
             labels = checks.per_output(y, self.output_template())
             weights = checks.per_output(weight, self.output_template())
             with backends.inference_only():
@@ -313,6 +331,7 @@ class Ensemble(Teacher):
             for i, label in enumerate(labels):
                 if label is None:
                     continue
+                self.require_logits(i)
                 each = [answer.logits[i] for answer in answers]
                 logits = np.stack([_plain(z) for z in each], axis=-2)
                 row_weight = None if weights[i] is None else np.asarray(weights[i], "float64")
@@ -333,7 +352,7 @@ class Ensemble(Teacher):
                 np.concatenate([logits for logits, _, _ in found]),
                 np.concatenate([label for _, label, _ in found]),
                 np.concatenate([weight for _, _, weight in found]),
-                units[i],
+                units[i] == meaning.INDEPENDENT,
                 names[i],
             )
             for i, found in kept.items()
@@ -341,6 +360,11 @@ class Ensemble(Teacher):
 
 
 _PROBABILITIES = ("softmax", "sigmoid")
+
+
+def _unit(units: Sequence[str], output: int) -> str:
+    """What an output means; classes where nobody says."""
+    return units[output] if output < len(units) else meaning.CLASSES
 
 
 def _named(template: Any) -> list[Any]:

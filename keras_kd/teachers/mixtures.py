@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_kd import meaning
 from keras_kd.typing import Tensor
 
 CONFIDENCE = "confidence"
@@ -83,6 +84,31 @@ def combined(logits: Sequence[Tensor], weights: Any, combine: str, binary: bool)
         negative = _log_mixture(log_weights, [ops.log_sigmoid(-z) for z in logits])
         return positive - negative
     return _log_mixture(log_weights, [ops.log_softmax(z, axis=-1) for z in logits])
+
+
+def of_units(logits: Sequence[Tensor], weights: Any, combine: str, unit: str) -> Tensor:
+    """The answers of several teachers as one, whatever the units mean; values have a mean.
+
+    Args:
+        logits: One tensor a teacher, all of one shape.
+        weights: One float a teacher, of sum 1, or `"confidence"`.
+        combine: `"probabilities"` or `"logits"`, for all but values.
+        unit: What the output means, as in `keras_kd.meaning`.
+
+    Returns:
+        A float32 tensor of the same shape.
+
+    Raises:
+        ValueError: If values, which have no entropy, are to be weighed by confidence.
+    """
+    if unit != meaning.VALUES:
+        return combined(logits, weights, combine, unit == meaning.INDEPENDENT)
+    if isinstance(weights, str):
+        raise ValueError(
+            f"weights={weights!r} weighs by the entropy of class distributions, and the loss on "
+            "the labels says that this output is a regression. Pass one number a teacher, or None."
+        )
+    return combined(logits, weights, "logits", False)
 
 
 def returned(logits: Tensor, kind: str) -> Tensor:

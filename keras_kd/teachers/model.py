@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_kd import checks
 from keras_kd.reader import Answer, Reader
 from keras_kd.teachers import numbered
 from keras_kd.teachers.identity import fingerprint
@@ -126,13 +128,44 @@ class Teacher:
     def begin_epoch(self, epoch: int) -> None:
         """Take note that this epoch of the training begins."""
 
-    def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
+    def require_logits(self, output: int) -> None:
+        """Raise `ValueError` unless the logits of a flat output can be read.
+
+        Args:
+            output: Its place among the flat outputs.
+        """
+
+    def is_last(self, output: int) -> bool:
+        """Whether the classes of a flat output lie on its last axis, as far as that is known."""
+        return True
+
+    def is_doubtful(self, output: int) -> bool:
+        """Whether a flat output that is read as it is may be no logits."""
+        return False
+
+    def own_loss(self, output: int) -> Any:
+        """The loss that the teacher was compiled with for a flat output, `None` if unknown."""
+        return None
+
+    def joined(self, data: Any, rows: np.ndarray) -> Any:
+        """Put beside some rows of the data what the teacher says of them, where it is stored.
+
+        Args:
+            data: These rows, `(x, y, sample_weight)`.
+            rows: `(n,)` their numbers in the data.
+
+        Returns:
+            One batch as the distiller reads it.
+        """
+        return data
+
+    def read(self, x: Any, record: Any, units: Sequence[str]) -> Answer:
         """Answer one batch, with `training=False`.
 
         Args:
             x: What the teacher reads.
             record: What `split` found.
-            binary: For each flat output whether its units are independent.
+            units: What each flat output means, as in `keras_kd.meaning`.
 
         Returns:
             Output, logits and tapped tensors.
@@ -199,9 +232,27 @@ class ModelTeacher(Teacher):
         """Find out from a concrete batch what the layers alone do not tell."""
         self._reader.inspect(x)
 
-    def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
+    def require_logits(self, output: int) -> None:
+        """Raise `ValueError` unless the logits of a flat output can be read."""
+        self._reader.require_logits(output)
+
+    def is_last(self, output: int) -> bool:
+        """Whether the classes of a flat output lie on its last axis, as far as that is known."""
+        return self._reader.is_last(output)
+
+    def is_doubtful(self, output: int) -> bool:
+        """Whether a flat output that is read as it is may be no logits."""
+        return self._reader.is_doubtful(output)
+
+    def own_loss(self, output: int) -> Any:
+        """The loss that the model was compiled with for a flat output, `None` if it was not."""
+        loss = self.model.loss if getattr(self.model, "compiled", False) else None
+        each = checks.per_output(loss, self.output_template())
+        return each[output] if output < len(each) else None
+
+    def read(self, x: Any, record: Any, units: Sequence[str]) -> Answer:
         """Answer one batch."""
-        return self._reader.read(x, False, binary)
+        return self._reader.read(x, False, units)
 
     def fingerprint(self) -> str:
         """Identify the teacher by its layers, how they are joined, and its weights."""

@@ -252,11 +252,11 @@ class FastTeacher(ModelTeacher):
             said += f": {spent:.3g} ms for {len_of(x)} rows, {given:.3g} ms as it was given"
         warnings.warn(f"{said}.{why}", stacklevel=2)
 
-    def read(self, x: Any, record: Any, binary: Sequence[bool]) -> Answer:
+    def read(self, x: Any, record: Any, units: Sequence[str]) -> Answer:
         """Answer one batch, in float32 whatever computed it."""
         if self._copy is None or self._taps:
-            return super().read(x, record, binary)
-        answer = self._copy.read(x, False, binary)
+            return super().read(x, record, units)
+        answer = self._copy.read(x, False, units)
         output, logits = keras.tree.map_structure(
             lambda tensor: ops.cast(tensor, "float32"), (answer.output, answer.logits)
         )

@@ -235,6 +235,51 @@ def test_several_outputs_by_name(rows):
     assert set(distiller.predict(x[:3], verbose=0)) == {"kind", "flags"}
 
 
+def test_what_outputs_mean(shared):
+    """A softmax at every step, a regression beside it, and decisions counted as the loss counts."""
+    x = shared["tokens"][..., None] * np.float32([0.3, -0.2, 0.1])
+    y = np.where(shared["tokens"] % 3 == 0, -1, shared["token_labels"])
+    weight = shared["weights"][:12]
+
+    def model(name):
+        inputs = keras.Input((5, 3))
+        last = layers.Dense(CLASSES, activation="softmax")
+        steps = layers.TimeDistributed(last, name="steps")(inputs)
+        age = layers.Dense(1, activation="softplus")(layers.Flatten()(inputs))
+        return keras.Model(inputs, {"steps": steps, "age": age}, name=name)
+
+    keras.utils.set_random_seed(3)
+    student, teacher = model("student"), model("teacher")
+    teacher.set_weights([30 * w for w in teacher.get_weights()])
+    loss = {
+        "steps": keras.losses.SparseCategoricalCrossentropy(ignore_class=-1),
+        "age": "mse",
+    }
+    distiller = kd.Distiller(student, teacher)
+    with pytest.raises(ValueError, match="output `age`.*a regression"):
+        distiller.compile("sgd", loss)
+    distiller.compile(
+        keras.optimizers.SGD(0.0),
+        loss,
+        distillation_loss={"steps": kd.losses.LogitMSE(), "age": "mse"},
+    )
+    logs = distiller.train_on_batch(
+        x, {"steps": y, "age": weight[:, None]}, {"steps": weight, "age": None}, return_dict=True
+    )
+    kernels = [m.get_layer("steps").get_weights()[0] for m in (student, teacher)]
+    s, t = (x @ kernel for kernel in kernels)
+    same = (s.argmax(-1) == t.argmax(-1)) * weight[:, None] * (y >= 0)
+    expected = same.sum() / (weight[:, None] * (y >= 0)).sum()
+    np.testing.assert_allclose(logs["agreement"], expected, rtol=1e-5)
+    a, b = (m.predict(x, verbose=0)["age"] for m in (student, teacher))
+    np.testing.assert_allclose(logs["age_mean_squared_error"], ((a - b) ** 2).mean(), rtol=1e-4)
+    inputs = keras.Input((5, 3))
+    parts = [layers.Dense(CLASSES, activation="softmax")(inputs) for _ in range(2)]
+    average = keras.Model(inputs, layers.Average()(parts))
+    with pytest.raises(ValueError, match="computed from probabilities"):
+        kd.Distiller(keras.Model(inputs, parts[0]), average).compile("sgd", None)
+
+
 def test_saved_and_resumed_bit_for_bit(pair, rows, tmp_path):
     student, teacher = pair
     x, y = rows

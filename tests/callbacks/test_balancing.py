@@ -452,9 +452,30 @@ def test_a_joined_batch_of_a_cached_teacher(tmp_path):
     cached = kd.teachers.CachedTeacher(tmp_path / "cache")
     live = compiled(mlp(name="student"), teacher)
     distiller = compiled(live.student, cached)
-    with pytest.raises(ValueError, match="`CachedTeacher`"):
-        distiller.fit(x, y, verbose=0, callbacks=[LossBalancing()])
+    joined = cached.join(tf.data.Dataset.from_tensor_slices((x, y)).batch(12))
+    with pytest.raises(ValueError, match=r"`data=next\(iter\(cached.join\(dataset\)\)\)`"):
+        distiller.fit(joined, verbose=0, callbacks=[LossBalancing()])
     batch = next(iter(cached.join(tf.data.Dataset.from_tensor_slices((x, y)).batch(12))))
     distiller.fit(x, y, verbose=0, callbacks=[LossBalancing("gradient_norm", data=batch)])
     measured, expected = distiller.gradient_norms(batch), live.gradient_norms((x, y))
     assert measured == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["uncertainty", "gradient_norm"])
+def test_arrays_beside_a_cached_teacher_are_measured_with_its_answers(tmp_path, method):
+    x, y = rows(300)
+    teacher = mlp(name="teacher")
+    kd.cache.write(teacher, x, tmp_path / "cache", dtype="float32")
+    cached = kd.teachers.CachedTeacher(tmp_path / "cache")
+    weight = np.linspace(0, 2, 300).astype("float32")
+    histories = []
+    for given in (teacher, cached):
+        keras.utils.set_random_seed(0)
+        distiller = compiled(mlp(name="student"), given)
+        options = {"batch_size": 50, "validation_split": 0.2, "sample_weight": weight}
+        fitted = distiller.fit(
+            x, y, verbose=0, callbacks=[LossBalancing(method, every=2)], **options
+        )
+        histories.append(fitted.history)
+    for name in ("student_loss_weight", "soft_targets_weight", "distillation_loss"):
+        assert histories[0][name] == pytest.approx(histories[1][name], rel=1e-4), name
