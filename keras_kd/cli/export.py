@@ -35,6 +35,14 @@ def export(
     max_drop: Annotated[
         float, typer.Option(help="Accuracy a file may lose, as a share: 0.01 is one point.")
     ] = 0.01,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="What files are judged by in place of accuracy: auc, macro_f1, mae, ndcg@10, or "
+            "the name of a Keras metric. Several, separated by commas, are reported; the first "
+            "judges."
+        ),
+    ] = None,
     objective: Annotated[str, typer.Option(help="What is best: `size` or `latency`.")] = "size",
     labels: Annotated[
         str | None, typer.Option(help="Names of the classes, separated by commas.")
@@ -91,6 +99,7 @@ def export(
             formats=_words(formats),
             precisions=_words(precisions),
             max_drop=max_drop,
+            metrics=None if metrics is None else _words(metrics),
             objective=objective,
             labels=None if labels is None else _words(labels),
             normalization=pixels,

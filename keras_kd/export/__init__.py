@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .checks import check_folder
     from .exporter import export_model
     from .layers import LayerReport
+    from .loaded import LoadedModel, load
     from .manifest import ManifestError
     from .report import Artifact, Report
     from .verification import verify
@@ -24,11 +25,13 @@ _HOME = {
     "Artifact": "report",
     "BenchReport": "benchmark",
     "LayerReport": "layers",
+    "LoadedModel": "loaded",
     "ManifestError": "manifest",
     "Report": "report",
     "bench": "benchmark",
     "check_folder": "checks",
     "export_model": "exporter",
+    "load": "loaded",
     "verify": "verification",
 }
 
@@ -36,11 +39,13 @@ __all__ = [
     "Artifact",
     "BenchReport",
     "LayerReport",
+    "LoadedModel",
     "ManifestError",
     "Report",
     "bench",
     "check_folder",
     "export_model",
+    "load",
     "verify",
 ]
 

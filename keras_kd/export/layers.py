@@ -45,7 +45,7 @@ def layer_noise(
         convolution and its BatchNorm before a ReLU.
     """
     feed = {name: array[:SAMPLES] for name, array in inputs.items()}
-    read = _tflite if reference.suffix == ".tflite" else _onnx
+    read = _tflite if reference.suffix == ".tflite" else onnx_tensors
     (want, readings), (got, _) = read(reference, feed), read(quantized, feed)
     rows: dict[str, dict[str, Any]] = {}
     for name, array in want.items():
@@ -151,7 +151,7 @@ def _same_shape(arrays: list[np.ndarray]) -> bool:
     return len({array.shape for array in arrays}) == 1
 
 
-def _onnx(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
+def onnx_tensors(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
     """The tensors that nodes make, and for each those that its node reads."""
     import onnx
     import onnxruntime

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from . import half, scales
 from .benchmark import time_calls
 from .contents import inspect
 from .layers import layer_noise
@@ -15,14 +16,17 @@ from .metrics import compare
 from .runtime import TFLiteRuntime, open_file, run_all
 from .signature import Signature
 
+_ROUNDED = 35.0
+"""The SQNR in dB that rounding to float16 leaves at least."""
+
 
 class Measurer:
     """Measures files against the same evaluation data.
 
     Args:
         job: `signature`, `evaluation` (path of an `.npz` with `x<i>` inputs, `y<i>` outputs of
-            Keras and `t<i>` labels), `kinds`, `stored` (how many of the samples travel with the
-            files), `threads`, `time` (whether to measure latency).
+            Keras, `t<i>` labels and `w<i>` weights), `kinds`, `stored` (how many of the samples
+            travel with the files), `threads`, `time` (whether to measure latency).
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -37,22 +41,30 @@ class Measurer:
                 for i, info in enumerate(signature.outputs)
                 if f"t{i}" in arrays
             }
+            self._weights = {
+                info.name: arrays[f"w{i}"]
+                for i, info in enumerate(signature.outputs)
+                if f"w{i}" in arrays
+            }
         self._job = job
 
     def measure(self, task: dict[str, Any]) -> dict[str, Any]:
         """Measure one file.
 
         Args:
-            task: `path`; and of a file that stores the weights of another one without zeros, the
-                path of that one as `dense`.
+            task: `path`; of a file that stores the weights of another one without zeros, the
+                path of that one as `dense`; perhaps `outputs`, an archive to write the answers to,
+                `y<i>` by number; and of a float16 file the path `full` of the float32 one or
+                `None`.
 
         Returns:
             JSON values: `metrics`, `check` (the same on the samples that travel along), `bytes`,
-            `gzip_bytes`, `latency_ms`, `signature`, `contents`. For a task with `float32`, the path
-            of the float file, only `layers`, see `layer_noise`. For a task with `dense` also
-            `against`: the greatest `difference` of the two files' answers over the greatest
-            answer, with and without XNNPACK, and `slowdown`, how many times slower the file is
-            without.
+            `gzip_bytes`, `latency_ms`, `signature`, `contents`, `scales` (see `scales.inspect`),
+            and of a float16 file that answers otherwise `float16`, see `half.beyond`. For a task
+            with `float32`, the path of the float file, only `layers`, see `layer_noise`. For a task
+            with `dense` also `against`: the greatest `difference` of the two files' answers over
+            the greatest answer, with and without XNNPACK, and `slowdown`, how many times slower the
+            file is without.
         """
         if "float32" in task:
             layers = set(self._job["layers"]) | set(self._references)
@@ -70,13 +82,23 @@ class Measurer:
         if missing:
             raise ValueError(f"the file has outputs {sorted(outputs)} and lacks {missing}")
         result: dict[str, Any] = {
-            "metrics": self._compare(outputs, slice(None)),
+            "metrics": self._compare(outputs, slice(None), scores=True),
             "check": self._compare(outputs, slice(self._job["stored"])),
             "bytes": len(blob),
             "gzip_bytes": len(gzip.compress(blob, mtime=0)),
             "signature": runtime.signature(),
             "contents": contents,
+            "scales": scales.inspect(path),
         }
+        if "outputs" in task:
+            np.savez(
+                task["outputs"],
+                **{f"y{i}": outputs[name] for i, name in enumerate(self._references)},
+            )
+        figures = result["metrics"]
+        if "full" in task and (not figures["finite"] or figures["sqnr"] < _ROUNDED):
+            full = None if task["full"] is None else Path(task["full"])
+            result["float16"] = half.beyond(path, full, self._inputs)
         if self._job["time"]:
             times = time_calls(runtime.prepare({name: x[:1] for name, x in self._inputs.items()}))
             result["latency_ms"] = float(np.median(times)) * 1e3
@@ -107,10 +129,14 @@ class Measurer:
             "slowdown": float(times[1] / times[0]),
         }
 
-    def _compare(self, outputs: dict[str, np.ndarray], rows: slice) -> dict[str, Any]:
+    def _compare(
+        self, outputs: dict[str, np.ndarray], rows: slice, *, scores: bool = False
+    ) -> dict[str, Any]:
         return compare(
             {name: array[rows] for name, array in self._references.items()},
             {name: array[rows] for name, array in outputs.items()},
             {name: array[rows] for name, array in self._labels.items()},
             self._job["kinds"],
+            {name: array[rows] for name, array in self._weights.items()},
+            scores=scores,
         )
