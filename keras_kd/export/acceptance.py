@@ -198,7 +198,7 @@ class Causes:
         bad = [one for one in row.get("scales", {}).get("broken", ()) if not one["finite"]]
         if not bad:
             return ""
-        where = ", ".join(f"`{one['tensor']}`{self._of_layer(one['tensor'])}" for one in bad[:3])
+        where = ", ".join(f"`{one['tensor']}`{self._of_layer(one)}" for one in bad[:3])
         return f"the scale of {where} is {bad[0]['scale']}, with which nothing can be computed"
 
     def float16(self, row: dict[str, Any]) -> str:
@@ -211,8 +211,7 @@ class Causes:
             what = "constant" if one["constant"] else "result"
             size = "at most" if one["vanishes"] else "up to"
             texts.append(
-                f"the {what} `{one['tensor']}`{self._of_layer(one['tensor'])} is {size} "
-                f"{one['value']}"
+                f"the {what} `{one['tensor']}`{self._of_layer(one)} is {size} {one['value']}"
             )
         return (
             f"beyond float16's range: {'; '.join(texts)}, and float16 ends at 65,504 and rounds "
@@ -225,16 +224,20 @@ class Causes:
         bad = [one for one in row.get("scales", {}).get("broken", ()) if one["finite"]]
         if not bad:
             return ""
-        where = ", ".join(f"`{one['tensor']}`{self._of_layer(one['tensor'])}" for one in bad[:3])
+        where = ", ".join(f"`{one['tensor']}`{self._of_layer(one)}" for one in bad[:3])
         other = "Take int8" if row["precision"] == "int16x8" else "Take float16 or weight_int8"
         return (
             f"The scale of {where} is {bad[0]['scale']}: it was 0 in all calibration samples, as "
             f"the start state of a recurrent layer is, and kernels divide by it. {other}"
         )
 
-    def _of_layer(self, tensor: str) -> str:
-        layer = layer_of(tensor, self._layers)
-        return "" if layer is None or layer == tensor else f" of layer `{layer}`"
+    def _of_layer(self, one: dict[str, Any]) -> str:
+        # A constant may have lost its layer's name; what is computed from it has not.
+        for name in (one["tensor"], one.get("reader") or ""):
+            layer = layer_of(name, self._layers)
+            if layer is not None:
+                return "" if layer == name else f" of layer `{layer}`"
+        return ""
 
     def lost_features(self, row: dict[str, Any]) -> list[str]:
         """Say which features of a quantized input lie within one step of its only scale."""

@@ -87,7 +87,8 @@ def _fault(
             f": {told}" if told else ""
         )
     if causes is not None and causes.broken(row):
-        return "verify", causes.broken(row)
+        texts = (causes.broken(row), causes.scales(row))
+        return "verify", ". ".join(text for text in texts if text)
     if row["precision"] in _TOLERANCE:
         relative, decibels = _AWARE_TOLERANCE if aware else _TOLERANCE[row["precision"]]
         if figures["relative"] > relative or figures["sqnr"] < decibels:

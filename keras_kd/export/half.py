@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .layers import SAMPLES, onnx_tensors
+from .scales import readers
 from .signature import Arrays
 
 GREATEST = 65_504.0
@@ -27,7 +28,7 @@ def beyond(half: Path, full: Path | None, inputs: Arrays) -> list[dict[str, Any]
         inputs: Samples by input name.
 
     Returns:
-        At most five rows of `tensor`, `value` (its greatest magnitude, or for constants that vanish
+        At most five rows of `tensor`, `reader` (the first result computed from it), `value` (its greatest magnitude, or for constants that vanish
         the greatest of what was there), `constant` and `vanishes`: constants of the float32 file
         above 65,504, those all of whose numbers round to 0, those that the converter cut off at
         less, and, in ONNX files, whose arithmetic is float16 too, results above 65,504.
@@ -38,9 +39,10 @@ def beyond(half: Path, full: Path | None, inputs: Arrays) -> list[dict[str, Any]
             for name, array in _constants(half)
             if array.dtype == np.float16 and not np.isfinite(array).all()
         ]
-        return lost[:_SHOWN]
+        first = readers(half) if lost else {}
+        return [{**row, "reader": first.get(row["tensor"])} for row in lost[:_SHOWN]]
     kept = {name: array for name, array in _constants(half) if array.dtype == np.float16}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, array in _constants(full):
         if array.dtype != np.float32 or not array.size or not np.isfinite(array).all():
             continue
@@ -56,7 +58,8 @@ def beyond(half: Path, full: Path | None, inputs: Arrays) -> list[dict[str, Any]
             peak = float(np.abs(array).max(initial=0.0))
             if peak > GREATEST:
                 rows.append(_row(name, peak, constant=False))
-    return rows[:_SHOWN]
+    first = readers(full) if rows else {}
+    return [{**row, "reader": first.get(row["tensor"])} for row in rows[:_SHOWN]]
 
 
 def _row(tensor: str, value: float, *, constant: bool) -> dict[str, Any]:

@@ -27,9 +27,35 @@ def inspect(path: Path) -> dict[str, Any]:
         `inputs`: scale by the name of each input that is quantized, at once or behind a shift;
         `broken`: rows of `tensor`, `scale` (as text, since JSON has no infinity) and `finite` for
         tensors that are computed and whose scale is not finite, not positive or below 1e-30, at
-        most ten.
+        most ten; `reader` is the first result computed from the tensor, since constants lose the
+        name of their layer.
     """
-    return _tflite(path) if path.suffix == ".tflite" else _onnx(path)
+    found = _tflite(path) if path.suffix == ".tflite" else _onnx(path)
+    if found["broken"]:
+        first = readers(path)
+        found["broken"] = [{**row, "reader": first.get(row["tensor"])} for row in found["broken"]]
+    return found
+
+
+def readers(path: Path) -> dict[str, str]:
+    """Return for each tensor of a file the name of the first result that is computed from it."""
+    found: dict[str, str] = {}
+    if path.suffix == ".onnx":
+        import onnx
+
+        for node in onnx.load(path).graph.node:
+            for name in node.input:
+                found.setdefault(name, node.output[0])
+        return found
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    for graph in flatbuffer_utils.read_model(path).subgraphs:
+        names = [tensor.name.decode() for tensor in graph.tensors]
+        for operator in graph.operators or []:
+            for index in operator.inputs:
+                if index >= 0 and len(operator.outputs):
+                    found.setdefault(names[index], names[operator.outputs[0]])
+    return found
 
 
 def _row(tensor: str, scale: float) -> dict[str, Any]:
