@@ -101,21 +101,18 @@ def _fault(
     # One output must not make up for another.
     for name, output in figures["outputs"].items():
         where = f"at output `{name}`, " if several else ""
-        reason = acceptance.useless(output, before.get(name), max_drop)
-        if reason:
-            return "verify", where + reason + ("" if causes is None else causes.of(row, name))
-    if max_drop is None:
-        return "", ""
-    for name, output in figures["outputs"].items():
-        where = f"at output `{name}`, " if several else ""
-        reason = _loss(output, max_drop)
-        if reason:
-            return "budget", where + reason
+        told = "" if causes is None else causes.of(row, name)
+        lost = "" if max_drop is None else _loss(output, max_drop)
+        dead = acceptance.useless(output, before.get(name), max_drop)
+        if lost:
+            return "budget", where + lost + (f"; {dead}{told}" if dead else "")
+        if dead:
+            return "verify", where + dead + told
         # A metric of the user's own decides in place of accuracy and of what stands behind it.
-        if not output.get("chosen"):
-            reason = acceptance.class_loss(output, before.get(name), max_drop, labels.get(name))
-        if reason:
-            return "budget", where + reason + ("" if causes is None else causes.of(row, name))
+        if max_drop is not None and not output.get("chosen"):
+            lost = acceptance.class_loss(output, before.get(name), max_drop, labels.get(name))
+            if lost:
+                return "budget", where + lost + told
     return "", ""
 
 

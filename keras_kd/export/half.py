@@ -28,10 +28,11 @@ def beyond(half: Path, full: Path | None, inputs: Arrays) -> list[dict[str, Any]
         inputs: Samples by input name.
 
     Returns:
-        At most five rows of `tensor`, `reader` (the first result computed from it), `value` (its greatest magnitude, or for constants that vanish
-        the greatest of what was there), `constant` and `vanishes`: constants of the float32 file
-        above 65,504, those all of whose numbers round to 0, those that the converter cut off at
-        less, and, in ONNX files, whose arithmetic is float16 too, results above 65,504.
+        At most five rows of `tensor`, `reader` (the first result computed from it), `value` (its
+        greatest magnitude, or for constants that vanish the greatest of what was there),
+        `constant` and `vanishes`: constants of the float32 file above 65,504, those all of whose
+        numbers round to 0, those that the converter cut off at less, and, in ONNX files, whose
+        arithmetic is float16 too, results above 65,504.
     """
     if full is None:
         lost = [

@@ -90,8 +90,8 @@ class LoadedModel:
     zero_point)`, as a device does it. An array of exactly the file's integer dtype is taken as
     those integers, `real = (integer - zero_point) * scale`; integers of any other dtype are real
     numbers. Outputs are real numbers, or integers of the file with `integers=True`. `inputs` and
-    `outputs` tell the scales. ONNX files quantize inside, behind float borders; the integers are those of
-    their first `QuantizeLinear` and last `DequantizeLinear`.
+    `outputs` tell the scales. ONNX files quantize inside, behind float borders; the integers are
+    those of their first `QuantizeLinear` and last `DequantizeLinear`.
 
     Files are run in batches where they take them. ONNX files that quantize activations while
     running take one range for a whole batch, so they are run sample by sample, as a device does it.

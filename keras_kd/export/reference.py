@@ -203,7 +203,8 @@ def check_class_names(labels: Sequence[str] | None, reference: Reference) -> Non
     """Refuse class names that are not as many as the first output has classes.
 
     Raises:
-        ValueError: Saying how many there should be, or that one is longer than a line.
+        ValueError: Saying how many there should be, that one is longer than a line, or that there
+            are no classes.
     """
     if labels is None:
         return
@@ -212,6 +213,11 @@ def check_class_names(labels: Sequence[str] | None, reference: Reference) -> Non
     if isinstance(labels, str) or len(labels) not in ({units} if units > 1 else {1, 2}):
         raise ValueError(
             f"`labels` must name the {units} classes of output `{name}`. Received: {labels!r}."
+        )
+    if len(labels) > 1 and reference.kinds[name]["kind"] == "values":
+        raise ValueError(
+            f"`labels` names classes, and the evaluation labels say that output `{name}` holds plain "
+            f"numbers. Leave `labels` out, or pass class indices. Received: {list(labels)!r}."
         )
     for label in labels:
         # Files hold one name a line.
@@ -320,8 +326,8 @@ def _hints(model: Any, outputs: Arrays, classes: bool) -> dict[str, str]:
                 hints[name] = "binary"
             elif outputs[name].shape[-1] > 1 and not metrics.is_distribution(outputs[name]):
                 hints[name] = "multilabel"
-    if classes and outputs[known[0]].ndim > 1 and outputs[known[0]].shape[-1] > 1:
-        hints[known[0]] = "classes"
+    if classes and outputs[known[0]].ndim > 1:
+        hints[known[0]] = "classes" if outputs[known[0]].shape[-1] > 1 else "binary"
     return hints
 
 
