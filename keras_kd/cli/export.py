@@ -70,10 +70,10 @@ def export(
 ) -> None:
     """Export a model to TFLite and ONNX, run every file, and say which one to take.
 
-    DATA is a `.npz` file that holds `x` (and `y`: class numbers, or targets), or one array for
-    each input by its name. It may also be a data set, `digits`, `tfds:NAME` or a `.npz` file with
-    `x_train`, `y_train`, `x_test`, `y_test`: then training images calibrate and validation images
-    evaluate.
+    DATA is a `.npz` file that holds `x` (and `y`: class numbers, or targets; and
+    `sample_weight`), or one array for each input by its name. It may also be a data set, `digits`,
+    `tfds:NAME` or a `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`: then training images
+    calibrate and validation images evaluate.
 
     Exit code 0 if a file passed, 1 if none did, 2 for bad input.
     """
@@ -91,7 +91,10 @@ def export(
         if path is not None:
             x, y, note = inputs.read_samples(path, role, model)
             notes.append(note)
-            given[role] = x if role == "calibration" or y is None else (x, y)
+            if role == "calibration" or y is None:
+                given[role] = x
+            else:
+                given[role] = (x, y, inputs.read_weights(path, model))
     with terminal.working() as work:
         report = keras_kd.export.export_model(
             model,

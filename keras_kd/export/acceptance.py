@@ -67,6 +67,14 @@ def doubtful(
         labels: Names of the classes, if they are this output's.
     """
     flags = []
+    now, then = output.get("scores") or {}, (before or {}).get("scores") or {}
+    for key, name, least in (
+        ("auc", "AUC", 0.01),
+        ("balanced_accuracy", "balanced accuracy", 0.05),
+    ):
+        a, b = then.get(key), now.get(key)
+        if a is not None and b is not None and a - b > least:
+            flags.append(f"{name} falls from {a:.3f} to {b:.3f}")
     signal = _signal(output)
     if signal < LEAST_SIGNAL:
         flags.append(f"its answers keep {signal:.1f} dB of signal over noise alone")

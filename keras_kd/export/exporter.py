@@ -229,7 +229,8 @@ def export_model(
                 quantization_aware,
                 reference.figures["outputs"],
                 Causes(reference.inputs, reference.outputs, work.names, work.layers),
-                {} if names is None else {reference.signature.outputs[0].name: names},
+                # A single name is that of the yes, and no list of classes.
+                {reference.signature.outputs[0].name: names} if names and len(names) > 1 else {},
             )
 
         rows = work.make(tasks)
@@ -350,9 +351,8 @@ class _Work:
         for task in made.values():
             if self._reference.chosen:
                 task["outputs"] = str(scratch / f"{task['id']}.npz")
-            if task["precision"] == "float16":
-                full = made.get(f"{task['format']}-float32")
-                task["full"] = None if full is None else full["path"]
+            if "full" in converted[task["id"]]:
+                task["full"] = converted[task["id"]]["full"]
         noise = [
             {
                 "id": f"layers-{fmt}",

@@ -19,12 +19,12 @@ LEAST = 2.0**-25
 _SHOWN = 5
 
 
-def beyond(half: Path, full: Path | None, inputs: Arrays) -> list[dict[str, Any]]:
+def beyond(half: Path, full: Path, inputs: Arrays) -> list[dict[str, Any]]:
     """Find what a float16 file lost since float16 cannot hold it.
 
     Args:
         half: The float16 file.
-        full: The float32 file of the same format, if there is one.
+        full: The float32 file of the same format.
         inputs: Samples by input name.
 
     Returns:
@@ -34,14 +34,6 @@ def beyond(half: Path, full: Path | None, inputs: Arrays) -> list[dict[str, Any]
         numbers round to 0, those that the converter cut off at less, and, in ONNX files, whose
         arithmetic is float16 too, results above 65,504.
     """
-    if full is None:
-        lost = [
-            _row(name, np.inf, constant=True)
-            for name, array in _constants(half)
-            if array.dtype == np.float16 and not np.isfinite(array).all()
-        ]
-        first = readers(half) if lost else {}
-        return [{**row, "reader": first.get(row["tensor"])} for row in lost[:_SHOWN]]
     kept = {name: array for name, array in _constants(half) if array.dtype == np.float16}
     rows: list[dict[str, Any]] = []
     for name, array in _constants(full):

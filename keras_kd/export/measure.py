@@ -54,8 +54,7 @@ class Measurer:
         Args:
             task: `path`; of a file that stores the weights of another one without zeros, the
                 path of that one as `dense`; perhaps `outputs`, an archive to write the answers to,
-                `y<i>` by number; and of a float16 file the path `full` of the float32 one or
-                `None`.
+                `y<i>` by number; and of a float16 file `full`, the path of the float32 one.
 
         Returns:
             JSON values: `metrics`, `check` (the same on the samples that travel along), `bytes`,
@@ -97,8 +96,7 @@ class Measurer:
             )
         figures = result["metrics"]
         if "full" in task and (not figures["finite"] or figures["sqnr"] < _ROUNDED):
-            full = None if task["full"] is None else Path(task["full"])
-            result["float16"] = half.beyond(path, full, self._inputs)
+            result["float16"] = half.beyond(path, Path(task["full"]), self._inputs)
         if self._job["time"]:
             times = time_calls(runtime.prepare({name: x[:1] for name, x in self._inputs.items()}))
             result["latency_ms"] = float(np.median(times)) * 1e3

@@ -214,15 +214,15 @@ def check_class_names(labels: Sequence[str] | None, reference: Reference) -> Non
         raise ValueError(
             f"`labels` must name the {units} classes of output `{name}`. Received: {labels!r}."
         )
-    if len(labels) > 1 and reference.kinds[name]["kind"] == "values":
-        raise ValueError(
-            f"`labels` names classes, and the evaluation labels say that output `{name}` holds plain "
-            f"numbers. Leave `labels` out, or pass class indices. Received: {list(labels)!r}."
-        )
     for label in labels:
         # Files hold one name a line.
         if len(str(label).splitlines()) != 1:
             raise ValueError(f"A name in `labels` must be one line of text. Received: {label!r}.")
+    if len(labels) > 1 and reference.kinds[name]["kind"] == "values":
+        raise ValueError(
+            f"`labels` names classes, and the evaluation labels say that output `{name}` holds "
+            f"plain numbers. Leave `labels` out, or pass class indices. Received: {list(labels)!r}."
+        )
 
 
 def read_normalization(

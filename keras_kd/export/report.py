@@ -179,13 +179,20 @@ class Report:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values: the folder, the best file, the rows and the settings."""
+        """Return plain JSON values: the folder, the best file, the rows and the settings.
+
+        `metric` is what files are judged by, `scores` and `classes` are the rows of the scorecard.
+        """
+        card = self.scorecard()
         return {
             "folder": str(self.folder),
             "best": self.manifest["best"],
             "ok": self.ok,
             "problems": list(self.problems),
             "rows": self.rows(),
+            "metric": card.name,
+            "scores": card.rows(),
+            "classes": card.classes(),
             "settings": self.manifest["settings"],
             "evaluation": self.manifest["evaluation"],
         }

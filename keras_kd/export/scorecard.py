@@ -141,8 +141,17 @@ class Scorecard:
         return found
 
     def table(self, width: int = 80) -> list[str]:
-        """Return the figures as lines of text, and those of each class if they are few."""
-        rows = self.rows()
+        """Return the figures of the Keras model, the best file and those that failed, as lines.
+
+        Those of each class follow if they are few; `rows` and `classes` have all of them.
+        """
+        failed = {
+            f"{row['format']} {row['precision']}"
+            for row in self._content["artifacts"]
+            if row["status"] == "failed"
+        }
+        shown = {"keras", self._best_name(), *failed}
+        rows = [row for row in self.rows() if row["name"] in shown]
         lines: list[str] = []
         if rows:
             several = len({row["output"] for row in rows}) > 1

@@ -94,7 +94,6 @@ def _classes(
     keep = heavy.reshape(-1) > 0
     y, w = truth.reshape(-1)[keep].astype(np.int64), heavy.reshape(-1)[keep]
     rows = outputs.reshape(-1, units)[keep]
-    shares = rows.astype(np.float64) if probabilities else softmax(rows.astype(np.float64), axis=-1)
     result = _decided(y, decisions.reshape(-1)[keep], w, range(units))
     aucs: list[float | None] = [None] * units
     if rows.size <= MOST_NUMBERS and units <= MOST_CLASSES:
@@ -103,6 +102,8 @@ def _classes(
             edge = rows[:, 1].astype(np.float64) - rows[:, 0]
             aucs = [_auc(y == 1, edge, w)] * 2
         else:
+            wide = rows.astype(np.float64)
+            shares = wide if probabilities else softmax(wide, axis=-1)
             aucs = [_auc(y == k, shares[:, k], w) for k in range(units)]
     return _with_auc(result, aucs)
 

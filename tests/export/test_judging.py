@@ -309,10 +309,9 @@ def test_what_float16_cannot_hold_is_named(tmp_path):
     model.set_weights([np.eye(2), np.zeros(2)])
     x = (rng.normal(size=(64, 2)) * [1e6, 1] + [4e6, 0]).astype("float32")
     report = keras_kd.export(
-        model, tmp_path / "half", precisions=("float32", "float16"), evaluation=x, max_drop=None
+        model, tmp_path / "half", precisions=("float16",), evaluation=x, max_drop=None
     )
     for fmt in ("tflite", "onnx"):
-        assert find(report, f"{fmt} float32").passed
         half = find(report, f"{fmt} float16")
         assert not half.passed
         assert "beyond float16's range" in half.reason
