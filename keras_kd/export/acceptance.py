@@ -15,6 +15,9 @@ from .signature import Arrays
 LEAST_SIGNAL = 5.0
 """Decibels of signal over noise below which a file's answers are more noise than anything else."""
 
+_CLEAR = 20.0
+"""Decibels of signal over noise above which no layer is to be blamed."""
+
 _HALF = 0.5
 """Share of what the Keras model can tell apart that a file must keep to be of use."""
 
@@ -197,9 +200,12 @@ class Causes:
             row: The file's entry in the manifest.
             output: The output that lost its signal.
         """
-        found = [self.scales(row), *self.lost_features(row), self._units(row, output)]
-        told = [text for text in found if text]
-        return "".join(f". {text}" for text in [*told, self._layer(row)] if text)
+        found = [self.scales(row), self.instead(row), *self.lost_features(row)]
+        found.append(self._units(row, output))
+        # Where all is well but for one unit, the layer at which most is lost is another story.
+        if _signal(row["metrics"]["outputs"][output]) < _CLEAR:
+            found.append(self._layer(row))
+        return "".join(f". {text}" for text in found if text)
 
     def broken(self, row: dict[str, Any]) -> str:
         """Return the scales that are not finite, as a reason; empty if there are none."""
@@ -211,7 +217,10 @@ class Causes:
 
     def float16(self, row: dict[str, Any]) -> str:
         """Return what float16 could not hold, as a reason; empty if nothing is known of it."""
-        found = row.get("float16") or []
+        # TFLite files have float16 constants, and LiteRT computes with them in float32.
+        found = [
+            one for one in row.get("float16") or () if one["constant"] or row["format"] == "onnx"
+        ]
         if not found:
             return ""
         texts = []
@@ -227,17 +236,35 @@ class Causes:
             "model, or take float32, dynamic or int8"
         )
 
+    def elsewhere(self, row: dict[str, Any]) -> str:
+        """Say which results of a float16 file are infinite where float16 is computed with."""
+        found = [one for one in row.get("float16") or () if not one["constant"]]
+        if not found:
+            return ""
+        one = found[0]
+        return (
+            f"`{one['tensor']}`{self._of_layer(one)} is up to {one['value']}, and float16 ends at "
+            "65,504: it is right here, where float16 files are computed in float32, and infinite "
+            "on GPUs and accelerators that compute in float16"
+        )
+
     def scales(self, row: dict[str, Any]) -> str:
         """Say which scales are so small that products of them vanish; empty if none is."""
         bad = [one for one in row.get("scales", {}).get("broken", ()) if one["finite"]]
         if not bad:
             return ""
         where = ", ".join(f"`{one['tensor']}`{self._of_layer(one)}" for one in bad[:3])
-        other = "Take int8" if row["precision"] == "int16x8" else "Take float16 or weight_int8"
         return (
             f"The scale of {where} is {bad[0]['scale']}: it was 0 in all calibration samples, as "
-            f"the start state of a recurrent layer is, and kernels divide by it. {other}"
+            "the start state of a recurrent layer is, and kernels with a bias divide by it"
         )
+
+    @staticmethod
+    def instead(row: dict[str, Any]) -> str:
+        """Return what to take in place of a file whose scales are broken; empty if none is."""
+        if not row.get("scales", {}).get("broken"):
+            return ""
+        return "Take int8" if row["precision"] == "int16x8" else "Take float16 or weight_int8"
 
     def _of_layer(self, one: dict[str, Any]) -> str:
         # A constant may have lost its layer's name; what is computed from it has not.

@@ -87,7 +87,7 @@ def _fault(
             f": {told}" if told else ""
         )
     if causes is not None and causes.broken(row):
-        texts = (causes.broken(row), causes.scales(row))
+        texts = (causes.broken(row), causes.scales(row), causes.instead(row))
         return "verify", ". ".join(text for text in texts if text)
     if row["precision"] in _TOLERANCE:
         relative, decibels = _AWARE_TOLERANCE if aware else _TOLERANCE[row["precision"]]
@@ -133,8 +133,7 @@ def _doubts(
         return flags
     if row["metrics"]["sqnr"] < _LEAST_SQNR:
         flags += causes.lost_features(row)
-    if causes.scales(row):
-        flags.append(causes.scales(row))
+    flags += [text for text in (causes.scales(row), causes.elsewhere(row)) if text]
     return flags
 
 

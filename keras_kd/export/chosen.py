@@ -334,6 +334,14 @@ def _of_keras(
             raise ValueError("its `update_state` takes no `sample_weight`, and there are weights")
         if labels.ndim == outputs.ndim - 1 and outputs.shape[-1] == 1:
             labels = labels[..., None]
+        if weights is not None and "int" in str(metric.dtype):
+            # Keras casts weights to the metric's dtype, with a warning: 0.9 would become 0.
+            if (weights != np.round(weights)).any():
+                raise ValueError(
+                    "it counts in integers, and weights have fractions: make it with "
+                    "`dtype='float32'`"
+                )
+            weights = weights.astype(np.int32)
         metric.reset_state()
         try:
             for i in range(0, len(outputs), _BATCH):

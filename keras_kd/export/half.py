@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .layers import SAMPLES, onnx_tensors
+from .layers import onnx_tensors, tflite_tensors
 from .scales import readers
 from .signature import Arrays
 
@@ -17,6 +17,8 @@ LEAST = 2.0**-25
 """The greatest number of float16, and the one below which numbers round to 0."""
 
 _SHOWN = 5
+_SAMPLES = 4
+"""Samples whose inner results are looked at; every one of them is held in memory."""
 
 
 def beyond(half: Path, full: Path, inputs: Arrays) -> list[dict[str, Any]]:
@@ -31,8 +33,8 @@ def beyond(half: Path, full: Path, inputs: Arrays) -> list[dict[str, Any]]:
         At most five rows of `tensor`, `reader` (the first result computed from it), `value` (its
         greatest magnitude, or for constants that vanish the greatest of what was there),
         `constant` and `vanishes`: constants of the float32 file above 65,504, those all of whose
-        numbers round to 0, those that the converter cut off at less, and, in ONNX files, whose
-        arithmetic is float16 too, results above 65,504.
+        numbers round to 0, those that the converter cut off at less, and results of the float32
+        file above 65,504.
     """
     kept = {name: array for name, array in _constants(half) if array.dtype == np.float16}
     rows: list[dict[str, Any]] = []
@@ -45,12 +47,12 @@ def beyond(half: Path, full: Path, inputs: Arrays) -> list[dict[str, Any]]:
             rows.append(_row(name, peak, constant=True))
         elif 0 < peak < LEAST:
             rows.append({**_row(name, peak, constant=True), "vanishes": True})
-    if full.suffix == ".onnx":
-        tensors, _ = onnx_tensors(full, {name: x[:SAMPLES] for name, x in inputs.items()})
-        for name, array in tensors.items():
-            peak = float(np.abs(array).max(initial=0.0))
-            if peak > GREATEST:
-                rows.append(_row(name, peak, constant=False))
+    read = onnx_tensors if full.suffix == ".onnx" else tflite_tensors
+    tensors, _ = read(full, {name: x[:_SAMPLES] for name, x in inputs.items()})
+    for name, array in tensors.items():
+        peak = float(np.abs(array).max(initial=0.0))
+        if peak > GREATEST:
+            rows.append(_row(name, peak, constant=False))
     first = readers(full) if rows else {}
     return [{**row, "reader": first.get(row["tensor"])} for row in rows[:_SHOWN]]
 

@@ -45,7 +45,7 @@ def layer_noise(
         convolution and its BatchNorm before a ReLU.
     """
     feed = {name: array[:SAMPLES] for name, array in inputs.items()}
-    read = _tflite if reference.suffix == ".tflite" else onnx_tensors
+    read = tflite_tensors if reference.suffix == ".tflite" else onnx_tensors
     (want, readings), (got, _) = read(reference, feed), read(quantized, feed)
     rows: dict[str, dict[str, Any]] = {}
     for name, array in want.items():
@@ -91,8 +91,8 @@ def _layers_before(
     return sorted(found, key=list(known).index), list(reversed(between))
 
 
-def _tflite(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
-    """The tensors that operators make, and for each those that its operator reads."""
+def tflite_tensors(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
+    """Return the tensors that operators make, and for each those that its operator reads."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
     from ai_edge_litert.tools import flatbuffer_utils
 
@@ -152,7 +152,7 @@ def _same_shape(arrays: list[np.ndarray]) -> bool:
 
 
 def onnx_tensors(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
-    """The tensors that nodes make, and for each those that its node reads."""
+    """Return the tensors that nodes make, and for each those that its node reads."""
     import onnx
     import onnxruntime
 

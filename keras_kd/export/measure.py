@@ -16,9 +16,6 @@ from .metrics import compare
 from .runtime import TFLiteRuntime, open_file, run_all
 from .signature import Signature
 
-_ROUNDED = 35.0
-"""The SQNR in dB that rounding to float16 leaves at least."""
-
 
 class Measurer:
     """Measures files against the same evaluation data.
@@ -59,9 +56,9 @@ class Measurer:
         Returns:
             JSON values: `metrics`, `check` (the same on the samples that travel along), `bytes`,
             `gzip_bytes`, `latency_ms`, `signature`, `contents`, `scales` (see `scales.inspect`),
-            and of a float16 file that answers otherwise `float16`, see `half.beyond`. For a task
-            with `float32`, the path of the float file, only `layers`, see `layer_noise`. For a task
-            with `dense` also `against`: the greatest `difference` of the two files' answers over
+            and of a float16 file `float16`, see `half.beyond`. For a task with `float32`, the path
+            of the float file, only `layers`, see `layer_noise`. For a task with `dense` also
+            `against`: the greatest `difference` of the two files' answers over
             the greatest answer, with and without XNNPACK, and `slowdown`, how many times slower the
             file is without.
         """
@@ -94,8 +91,7 @@ class Measurer:
                 task["outputs"],
                 **{f"y{i}": outputs[name] for i, name in enumerate(self._references)},
             )
-        figures = result["metrics"]
-        if "full" in task and (not figures["finite"] or figures["sqnr"] < _ROUNDED):
+        if "full" in task:
             result["float16"] = half.beyond(path, Path(task["full"]), self._inputs)
         if self._job["time"]:
             times = time_calls(runtime.prepare({name: x[:1] for name, x in self._inputs.items()}))

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from scipy.stats import spearmanr
 from sklearn import metrics as sk
@@ -107,6 +108,32 @@ def test_masks_ignored_labels_and_missing_ones_count_nowhere(tagger):
     assert agreement == 1.0
     with np.load(report.folder / "evaluation.npz") as arrays:
         np.testing.assert_allclose(arrays["w0"], kept, 1e-6)
+
+
+def test_pixels_of_an_ignored_class_count_nowhere(tmp_path):
+    layer = layers.Conv2D(3, 3, padding="same", name="mask")
+    model = keras.Sequential([keras.Input((8, 8, 2), name="image"), layer])
+    x = rng.normal(size=(40, 8, 8, 2)).astype("float32")
+    said = model.predict(x, verbose=0).argmax(-1)
+    y = np.where(rng.random(said.shape) < 0.7, said, rng.integers(0, 3, said.shape))
+    y[rng.random(y.shape) < 0.2] = 255
+    report = keras_kd.export(
+        model,
+        tmp_path / "mask",
+        formats="tflite",
+        precisions="int8",
+        calibration=x,
+        evaluation=tf.data.Dataset.from_tensor_slices((x, y)).batch(7),
+        metrics=keras.metrics.MeanIoU(3, ignore_class=255, sparse_y_pred=False),
+        max_drop=0.05,
+    )
+    counted = y != 255
+    got = keras_kd.export.load(report.best.path)(x).argmax(-1)
+    (row,) = report.best.details["metrics"]["outputs"]["mask"]["chosen"]
+    for value, answers in ((row["before"], said), (row["value"], got)):
+        want = sk.jaccard_score(y[counted], answers[counted], average="macro")
+        assert value == pytest.approx(want, abs=1e-4)
+    assert report.best.accuracy == pytest.approx(np.mean((got == y)[counted]), abs=1e-3)
 
 
 @pytest.fixture(scope="module")

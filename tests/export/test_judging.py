@@ -318,3 +318,18 @@ def test_what_float16_cannot_hold_is_named(tmp_path):
         assert "`amounts`" in half.reason
         assert "4e+06" in half.reason
         assert "converted wrongly" not in half.reason
+
+
+def test_results_beyond_float16_are_flagged_where_they_are_right_here(tmp_path):
+    kernel = keras.initializers.Constant(300.0)
+    large = layers.Dense(4, activation="relu", name="large", kernel_initializer=kernel)
+    model = keras.Sequential(
+        [keras.Input((3,), name="x"), large, layers.Rescaling(1e-3, name="down"), layers.Dense(2)]
+    )
+    x = (1000 * rng.random((40, 3))).astype("float32")
+    report = keras_kd.export(model, tmp_path / "large", precisions="float16", evaluation=x)
+    for file in report.artifacts:
+        assert file.passed, file.reason
+        (flag,) = [flag for flag in file.flags if "float16 ends at 65,504" in flag]
+        assert "`large`" in flag
+        assert "infinite on GPUs" in flag

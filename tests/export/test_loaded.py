@@ -196,3 +196,14 @@ def test_files_that_cannot_run_are_refused(report, tmp_path):
     for threads, error in ((0, ValueError), ("2", TypeError)):
         with pytest.raises(error, match="threads"):
             keras_kd.export.load(report.best.path, threads=threads)
+
+
+def test_files_of_a_fixed_batch_take_any_number_of_samples(tmp_path):
+    model = keras.Sequential([keras.Input((5, 3), name="steps"), layers.LSTM(6, name="cell")])
+    x = rng.normal(size=(7, 5, 3)).astype("float32")
+    report = keras_kd.export(
+        model, tmp_path / "cell", formats="tflite", precisions="float32", evaluation=x
+    )
+    loaded = keras_kd.export.load(report.folder)
+    np.testing.assert_allclose(loaded(x), model.predict(x, verbose=0), atol=1e-5)
+    assert loaded(x[:0]).shape == (0, 6)

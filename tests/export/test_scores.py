@@ -334,6 +334,19 @@ def test_losses_are_shares_in_the_right_direction(direction, before, after, shar
     assert chosen.lost(direction, before, after) == pytest.approx(share)
 
 
+def test_a_metric_that_counts_in_integers_loses_no_weight():
+    want = sk.jaccard_score(LABELS, LOGITS.argmax(1), average="macro", sample_weight=WEIGHTS)
+    metric = keras.metrics.MeanIoU(4, sparse_y_pred=False, dtype="float32")
+    found = _measure(metric, LOGITS, LABELS, "classes", WEIGHTS)
+    assert found[0][1:] == ("max", pytest.approx(want, 1e-5))
+    whole = keras.metrics.MeanIoU(4, sparse_y_pred=False)
+    with pytest.raises(ValueError, match="weights have fractions"):
+        _measure(whole, LOGITS, LABELS, "classes", WEIGHTS)
+    kept = (np.arange(300) % 3 > 0).astype("float32")
+    want = sk.jaccard_score(LABELS, LOGITS.argmax(1), average="macro", sample_weight=kept)
+    assert _measure(whole, LOGITS, LABELS, "classes", kept)[0][2] == pytest.approx(want, 1e-5)
+
+
 def test_directions_come_from_keras_or_from_the_name():
     for metric, direction in (
         (keras.metrics.MeanAbsoluteError(), "min"),
