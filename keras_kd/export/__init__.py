@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .loaded import LoadedModel, load
     from .manifest import ManifestError
     from .report import Artifact, Report
+    from .scorecard import Scorecard
     from .verification import verify
 
 _HOME = {
@@ -28,6 +29,7 @@ _HOME = {
     "LoadedModel": "loaded",
     "ManifestError": "manifest",
     "Report": "report",
+    "Scorecard": "scorecard",
     "bench": "benchmark",
     "check_folder": "checks",
     "export_model": "exporter",
@@ -42,6 +44,7 @@ __all__ = [
     "LoadedModel",
     "ManifestError",
     "Report",
+    "Scorecard",
     "bench",
     "check_folder",
     "export_model",

@@ -312,7 +312,12 @@ def _metadata_names(blob: bytes) -> dict[str, list[str]]:
     of its fields are those of `metadata_schema.fbs` of TensorFlow Lite.
     """
     from ai_edge_litert import schema_py_generated as schema
-    from flatbuffers import encode, number_types, packer, table
+    from flatbuffers import (  # type: ignore[import-untyped]
+        encode,
+        number_types,
+        packer,
+        table,
+    )
 
     model = schema.Model.GetRootAs(bytearray(blob), 0)
     for i in range(model.MetadataLength()):

@@ -83,7 +83,7 @@ def try_mixed(
         for fmt, layers in noisy.items()
         if count <= max(1, len(layers) // 2) and layers and (fmt not in made or _failed(made[fmt]))
     ]:
-        tasks = [
+        tasks: list[dict[str, Any]] = [
             {
                 "id": f"{fmt}-mixed",
                 "format": fmt,
