@@ -309,7 +309,7 @@ def remarks(result: dict[str, Any], folder: Path) -> list[str]:
     Returns:
         One paragraph each.
     """
-    from keras_kd.export.report import points
+    from keras_kd.export.scorecard import points
 
     samples = result["data"]["samples"]
     lines = [_verdict(result)]

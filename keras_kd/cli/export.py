@@ -36,6 +36,14 @@ def export(
     max_drop: Annotated[
         float, typer.Option(help="Accuracy a file may lose, as a share: 0.01 is one point.")
     ] = 0.01,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="What files are judged by in place of accuracy: auc, macro_f1, mae, ndcg@10, or "
+            "the name of a Keras metric. Several, separated by commas, are reported; the first "
+            "judges."
+        ),
+    ] = None,
     objective: Annotated[str, typer.Option(help="What is best: `size` or `latency`.")] = "size",
     labels: Annotated[
         str | None, typer.Option(help="Names of the classes, separated by commas.")
@@ -63,10 +71,10 @@ def export(
 ) -> None:
     """Export a model to TFLite and ONNX, run every file, and say which one to take.
 
-    DATA is a `.npz` file that holds `x` (and `y`: class numbers, or targets), or one array for
-    each input by its name. It may also be a data set, `digits`, `tfds:NAME` or a `.npz` file with
-    `x_train`, `y_train`, `x_test`, `y_test`: then training images calibrate and validation images
-    evaluate.
+    DATA is a `.npz` file that holds `x` (and `y`: class numbers, or targets; and
+    `sample_weight`), or one array for each input by its name. It may also be a data set, `digits`,
+    `tfds:NAME` or a `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`: then training images
+    calibrate and validation images evaluate.
 
     Exit code 0 if a file passed, 1 if none did, 2 for bad input.
     """
@@ -85,7 +93,10 @@ def export(
         if path is not None:
             x, y, note = inputs.read_samples(path, role, model)
             notes.append(note)
-            given[role] = x if role == "calibration" or y is None else (x, y)
+            if role == "calibration" or y is None:
+                given[role] = x
+            else:
+                given[role] = (x, y, inputs.read_weights(path, model))
     with terminal.working() as work:
         report = keras_kd.export.export_model(
             model,
@@ -93,6 +104,7 @@ def export(
             formats=_words(formats),
             precisions=_words(precisions),
             max_drop=max_drop,
+            metrics=None if metrics is None else _words(metrics),
             objective=objective,
             labels=None if labels is None else _words(labels),
             normalization=pixels,

@@ -207,6 +207,21 @@ def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
     return x, y, f"{role.capitalize()}: {count:,} samples of {path}."
 
 
+def read_weights(path: str, model: Any) -> Any:
+    """Read the sample weights of a `.npz` file: its array `sample_weight`, if it has one.
+
+    Args:
+        path: Path of the file, or the name of a data set, which has none.
+        model: The model that reads the file's inputs; one of them may have that name.
+
+    Returns:
+        The array, or `None`.
+    """
+    if not path.endswith(".npz") or "sample_weight" in [t.name for t in model.inputs or []]:
+        return None
+    return files.read(path).get("sample_weight")
+
+
 def _of_dataset(name: str, role: str) -> tuple[Any, Any, str]:
     data = datasets.load(name)
     if role == "calibration":

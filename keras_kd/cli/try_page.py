@@ -32,6 +32,7 @@ from keras_kd.cli import inputs
 from keras_kd.cli.connections import BoundedServer
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import manifest, metrics, verification
+from keras_kd.export.scorecard import labels_of
 from keras_kd.export.signature import Arrays, Signature, is_symbolic, pack
 
 _PAGE = files("keras_kd.cli") / "page"
@@ -157,7 +158,8 @@ class Export:
         return {
             "name": model["name"],
             "folder": self.folder.resolve().name,
-            "labels": model["labels"],
+            # On numbers that are no classes a name would be a false one.
+            "labels": labels_of(content).get(model["outputs"][0]["name"]),
             "inputs": [
                 {"name": name, "shape": list(x.shape[1:]), "count": math.prod(x.shape[1:])}
                 for name, x in self.inputs.items()
@@ -190,7 +192,14 @@ class Export:
 
     def sample(self, index: int) -> dict[str, Any]:
         """Return a stored sample: inputs, the Keras model's outputs, and its class if known."""
-        label = None if self._labels is None else np.ravel(self._labels[index])
+        first = next(iter(self.outputs))
+        kind = self.content["evaluation"]["kinds"][first]["kind"]
+        label = None
+        if self._labels is not None and kind in ("classes", "binary"):
+            row = np.ravel(self._labels[index])
+            # One-hot rows name their class by its place; -1 stands for no label.
+            one_hot = row.size > 1 and row.size == self.outputs[first][index].size
+            label = np.array([row.argmax()]) if one_hot else row[row >= 0]
         return {
             "inputs": {name: x[index].ravel().tolist() for name, x in self.inputs.items()},
             "outputs": {name: y[index].ravel().tolist() for name, y in self.outputs.items()},
@@ -341,6 +350,8 @@ class Teacher:
     def _run(self, feed: Arrays) -> list[np.ndarray]:
         import keras
 
+        from keras_kd.teachers import output_template
+
         # A teacher may be built in another way than the student that was exported.
         structure = self._export.signature.structure
         if isinstance(self._model, keras.Sequential):
@@ -352,7 +363,13 @@ class Teacher:
         signature = Signature(structure, self._export.signature.inputs, ())
         x = pack(self._model, signature, list(feed.values()))
         answers = keras.tree.flatten(self._model(x, training=False))
-        return [np.asarray(keras.ops.convert_to_numpy(y), np.float32) for y in answers]
+        arrays = [np.asarray(keras.ops.convert_to_numpy(y), np.float32) for y in answers]
+        # By name where both have the same names: their order may differ.
+        names = keras.tree.flatten(output_template(self._model))
+        wanted = [info.name for info in self._export.signature.outputs]
+        if len(wanted) > 1 and sorted(map(str, names)) == sorted(wanted):
+            return [arrays[names.index(name)] for name in wanted]
+        return arrays
 
 
 class TryServer(BoundedServer):

@@ -16,19 +16,24 @@ if TYPE_CHECKING:
     from .checks import check_folder
     from .exporter import export_model
     from .layers import LayerReport
+    from .loaded import LoadedModel, load
     from .manifest import ManifestError
     from .report import Artifact, Report
+    from .scorecard import Scorecard
     from .verification import verify
 
 _HOME = {
     "Artifact": "report",
     "BenchReport": "benchmark",
     "LayerReport": "layers",
+    "LoadedModel": "loaded",
     "ManifestError": "manifest",
     "Report": "report",
+    "Scorecard": "scorecard",
     "bench": "benchmark",
     "check_folder": "checks",
     "export_model": "exporter",
+    "load": "loaded",
     "verify": "verification",
 }
 
@@ -36,11 +41,14 @@ __all__ = [
     "Artifact",
     "BenchReport",
     "LayerReport",
+    "LoadedModel",
     "ManifestError",
     "Report",
+    "Scorecard",
     "bench",
     "check_folder",
     "export_model",
+    "load",
     "verify",
 ]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
+
+from . import acceptance
 
 # Largest difference from the Keras model over the largest output, and lowest SQNR in dB, that
 # rounding explains. A lost activation or a misread weight lies far beyond.
@@ -24,27 +27,40 @@ SLOWER = 1.25
 """How many times slower a file must be to be called slower: less is the noise of a machine."""
 
 
-def judge(rows: list[dict[str, Any]], max_drop: float | None, aware: bool) -> None:
+def judge(
+    rows: list[dict[str, Any]],
+    max_drop: float | None,
+    aware: bool,
+    before: dict[str, dict[str, Any]] | None = None,
+    causes: acceptance.Causes | None = None,
+    labels: dict[str, Sequence[str]] | None = None,
+) -> None:
     """Mark the rows of measured files that fail, and flag what deserves a second look.
 
     Args:
         rows: Entries of the manifest, changed in place.
-        max_drop: Accuracy that each output may lose, 0..1, or `None`.
+        max_drop: What each output may lose, 0..1, or `None`.
         aware: Whether the Keras model is quantization-aware.
+        before: `scores` of the Keras model by output.
+        causes: Finds what took the signal of a file.
+        labels: Names of the classes by output, where they are known.
     """
     floats = {row["format"]: row for row in rows if row["precision"] == "float32" and row["bytes"]}
     for row in rows:
         if row["bytes"] is None:
             continue
         outputs = row["metrics"]["outputs"]
-        drops = [output["drop"] for output in outputs.values() if output["drop"] is not None]
-        row["drop"] = max(drops, default=None)
+        drops = [_drop(output) for output in outputs.values()]
+        row["drop"] = max((drop for drop in drops if drop is not None), default=None)
         if len(outputs) > 1:
             row["worst_output"] = max(outputs, key=lambda name: _burden(outputs[name], max_drop))
-        stage, reason = _fault(row, max_drop, aware)
+        stage, reason = _fault(row, max_drop, aware, before or {}, causes, labels or {})
         if reason:
             row.update(status="failed", stage=stage, reason=reason)
         row["flags"] = _flags(row, floats.get(row["format"]))
+        row["flags"] += _doubts(row, before or {}, causes, labels or {})
+        if row.get("without_mixed"):
+            row["flags"].append(f"`mixed` was not tried: {row['without_mixed']}")
         unclear = [name for name, output in outputs.items() if output["kind"] == "unknown"]
         if unclear and max_drop is not None and row["precision"] == "float32":
             row["flags"].append(
@@ -54,32 +70,90 @@ def judge(rows: list[dict[str, Any]], max_drop: float | None, aware: bool) -> No
             )
 
 
-def _fault(row: dict[str, Any], max_drop: float | None, aware: bool) -> tuple[str, str]:
+def _fault(
+    row: dict[str, Any],
+    max_drop: float | None,
+    aware: bool,
+    before: dict[str, dict[str, Any]],
+    causes: acceptance.Causes | None,
+    labels: dict[str, Sequence[str]],
+) -> tuple[str, str]:
     figures = row["metrics"]
+    beyond = "" if causes is None else causes.float16(row)
     if not figures["finite"]:
-        return "verify", "it gives NaN or infinite values on the evaluation data"
+        broken = "" if causes is None else causes.broken(row) or causes.scales(row)
+        told = "; ".join(text for text in (beyond, broken) if text)
+        return "verify", "it gives NaN or infinite values on the evaluation data" + (
+            f": {told}" if told else ""
+        )
+    if causes is not None and causes.broken(row):
+        texts = (causes.broken(row), causes.scales(row), causes.instead(row))
+        return "verify", ". ".join(text for text in texts if text)
     if row["precision"] in _TOLERANCE:
         relative, decibels = _AWARE_TOLERANCE if aware else _TOLERANCE[row["precision"]]
         if figures["relative"] > relative or figures["sqnr"] < decibels:
             return "verify", (
                 f"its outputs differ from the Keras model's by up to {figures['worst']:.3g} "
                 f"({figures['sqnr']:.1f} dB), more than rounding to {row['precision']} explains: "
-                "an operator was converted wrongly"
+                + (beyond or "an operator was converted wrongly")
             )
-    if max_drop is None:
-        return "", ""
+    several = len(figures["outputs"]) > 1
     # One output must not make up for another.
     for name, output in figures["outputs"].items():
-        reason = _loss(output, max_drop)
-        if reason:
-            where = f"at output `{name}`, " if len(figures["outputs"]) > 1 else ""
-            return "budget", where + reason
+        where = f"at output `{name}`, " if several else ""
+        told = "" if causes is None else causes.of(row, name)
+        lost = "" if max_drop is None else _loss(output, max_drop)
+        dead = acceptance.useless(output, before.get(name), max_drop)
+        if lost:
+            return "budget", where + lost + (f"; {dead}{told}" if dead else "")
+        if dead:
+            return "verify", where + dead + told
+        # A metric of the user's own decides in place of accuracy and of what stands behind it.
+        if max_drop is not None and not output.get("chosen"):
+            lost = acceptance.class_loss(output, before.get(name), max_drop, labels.get(name))
+            if lost:
+                return "budget", where + lost + told
     return "", ""
+
+
+def _doubts(
+    row: dict[str, Any],
+    before: dict[str, dict[str, Any]],
+    causes: acceptance.Causes | None,
+    labels: dict[str, Sequence[str]],
+) -> list[str]:
+    outputs = row["metrics"]["outputs"]
+    flags = []
+    if row["status"] != "failed" or row["stage"] == "budget":
+        for name, output in outputs.items():
+            where = f"at output `{name}`, " if len(outputs) > 1 else ""
+            doubts = acceptance.doubtful(output, before.get(name), labels.get(name))
+            flags += [where + text for text in doubts]
+    if causes is None or row["stage"] == "verify":
+        return flags
+    if row["metrics"]["sqnr"] < _LEAST_SQNR:
+        flags += causes.lost_features(row)
+    flags += [text for text in (causes.scales(row), causes.elsewhere(row)) if text]
+    return flags
 
 
 def _loss(output: dict[str, Any], max_drop: float) -> str:
     # Shares of a finite number of samples: a hair's breadth of float error must not decide.
     limit = max_drop + 1e-9
+    for metric in output.get("chosen", ())[:1]:
+        if metric["lost"] <= limit:
+            return ""
+        side = "below" if metric["direction"] == "max" else "above"
+        share = (
+            f"{100 * metric['lost']:.2f} points"
+            if metric["direction"] == "max" and abs(metric["before"]) <= 1
+            else f"{100 * metric['lost']:.2f} %"
+        )
+        value = "not a number" if metric["value"] is None else f"{metric['value']:.4g}"
+        return (
+            f"{metric['name']} {value} is {share} {side} the Keras model's "
+            f"{metric['before']:.4g}, more than max_drop allows ({100 * max_drop:g})"
+        )
     if output["drop"] is not None:
         if output["drop"] <= limit:
             return ""
@@ -109,15 +183,21 @@ def _loss(output: dict[str, Any], max_drop: float) -> str:
     return ""
 
 
+def _drop(output: dict[str, Any]) -> float | None:
+    chosen = output.get("chosen")
+    drop = chosen[0]["lost"] if chosen else output["drop"]
+    return None if drop is None else float(drop)
+
+
 def _burden(output: dict[str, Any], max_drop: float | None) -> float:
     # How much of what an output may lose it has lost: above 1 is too much.
     if not output["finite"]:
         return math.inf
-    share = output["drop"]
+    share = _drop(output)
     if share is None and output["agreement"] is not None:
         share = 1 - output["agreement"]
     burden = 0.0 if share is None else share / (max_drop or 0.01)
-    if output["drop"] is None and output["kind"] in ("values", "unknown"):
+    if _drop(output) is None and output["kind"] in ("values", "unknown"):
         burden = max(burden, 10 ** ((_LEAST_SQNR - output["sqnr"]) / 20))
         if output["variation"] is not None:
             burden = max(burden, 10 ** ((_LEAST_VARIATION - output["variation"]) / 20))

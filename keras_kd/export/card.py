@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_kd.shown import code, markdown
 
-from .report import Report, latency, number, percent, points, size
+from .report import Report, latency, number, percent, size
 
 
 def render(report: Report) -> str:
@@ -20,13 +20,16 @@ def render(report: Report) -> str:
     """
     content = report.manifest
     model, evaluation, best = content["model"], content["evaluation"], report.best
+    judged = report.scorecard()
+    unit = " %" if judged.name == "accuracy" else ""
     lines = [f"# {markdown(model['name'])}", ""]
     if best is None:
         lines += ["No exported file passed its check.", ""]
     else:
         lines += [
-            f"Take {code(best.file)}: {size(best.bytes)}, {_accuracy(best.accuracy)}"
-            f"{latency(best.latency_ms)} ms for one inference with one thread.",
+            f"Take {code(best.file)}: {size(best.bytes)}, "
+            + ("" if best.score is None else f"{judged.heading} {judged.text(best.score)}{unit}, ")
+            + f"{latency(best.latency_ms)} ms for one inference with one thread.",
             "",
         ]
     lines += [
@@ -58,21 +61,25 @@ def render(report: Report) -> str:
         "is the median of one inference with one thread on the machine of the export; that of "
         "Keras models uses all threads.",
         "",
-        "| | status | size | accuracy % | agreement % | worst difference | SQNR dB | ms |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| | status | size |"
+        + ("" if judged.name is None else f" {markdown(judged.heading or '')}{unit} |")
+        + " agreement % | worst difference | SQNR dB | ms |",
+        "|---|---|---:|---:|---:|---:|---:|" + ("" if judged.name is None else "---:|"),
     ]
     for row in report.rows():
         cells = (
             code(row["file"], cell=True) if row["file"] else markdown(row["name"]),
             row["status"] or "reference",
             size(row["bytes"]),
-            percent(row["accuracy"]),
+            *((judged.text(row["score"]),) if judged.name is not None else ()),
             percent(row["agreement"]),
             number(row["worst"]),
             "-" if row["sqnr"] is None else f"{row['sqnr']:.1f}",
             latency(row["latency_ms"]),
         )
         lines.append(f"| {' | '.join(cells)} |")
+    for heading, table in (("On the labels", judged.rows()), ("Classes", judged.classes())):
+        lines += _table(heading, table)
     remarks = [
         f"- {artifact.format} {markdown(artifact.precision)}: {markdown(text)}"
         for artifact in report.artifacts
@@ -97,19 +104,27 @@ def render(report: Report) -> str:
             for name, (low, high) in calibration["ranges"].items()
         )
         lines.append(f"- Calibrated on {calibration['samples']} samples: {ranges}.")
-    limit = content["settings"]["max_drop"]
     lines.append(
-        "- No limit was set on the accuracy lost."
-        if limit is None
-        else f"- A file may lose {points(limit)} of accuracy against the Keras model."
+        f"- To pass, against the Keras model: {judged.limit(content['settings']['max_drop'])}."
     )
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     lines.append(f"- {markdown(versions)}.")
     return "\n".join(lines) + "\n"
 
 
-def _accuracy(value: float | None) -> str:
-    return "" if value is None else f"accuracy {percent(value)} %, "
+def _table(heading: str, rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["", f"### {heading}", "", f"| {' | '.join(map(markdown, keys))} |"]
+    lines.append(f"|{'---|' * len(keys)}")
+    for row in rows:
+        values = (row.get(key) for key in keys)
+        cells = (
+            markdown(v) if isinstance(v, str) else "-" if v is None else f"{v:.4g}" for v in values
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _tensor(info: dict[str, Any]) -> str:

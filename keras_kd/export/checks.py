@@ -131,7 +131,7 @@ def check_packages(formats: Sequence[str]) -> None:
     Raises:
         ImportError: Naming the packages and the extra that brings them.
     """
-    needed = ["tensorflow"]
+    needed = ["tensorflow", "sklearn"]
     if "tflite" in formats:
         needed += ["ai_edge_litert"]
     if "onnx" in formats:

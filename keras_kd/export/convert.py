@@ -43,7 +43,8 @@ class Converter:
 
         Returns:
             What the report says about the conversion: `batch` and `notes`; and `sparse`, see
-            `sparse.encode`, if there is a second file that stores the same weights without zeros.
+            `sparse.encode`, if there is a second file that stores the same weights without zeros;
+            of a float16 file `full`, the path of the float32 one it was made of.
         """
         if task["format"] == "tflite":
             if self._litert is None:
@@ -72,7 +73,17 @@ class Converter:
             blob, result = self._onnx.convert(task["precision"], task.get("keep", ()))
             blob = embed.onnx(blob, self._job["about"], task["precision"])
         write_file(task["path"], blob)
+        if task["precision"] == "float16":
+            result["full"] = str(self._full(task["format"]))
         return result
+
+    def _full(self, fmt: str) -> Path:
+        """The file that a float16 one was made of, which tells what float16 cannot hold."""
+        path = Path(self._job["scratch"]) / f"full.{fmt}"
+        made = self._litert if fmt == "tflite" else self._onnx
+        # Kept by the converter, and written here whether or not that precision is asked for.
+        write_file(path, made.convert("float32")[0])
+        return path
 
     def _without_zeros(self, blob: bytes, task: dict[str, Any], result: dict[str, Any]) -> None:
         try:

@@ -35,19 +35,23 @@ class Samples:
         x: Whatever structure of arrays the model takes, `(samples, ...)` each.
         y: Labels of the same length, nested like the outputs; `None` without labels.
         count: Number of samples.
+        weights: Sample weights of the same length: one array, or nested like the outputs; `None`
+            without weights.
     """
 
     x: Any
     y: Any
     count: int
+    weights: Any = None
 
 
 def read(data: Any, what: str, *, several_inputs: bool, limit: int | None = None) -> Samples:
     """Collect data of any supported form in memory.
 
     Args:
-        data: A NumPy array (or what converts to one), a dict or list of them, an `(x, y)` tuple, or
-            an iterable of batches of these: `tf.data.Dataset`, `keras.utils.PyDataset`, generator.
+        data: A NumPy array (or what converts to one), a dict or list of them, a tuple `(x, y)` or
+            `(x, y, sample_weight)`, or an iterable of batches of these: `tf.data.Dataset`,
+            `keras.utils.PyDataset`, generator.
         what: `"calibration"` or `"evaluation"`, for the messages.
         several_inputs: Whether a list holds one array an input, rather than one array's rows.
         limit: Most samples kept: evenly spaced ones of arrays, the first ones of an iterable.
@@ -58,19 +62,18 @@ def read(data: Any, what: str, *, several_inputs: bool, limit: int | None = None
     Raises:
         ValueError: If there are no samples, or the arrays differ in length.
     """
-    x, y = _from_batches(_batches(data, what), what, limit) if _is_stream(data) else _split(data)
+    x, y, w = _from_batches(_batches(data, what), what, limit) if _is_stream(data) else _split(data)
     if not several_inputs and isinstance(x, (list, tuple)):
         x = np.asarray(x)
-    if isinstance(y, (list, tuple)) and not any(hasattr(part, "__array__") for part in y):
-        # Plain Python numbers are the rows of one output, arrays one output each.
-        y = np.asarray(y)
-    x, y = _map(_array, x), (None if y is None else _map(_array, y))
-    if any(array.ndim == 0 for array in (*_leaves(x), *_leaves(y))):
+    # Plain Python numbers are the rows of one output, arrays one output each.
+    y, w = (np.asarray(part) if _is_plain(part) else part for part in (y, w))
+    x, y, w = (None if part is None else _map(as_array, part) for part in (x, y, w))
+    if any(array.ndim == 0 for array in (*_leaves(x), *_leaves(y), *_leaves(w))):
         raise ValueError(
             f"The {what} data holds a single value where one row a sample is needed. Pass arrays "
             "of shape (samples, ...)."
         )
-    lengths = {len(array) for array in (*_leaves(x), *_leaves(y))}
+    lengths = {len(array) for array in (*_leaves(x), *_leaves(y), *_leaves(w))}
     if not lengths or 0 in lengths:
         raise ValueError(
             f"The {what} data is empty. Pass at least one sample; an exhausted generator or a "
@@ -79,14 +82,20 @@ def read(data: Any, what: str, *, several_inputs: bool, limit: int | None = None
     if len(lengths) > 1:
         raise ValueError(
             f"The arrays of the {what} data have different lengths, {sorted(lengths)}. Every input "
-            "and every label array needs one row a sample."
+            "and every array of labels or weights needs one row a sample."
         )
     count = lengths.pop()
     if limit is not None and count > limit:
         keep = np.linspace(0, count - 1, limit).astype(int)
-        x, y = _map(lambda a: a[keep], x), (None if y is None else _map(lambda a: a[keep], y))
+        x, y, w = (None if part is None else _map(lambda a: a[keep], part) for part in (x, y, w))
         count = limit
-    return Samples(x, y, count)
+    return Samples(x, y, count, w)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and not any(
+        part is None or hasattr(part, "__array__") for part in value
+    )
 
 
 def _is_stream(data: Any) -> bool:
@@ -120,7 +129,7 @@ def _batches(data: Any, what: str) -> Iterator[Any]:
     return iter(data)
 
 
-def _split(element: Any) -> tuple[Any, Any]:
+def _split(element: Any) -> tuple[Any, Any, Any]:
     # A tuple is (x,), (x, y) or (x, y, sample_weight), as everywhere in Keras.
     if isinstance(element, tuple):
         if not 1 <= len(element) <= 3:
@@ -128,19 +137,20 @@ def _split(element: Any) -> tuple[Any, Any]:
                 f"Data given as a tuple means (x, y) or (x, y, sample_weight), but it has "
                 f"{len(element)} entries. Pass several inputs as a list or a dict."
             )
-        return element[0], (element[1] if len(element) > 1 else None)
-    return element, None
+        x, y, w = (*element, None, None)[:3]
+        return x, y, w
+    return element, None, None
 
 
-def _from_batches(batches: Iterator[Any], what: str, limit: int | None) -> tuple[Any, Any]:
+def _from_batches(batches: Iterator[Any], what: str, limit: int | None) -> tuple[Any, Any, Any]:
     xs: list[Any] = []
-    ys: list[Any] = []
+    others: tuple[list[Any], list[Any]] = ([], [])
     count = size = 0
     # What is read is joined once more when all of it is there.
     free = archives.memory_available()
     for element in batches:
-        x, y = _split(element)
-        x = _map(_array, x)
+        x, *rest = _split(element)
+        x = _map(as_array, x)
         leaves = _leaves(x)
         if not leaves or leaves[0].ndim == 0:
             raise ValueError(
@@ -148,7 +158,8 @@ def _from_batches(batches: Iterator[Any], what: str, limit: int | None) -> tuple
                 "`dataset.batch(32)`."
             )
         xs.append(x)
-        ys.append(None if y is None else _map(_array, y))
+        for parts, part in zip(others, rest, strict=True):
+            parts.append(None if part is None else _map(as_array, part))
         count += len(leaves[0])
         size += sum(leaf.nbytes for leaf in leaves)
         if free is not None and 2 * size > free:
@@ -163,13 +174,21 @@ def _from_batches(batches: Iterator[Any], what: str, limit: int | None) -> tuple
             f"The {what} data is empty: the dataset yielded no batch. A generator that was read "
             "before yields nothing a second time."
         )
-    has_labels = all(y is not None for y in ys)
-    x = _stack(xs, limit, what)
-    return x, (_stack(ys, limit, what) if has_labels else None)
+    for name, parts in zip(("labels", "weights"), others, strict=True):
+        given = sum(part is not None for part in parts)
+        if 0 < given < len(parts):
+            raise ValueError(
+                f"{given} of {len(parts)} batches of the {what} data have {name}. Give them to all "
+                "batches, or to none."
+            )
+    y, w = (None if parts[0] is None else _stack(parts, limit, what) for parts in others)
+    return _stack(xs, limit, what), y, w
 
 
 def _stack(parts: list[Any], limit: int | None, what: str) -> Any:
     first = parts[0]
+    if first is None:
+        return None
     if isinstance(first, dict):
         return {key: _stack([part[key] for part in parts], limit, what) for key in first}
     if isinstance(first, (list, tuple)):
@@ -183,7 +202,8 @@ def _stack(parts: list[Any], limit: int | None, what: str) -> Any:
     return np.concatenate(parts)[:limit]
 
 
-def _array(value: Any) -> np.ndarray:
+def as_array(value: Any) -> np.ndarray:
+    """Return a NumPy array of what may be a tensor of any backend."""
     if isinstance(value, np.ndarray):
         return value
     import keras
@@ -192,6 +212,9 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _map(function: Any, structure: Any) -> Any:
+    # An output of several may have no labels.
+    if structure is None:
+        return None
     if isinstance(structure, dict):
         return {key: _map(function, value) for key, value in structure.items()}
     if isinstance(structure, (list, tuple)):

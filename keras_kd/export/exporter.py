@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import arguments, budget, checks, data, jobs, manifest
+from .acceptance import Causes
 from .checks import FORMATS, PRECISIONS
+from .chosen import add_chosen
 from .data import CALIBRATION_SAMPLES
 from .jobs import Progress
-from .layers import LayerReport
+from .mixed import quietly, try_mixed
 from .naming import layer_names
 from .reference import (
     Reference,
@@ -40,6 +42,7 @@ def export_model(
     calibration: Any = None,
     evaluation: Any = None,
     max_drop: float | None = 0.01,
+    metrics: Any = None,
     objective: str = "size",
     mixed: bool = True,
     sparse: bool = True,
@@ -77,15 +80,29 @@ def export_model(
         calibration: Inputs that stand for the real ones, for int8: an array `(samples, ...)`, a
             dict of them by input name, `(x, y)`, or a `tf.data.Dataset`, `PyDataset` or generator
             of batches. At most 512 samples are used.
-        evaluation: `(x, y)`, `x` alone, or a dataset of batches. `y` holds class indices, one-hot
-            rows, 0/1 values or regression targets. Without it the calibration inputs serve for
-            comparison with the Keras model.
+        evaluation: `(x, y)`, `(x, y, sample_weight)`, `x` alone, or a dataset of batches of these.
+            `y` holds class indices, one-hot rows, 0/1 values or regression targets. All figures are
+            weighted by the sample weights; what weighs 0, is masked by Keras, or has the
+            `ignore_class` of the compiled loss counts nowhere, and a row of class -1 has no label.
+            Without `evaluation` the calibration inputs serve for comparison with the Keras model.
         max_drop: Accuracy that a file may lose against the Keras model, as a share (0.01 is one
-            point), at each output. At an output without labels, the share of decisions it may
-            change, which bounds that loss; outputs that make no decisions must keep 20 dB of signal
-            over noise. Without labels, classes are known by class names (`labels`), by the loss
-            that the model was compiled with, or by a softmax; other rows of numbers must pass both
-            checks. `None` sets no limit.
+            point), at each output; or of the first of the `metrics` there. Behind an accuracy that
+            is kept, AUC may fall by five times that (two points at least), and no class may lose
+            half of the rows that were found. At an output without labels, the share of decisions it
+            may change, which bounds that loss; outputs that make no decisions must keep 20 dB of
+            signal over noise. Without labels, classes are known by class names (`labels`), by the
+            loss that the model was compiled with, or by a softmax; other rows of numbers must pass
+            both checks. `None` sets no limit, but for files that are of no use at all: constant
+            answers, or more noise than signal.
+        metrics: What files are judged by in place of accuracy, and what is reported: names
+            (`"auc"`, `"macro_f1"`, `"balanced_accuracy"`, `"mae"`, `"rmse"`, `"spearman"`,
+            `"ndcg@10"`, or those of Keras), `keras.metrics.Metric` objects, or functions of
+            `(labels, outputs)` that take `sample_weight` or give one value a row where there are
+            weights; one, a list, or for several outputs a dict or list by output. `max_drop`
+            acts on the first of each output: where more is better, the value may fall by `max_drop`
+            (of itself where it is above 1); where less is, as for errors, rise by that share of the
+            Keras model's. The direction is Keras's own or follows the name, or is said by
+            `(metric, "max")` or `(metric, "min")`.
         objective: `"size"` or `"latency"`: what the best file has least of.
         mixed: Whether to try, where int8 loses more than `max_drop`, a file in which the layers
             that lose most of the signal stay float (`"mixed"` in the report).
@@ -167,7 +184,14 @@ def export_model(
     )
     tell("reference", 0, 1)
     reference = answer(
-        model, samples.x, None if evaluation is None else samples.y, classes=class_names is not None
+        model,
+        samples.x,
+        None if evaluation is None else samples.y,
+        None if evaluation is None else samples.weights,
+        # One name may be that of a number.
+        classes=class_names is not None and len(class_names) > 1,
+        chosen=metrics,
+        judges=max_drop is not None,
     )
     check_class_names(class_names, reference)
     pixels = read_normalization(normalization, reference.signature)
@@ -217,13 +241,21 @@ def export_model(
         )
 
         def judge(entries: list[dict[str, Any]]) -> None:
-            budget.judge(entries, max_drop, quantization_aware)
+            budget.judge(
+                entries,
+                max_drop,
+                quantization_aware,
+                reference.figures["outputs"],
+                Causes(reference.inputs, reference.outputs, work.names, work.layers),
+                # A single name is that of the yes, and no list of classes.
+                {reference.signature.outputs[0].name: names} if names and len(names) > 1 else {},
+            )
 
         rows = work.make(tasks)
         judge(rows)
         if mixed:
             pattern = str(stage / f"{name}_{{precision}}.{{format}}")
-            rows += _mixed(work, rows, judge, pattern)
+            rows += try_mixed(work, rows, judge, pattern, quantization_aware)
         arrays = {key: array[: reference.stored] for key, array in reference.arrays().items()}
         np.savez_compressed(stage / "evaluation.npz", **arrays)
         content = {
@@ -243,6 +275,11 @@ def export_model(
                 "samples": reference.count,
                 "labeled": bool(reference.labels),
                 "kinds": reference.kinds,
+                "metrics": {
+                    name: [[each.name, each.direction] for each in chosen]
+                    for name, chosen in reference.chosen.items()
+                },
+                "weighted": sorted(reference.weights),
                 "file": "evaluation.npz",
                 "stored": reference.stored,
                 "sha256": manifest.digest(stage / "evaluation.npz"),
@@ -263,7 +300,10 @@ def export_model(
 
 
 class _Work:
-    """One model on its way to files: what conversion and measurement share."""
+    """One model on its way to files: what conversion and measurement share.
+
+    `names` are those of the model's layers, `layers` the noise of each by format.
+    """
 
     def __init__(
         self,
@@ -293,8 +333,10 @@ class _Work:
                 scratch / "calibration.npz",
                 **{f"x{i}": calibrated[info.name] for i, info in inputs},
             )
+        self._reference = reference
+        self.names = layer_names(model)
         expected = reference.figures["latency_ms"] * 1e-3
-        common = {"signature": self._signature.to_dict(), "layers": layer_names(model)}
+        common = {"signature": self._signature.to_dict(), "layers": self.names}
         self._conversion = {
             **options,
             **common,
@@ -328,6 +370,11 @@ class _Work:
             self._model, self._signature, tasks, scratch, self._conversion, self._tell
         )
         made = {task["id"]: task for task in tasks if "error" not in converted[task["id"]]}
+        for task in made.values():
+            if self._reference.chosen:
+                task["outputs"] = str(scratch / f"{task['id']}.npz")
+            if "full" in converted[task["id"]]:
+                task["full"] = converted[task["id"]]["full"]
         noise = [
             {
                 "id": f"layers-{fmt}",
@@ -358,11 +405,37 @@ class _Work:
                     found = measured[f"{task['id']}-sparse"]
                     row = self._without_zeros(row, task, facts, found)
                 row.update(file=path.name, sha256=manifest.digest(path))
+                if "outputs" in task:
+                    add_chosen(row, Path(task["outputs"]), self._reference)
             else:
                 # A file that does not even load is of no use to anybody.
                 path.unlink(missing_ok=True)
             rows.append(row)
         return rows
+
+    def compare_layers(self, row: dict[str, Any], stage: Path) -> None:
+        """Measure the noise of an int8 file's layers against a float32 file made for it alone."""
+        self._rounds += 1
+        scratch = self._scratch / str(self._rounds)
+        scratch.mkdir()
+        full = {
+            "id": f"{row['format']}-float32",
+            "format": row["format"],
+            "precision": "float32",
+            "path": str(scratch / f"float32.{row['format']}"),
+        }
+        converted = jobs.convert(
+            self._model, self._signature, [full], scratch, self._conversion, quietly
+        )
+        if "error" in converted[full["id"]]:
+            return
+        noise = {
+            "id": f"layers-{row['format']}",
+            "path": str(stage / row["file"]),
+            "float32": full["path"],
+        }
+        measured = jobs.measure([noise], self._measurement, scratch, quietly)
+        self.layers[row["format"]] = measured[noise["id"]].get("layers", [])
 
     def _without_zeros(
         self,
@@ -387,50 +460,6 @@ class _Work:
 def _beside(path: str) -> str:
     # Hidden, so that it is not put in place with the others.
     return str(Path(path).with_name(f".sparse-{Path(path).name}"))
-
-
-def _mixed(
-    work: _Work,
-    rows: list[dict[str, Any]],
-    judge: Callable[[list[dict[str, Any]]], None],
-    path: str,
-) -> list[dict[str, Any]]:
-    # Where int8 alone costs too much, the layers that lose most stay float, with what they read:
-    # one, then ever twice as many, until a file passes or half of the layers have been named and
-    # little is left of the quantization.
-    # Both formats go through a round together, since every round starts a converter.
-    noise = LayerReport(work.layers)
-    noisy = {
-        row["format"]: noise.worst(row["format"])
-        for row in rows
-        if row["precision"] == "int8" and row["stage"] == "budget"
-    }
-    made: dict[str, dict[str, Any]] = {}
-    count = 1
-    while waiting := [
-        fmt
-        for fmt, layers in noisy.items()
-        if count <= max(1, len(layers) // 2)
-        and layers
-        and (fmt not in made or made[fmt]["stage"] == "budget")
-    ]:
-        tasks = [
-            {
-                "id": f"{fmt}-mixed",
-                "format": fmt,
-                "precision": "mixed",
-                "keep": noise.with_inputs(fmt, noisy[fmt][:count]),
-                "path": path.format(precision="mixed", format=fmt),
-            }
-            for fmt in waiting
-        ]
-        for task, entry in zip(tasks, work.make(tasks), strict=True):
-            entry["kept"] = task["keep"]
-            entry["notes"].append(f"float layers: {', '.join(task['keep'])}")
-            made[task["format"]] = entry
-        judge([*rows, *made.values()])
-        count *= 2
-    return list(made.values())
 
 
 def _ranges(calibrated: Arrays) -> dict[str, Any]:

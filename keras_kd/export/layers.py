@@ -47,7 +47,7 @@ def layer_noise(
         convolution and its BatchNorm before a ReLU.
     """
     feed = {name: array[:SAMPLES] for name, array in inputs.items()}
-    read = _tflite if reference.suffix == ".tflite" else _onnx
+    read = tflite_tensors if reference.suffix == ".tflite" else onnx_tensors
     (want, readings), (got, _) = read(reference, feed), read(quantized, feed)
     rows: dict[str, dict[str, Any]] = {}
     for name, array in want.items():
@@ -93,8 +93,8 @@ def _layers_before(
     return sorted(found, key=list(known).index), list(reversed(between))
 
 
-def _tflite(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
-    """The tensors that operators make, and for each those that its operator reads."""
+def tflite_tensors(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
+    """Return the tensors that operators make, and for each those that its operator reads."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
     from ai_edge_litert.tools import flatbuffer_utils
 
@@ -153,8 +153,8 @@ def _same_shape(arrays: list[np.ndarray]) -> bool:
     return len({array.shape for array in arrays}) == 1
 
 
-def _onnx(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
-    """The tensors that nodes make, and for each those that its node reads."""
+def onnx_tensors(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
+    """Return the tensors that nodes make, and for each those that its node reads."""
     import onnx
     import onnxruntime
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_kd import archives
 
+from . import half, scales
 from .benchmark import time_calls
 from .contents import inspect
 from .layers import layer_noise
@@ -23,8 +24,8 @@ class Measurer:
 
     Args:
         job: `signature`, `evaluation` (path of an `.npz` with `x<i>` inputs, `y<i>` outputs of
-            Keras and `t<i>` labels), `kinds`, `stored` (how many of the samples travel with the
-            files), `threads`, `time` (whether to measure latency).
+            Keras, `t<i>` labels and `w<i>` weights), `kinds`, `stored` (how many of the samples
+            travel with the files), `threads`, `time` (whether to measure latency).
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -32,27 +33,32 @@ class Measurer:
         arrays = archives.arrays(job["evaluation"])
         self._inputs = {info.name: arrays[f"x{i}"] for i, info in enumerate(signature.inputs)}
         self._references = {info.name: arrays[f"y{i}"] for i, info in enumerate(signature.outputs)}
-        self._labels = {
-            info.name: arrays[f"t{i}"]
-            for i, info in enumerate(signature.outputs)
-            if f"t{i}" in arrays
-        }
+        self._labels, self._weights = (
+            {
+                info.name: arrays[f"{key}{i}"]
+                for i, info in enumerate(signature.outputs)
+                if f"{key}{i}" in arrays
+            }
+            for key in ("t", "w")
+        )
         self._job = job
 
     def measure(self, task: dict[str, Any]) -> dict[str, Any]:
         """Measure one file.
 
         Args:
-            task: `path`; and of a file that stores the weights of another one without zeros, the
-                path of that one as `dense`.
+            task: `path`; of a file that stores the weights of another one without zeros, the
+                path of that one as `dense`; perhaps `outputs`, an archive to write the answers to,
+                `y<i>` by number; and of a float16 file `full`, the path of the float32 one.
 
         Returns:
             JSON values: `metrics`, `check` (the same on the samples that travel along), `bytes`,
-            `gzip_bytes`, `latency_ms`, `signature`, `contents`. For a task with `float32`, the path
+            `gzip_bytes`, `latency_ms`, `signature`, `contents`, `scales` (see `scales.inspect`),
+            and of a float16 file `float16`, see `half.beyond`. For a task with `float32`, the path
             of the float file, only `layers`, see `layer_noise`. For a task with `dense` also
-            `against`: the greatest `difference` of the two files' answers over the greatest
-            answer, with and without XNNPACK, and `slowdown`, how many times slower the file is
-            without.
+            `against`: the greatest `difference` of the two files' answers over
+            the greatest answer, with and without XNNPACK, and `slowdown`, how many times slower the
+            file is without.
         """
         if "float32" in task:
             layers = set(self._job["layers"]) | set(self._references)
@@ -73,13 +79,21 @@ class Measurer:
                 f"{sorted(self._references)}"
             )
         result: dict[str, Any] = {
-            "metrics": self._compare(outputs, slice(None)),
+            "metrics": self._compare(outputs, slice(None), scores=True),
             "check": self._compare(outputs, slice(self._job["stored"])),
             "bytes": len(blob),
             "gzip_bytes": len(gzip.compress(blob, mtime=0)),
             "signature": runtime.signature(),
             "contents": contents,
+            "scales": scales.inspect(path),
         }
+        if "outputs" in task:
+            np.savez(
+                task["outputs"],
+                **{f"y{i}": outputs[name] for i, name in enumerate(self._references)},
+            )
+        if "full" in task:
+            result["float16"] = half.beyond(path, Path(task["full"]), self._inputs)
         if self._job["time"]:
             times = time_calls(runtime.prepare({name: x[:1] for name, x in self._inputs.items()}))
             result["latency_ms"] = float(np.median(times)) * 1e3
@@ -110,10 +124,14 @@ class Measurer:
             "slowdown": float(times[1] / times[0]),
         }
 
-    def _compare(self, outputs: dict[str, np.ndarray], rows: slice) -> dict[str, Any]:
+    def _compare(
+        self, outputs: dict[str, np.ndarray], rows: slice, *, scores: bool = False
+    ) -> dict[str, Any]:
         return compare(
             {name: array[rows] for name, array in self._references.items()},
             {name: array[rows] for name, array in outputs.items()},
             {name: array[rows] for name, array in self._labels.items()},
             self._job["kinds"],
+            {name: array[rows] for name, array in self._weights.items()},
+            scores=scores,
         )

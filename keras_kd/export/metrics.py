@@ -17,14 +17,17 @@ def kind_of(reference: np.ndarray, labels: np.ndarray | None, hint: str | None =
 
     Args:
         reference: Outputs of the Keras model, `(samples, ..., units)`.
-        labels: `None`, class indices `(samples, ...)`, or an array shaped like the outputs.
-        hint: One of `KINDS`, which holds without labels.
+        labels: `None`, class indices `(samples, ...)` with -1 where there is no label, or an array
+            shaped like the outputs.
+        hint: One of `KINDS`, which holds without labels, and with labels that tell too little: 0
+            and 1 at the only unit of a regression, -1 at one that says yes or no.
 
     Returns:
         One of `KINDS`.
 
     Raises:
-        ValueError: If class indices lie outside the number of units, or the shapes do not fit.
+        ValueError: If class indices lie outside the number of units, the shapes do not fit, or no
+            row has a label.
     """
     units = reference.shape[-1] if reference.ndim > 1 else 1
     if labels is None:
@@ -37,10 +40,18 @@ def kind_of(reference: np.ndarray, labels: np.ndarray | None, hint: str | None =
     whole = labels.dtype.kind in "biu" or bool(np.all(labels == np.round(labels)))
     if units > 1 and labels.shape == reference.shape[:-1] and whole:
         low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= units:
+        if low < UNLABELED or high >= units:
             raise ValueError(
                 f"The evaluation labels run from {low} to {high}, but the model has {units} "
-                f"outputs, so labels lie in 0..{units - 1}. Check the labels or the last layer."
+                f"outputs, so labels lie in 0..{units - 1}, and -1 marks a row without a label. "
+                "Check the labels or the last layer; another number that stands for no label is "
+                "known by `ignore_class` of the loss that the model was compiled with, or by a "
+                "sample weight of 0."
+            )
+        if high == UNLABELED:
+            raise ValueError(
+                "All evaluation labels are -1, which stands for no label. Leave the labels out: "
+                "`evaluation=x`."
             )
         return "classes"
     if units > 1 and labels.shape == reference.shape[:-1]:
@@ -55,15 +66,25 @@ def kind_of(reference: np.ndarray, labels: np.ndarray | None, hint: str | None =
             f"{reference.shape}. Pass class indices of shape {reference.shape[:-1]}, or one value "
             "for each output."
         )
-    if whole and set(np.unique(labels)) <= {0, 1}:
+    known = set(np.unique(labels)) if whole else set()
+    marked = hint in ("binary", "multilabel") and known == {UNLABELED, 0, 1}
+    if whole and (known <= {0, 1} or marked):
+        one_hot = units > 1 and bool(np.all(labels.sum(axis=-1) == 1)) and not marked
+        if hint == "values" and not one_hot:
+            return "values"
         if units == 1:
             return "binary"
-        return "classes" if np.all(labels.sum(axis=-1) == 1) else "multilabel"
+        return "classes" if one_hot else "multilabel"
     # Soft labels are distributions over the classes.
     distributions = (
         units > 1 and labels.min() >= 0 and np.allclose(labels.sum(axis=-1), 1, atol=1e-3)
     )
-    return "classes" if distributions else "values"
+    return "classes" if distributions and hint != "values" else "values"
+
+
+UNLABELED = -1
+"""The class index of a row without a label: it has part in what compares the file with the Keras
+model, and in nothing that compares with labels."""
 
 
 def squeeze(labels: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -95,26 +116,74 @@ def is_distribution(reference: np.ndarray) -> bool:
     return is_probability(reference) and bool(np.allclose(sums, 1, atol=5e-3))
 
 
-def accuracy(
-    outputs: np.ndarray, labels: np.ndarray | None, kind: str, probabilities: bool
-) -> float | None:
-    """Return the share of right decisions, in 0..1; `None` without labels or decisions."""
-    decisions = decide(outputs, kind, probabilities)
-    if labels is None or decisions is None:
-        return None
+def spread(weights: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a weight for each entry of an array: ones, or the weights of its first axes."""
+    if weights is None:
+        return np.ones(shape)
+    return np.broadcast_to(
+        weights.astype(np.float64).reshape(weights.shape + (1,) * (len(shape) - weights.ndim)),
+        shape,
+    )
+
+
+def judged(
+    outputs: np.ndarray, labels: np.ndarray, kind: str, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels in the form of the decisions, and the weight of each.
+
+    Args:
+        outputs: `(samples, ..., units)`.
+        labels: As given to `kind_of`.
+        kind: `"classes"`, `"binary"` or `"multilabel"`.
+        weights: Of the samples, or of each of their first axes; `None` for ones.
+
+    Returns:
+        Two arrays of the shape of the decisions; a row without a label weighs nothing.
+    """
     labels = squeeze(labels, outputs)
     if kind == "classes" and labels.shape == outputs.shape:
         labels = labels.argmax(axis=-1)
-    return float(np.mean(decisions == labels.astype(decisions.dtype)))
+    return labels, spread(weights, labels.shape) * (labels != UNLABELED)
+
+
+def accuracy(
+    outputs: np.ndarray,
+    labels: np.ndarray | None,
+    kind: str,
+    probabilities: bool,
+    weights: np.ndarray | None = None,
+) -> float | None:
+    """Return the share of right decisions by weight, 0..1; `None` without labels or decisions."""
+    decisions = decide(outputs, kind, probabilities)
+    if labels is None or decisions is None:
+        return None
+    if kind == "unknown":
+        kind = "classes"
+    truth, heavy = judged(outputs, labels, kind, weights)
+    return _share(decisions == truth.astype(np.int64), heavy)
 
 
 def agreement(
-    reference: np.ndarray, outputs: np.ndarray, kind: str, probabilities: bool
+    reference: np.ndarray,
+    outputs: np.ndarray,
+    kind: str,
+    probabilities: bool,
+    weights: np.ndarray | None = None,
 ) -> float | None:
-    """Return the share of decisions equal to the reference's, in 0..1; `None` for plain numbers."""
+    """Return the share of decisions equal to the reference's by weight, in 0..1.
+
+    `None` for plain numbers. Rows without a label count like any other.
+    """
     mine = decide(outputs, kind, probabilities)
     theirs = decide(reference, kind, probabilities)
-    return None if mine is None or theirs is None else float(np.mean(mine == theirs))
+    if mine is None or theirs is None:
+        return None
+    return _share(mine == theirs, spread(weights, mine.shape))
+
+
+def _share(right: np.ndarray, weights: np.ndarray) -> float | None:
+    total = float(weights.sum())
+    return float((right * weights).sum() / total) if total > 0 else None
 
 
 def sqnr(reference: np.ndarray, outputs: np.ndarray) -> float:
@@ -135,7 +204,9 @@ def sqnr(reference: np.ndarray, outputs: np.ndarray) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def variation(reference: np.ndarray, outputs: np.ndarray) -> float | None:
+def variation(
+    reference: np.ndarray, outputs: np.ndarray, counted: np.ndarray | None = None
+) -> float | None:
     """Return the ratio of the outputs' variation over the samples to the noise, in dB.
 
     As `sqnr`, but the signal is what changes from sample to sample,
@@ -145,18 +216,68 @@ def variation(reference: np.ndarray, outputs: np.ndarray) -> float | None:
     Args:
         reference: Outputs of the Keras model, `(samples, ...)`.
         outputs: Outputs of the file, same shape.
+        counted: Which entries count, same shape; all by default.
 
     Returns:
         Decibels; infinite where both are equal, `None` where the outputs do not vary.
     """
     reference = reference.astype(np.float64)
-    spread = reference - reference.mean(axis=0, keepdims=True)
+    spread, counts = _deviations(reference, counted)
     signal = float(np.sum(spread**2))
     # Rounding of equal answers is no variation.
-    if signal <= 1e-12 * float(np.sum(reference**2)):
+    if signal <= 1e-12 * float(np.sum(np.where(counts, reference, 0) ** 2)):
         return None
-    noise = float(np.sum((reference - outputs) ** 2))
+    noise = float(np.sum(np.where(counts, reference - outputs, 0) ** 2))
     return 10 * math.log10(signal / noise) if noise > 0 else math.inf
+
+
+def _deviations(array: np.ndarray, counted: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    # From the mean over the samples, 0 where an entry does not count.
+    counts = np.ones(array.shape, bool) if counted is None else counted
+    mean = np.sum(np.where(counts, array, 0), axis=0) / np.maximum(counts.sum(axis=0), 1)
+    return np.where(counts, array - mean, 0), counts
+
+
+STILL = 0.1
+"""Share of the Keras model's standard deviation below which answers are called constant."""
+
+_SHOWN = 20
+"""Columns that a file's entry names; their number is told besides."""
+
+
+def still_columns(
+    reference: np.ndarray, outputs: np.ndarray, counted: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Find answers that hardly change from sample to sample, where the Keras model's do.
+
+    Args:
+        reference: Outputs of the Keras model, `(samples, ..., units)`.
+        outputs: Outputs of the file, same shape.
+        counted: Which entries count, same shape; all by default.
+
+    Returns:
+        `constant`: whether the standard deviation over the samples of the whole output is under a
+        tenth of the Keras model's; `still`: the first units of which the same is true alone, of
+        units that vary by more than a millionth of the greatest output; and `still_count`, how
+        many there are.
+    """
+    both = [
+        _deviations(array.astype(np.float64), counted)[0].reshape(
+            -1, array.shape[-1] if array.ndim > 1 else 1
+        )
+        for array in (reference, outputs)
+    ]
+    theirs, mine = (np.sqrt(np.sum(part**2, axis=0)) for part in both)
+    total, kept = (float(np.sqrt(np.sum(part**2))) for part in (theirs, mine))
+    rows = max(len(both[0]), 1)
+    peak = float(np.max(np.abs(reference), initial=0.0))
+    real = theirs > 1e-6 * peak * math.sqrt(rows)
+    still = np.flatnonzero(real & (mine < STILL * theirs))
+    return {
+        "constant": bool(real.any()) and kept < STILL * total,
+        "still": [int(i) for i in still[:_SHOWN]],
+        "still_count": len(still),
+    }
 
 
 def compare(
@@ -164,6 +285,9 @@ def compare(
     outputs: dict[str, np.ndarray],
     labels: dict[str, np.ndarray],
     kinds: dict[str, dict[str, Any]],
+    weights: dict[str, np.ndarray] | None = None,
+    *,
+    scores: bool = False,
 ) -> dict[str, Any]:
     """Compare all outputs of a file with the Keras model's.
 
@@ -172,34 +296,50 @@ def compare(
         outputs: The file's outputs by name, dequantized.
         labels: Labels by output name; an output may have none.
         kinds: For each output `{"kind": one of KINDS, "probabilities": bool}`.
+        weights: Weights by output name, of the samples or of each of their first axes. What weighs
+            nothing counts in no figure; accuracy and agreement are weighted means, signal and noise
+            are those of all entries that count.
+        scores: Whether to add `scores` to each output, see `scores.scores`.
 
     Returns:
         `accuracy` (mean over the outputs that have one, else `None`), `agreement` (lowest over the
         outputs that make decisions, else `None`), `worst` (greatest absolute difference),
         `relative` (the same over the greatest magnitude of that output), `sqnr` (lowest over the
         outputs, dB), `finite`, and `outputs` with the figures of each output: these, its `kind`,
-        `drop` (Keras's accuracy minus the file's) and `variation`, see there.
+        `drop` (Keras's accuracy minus the file's), `variation` and `kappa`, see there, and those of
+        `still_columns`.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, reference in references.items():
         got = outputs[name].astype(np.float32)
+        weight = (weights or {}).get(name)
+        counted = None if weight is None else spread(weight, reference.shape) > 0
+        here: Any = slice(None) if counted is None else counted
         kind, probabilities = kinds[name]["kind"], kinds[name]["probabilities"]
-        finite = bool(np.isfinite(got).all())
-        worst = float(np.max(np.abs(got - reference), initial=0.0)) if finite else math.inf
-        peak = float(np.max(np.abs(reference), initial=0.0))
-        right = accuracy(got, labels.get(name), kind, probabilities)
-        before = accuracy(reference, labels.get(name), kind, probabilities)
+        finite = bool(np.isfinite(got[here]).all())
+        apart = np.abs(got - reference)[here] if finite else np.empty(0)
+        worst = float(np.max(apart, initial=0.0)) if finite else math.inf
+        peak = float(np.max(np.abs(reference[here]), initial=0.0))
+        truth = labels.get(name)
+        right = accuracy(got, truth, kind, probabilities, weight)
+        before = accuracy(reference, truth, kind, probabilities, weight)
         rows[name] = {
             "kind": kind,
             "accuracy": right,
             "drop": None if right is None or before is None else before - right,
-            "agreement": agreement(reference, got, kind, probabilities),
+            "agreement": agreement(reference, got, kind, probabilities, weight),
+            "kappa": kappa(reference, got, kind, probabilities, weight),
             "worst": worst,
             "relative": worst / peak if peak > 0 else worst,
-            "sqnr": sqnr(reference, got) if finite else -math.inf,
-            "variation": variation(reference, got) if finite else -math.inf,
+            "sqnr": sqnr(reference[here], got[here]) if finite else -math.inf,
+            "variation": variation(reference, got, counted) if finite else -math.inf,
             "finite": finite,
+            **(still_columns(reference, got, counted) if finite else {}),
         }
+        if scores and finite:
+            from .scores import scores as measured
+
+            rows[name]["scores"] = measured(got, truth, kind, probabilities, weight)
     return {
         "accuracy": _mean([row["accuracy"] for row in rows.values()]),
         "agreement": min(
@@ -212,6 +352,37 @@ def compare(
         "finite": all(row["finite"] for row in rows.values()),
         "outputs": rows,
     }
+
+
+def kappa(
+    reference: np.ndarray,
+    outputs: np.ndarray,
+    kind: str,
+    probabilities: bool,
+    weights: np.ndarray | None = None,
+) -> float | None:
+    """Return Cohen's kappa of the file's decisions and the reference's, by weight.
+
+    `(p_o - p_e) / (1 - p_e)`: agreement beyond what two sets of decisions with these frequencies
+    agree by chance. 1 is the same decisions, 0 none but chance.
+
+    Returns:
+        Kappa; `None` for plain numbers, or where the reference always decides the same.
+    """
+    mine = decide(outputs, kind, probabilities)
+    theirs = decide(reference, kind, probabilities)
+    if mine is None or theirs is None:
+        return None
+    heavy = spread(weights, mine.shape)
+    total = float(heavy.sum())
+    values, places = np.unique(np.stack([mine, theirs]), return_inverse=True)
+    first, second = places.reshape(2, -1)
+    flat = heavy.reshape(-1)
+    a, b = (np.bincount(part, flat, len(values)) for part in (first, second))
+    if total <= 0 or np.count_nonzero(b) < 2:
+        return None
+    chance = float(a @ b) / total**2
+    return (float(flat[first == second].sum()) / total - chance) / (1 - chance)
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -12,7 +12,8 @@ from typing import Any
 from keras_kd.shown import plain
 
 from .layers import LayerReport
-from .report import Report, latency, number, percent, points, size
+from .report import Report, latency, number, percent, size
+from .scorecard import Scorecard
 
 _COLORS = {"tflite": "#1f6f8b", "onnx": "#c1553b"}
 _MARKERS = {
@@ -83,12 +84,12 @@ def render(report: Report) -> str:
     template = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
     ).from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-    rows = report.rows()
+    rows, card = report.rows(), report.scorecard()
     plots = [
         plot
         for plot in (
-            _scatter(rows, "bytes", "size in KB", 1e-3),
-            _scatter(rows, "latency_ms", "latency in ms, one thread, batch of one", 1.0),
+            _scatter(rows, "bytes", "size in KB", 1e-3, card),
+            _scatter(rows, "latency_ms", "latency in ms, one thread, batch of one", 1.0, card),
             *_curves(report.manifest["history"] or {}),
             _noise(report),
         )
@@ -103,7 +104,8 @@ def render(report: Report) -> str:
         percent=percent,
         number=number,
         latency=latency,
-        points=points,
+        card=card,
+        columns=lambda table: list(dict.fromkeys(key for row in table for key in row)),
     )
 
 
@@ -226,11 +228,19 @@ def png(figure: Any) -> bytes:
 
 @_literally
 def _scatter(
-    rows: list[dict[str, Any]], key: str, label: str, factor: float
+    rows: list[dict[str, Any]],
+    key: str,
+    label: str,
+    factor: float,
+    card: Scorecard | None = None,
 ) -> dict[str, str] | None:
-    quality, title = "accuracy", "accuracy in %"
-    if all(row.get("accuracy") is None for row in rows):
-        quality, title = "agreement", "agreement with the Keras model in %"
+    quality = name = "accuracy"
+    title, share = "accuracy in %", True
+    if card is not None and card.name not in (None, "accuracy"):
+        quality, name, title, share = "score", card.heading or "", card.heading or "", False
+    if all(row.get(quality) is None for row in rows):
+        quality = name = "agreement"
+        title, share = "agreement with the Keras model in %", True
     points = [row for row in rows if row.get(key) is not None and row.get(quality) is not None]
     if not points:
         return None
@@ -239,7 +249,7 @@ def _scatter(
     for row in points:
         failed = row.get("status") == "failed"
         color = _COLORS.get(row.get("format", ""), "#444444")
-        x, y = row[key] * factor, 100 * row[quality]
+        x, y = row[key] * factor, (100 if share else 1) * row[quality]
         axes.plot(
             [x],
             [y],
@@ -258,14 +268,14 @@ def _scatter(
     axes.margins(0.1, 0.15)
     # A share ends at 100 %: the axis does too, and points there are drawn whole.
     low, high = axes.get_ylim()
-    axes.set_ylim(low, min(high, 100.0))
+    axes.set_ylim(low, min(high, 100.0) if share else high)
     # Names beside the points would lie on top of each other: exact files share one accuracy.
     figure.legend(loc="outside right upper", fontsize=7)
     axes.set_xlabel(label)
     axes.set_ylabel(title)
     axes.grid(True, alpha=0.3)
     what = "Size" if key == "bytes" else "Latency"
-    return {"title": f"{what} against {quality}", "svg": svg(figure)}
+    return {"title": f"{what} against {name}", "svg": svg(figure)}
 
 
 def _log_scale(axes: Any) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from keras_kd import archives
 
-from . import data, metrics
+from . import counting, data, metrics
 from .benchmark import time_calls
 from .checks import check_model, names, number
+from .chosen import Chosen, by_output, measure, resolve
 from .signature import Arrays, Signature, describe, is_symbolic, pack
 
 STORED_SAMPLES = 256
@@ -31,7 +32,10 @@ class Reference:
         outputs: The model's outputs by name.
         labels: Labels by output name; empty without labels.
         kinds: For each output, see `metrics.compare`.
-        figures: `accuracy`, `parameters`, `bytes` (of the weights in float32), `latency_ms`.
+        figures: `accuracy`, `parameters`, `bytes` (of the weights in float32), `latency_ms`, and
+            by output `outputs`: `scores`, see `scores.scores`, and `chosen`, see `chosen.measure`.
+        weights: Weights by output name, see `counting.count`; an output may have none.
+        chosen: The metrics that were asked for, by output name.
     """
 
     signature: Signature
@@ -40,6 +44,8 @@ class Reference:
     labels: Arrays
     kinds: dict[str, dict[str, Any]]
     figures: dict[str, Any]
+    weights: Arrays = field(default_factory=dict)
+    chosen: dict[str, list[Chosen]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -60,7 +66,7 @@ class Reference:
         return [[1, *self.inputs[info.name].shape[1:]] for info in self.signature.inputs]
 
     def arrays(self) -> Arrays:
-        """Return inputs `x<i>`, outputs `y<i>` and labels `t<i>` for an archive.
+        """Return inputs `x<i>`, outputs `y<i>`, labels `t<i>` and weights `w<i>` for an archive.
 
         Tensors go by number, since their names may hold characters that no file name may.
         """
@@ -69,23 +75,37 @@ class Reference:
             arrays[f"y{i}"] = self.outputs[info.name]
             if info.name in self.labels:
                 arrays[f"t{i}"] = self.labels[info.name]
+            if info.name in self.weights:
+                arrays[f"w{i}"] = self.weights[info.name]
         return arrays
 
 
-def answer(model: Any, x: Any, y: Any, *, classes: bool = False) -> Reference:
+def answer(
+    model: Any,
+    x: Any,
+    y: Any,
+    weights: Any = None,
+    *,
+    classes: bool = False,
+    chosen: Any = None,
+    judges: bool = False,
+) -> Reference:
     """Run the Keras model on the evaluation data.
 
     Args:
         model: A built model.
         x: Its inputs, nested as it takes them.
         y: Labels, or `None`.
+        weights: Sample weights, or `None`, see `counting.sample_weights`.
         classes: Whether the first output is known to hold classes, since they have names.
+        chosen: The metrics that are asked for, see `chosen.resolve`.
+        judges: Whether files are judged by them.
 
     Returns:
         The reference.
 
     Raises:
-        ValueError: If inputs or labels do not fit the model, or it gives NaN.
+        ValueError: If inputs, labels, weights or metrics do not fit the model, or it gives NaN.
     """
     import keras
 
@@ -109,7 +129,15 @@ def answer(model: Any, x: Any, y: Any, *, classes: bool = False) -> Reference:
                 f"The Keras model itself gives NaN or infinite values at output `{name}` on the "
                 "evaluation data. Mend the model before exporting it."
             )
-    labels = _labels(y, signature)
+    asked = by_output(chosen, [info.name for info in signature.outputs])
+    nested = _nest(signature, inputs, model)
+    labels, counted = counting.count(
+        _labels(y, signature),
+        counting.sample_weights(weights, signature, outputs),
+        counting.keras_masks(model, nested, signature, outputs),
+        counting.ignored(model, list(outputs), asked),
+        outputs,
+    )
     hints = _hints(model, outputs, classes)
     kinds = {
         name: {
@@ -119,8 +147,9 @@ def answer(model: Any, x: Any, y: Any, *, classes: bool = False) -> Reference:
         for name, array in outputs.items()
     }
     one = _nest(signature, {name: array[:1] for name, array in inputs.items()}, model)
-    figures = _figures(model, metrics.compare(outputs, outputs, labels, kinds)["accuracy"], one)
-    return Reference(signature, inputs, outputs, labels, kinds, figures)
+    measures = resolve(asked, outputs, labels, kinds, counted, judges=judges)
+    figures = _figures(model, _judged(outputs, labels, kinds, counted, measures), one)
+    return Reference(signature, inputs, outputs, labels, kinds, figures, counted, measures)
 
 
 def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any] | None:
@@ -159,8 +188,8 @@ def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any
         for (name, kind), array in zip(reference.kinds.items(), flat, strict=True)
     }
     outputs = {name: np.asarray(a, np.float32) for name, a in zip(kinds, flat, strict=True)}
-    accuracy = metrics.compare(outputs, outputs, reference.labels, kinds)["accuracy"]
-    return _figures(teacher, accuracy, keras.tree.map_structure(lambda array: array[:1], x))
+    found = _judged(outputs, reference.labels, kinds, reference.weights, reference.chosen)
+    return _figures(teacher, found, keras.tree.map_structure(lambda array: array[:1], x))
 
 
 def check_teacher(teacher: Any) -> None:
@@ -204,7 +233,8 @@ def check_class_names(labels: Sequence[str] | None, reference: Reference) -> Non
     """Refuse class names that are not as many as the first output has classes.
 
     Raises:
-        ValueError: Saying how many there should be, or that one is longer than a line.
+        ValueError: Saying how many there should be, that one is longer than a line, or that there
+            are no classes.
     """
     if labels is None:
         return
@@ -218,6 +248,11 @@ def check_class_names(labels: Sequence[str] | None, reference: Reference) -> Non
         # Files hold one name a line.
         if len(str(label).splitlines()) != 1:
             raise ValueError(f"A name in `labels` must be one line of text. Received: {label!r}.")
+    if len(labels) > 1 and reference.kinds[name]["kind"] == "values":
+        raise ValueError(
+            f"`labels` names classes, and the evaluation labels say that output `{name}` holds "
+            f"plain numbers. Leave `labels` out, or pass class indices. Received: {list(labels)!r}."
+        )
 
 
 def read_normalization(
@@ -271,9 +306,26 @@ def read_normalization(
     return result
 
 
-def _figures(model: Any, accuracy: float | None, one: Any) -> dict[str, Any]:
+def _judged(
+    outputs: Arrays,
+    labels: Arrays,
+    kinds: dict[str, dict[str, Any]],
+    weights: Arrays,
+    chosen: dict[str, list[Chosen]],
+) -> dict[str, Any]:
+    found = metrics.compare(outputs, outputs, labels, kinds, weights, scores=True)
+    rows = {
+        name: {"accuracy": row["accuracy"], "scores": row["scores"]}
+        for name, row in found["outputs"].items()
+    }
+    for name, measured in measure(chosen, outputs, labels, weights).items():
+        rows[name]["chosen"] = measured
+    return {"accuracy": found["accuracy"], "outputs": rows}
+
+
+def _figures(model: Any, judged: dict[str, Any], one: Any) -> dict[str, Any]:
     return {
-        "accuracy": accuracy,
+        **judged,
         "parameters": int(model.count_params()),
         "bytes": int(sum(4 * np.prod(weight.shape) for weight in model.weights)),
         "latency_ms": float(np.median(time_calls(lambda: model.predict_on_batch(one)))) * 1e3,
@@ -292,23 +344,20 @@ _MEANING = {
 
 def _hints(model: Any, outputs: Arrays, classes: bool) -> dict[str, str]:
     # Only what is known: the name of a layer, its width or the order of its values prove nothing.
-    loss = getattr(model, "loss", None)
     known = list(outputs)
-    if isinstance(loss, dict):
-        losses = {name: loss.get(name) for name in known}
-    elif isinstance(loss, (list, tuple)):
-        losses = dict(zip(known, loss, strict=False))
-    else:
-        losses = {known[0]: loss} if len(known) == 1 else {}
+    losses = counting.losses_by_output(model, known)
     hints = {}
     for name, value in losses.items():
         meaning = _MEANING.get(_loss_name(value))
         if meaning == "values" or (meaning and outputs[name].shape[-1] > 1):
             hints[name] = meaning
-        elif _loss_name(value).startswith("binary_") and outputs[name].shape[1:] == (1,):
-            hints[name] = "binary"
-    if classes and outputs[known[0]].ndim > 1 and outputs[known[0]].shape[-1] > 1:
-        hints[known[0]] = "classes"
+        elif _loss_name(value).startswith("binary_"):
+            if outputs[name].shape[1:] == (1,):
+                hints[name] = "binary"
+            elif outputs[name].shape[-1] > 1 and not metrics.is_distribution(outputs[name]):
+                hints[name] = "multilabel"
+    if classes and outputs[known[0]].ndim > 1:
+        hints[known[0]] = "classes" if outputs[known[0]].shape[-1] > 1 else "binary"
     return hints
 
 
@@ -358,15 +407,14 @@ def _labels(y: Any, signature: Signature) -> Arrays:
         rows = {known[0]: y}
     result = {}
     for name, value in rows.items():
+        # Of several outputs, some may have no labels.
+        if value is None:
+            continue
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
             raise ValueError(
                 f"The evaluation labels for output `{name}` have dtype {array.dtype}; class "
                 "indices or numbers are needed."
-            )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(
-                f"The evaluation labels for output `{name}` hold NaN or infinite values."
             )
         result[name] = array
     return result

@@ -13,6 +13,7 @@ from keras_kd.table import fitted
 
 from . import manifest
 from .layers import LayerReport
+from .scorecard import Scorecard, labels_of
 from .writing import write_file
 
 
@@ -30,7 +31,10 @@ class Artifact:
         gzip_bytes: Size when gzipped.
         accuracy: Share of right answers on the evaluation data, 0..1; `None` without labels. Of
             several outputs their mean.
-        drop: Accuracy of the Keras model minus that of the file, at the output that loses most.
+        drop: Accuracy of the Keras model minus that of the file, at the output that loses most; of
+            a chosen metric the share of it that is lost, see `keras_kd.export(metrics=...)`.
+        score: The first chosen metric; without one accuracy, or of plain numbers the root of the
+            mean squared error. `Report.scorecard().name` says which.
         agreement: Share of the Keras model's decisions that the file repeats, 0..1, at the output
             where it is lowest.
         worst: Greatest absolute difference from the Keras model's outputs.
@@ -52,6 +56,7 @@ class Artifact:
     bytes: int | None
     gzip_bytes: int | None
     accuracy: float | None
+    score: float | None
     drop: float | None
     agreement: float | None
     worst: float | None
@@ -90,8 +95,8 @@ _DISPENSABLE = ("worst", "gzip", "agree", "SQNR")
 _OWN = ("name", "best", "parameters", "flags")
 _COLUMNS = (
     *("name", "best", "format", "precision", "status", "reason", "file", "parameters", "bytes"),
-    *("gzip_bytes", "accuracy", "drop", "agreement", "worst", "sqnr", "latency_ms", "batch"),
-    *("sparsity", "flags", "sha256"),
+    *("gzip_bytes", "accuracy", "score", "drop", "agreement", "worst", "sqnr", "latency_ms"),
+    *("batch", "sparsity", "flags", "sha256"),
 )
 
 
@@ -151,7 +156,13 @@ class Report:
         `Artifact`, with `file` for `path`. What does not apply is `None`.
         """
         rows = [
-            {**dict.fromkeys(_COLUMNS), "name": name, "best": False, **self.manifest[name]}
+            {
+                **dict.fromkeys(_COLUMNS),
+                "name": name,
+                "best": False,
+                **{key: v for key, v in self.manifest[name].items() if key in _COLUMNS},
+                "score": self.scorecard().of(self.manifest[name]),
+            }
             for name in ("teacher", "keras")
             if self.manifest[name]
         ]
@@ -169,13 +180,20 @@ class Report:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values: the folder, the best file, the rows and the settings."""
+        """Return plain JSON values: the folder, the best file, the rows and the settings.
+
+        `metric` is what files are judged by, `scores` and `classes` are the rows of the scorecard.
+        """
+        card = self.scorecard()
         return {
             "folder": str(self.folder),
             "best": None if self.best is None else self.best.file,
             "ok": self.ok,
             "problems": list(self.problems),
             "rows": self.rows(),
+            "metric": card.name,
+            "scores": card.rows(),
+            "classes": card.classes(),
             "settings": self.manifest["settings"],
             "evaluation": self.manifest["evaluation"],
         }
@@ -189,6 +207,15 @@ class Report:
             width: Most columns of text. Below 80 the least important figures are left out, which
                 the line under them says.
         """
+        card = self.scorecard()
+        # A regression has no accuracy, and without labels it has no figure in its place.
+        widths = {
+            "" if key == "" else (card.heading or "") if key == "acc" else key: least
+            for key, least in _LEAST.items()
+            if key != "acc" or card.name is not None
+        }
+        if card.name == "accuracy":
+            widths = _LEAST
         cells = []
         for row in self.rows():
             mark = "* " if row["best"] else "x " if row.get("status") == "failed" else "  "
@@ -198,7 +225,7 @@ class Report:
                     mark + plain(row["name"]),
                     size(row.get("bytes")),
                     size(row.get("gzip_bytes")),
-                    percent(row.get("accuracy")),
+                    *((card.text(row["score"]),) if card.name is not None else ()),
                     percent(row.get("agreement")),
                     number(row.get("worst")),
                     "-" if noise is None else format(noise, ".1f"),
@@ -206,7 +233,7 @@ class Report:
                 )
             )
         lines = fitted(
-            list(_LEAST), cells, width=width, dispensable=_DISPENSABLE, least=list(_LEAST.values())
+            list(widths), cells, width=width, dispensable=_DISPENSABLE, least=list(widths.values())
         )
         lines.append("")
         lines.extend(textwrap.wrap(plain(self._verdict()), min(width, 80)))
@@ -225,7 +252,16 @@ class Report:
                 lines.extend(
                     _wrap(width, f"- {name}: worst output {_quality(worst, outputs[worst])}")
                 )
+        lines.extend(card.table(min(width, 80)))
         return "\n".join(lines)
+
+    def scorecard(self) -> Scorecard:
+        """Return the figures that the task asks for: AUC, macro F1, classes, errors, ranks.
+
+        Its `rows()` gives them for the Keras model and each file, `classes()` a table with support
+        for each class, `name` what files are judged by.
+        """
+        return Scorecard(self.manifest, self.manifest["best"])
 
     def layers(self) -> LayerReport:
         """Return the noise of each layer of the int8 files, measured against the float32 files.
@@ -257,7 +293,13 @@ class Report:
             raise ValueError(
                 "There is no file to write code for. Pass one of `report.artifacts` with a path."
             )
-        return snippets(chosen, self.manifest["model"]["labels"])
+        named = labels_of(self.manifest)
+        output = next(iter(named), None)
+        # Names of classes belong to one row of them, and to no single number.
+        if output is not None and len(named[output]) < 3:
+            units = self.manifest["model"]["outputs"][0]["shape"]
+            output = output if len(units) == 2 and units[-1] == len(named[output]) else None
+        return snippets(chosen, None if output is None else named[output], output)
 
     def save_card(self, path: str | Path) -> Path:
         """Write a model card in Markdown, made of what was measured.
@@ -290,12 +332,7 @@ class Report:
 
     def _verdict(self) -> str:
         settings = self.manifest["settings"]
-        limit = settings["max_drop"]
-        budget = (
-            "no limit on the accuracy lost"
-            if limit is None
-            else f"at most {points(limit)} of accuracy lost"
-        )
+        budget = self.scorecard().limit(settings["max_drop"])
         best = self.best
         if best is None:
             return f"* no file passed ({budget})."
@@ -316,6 +353,7 @@ class Report:
             bytes=row.get("bytes"),
             gzip_bytes=row.get("gzip_bytes"),
             accuracy=metrics.get("accuracy"),
+            score=self.scorecard().of(metrics),
             drop=row.get("drop"),
             agreement=metrics.get("agreement"),
             worst=metrics.get("worst"),
@@ -348,11 +386,6 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
 
 
-def points(share: float) -> str:
-    """Return a share in 0..1 of accuracy as points of percent, such as `1 point`."""
-    return f"{100 * share:g} {'point' if share == 0.01 else 'points'}"
-
-
 def number(value: float | None) -> str:
     """Return a difference in three significant digits."""
     return "-" if value is None else f"{value:.2g}"
@@ -366,6 +399,9 @@ def latency(milliseconds: float | None) -> str:
 
 
 def _quality(name: str, row: dict[str, Any]) -> str:
+    if row.get("chosen"):
+        first = row["chosen"][0]
+        return f"`{name}`, {first['name']} {first['value']:.4g} (Keras {first['before']:.4g})"
     if row["drop"] is not None:
         change = 100 * row["drop"]
         return f"`{name}`, accuracy {percent(row['accuracy'])} % ({-change:+.2f} points)"

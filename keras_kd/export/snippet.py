@@ -15,12 +15,16 @@ from .report import Artifact
 LANGUAGES = ("kotlin", "swift", "cpp", "javascript", "python")
 
 
-def snippets(artifact: Artifact, labels: list[str] | None) -> dict[str, str]:
+def snippets(
+    artifact: Artifact, labels: list[str] | None, labeled: str | None = None
+) -> dict[str, str]:
     """Return code that runs a file once, in each of `LANGUAGES`.
 
     Args:
         artifact: The file.
         labels: Names of the classes, if known.
+        labeled: The output that they name; a file may have its outputs in another order than the
+            model.
 
     Returns:
         Code by language. Free dimensions are set to 1.
@@ -52,6 +56,7 @@ def snippets(artifact: Artifact, labels: list[str] | None) -> dict[str, str]:
         "inputs": [_tensor(info) for info in signature["inputs"]],
         "outputs": [_tensor(info) for info in signature["outputs"]],
         "labels": labels,
+        "labeled": labeled or signature["outputs"][0]["name"],
     }
     code = {}
     for language in LANGUAGES:

@@ -89,6 +89,33 @@ def test_verify_names_what_was_changed(run, tmp_path, exported, spoil):
     assert ("manifest.json" if spoil == "edit" else "good_int8.tflite") in err
 
 
+def test_metrics_and_weights_come_from_the_command_line(run, tmp_path, models):
+    rng = np.random.default_rng(1)
+    model = keras.saving.load_model(models["good"])
+    x = rng.random((30, 6, 6, 1)).astype("float32")
+    said = model.predict(x, verbose=0).argmax(1)
+    y = np.where(np.arange(30) % 3 == 0, (said + 1) % 3, said)
+    weights = np.where(np.arange(30) % 3 == 0, 0.0, 2.0)
+    np.savez(tmp_path / "data.npz", x=x, y=y, sample_weight=weights)
+    code, out, err = run(
+        "export", models["good"], "--evaluation", "data.npz", "--out", "scored", "--json",
+        "--formats", "tflite", "--precisions", "float32", "--metrics", "macro_f1,acc", "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["metric"] == "macro_f1"
+    assert [row["score"] for row in document["rows"]] == [1.0, 1.0]
+    assert [row["accuracy"] for row in document["scores"]] == [1.0, 1.0]
+    assert sum(row["support"] for row in document["classes"]) == pytest.approx(weights.sum())
+    code, _, err = run(
+        "export", models["good"], "--evaluation", "data.npz", "--out", "not", "--precisions",
+        "float32", "--metrics", "macrof1", "--quiet",
+    )  # fmt: skip
+    assert (code, err.count("\n")) == (2, 1)
+    assert "Did you mean `macro_f1`" in err
+    assert not (tmp_path / "not").exists()
+
+
 def test_a_failed_export_leaves_the_earlier_one_untouched(run, tmp_path, exported, models):
     import shutil
 

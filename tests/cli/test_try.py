@@ -233,6 +233,48 @@ def test_a_sample_is_the_stored_one(server):
         assert sample["label"] == labels[index]
 
 
+@pytest.mark.parametrize(
+    ("kind", "names", "named", "label"),
+    [
+        ("classes", 10, True, True),
+        ("values", 10, False, False),
+        ("unknown", 10, False, False),
+        ("multilabel", 10, True, False),
+        ("classes", 3, False, True),
+    ],
+)
+def test_names_stand_on_classes_alone(packages, copy, kind, names, named, label):
+    content = manifest.read(copy)
+    content["model"]["labels"] = [f"n{i}" for i in range(names)]
+    content["evaluation"]["kinds"]["logits"]["kind"] = kind
+    manifest.write(content, copy / "manifest.json")
+    with np.load(copy / "evaluation.npz") as stored:
+        first = int(stored["t0"][0])
+    with serving(packages, copy) as server:
+        about = json.loads(request(server, "/try.json")[1])
+        assert about["labels"] == (content["model"]["labels"] if named else None)
+        sample = json.loads(request(server, "/samples/0")[1])
+        assert sample["label"] == (first if label else None)
+    code = Report.load(copy).snippets()["python"]
+    assert ("labels" in code) == named
+
+
+def test_a_stored_label_is_a_class_or_nothing(packages, copy):
+    content = manifest.read(copy)
+    with np.load(copy / "evaluation.npz") as stored:
+        arrays = dict(stored)
+    first = arrays["t0"][0]
+    for labels, want in (
+        (np.eye(10)[arrays["t0"]], first),
+        (np.where(np.arange(len(arrays["t0"])) == 0, -1, arrays["t0"]), None),
+    ):
+        np.savez(copy / "evaluation.npz", **{**arrays, "t0": labels})
+        content["evaluation"]["sha256"] = manifest.digest(copy / "evaluation.npz")
+        manifest.write(content, copy / "manifest.json")
+        with serving(packages, copy) as server:
+            assert json.loads(request(server, "/samples/0")[1])["label"] == want
+
+
 def test_the_teacher_answers(taught, digits_teacher):
     about = json.loads(request(taught, "/try.json")[1])["reference"]
     assert about["given"]

@@ -21,6 +21,7 @@ _IMPORTED = [
     *("tensorflow", "tensorflow.lite", "keras", "tf2onnx", "sympy", "onnxruntime.quantization"),
     *("onnxruntime.transformers.float16", "ai_edge_quantizer.quantizer"),
     *("ai_edge_litert.interpreter", "keras_kd.export.convert", "keras_kd.export.measure"),
+    *("sklearn.metrics", "scipy.special", "scipy.stats"),
 ]
 
 

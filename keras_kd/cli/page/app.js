@@ -125,7 +125,7 @@ function largest(values) {
 }
 
 function label(index, output) {
-  const named = page.labels && output === page.outputs[0];
+  const named = page.labels && output === page.outputs[0] && output.kind !== "values";
   return (named && page.labels[output.units === 1 ? page.labels.length - 1 : index]) ?? String(index);
 }
 
@@ -223,7 +223,9 @@ function verdict(tables, output, input) {
     words.set(word, [...(words.get(word) ?? []), TITLES[column.kind]]);
   });
   const says = [...words].map(([word, who]) => `${who.join(", ")}: ${word}`).join("; ");
-  return says && input.label !== null ? `${says}. Its label: ${label(input.label, output)}` : says;
+  // A stored label is one of the first output.
+  const labeled = says && input.label !== null && output === page.outputs[0];
+  return labeled ? `${says}. Its label: ${label(input.label, output)}` : says;
 }
 
 function note(input) {
