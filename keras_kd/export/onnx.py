@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from .contents import check_onnx
+from .graph_def import make_plain, needs_plain
 from .metrics import sqnr
-from .naming import layer_of
+from .naming import layer_of, shorten
 from .onnx_aware import channel_axis, quantize_on_grid
 from .onnx_exact import PROVEN, fitting_scales, keep_float, make_unsigned, prove, this_processor
-from .onnx_graph import name_borders, name_inside, slim
+from .onnx_graph import graphs, name_borders, name_inside, slim
 from .onnx_int4 import pack_int4
+from .reasons import no_operator
 from .signature import Arrays, Signature
 from .source import Source
 
@@ -291,17 +294,45 @@ def _from_keras(source: Source, opset: int, form: str) -> Any:
 
     function, specs = source.function(form)
     concrete = function.get_concrete_function(*specs)
-    model, _ = tf2onnx.convert.from_function(
-        function,
-        input_signature=specs,
-        opset=opset,
-        custom_op_handlers={"Erfc": (_erfc, [])},
-    )
+    options = {"opset": opset, "custom_op_handlers": {"Erfc": (_erfc, [])}}
+    if needs_plain(concrete.graph.as_graph_def()):
+        inputs, outputs = (
+            [tensor.name for tensor in tensors if str(tensor.dtype.name) != "resource"]
+            for tensors in (concrete.inputs, concrete.outputs)
+        )
+        graph_def = tf2onnx.tf_loader.from_function(concrete, inputs, outputs)
+        make_plain(graph_def)
+        model, _ = tf2onnx.convert.from_graph_def(
+            graph_def, input_names=inputs, output_names=outputs, **options
+        )
+    else:
+        model, _ = tf2onnx.convert.from_function(function, input_signature=specs, **options)
+    _check_operators(model, source)
     _fold_captures(model, concrete)
     # tf2onnx keeps the order of the function's arguments and results.
     name_borders(model, source.signature)
     name_inside(model, source.layers)
     return model
+
+
+def _check_operators(model: Any, source: Source) -> None:
+    # tf2onnx keeps operators that it could not convert under their own names, and only logs so.
+    import onnx
+
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    known = {"ai.onnx.ml", "com.microsoft"}
+    foreign = [
+        (node.op_type, layer_of(shorten(node.name, source.layers), source.layers))
+        for graph in graphs(model.graph)
+        for node in graph.node
+        if node.domain not in known
+        and not (
+            node.domain in ("", "ai.onnx")
+            and onnx.defs.has(node.op_type, max_inclusive_version=versions.get("", 1))
+        )
+    ]
+    if foreign:
+        raise ValueError(no_operator("ONNX", foreign))
 
 
 def _erfc(context: Any, node: Any, _name: str, _args: Any) -> None:
@@ -371,14 +402,7 @@ def _weight_int4(path: Path) -> bytes:
 
 
 def _load(path: Path) -> None:
-    # tf2onnx writes files with operators it could not convert and only logs so.
-    import onnx
     import onnxruntime
 
-    model = onnx.load(path)
-    known = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
-    foreign = sorted({node.op_type for node in model.graph.node if node.domain not in known})
-    if foreign:
-        raise ValueError(f"ONNX has no form for the operators {', '.join(foreign)}")
-    onnx.checker.check_model(model)
+    check_onnx(path.read_bytes())
     onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .reasons import explain
 from .writing import write_file
 
 
@@ -26,12 +27,13 @@ def main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
     # The caller's own modules may be needed to rebuild its layers; they come after everything else.
     sys.path.extend(part for part in job["sys_path"] if part not in sys.path)
+    layers = job.get("layers", [])
     try:
         work = _worker(job)
     except Exception as error:
         traceback.print_exc()
         for task in job["tasks"]:
-            failure = {"error": _reason(error), "crashed": False, "started": False}
+            failure = {"error": _reason(error, layers), "crashed": False, "started": False}
             write_file(folder / f"{task['id']}.json", json.dumps(failure))
         return
     for task in job["tasks"]:
@@ -41,7 +43,7 @@ def main(folder: Path) -> None:
             result = work(task)
         except Exception as error:
             traceback.print_exc()
-            result = {"error": _reason(error), "crashed": False}
+            result = {"error": _reason(error, layers), "crashed": False}
             if isinstance(error, OSError) and error.errno is not None:
                 result["errno"] = error.errno
         result["seconds"] = time.perf_counter() - began
@@ -63,8 +65,11 @@ def _worker(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return Measurer(job).measure
 
 
-def _reason(error: Exception) -> str:
-    # Converters raise with pages of MLIR; the line with "error:" is the one that says why.
+def _reason(error: Exception, layers: list[str]) -> str:
+    told = explain(error, layers)
+    if told is not None:
+        return told[:600]
+    # Others raise with pages of text; the line with "error:" is the one that says why.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [
         line for line in lines if "error:" in line and "Failures have been detected" not in line
