@@ -72,7 +72,7 @@ class ONNX:
             blob = self._aware()
         else:
             blob = self._static(path, precision, notes, keep)
-        result = {"batch": "dynamic", "notes": notes}
+        result: dict[str, Any] = {"batch": "dynamic", "notes": notes}
         weights = prove(onnx.load_from_string(blob))
         if weights:
             result["integer_products"] = {

@@ -199,9 +199,11 @@ def make_unsigned(model: Any) -> int:
         known = _Known(graph)
         for node in graph.node:
             for _, second, zero in _INTEGER.get(node.op_type, ()):
-                weights, point = known.array(node.input[second]), known.array(node.input[zero])
-                signed = weights is not None and weights.dtype == np.int8 and point is not None
-                if not signed or fits(weights, _channels(node, weights)):
+                weights = known.array(node.input[second])
+                point = known.array(node.input[zero]) if zero < len(node.input) else None
+                if weights is None or point is None or weights.dtype != np.int8:
+                    continue
+                if fits(weights, _channels(node, weights)):
                     continue
                 for position, array in ((second, weights), (zero, point)):
                     name = f"{node.input[position]}__unsigned"
@@ -221,10 +223,8 @@ def this_processor() -> str:
         flags = Path("/proc/cpuinfo").read_text(errors="replace").split()
     except OSError:
         flags = []
-    names = dict(
-        zip(("avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8"), PROVEN, strict=True)
-    )
-    found = [name for flag, name in names.items() if flag in flags]
+    known = ("avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8")
+    found = [name for flag, name in zip(known, PROVEN, strict=True) if flag in flags]
     return found[-1] if found else platform.machine()
 
 
