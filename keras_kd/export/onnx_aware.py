@@ -20,7 +20,7 @@ def quantize_on_grid(model: Any) -> int:
 
     A channel with largest magnitude `m` lies on the grid of `b` bits if all of its weights are
     multiples of `m / (2**(b - 1) - 1)`. Its values do not change. They are signed where their
-    products fit 16 bits, see `onnx_exact`, which those of 7 bits and fewer always do, else unsigned
+    products fit 16 bits, see `onnx_exact`, which those of 3 to 7 bits always do, else unsigned
     around 128. Biases of operators whose input
     is dequantized too become 32-bit integers with the scale `input scale * weight scale`, which is
     what integer kernels add.
