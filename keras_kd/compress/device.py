@@ -55,7 +55,7 @@ def when_run(plain: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
     Returns:
         Tensor of the same shape and dtype, with the gradient of `plain`.
     """
-    if getattr(_STATE, "plain", False) or _traced_for_onnx():
+    if not for_tflite():
         return plain
 
     def run() -> Tensor:
@@ -71,7 +71,12 @@ def when_run(plain: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
     return tf.switch_case(index, [run] * len(_DEVICES) + [lambda: tf.identity(plain)])
 
 
-def _traced_for_onnx() -> bool:
+def for_tflite() -> bool:
+    """Whether a graph traced now may be TFLite's: not one of `plain_rounding` or ONNX export."""
+    return not getattr(_STATE, "plain", False) and not traced_for_onnx()
+
+
+def traced_for_onnx() -> bool:
     """Whether `keras.Model.export(format="onnx")` is at work, which tells its layers nothing."""
     frame = sys._getframe()
     while frame is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.compress.device import halves_from_zero
+from keras_kd.compress.device import halves_from_zero, traced_for_onnx
 from keras_kd.typing import Tensor
 
 FIXED_RANGES = {
@@ -245,13 +245,30 @@ def fake_quantized(inputs: Tensor, low: Tensor, high: Tensor, bits: int) -> Tens
     Returns:
         Tensor of the same shape and dtype.
     """
-    # On TensorFlow this is the operator from which the TFLite converter reads the range.
-    return keras.quantizers.fake_quant_with_min_max_vars(
-        inputs,
-        ops.stop_gradient(ops.convert_to_tensor(low, "float32")),
-        ops.stop_gradient(ops.convert_to_tensor(high, "float32")),
-        num_bits=bits,
+    low, high = (
+        ops.stop_gradient(ops.convert_to_tensor(value, "float32")) for value in (low, high)
     )
+    if traced_for_onnx():
+        return _in_arithmetic(inputs, low, high, bits)
+    # On TensorFlow this is the operator from which the TFLite converter reads the range.
+    return keras.quantizers.fake_quant_with_min_max_vars(inputs, low, high, num_bits=bits)
+
+
+def _in_arithmetic(inputs: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """The same rounding without an operator that says so.
+
+    Where ONNX Runtime sees a float kernel between quantized activations it rounds that kernel to
+    8 bits by itself, with one step for all channels, and multiplies it by instructions that
+    saturate in 16 bits on processors without VNNI. Plain arithmetic stays in float everywhere.
+    """
+    levels = 2.0**bits - 1.0
+    step = (high - low) / levels
+    zero = ops.clip(ops.floor(0.5 - low / step), 0.0, levels)
+    bottom = -zero * step
+    values = ops.clip(ops.cast(inputs, "float32"), bottom, (levels - zero) * step)
+    # Halves go up, as in the operator.
+    steps = ops.floor((values - bottom) / step + 0.5)
+    return ops.cast((steps - zero) * step, inputs.dtype)
 
 
 def bounded(kind: str, inputs: Tensor, bits: int) -> Tensor:

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_kd.compress.cluster import is_clustered
-from keras_kd.compress.device import ReadsIntegers, channel_steps, rounded_bias
+from keras_kd.compress.device import ReadsIntegers, channel_steps, for_tflite, rounded_bias
 from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights, swish
 from keras_kd.compress.fold import kernel_scale
 from keras_kd.compress.wrap import WeightWrapper, base_layer, kernels, run_with
@@ -152,8 +152,9 @@ class QuantizedLayer(ReadsIntegers, WeightWrapper):
         if type(base) is keras.layers.Dense:
             return self._dense(inputs, pairs)
         outputs = run_with(base, pairs, inputs, *args, **kwargs)
-        if type(base) is keras.layers.Embedding and self.activation_bits is not None:
-            # The rows lie on the table's grid already; saying so tells the converter the grid.
+        if type(base) is keras.layers.Embedding and self.activation_bits and for_tflite():
+            # The rows lie on the table's grid already; saying so tells TFLite's converter the grid,
+            # while ONNX has no operator for it.
             limit = ops.max(ops.abs(pairs[0][1]))
             outputs = keras.quantizers.fake_quant_with_min_max_vars(
                 outputs, -limit, limit, num_bits=self.weight_bits, narrow_range=True

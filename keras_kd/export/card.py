@@ -96,6 +96,8 @@ def render(report: Report) -> str:
         for kind in ("inputs", "outputs"):
             for tensor in artifact.details["signature"][kind]:
                 lines.append(f"  - {kind[:-1]} {_file_tensor(tensor)}")
+        if artifact.processors():
+            lines.append(f"  - {markdown(artifact.processors())}")
     calibration = content["calibration"]
     lines += ["", "## How it was made", ""]
     if calibration is not None:

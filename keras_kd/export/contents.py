@@ -29,6 +29,24 @@ def inspect(path: Path) -> dict[str, Any]:
     return _tflite(path) if path.suffix == ".tflite" else _onnx(path)
 
 
+def check_onnx(blob: bytes) -> None:
+    """Refuse a file that is not valid ONNX, even if ONNX Runtime takes it.
+
+    Args:
+        blob: The file.
+
+    Raises:
+        ValueError: If `onnx.checker` with full inference of shapes refuses it.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(blob, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"the file is not valid ONNX: {'; '.join(lines[:2])[:300]}") from error
+
+
 def _tflite(path: Path) -> dict[str, Any]:
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils

@@ -248,7 +248,9 @@ def export_model(
                 reference.figures["outputs"],
                 Causes(reference.inputs, reference.outputs, work.names, work.layers),
                 # A single name is that of the yes, and no list of classes.
-                {reference.signature.outputs[0].name: names} if names and len(names) > 1 else {},
+                {reference.signature.outputs[0].name: class_names}
+                if class_names and len(class_names) > 1
+                else {},
             )
 
         rows = work.make(tasks)

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from .graph_def import plain_argmax_in
 from .signature import Signature, pack
 from .writing import disk_fault
 
@@ -101,6 +102,7 @@ def save_tensorflow(
         archive.write_out(str(path), verbose=False)
     finally:
         logger.setLevel(level)
+    plain_argmax_in(path)
 
 
 def plain_rounding() -> contextlib.AbstractContextManager[None]:

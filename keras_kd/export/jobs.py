@@ -148,6 +148,8 @@ def row(
         "bytes": None,
         "batch": converted.get("batch"),
     }
+    if "integer_products" in converted:
+        row["integer_products"] = converted["integer_products"]
     failed = None
     if "error" in converted:
         failed = ("convert", converted["error"])

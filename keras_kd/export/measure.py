@@ -12,7 +12,7 @@ from keras_kd import archives
 
 from . import half, scales
 from .benchmark import time_calls
-from .contents import inspect
+from .contents import check_onnx, inspect
 from .layers import layer_noise
 from .metrics import compare
 from .runtime import TFLiteRuntime, open_file, run_all
@@ -66,6 +66,8 @@ class Measurer:
             return {"layers": rows}
         path = Path(task["path"])
         blob = path.read_bytes()
+        if path.suffix == ".onnx":
+            check_onnx(blob)
         runtime = open_file(path, self._job["threads"])
         contents = inspect(path)
         # One range for a whole batch: such a file answers otherwise than on a device that gives it

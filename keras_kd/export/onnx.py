@@ -10,13 +10,23 @@ from typing import Any
 
 import numpy as np
 
+from .contents import check_onnx
+from .graph_def import make_plain, needs_plain
 from .metrics import sqnr
-from .naming import layer_of
-from .onnx_aware import quantize_on_grid
-from .onnx_graph import name_borders, name_inside, slim
+from .naming import layer_of, shorten
+from .onnx_aware import channel_axis, quantize_on_grid
+from .onnx_exact import PROVEN, fitting_scales, keep_float, make_unsigned, prove, this_processor
+from .onnx_graph import graphs, name_borders, name_inside, slim
 from .onnx_int4 import pack_int4
+from .reasons import no_operator
 from .signature import Arrays, Signature
 from .source import Source
+
+_GOOD = 30.0
+"""The SQNR in dB that signed weights are taken with, whatever unsigned ones have."""
+
+_LOSS = 1.0
+"""Decibels that signed weights may cost otherwise."""
 
 
 class ONNX:
@@ -37,6 +47,7 @@ class ONNX:
         self._opset = opset
         self._scratch = scratch
         self._float: Path | None = None
+        self._tried: dict[frozenset[str], tuple[dict[bool, bytes], dict[bool, float]]] = {}
 
     def convert(self, precision: str, keep: Collection[str] = ()) -> tuple[bytes, dict[str, Any]]:
         """Return the file's bytes and what is worth saying about it.
@@ -45,6 +56,8 @@ class ONNX:
             precision: One of those of `checks.KNOWN`, or `"mixed"`: int8 but for some layers.
             keep: Layers that `"mixed"` leaves in float.
         """
+        import onnx
+
         notes: list[str] = []
         path = self._float_file()
         if precision == "float32":
@@ -59,7 +72,15 @@ class ONNX:
             blob = self._aware()
         else:
             blob = self._static(path, precision, notes, keep)
-        return blob, {"batch": "dynamic", "notes": notes}
+        result: dict[str, Any] = {"batch": "dynamic", "notes": notes}
+        weights = prove(onnx.load_from_string(blob))
+        if weights:
+            result["integer_products"] = {
+                "weights": weights,
+                "computed": list(PROVEN),
+                "ran": this_processor(),
+            }
+        return blob, result
 
     def _float_file(self) -> Path:
         if self._float is None:
@@ -79,29 +100,49 @@ class ONNX:
             path,
             target,
             op_types_to_quantize=["MatMul", "Gemm", "Gather", "LSTM", "Attention"],
-            # Signed weights saturate on x86 without VNNI, as in static files.
+            # Signed weights would have to fit 16 bits, as in static files.
             weight_type=QuantType.QUInt8,
             extra_options={"MatMulConstBOnly": True},
         )
         import onnx
 
-        return _slimmed(onnx.load(target), path)
+        model = onnx.load(target)
+        make_unsigned(model)
+        return _slimmed(model, path)
 
     def _static(self, path: Path, precision: str, notes: list[str], keep: Collection[str]) -> bytes:
         from onnxruntime.quantization import QuantFormat
 
-        layout = QuantFormat.QOperator if precision == "int8_qoperator" else QuantFormat.QDQ
-        # Signed 8-bit weights are left out: on x86 without VNNI, ONNX Runtime adds pairs of their
-        # products in 16 bits and saturates (39 dB became 18), so answers would depend on the
-        # processor. Unsigned weights take another path, and 7-bit ones stay within 16 bits.
-        found = {}
-        for name, unsigned in (("8-bit unsigned weights", True), ("7-bit weights", False)):
-            blob = self._quantize(path, layout, keep, unsigned=unsigned)
-            found[name] = (self._sqnr(blob, path), blob)
-        best = max(found, key=lambda name: found[name][0])
-        others = ", ".join(f"{name} {found[name][0]:.1f} dB" for name in found)
-        notes.append(f"{best} chosen by their SQNR on the calibration data ({others})")
-        return found[best][1]
+        signed = self._signed_do(path, keep, notes)
+        if precision == "int8_qoperator":
+            return self._quantize(path, QuantFormat.QOperator, keep, signed=signed)
+        return self._tried[frozenset(keep)][0][signed]
+
+    def _signed_do(self, path: Path, keep: Collection[str], notes: list[str]) -> bool:
+        """Say whether signed weights are as good as unsigned ones, and note it.
+
+        Both give the same sums on every processor. Signed ones are scaled so that they fit 16 bits,
+        which costs up to one of their 8 bits; unsigned ones are computed in float by OpenVINO, and
+        slower by ONNX Runtime on processors without VNNI.
+        """
+        from onnxruntime.quantization import QuantFormat
+
+        key = frozenset(keep)
+        if key not in self._tried:
+            blobs = {
+                signed: self._quantize(path, QuantFormat.QDQ, keep, signed=signed)
+                for signed in (True, False)
+            }
+            levels = {signed: self._sqnr(blob, path) for signed, blob in blobs.items()}
+            self._tried[key] = blobs, levels
+        levels = self._tried[key][1]
+        best = levels[True] >= min(_GOOD, levels[False] - _LOSS)
+        chosen, other = ("signed", "unsigned") if best else ("unsigned", "signed")
+        notes.append(
+            f"{chosen} weights ({levels[best]:.1f} dB by its arithmetic on the calibration data, "
+            f"{levels[not best]:.1f} dB with {other} ones)"
+        )
+        return best
 
     def _aware(self) -> bytes:
         # The learned ranges come along as quantize and dequantize nodes; tf2onnx folds the weights,
@@ -109,15 +150,15 @@ class ONNX:
         model = _from_keras(self._source, self._opset, "quantized")
         keep = {name for node in model.graph.node for name in node.output}
         quantize_on_grid(model)
+        keep_float(model)
         slim(model, keep)
-        return model.SerializeToString()
+        return bytes(model.SerializeToString())
 
-    def _quantize(self, path: Path, layout: Any, keep: Collection[str], *, unsigned: bool) -> bytes:
+    def _quantize(self, path: Path, layout: Any, keep: Collection[str], *, signed: bool) -> bytes:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_static
 
         target = self._scratch / "static.onnx"
-        kind = QuantType.QUInt8 if unsigned else QuantType.QInt8
         prepared = self._prepared(path)
         layers = self._source.layers | {info.name for info in self._source.signature.outputs}
         graph = onnx.load(prepared).graph
@@ -136,12 +177,19 @@ class ONNX:
             _Reader(self._source.signature, self._calibration or {}),
             quant_format=layout,
             per_channel=True,
-            activation_type=kind,
-            weight_type=kind,
-            reduce_range=not unsigned,
+            # On x86, ONNX Runtime makes signed activations unsigned before it multiplies.
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+            # Seven bits fit, whatever the weights are; where the channels are known, more may.
+            reduce_range=signed,
             nodes_to_exclude=floats,
+            extra_options={"TensorQuantOverrides": _fitting(graph)} if signed else None,
         )
-        return _slimmed(onnx.load(target), path)
+        model = onnx.load(target)
+        # Of integer operators, it makes some weights signed that were to be unsigned.
+        make_unsigned(model)
+        keep_float(model)
+        return _slimmed(model, path)
 
     def _sqnr(self, blob: bytes, path: Path) -> float:
         # Against the float file, on the calibration samples: the evaluation data must not choose.
@@ -149,6 +197,8 @@ class ONNX:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # As the file says it, without the kernels that this processor happens to have.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         outputs = []
         arrays = self._calibration or {}
         feed = {name: array[:64] for name, array in arrays.items()}
@@ -197,6 +247,32 @@ def _import_shape_inference() -> None:
             del sys.modules["torch"]
 
 
+def _fitting(graph: Any) -> dict[str, list[dict[str, Any]]]:
+    """Scales for the weights of a graph, by name, with which signed ones fit 16 bits."""
+    from onnx import numpy_helper
+    from onnxruntime.quantization import QuantType
+
+    values = {entry.name: entry for entry in graph.initializer}
+    axes: dict[str, set[int]] = {}
+    for node in graph.node:
+        axis = channel_axis(node)
+        if axis is not None and len(node.input) > 1 and node.input[1] in values:
+            axes.setdefault(node.input[1], set()).add(axis)
+    found = {}
+    for name, used in axes.items():
+        weights = numpy_helper.to_array(values[name])
+        # ONNX Runtime's tool has one scale for weights of another rank, or of two uses.
+        if len(used) > 1 or weights.dtype != np.float32 or weights.ndim < 2:
+            continue
+        axis = next(iter(used)) % weights.ndim
+        if axis == 0 or weights.ndim == 2 or axis == 1:
+            found[name] = [
+                {"axis": axis, "quant_type": QuantType.QInt8, "scale": s, "zero_point": np.int8(0)}
+                for s in fitting_scales(weights, axis)
+            ]
+    return found
+
+
 class _Reader:
     """Feeds calibration samples one by one, as ONNX Runtime's calibrator asks for them."""
 
@@ -218,17 +294,45 @@ def _from_keras(source: Source, opset: int, form: str) -> Any:
 
     function, specs = source.function(form)
     concrete = function.get_concrete_function(*specs)
-    model, _ = tf2onnx.convert.from_function(
-        function,
-        input_signature=specs,
-        opset=opset,
-        custom_op_handlers={"Erfc": (_erfc, [])},
-    )
+    options = {"opset": opset, "custom_op_handlers": {"Erfc": (_erfc, [])}}
+    if needs_plain(concrete.graph.as_graph_def()):
+        inputs, outputs = (
+            [tensor.name for tensor in tensors if str(tensor.dtype.name) != "resource"]
+            for tensors in (concrete.inputs, concrete.outputs)
+        )
+        graph_def = tf2onnx.tf_loader.from_function(concrete, inputs, outputs)
+        make_plain(graph_def)
+        model, _ = tf2onnx.convert.from_graph_def(
+            graph_def, input_names=inputs, output_names=outputs, **options
+        )
+    else:
+        model, _ = tf2onnx.convert.from_function(function, input_signature=specs, **options)
+    _check_operators(model, source)
     _fold_captures(model, concrete)
     # tf2onnx keeps the order of the function's arguments and results.
     name_borders(model, source.signature)
     name_inside(model, source.layers)
     return model
+
+
+def _check_operators(model: Any, source: Source) -> None:
+    # tf2onnx keeps operators that it could not convert under their own names, and only logs so.
+    import onnx
+
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    known = {"ai.onnx.ml", "com.microsoft"}
+    foreign = [
+        (node.op_type, layer_of(shorten(node.name, source.layers), source.layers))
+        for graph in graphs(model.graph)
+        for node in graph.node
+        if node.domain not in known
+        and not (
+            node.domain in ("", "ai.onnx")
+            and onnx.defs.has(node.op_type, max_inclusive_version=versions.get("", 1))
+        )
+    ]
+    if foreign:
+        raise ValueError(no_operator("ONNX", foreign))
 
 
 def _erfc(context: Any, node: Any, _name: str, _args: Any) -> None:
@@ -298,14 +402,7 @@ def _weight_int4(path: Path) -> bytes:
 
 
 def _load(path: Path) -> None:
-    # tf2onnx writes files with operators it could not convert and only logs so.
-    import onnx
     import onnxruntime
 
-    model = onnx.load(path)
-    known = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
-    foreign = sorted({node.op_type for node in model.graph.node if node.domain not in known})
-    if foreign:
-        raise ValueError(f"ONNX has no form for the operators {', '.join(foreign)}")
-    onnx.checker.check_model(model)
+    check_onnx(path.read_bytes())
     onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .contents import MOVERS
+from .onnx_exact import fits, rounded
 
 # Steps on each side of zero that training with 8, 7, ... 2 bits leaves.
 _LIMITS = tuple(2 ** (bits - 1) - 1 for bits in range(8, 1, -1))
@@ -18,7 +19,9 @@ def quantize_on_grid(model: Any) -> int:
     """Store weights that lie on the grid of 2 to 8 bits as integers behind `DequantizeLinear`.
 
     A channel with largest magnitude `m` lies on the grid of `b` bits if all of its weights are
-    multiples of `m / (2**(b - 1) - 1)`. Its values do not change. Biases of operators whose input
+    multiples of `m / (2**(b - 1) - 1)`. Its values do not change. They are signed where their
+    products fit 16 bits, see `onnx_exact`, which those of 3 to 7 bits always do, else unsigned
+    around 128. Biases of operators whose input
     is dequantized too become 32-bit integers with the scale `input scale * weight scale`, which is
     what integer kernels add.
 
@@ -35,7 +38,7 @@ def quantize_on_grid(model: Any) -> int:
     count = 0
     before: list[tuple[Any, list[Any]]] = []
     for node in graph.node:
-        axis = _axis(node)
+        axis = channel_axis(node)
         if axis is None or len(node.input) < 2 or node.input[1] not in values:
             continue
         weights = _array(values[node.input[1]])
@@ -53,7 +56,8 @@ def quantize_on_grid(model: Any) -> int:
     return count
 
 
-def _axis(node: Any) -> int | None:
+def channel_axis(node: Any) -> int | None:
+    """The axis of the second input that counts outputs; `None` for operators without weights."""
     if node.op_type == "Gemm":
         transposed = any(a.name == "transB" and a.i == 1 for a in node.attribute)
         return 0 if transposed else 1
@@ -75,10 +79,13 @@ def _grid(weights: np.ndarray, axis: int) -> np.ndarray | None:
 
 
 def _weights(graph: Any, node: Any, weights: np.ndarray, scale: np.ndarray, axis: int) -> Any:
-    # Unsigned around 128: on x86 without VNNI, signed products saturate in ONNX Runtime.
-    steps = np.round(weights / _along(scale, axis, weights.ndim)) + 128
-    zero = np.full(scale.shape, 128, np.uint8)
-    return _dequantize(graph, node, 1, steps.astype(np.uint8), scale, zero, axis % weights.ndim)
+    axis %= weights.ndim
+    steps = rounded(weights, _along(scale, axis, weights.ndim))
+    zero = np.zeros(scale.shape, np.int8)
+    if not fits(steps, axis):
+        # Unsigned around 128, since signed products would saturate on x86 without VNNI.
+        steps, zero = ((values.astype(np.int16) + 128).astype(np.uint8) for values in (steps, zero))
+    return _dequantize(graph, node, 1, steps, scale, zero, axis)
 
 
 def _bias(graph: Any, node: Any, bias: np.ndarray, scale: np.ndarray) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from graphlib import TopologicalSorter
 from typing import Any
 
 from .naming import shorten, unique
@@ -65,7 +66,7 @@ def _order_constants(graph: Any) -> set[str]:
     # that is left: in the order of their use, shapes and axes all called alike, the same model
     # gives the same bytes. Returns the names of those.
     first: dict[str, int] = {}
-    for inner in _graphs(graph):
+    for inner in graphs(graph):
         for node in inner.node:
             for name in node.input:
                 first.setdefault(name, len(first))
@@ -97,12 +98,13 @@ def slim(model: Any, keep: Collection[str]) -> None:
 
 
 def strip(model: Any) -> None:
-    """Drop names of nodes, notes, inferred shapes, unused weights and unused operator sets."""
+    """Sort the nodes; drop their names, notes, inferred shapes, what is unused."""
+    sort(model)
     domains = set()
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         used = {name for node in graph.node for name in node.input}
         used |= {entry.name for entry in graph.output}
-        used |= {name for inner in _graphs(graph) for node in inner.node for name in node.input}
+        used |= {name for inner in graphs(graph) for node in inner.node for name in node.input}
         kept = [entry for entry in graph.initializer if entry.name in used]
         if len(kept) < len(graph.initializer):
             copies = [type(entry).FromString(entry.SerializeToString()) for entry in kept]
@@ -123,6 +125,34 @@ def strip(model: Any) -> None:
     model.producer_name, model.producer_version = "keras_kd", ""
 
 
+def sort(model: Any) -> None:
+    """Put the nodes of every graph into an order in which each tensor is made before it is read.
+
+    Args:
+        model: An `onnx.ModelProto`, changed in place.
+    """
+    for graph in list(graphs(model.graph)):
+        producers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+        needs = {
+            i: {producers[name] for name in _read(node) if name in producers}
+            for i, node in enumerate(graph.node)
+        }
+        if any(need >= i for i, row in needs.items() for need in row):
+            copies = [type(node).FromString(node.SerializeToString()) for node in graph.node]
+            del graph.node[:]
+            graph.node.extend(copies[i] for i in TopologicalSorter(needs).static_order())
+
+
+def _read(node: Any) -> set[str]:
+    """What a node reads, for itself and for the graphs inside it."""
+    inner = (g for a in node.attribute for g in (a.g, *a.graphs) if g.node or g.output)
+    return {*node.input, *(name for g in inner for part in graphs(g) for name in _used(part))}
+
+
+def _used(graph: Any) -> set[str]:
+    return {name for node in graph.node for name in node.input} | {e.name for e in graph.output}
+
+
 def borders(model: Any) -> set[str]:
     """Return the names of inputs and outputs."""
     return {entry.name for entry in (*model.graph.input, *model.graph.output)}
@@ -130,7 +160,7 @@ def borders(model: Any) -> set[str]:
 
 def rename(graph: Any, new: Callable[[str], str]) -> None:
     """Rename all tensors of a graph and of the graphs inside it."""
-    for inner in _graphs(graph):
+    for inner in graphs(graph):
         for node in inner.node:
             node.input[:] = [new(name) for name in node.input]
             node.output[:] = [new(name) for name in node.output]
@@ -139,18 +169,19 @@ def rename(graph: Any, new: Callable[[str], str]) -> None:
                 entry.name = new(entry.name)
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
+def graphs(graph: Any) -> Iterator[Any]:
+    """Yield a graph and the graphs inside its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
+                yield from graphs(attribute.g)
             for inner in attribute.graphs:
-                yield from _graphs(inner)
+                yield from graphs(inner)
 
 
 def _tensors(graph: Any) -> Iterator[str]:
-    for inner in _graphs(graph):
+    for inner in graphs(graph):
         for entry in (*inner.input, *inner.initializer):
             yield entry.name
         for node in inner.node:

@@ -89,6 +89,17 @@ class Artifact:
             f"{size(self.gzip_bytes)}, with them {size(dense['gzip_bytes'])})"
         )
 
+    def processors(self) -> str:
+        """Say on which processors an ONNX file's integers add up alike; empty without integers."""
+        facts = self.details.get("integer_products")
+        if not facts:
+            return ""
+        counts = ", ".join(f"{count} {kind}" for kind, count in facts["weights"].items())
+        return (
+            f"all sums of its integer products ({counts}) are exact on x86: computed from the "
+            f"weights for {', '.join(facts['computed'])}; run on {facts['ran']}"
+        )
+
 
 _LEAST = {"": 21, "size": 9, "gzip": 9, "acc": 7, "agree": 7, "worst": 9, "SQNR": 7, "ms": 9}
 _DISPENSABLE = ("worst", "gzip", "agree", "SQNR")
@@ -253,6 +264,19 @@ class Report:
                     _wrap(width, f"- {name}: worst output {_quality(worst, outputs[worst])}")
                 )
         lines.extend(card.table(min(width, 80)))
+        exact: dict[str, list[str]] = {}
+        for artifact in self.artifacts:
+            facts = artifact.details.get("integer_products")
+            if facts and artifact.passed:
+                exact.setdefault(facts["ran"], []).append(artifact.precision)
+        for ran, precisions in exact.items():
+            lines.extend(
+                _wrap(
+                    width,
+                    f"- onnx {', '.join(precisions)}: the same sums on every x86 processor, by "
+                    f"computation; run on {ran}",
+                )
+            )
         return "\n".join(lines)
 
     def scorecard(self) -> Scorecard:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import limits
+from .reasons import explain
 from .writing import disk_fault, write_file
 
 
@@ -27,12 +28,13 @@ def main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
     # The caller's own modules may be needed to rebuild its layers; they come after everything else.
     sys.path.extend(part for part in job["sys_path"] if part not in sys.path)
+    layers = job.get("layers", [])
     try:
         work = _worker(job)
     except Exception as error:
         traceback.print_exc()
         for task in job["tasks"]:
-            failure = {"error": _reason(error), "crashed": False, "started": False}
+            failure = {"error": _reason(error, layers), "crashed": False, "started": False}
             write_file(folder / f"{task['id']}.json", json.dumps(failure))
         return
     for task in job["tasks"]:
@@ -44,7 +46,7 @@ def main(folder: Path) -> None:
             result = {"error": _no_memory(job), "crashed": False}
         except Exception as error:
             traceback.print_exc()
-            result = {"error": _reason(error), "crashed": False}
+            result = {"error": _reason(error, layers), "crashed": False}
             full = disk_fault(error)
             if full is not None:
                 result["errno"] = full
@@ -73,8 +75,11 @@ def _no_memory(job: dict[str, Any]) -> str:
     return f"it asks for more memory than this machine has{known}"
 
 
-def _reason(error: Exception) -> str:
-    # Converters raise with pages of MLIR; the line with "error:" is the one that says why.
+def _reason(error: Exception, layers: list[str]) -> str:
+    told = explain(error, layers)
+    if told is not None:
+        return told[:600]
+    # Others raise with pages of text; the line with "error:" is the one that says why.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [
         line for line in lines if "error:" in line and "Failures have been detected" not in line

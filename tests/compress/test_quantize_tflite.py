@@ -266,6 +266,39 @@ def test_tokens_stay_integers():
     assert np.abs(outputs - quantized.predict(tokens, verbose=0)).max() <= 2.01 * step
 
 
+def test_tokens_exported_by_keras_are_onnx_that_loads(tmp_path):
+    inputs = keras.Input((10,), dtype="int32")
+    x = layers.Dense(12, activation="relu")(layers.Embedding(30, 16)(inputs))
+    model = shake(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x))))
+    tokens = np.random.default_rng(0).integers(0, 30, (32, 10)).astype("int32")
+    quantized = quantize_aware(model, calibration=tokens)
+    quantized.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: tokens})
+    assert sqnr(quantized.predict(tokens, verbose=0), outputs) > 35
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounding_by_arithmetic_is_that_of_the_operator(bits):
+    from keras_kd.compress import device, fake_quantize
+
+    x = np.random.default_rng(2).normal(0, 3, 4000).astype("float32")
+    for low, high in ((-1.0, 2.0), (0.0, 5.0), (-4.0, 0.0), (-0.003, 6.1)):
+        # Halves of a step as well, and what lies outside.
+        step = (high - low) / (2**bits - 1)
+        values = np.concatenate([x, (np.arange(20, dtype="float32") + 0.5) * np.float32(step)])
+        want = fake_quantize.fake_quantized(values, low, high, bits)
+
+        def export_onnx(values=values, low=low, high=high):
+            assert device.traced_for_onnx()
+            return fake_quantize.fake_quantized(values, low, high, bits)
+
+        off = np.abs(np.asarray(export_onnx()) - np.asarray(want)) / step
+        # Where a float quotient is a half but for its last bit, either integer is right.
+        assert np.mean(off > 0.01) < 0.002
+        assert off.max() < 1.01
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_transposed_convolution_without_bias_is_int8(bias):
     inputs = keras.Input((4, 4, 3))

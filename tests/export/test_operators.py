@@ -1,0 +1,220 @@
+"""Operators that the converters know by another name, and what is said of those they do not."""
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from keras import layers, ops
+
+import keras_kd.export
+from keras_kd.export import contents, onnx_graph, reasons, runtime
+
+RNG = np.random.default_rng(7)
+X = RNG.normal(size=(16, 8, 8, 6)).astype("float32")
+
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="the graphs are those of TensorFlow"
+)
+
+
+def exported(model, folder, **options):
+    options = {"precisions": ("float32", "float16"), "evaluation": X, "max_drop": None, **options}
+    report = keras_kd.export(model, folder / "out", **options)
+    return {f"{a.format} {a.precision}": a for a in report.artifacts}
+
+
+def grouped_by_hand(x, kernel, bias, groups):
+    """A valid convolution with groups, channel by channel."""
+    size, width = kernel.shape[0], kernel.shape[2]
+    per, reach = kernel.shape[3] // groups, x.shape[1] - size + 1
+    y = np.zeros((len(x), reach, reach, kernel.shape[3]))
+    for out in range(kernel.shape[3]):
+        first = (out // per) * width
+        for i in range(reach):
+            for j in range(reach):
+                patch = x[:, i : i + size, j : j + size, first : first + width]
+                y[:, i, j, out] = np.sum(patch * kernel[..., out], axis=(1, 2, 3)) + bias[out]
+    return y
+
+
+def test_grouped_convolutions_convert(tmp_path):
+    image = keras.Input((8, 8, 6), name="image")
+    model = keras.Model(image, layers.Conv2D(6, 3, groups=3, name="grouped")(image))
+    kernel, bias = RNG.normal(size=(3, 3, 2, 6)).astype("float32"), np.arange(6.0)
+    model.layers[-1].set_weights([kernel, bias])
+    made = exported(model, tmp_path, precisions=("float32", "int8"), calibration=X)
+    want = grouped_by_hand(X.astype("float64"), kernel, bias, 3)
+    artifact = made["onnx float32"]
+    assert artifact.passed, artifact.reason
+    session = onnxruntime.InferenceSession(artifact.path, providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"image": X})[0], want, atol=1e-4)
+    (conv,) = [n for n in onnx.load(artifact.path).graph.node if n.op_type == "Conv"]
+    assert next(a.i for a in conv.attribute if a.name == "group") == 3
+    for name, other in made.items():
+        assert other.passed, (name, other.reason)
+        assert other.sqnr > 25
+
+
+def test_groups_in_one_dimension_and_functions_for_xla_convert(tmp_path):
+    class Doubled(layers.Layer):
+        def call(self, inputs):
+            import tensorflow as tf
+
+            @tf.function(jit_compile=True)
+            def twice(values):
+                return tf.nn.relu(values) * 2.0
+
+            return twice(inputs)
+
+    image = keras.Input((8, 8, 6), name="image")
+    x = layers.Reshape((64, 6))(image)
+    x = layers.Conv1D(4, 3, groups=2, padding="same")(x)
+    model = keras.Model(image, Doubled(name="doubled")(x))
+    made = exported(model, tmp_path, formats="onnx")
+    for artifact in made.values():
+        assert artifact.passed, artifact.reason
+
+
+def test_classes_as_outputs_convert_in_both_formats(tmp_path):
+    image = keras.Input((8, 8, 6), name="image")
+    scores = layers.Dense(5, name="scores")(layers.GlobalAveragePooling2D()(image))
+    made = exported(
+        keras.Model(
+            image,
+            {
+                "scores": scores,
+                "best": ops.argmax(scores, axis=-1),
+                "least": ops.argmin(scores, axis=-1, keepdims=True),
+            },
+        ),
+        tmp_path,
+    )
+    for name, artifact in made.items():
+        assert artifact.passed, (name, artifact.reason)
+        got = runtime.open_file(artifact.path).run({"image": X[:1]})
+        assert got["best"].dtype == np.int32
+        assert got["best"][0] == got["scores"][0].argmax()
+        assert got["least"][0, 0] == got["scores"][0].argmin()
+
+
+def test_what_cannot_convert_is_named_with_its_layer(tmp_path):
+    class Spectrum(layers.Layer):
+        def call(self, inputs):
+            return ops.rfft(inputs)[0]
+
+    class Bits(layers.Layer):
+        def call(self, inputs):
+            return ops.cast(ops.signbit(inputs), "float32")
+
+    image = keras.Input((8, 8, 6), name="image")
+    made = exported(
+        keras.Model(image, Bits(name="bits")(Spectrum(name="spectrum")(image))),
+        tmp_path,
+        precisions="float32",
+    )
+    for name, operator, layer in (
+        ("onnx float32", "RFFT", "spectrum"),
+        ("tflite float32", "BitwiseAnd", "bits"),
+    ):
+        reason = made[name].reason
+        assert f"no operator for TensorFlow's `{operator}` (in layer `{layer}`)" in reason or (
+            f"`{operator}` (in layer `{layer}`)" in reason
+        ), reason
+        assert "Use another operation there" in reason
+        assert not reasons._MLIR.search(reason)
+    assert "allow_flex=True" in made["tflite float32"].reason
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            'x<unknown>:0: error: loc(callsite(fused["FFT:", "net_1/mix/FFT@__inf_4"] at "y")): '
+            "'tf.FFT' op is neither a custom op nor a flex op",
+            ["TensorFlow's `FFT` (in layer `mix`)"],
+        ),
+        (
+            'error: loc(fused["StatefulPartitionedCall:", "StatefulPartitionedCall@__w"]): '
+            'loc(fused["Einsum:", "net/head/Einsum@__inf"]): \'tfl.fully_connected\' op expects '
+            "tensor<1x?xf32>",
+            ["fails at `Einsum` in layer `head`", "another precision"],
+        ),
+    ],
+)
+def test_converter_errors_become_sentences(text, words):
+    told = reasons.explain(RuntimeError(text), ["mix", "head"])
+    assert all(word in told for word in words), told
+    assert not reasons._MLIR.search(told)
+    assert reasons.explain(ValueError("a sentence"), []) is None
+
+
+def test_every_onnx_file_passes_the_checker(report):
+    checked = 0
+    for artifact in report.artifacts:
+        if artifact.format == "onnx":
+            onnx.checker.check_model(str(artifact.path), full_check=True)
+            checked += 1
+    assert checked >= 4
+
+
+def test_nodes_out_of_order_are_refused_and_sorted(report):
+    path = next(a.path for a in report.artifacts if (a.format, a.precision) == ("onnx", "float16"))
+    model = onnx.load(path)
+    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    with pytest.raises(ValueError, match="not valid ONNX: Nodes in a graph must be topologically"):
+        contents.check_onnx(model.SerializeToString())
+    onnx_graph.sort(model)
+    contents.check_onnx(model.SerializeToString())
+    feed = {model.graph.input[0].name: RNG.random((3, 8, 8, 1)).astype("float32")}
+    one, other = (
+        onnxruntime.InferenceSession(m, providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for m in (path.read_bytes(), model.SerializeToString())
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_an_invalid_file_fails_its_verification(report, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(report.folder, folder)
+    content = keras_kd.export.manifest.read(folder)
+    row = next(r for r in content["artifacts"] if r["file"] == "model_float16.onnx")
+    model = onnx.load(folder / row["file"])
+    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    onnx.save(model, folder / row["file"])
+    row["sha256"] = keras_kd.export.manifest.digest(folder / row["file"])
+    keras_kd.export.manifest.write(content, folder / "manifest.json")
+    again = keras_kd.export.verify(folder)
+    assert any("not valid ONNX" in problem for problem in again.problems)
+
+
+def test_sorting_knows_what_inner_graphs_read():
+    from onnx import TensorProto, helper
+
+    def branch(name, read):
+        node = helper.make_node("Neg" if read == "late" else "Abs", [read], [name])
+        kind = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"])
+        return helper.make_graph([node], name, [], [kind])
+
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "If", ["c"], ["y"], then_branch=branch("t", "late"), else_branch=branch("e", "x")
+            ),
+            helper.make_node("Exp", ["x"], ["late"]),
+        ],
+        "g",
+        [value("c", TensorProto.BOOL, []), value("x", TensorProto.FLOAT, ["n"])],
+        [value("y", TensorProto.FLOAT, ["n"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx_graph.sort(model)
+    assert [node.op_type for node in model.graph.node] == ["Exp", "If"]
+    onnx.checker.check_model(model, full_check=True)
