@@ -240,7 +240,7 @@ def _targets(setup: Any, y: Any, loss: Any, name: str) -> None:
     losses = checks.per_output(loss, student.template)
     read = _class_readers(setup)
     for i, label in enumerate(checks.per_output(y, student.template)):
-        shape = student.shapes[i] if student.shapes is not None else None
+        shape: Any = student.shapes[i] if student.shapes is not None else None
         if label is None:
             continue
         if _width_differs(label, losses[i], shape):
@@ -366,7 +366,7 @@ def watched(setup: Any, data: Any, loss: Any) -> Any:
     read = _class_readers(setup)
     bounds = []
     for i, one in enumerate(losses):
-        shape = student.shapes[i] if student.shapes is not None else None
+        shape: Any = student.shapes[i] if student.shapes is not None else None
         classes = shape[-1] if shape is not None else None
         watches = (checks._is_sparse(one) or i in read) and classes is not None and classes > 1
         ignored = getattr(one, "ignore_class", None)
@@ -424,7 +424,7 @@ def _is_integer(label: Any, rank: int) -> bool:
     """Whether these are class numbers; one-hot rows have the rank of the outputs."""
     dtype = getattr(label, "dtype", None)
     name = str(getattr(dtype, "name", dtype))
-    shape = getattr(label, "shape", ())
+    shape: Any = getattr(label, "shape", ())
     if not name.startswith(("int", "uint")) or getattr(shape, "rank", 0) is None:
         return False
     return len(shape) < rank or (len(shape) == rank and shape[-1] == 1)
