@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_kd.typing import Tensor
 
@@ -22,6 +23,14 @@ def with_keras_mask(tensor: Tensor, mask: Tensor) -> Tensor:
         return _layers()[1](tensor, mask=mask)
     tensor._keras_mask = mask
     return tensor
+
+
+def remasked(tensor: Tensor, mask: Tensor) -> Tensor:
+    """Another tensor of the same numbers that carries `mask`, or none; the one given stays."""
+    if keras.config.backend() == "torch":
+        # A view, where a copy would take the memory of it.
+        return with_keras_mask(tensor.view_as(tensor), mask)
+    return with_keras_mask(ops.copy(tensor), mask)
 
 
 def _takes_no_attributes() -> bool:
