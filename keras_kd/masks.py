@@ -1,5 +1,6 @@
 """The masks that Keras attaches to tensors, read and attached through public doors."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -23,6 +24,15 @@ def with_keras_mask(tensor: Tensor, mask: Tensor) -> Tensor:
         return _layers()[1](tensor, mask=mask)
     tensor._keras_mask = mask
     return tensor
+
+
+def with_joint_mask(tensor: Tensor, sources: Iterable[Tensor]) -> Tensor:
+    """`tensor`, carrying what the masks of all sources leave over, where they have some."""
+    joint = None
+    for mask in map(keras_mask, sources):
+        if mask is not None:
+            joint = mask if joint is None else ops.logical_and(joint, mask)
+    return with_keras_mask(tensor, joint)
 
 
 def remasked(tensor: Tensor, mask: Tensor) -> Tensor:

@@ -65,7 +65,14 @@ class Books:
                 same = ops.mean(ops.cast(same, "float32"), axis=-1)
             else:
                 same = ops.equal(top_class(ours), top_class(theirs))
-            self.add("agreement", ops.cast(same, "float32"), counted[i].over(same))
+            weight = counted[i].over(same)
+            # Keras's mean takes the mean over the positions of each sample first, so that a token
+            # of a batch padded to a greater length would count for less.
+            self.add(
+                "agreement",
+                ops.reshape(ops.cast(same, "float32"), (-1,)),
+                None if weight is None else ops.reshape(weight, (-1,)),
+            )
 
 
 def paired(match: Match, teacher: Answer, student: Answer) -> list[tuple[Any, Any]]:

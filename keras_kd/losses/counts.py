@@ -67,11 +67,8 @@ def counted(
     weight = None if sample_weight is None else without_ones(ops.convert_to_tensor(sample_weight))
     # Of a classifier's row there is one label: without it the row is unlabeled, and goes on.
     if labeled is not None and len(labeled.shape) > 1:
-        read = both(both(labeled, mask), None if weight is None else ops.not_equal(weight, 0))
-        mask = both(
-            mask,
-            ops.logical_or(labeled, expanded(ops.logical_not(rows_of(read)), len(labeled.shape))),
-        )
+        unlabeled = ops.logical_not(rows_of(both(labeled, mask)))
+        mask = both(mask, ops.logical_or(labeled, expanded(unlabeled, len(labeled.shape))))
     return Counted(mask, weight)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backends, checks
-from keras_kd.masks import keras_mask
+from keras_kd.masks import keras_mask, with_joint_mask
 from keras_kd.reader import Answer
 from keras_kd.teachers import mixtures
 from keras_kd.teachers.mixtures import combined, mixture_weights, returned
@@ -195,7 +195,10 @@ class Ensemble(Teacher):
         """Answer one batch."""
         answers = [member.read(x, None, binary) for member in self.members]
         logits = [
-            combined(list(each), self._weights, self.combine, i < len(binary) and binary[i])
+            with_joint_mask(
+                combined(list(each), self._weights, self.combine, i < len(binary) and binary[i]),
+                each,
+            )
             for i, each in enumerate(zip(*(answer.logits for answer in answers)))
         ]
         tensors = {
@@ -204,7 +207,7 @@ class Ensemble(Teacher):
             for path, tensor in answer.tensors.items()
         }
         flat = [
-            returned(z, self._returns(i, i < len(binary) and binary[i]))
+            with_joint_mask(returned(z, self._returns(i, i < len(binary) and binary[i])), [z])
             for i, z in enumerate(logits)
         ]
         output = keras.tree.pack_sequence_as(answers[0].output, flat)

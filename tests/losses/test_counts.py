@@ -264,10 +264,10 @@ def test_what_counts_of_an_output():
     expected = [[1, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 0]]
     np.testing.assert_array_equal(ops.convert_to_numpy(found.mask), np.array(expected, "bool"))
     assert found.weight is None
-    # A label that weighs nothing is none: the row has no other.
+    # A label that weighs nothing is one all the same.
     weight = np.array([[1.0, 1, 1], [1, 1, 1], [1, 0, 1], [1, 1, 1]])
     found = counts.counted(*logits, weight, ops.convert_to_tensor(labeled))
-    np.testing.assert_array_equal(ops.convert_to_numpy(found.mask)[2], True)
+    np.testing.assert_array_equal(ops.convert_to_numpy(found.mask), np.array(expected, "bool"))
     over = ops.convert_to_numpy(found.over(logits[0][..., 0]))
     np.testing.assert_array_equal(over, weight * ops.convert_to_numpy(found.mask))
     assert counts.counted(None, ops.ones((4, 2)), None, ops.ones((4,), "bool")).mask is None
