@@ -393,9 +393,8 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             self._setup, x, y, y_pred, counted, self.temperature, training
         )
         # NaN in the logs, but not in the gradient, says that the teacher failed.
-        alarm = ops.where(x.finite, 0.0, float("nan"))
         for name, value in {**values, "distillation_loss": distillation}.items():
-            self._book(name, ops.cast(value, "float32") + alarm, size)
+            self._book(name, step.or_nan(value, x.finite), size)
         if self._books is not None:
             self._books.add_agreement(self._setup.match, x.answer, y_pred, counted)
         hard_weight, distillation_weight = self._weights()

@@ -247,14 +247,15 @@ class _Together(keras.Model):
     ) -> Tensor:
         """Sum the hard losses and, for each learner, the mean over its teachers."""
         size = ops.shape(keras.tree.flatten(x)[0])[0]
-        total: Any = 0.0
+        terms: list[Any] = []
         labeled: list[Any] = []
         for name, output in zip(self._names, y_pred.output):
             with labels.read_by([(self._hard.it, 0)], 1) as read_labels:
-                hard = self._hard.it(y, output, step.for_positions(sample_weight, output))
+                weight = step.apart(step.for_positions(sample_weight, output))
+                hard = self._hard.it(y, output, weight)
             labeled += read_labels
             self._means.it[f"{name}_loss"].update_state(hard, sample_weight=size)
-            total = total + hard
+            terms.append(hard)
         between: Any = 0.0
         pairs = self._pairs()
         reads_more = isinstance(self._between.it, DistillationLoss)
@@ -276,9 +277,8 @@ class _Together(keras.Model):
                 )
                 between = between + value / len(mine)
         self._means.it["distillation_loss"].update_state(between, sample_weight=size)
-        for extra in self.losses:
-            total = total + ops.sum(ops.cast(extra, "float32"))
-        return total + ops.convert_to_tensor(self.weight) * between
+        weighted = step.times(ops.convert_to_tensor(self.weight), between)
+        return step.total([*terms, *(ops.sum(extra) for extra in self.losses), weighted])
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Update the metrics of every output and return all results by name."""

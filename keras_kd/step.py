@@ -35,7 +35,11 @@ class Books:
     """The distiller's own metrics, kept where Keras does not track them twice."""
 
     def __init__(self, names: Sequence[str], known: dict[str, Any]) -> None:
-        self.means = {name: known.get(name) or keras.metrics.Mean(name=name) for name in names}
+        # A count in float16 ends at 65504.
+        dtype = keras.backend.result_type("float32", keras.config.floatx())
+        self.means = {
+            name: known.get(name) or keras.metrics.Mean(name=name, dtype=dtype) for name in names
+        }
 
     def add(self, name: str, values: Tensor, weight: Tensor) -> None:
         """Book values with their weights; no gradient goes through the books."""
@@ -110,7 +114,7 @@ def hard_loss(
         gradient of this loss is added to that of the other in place; and for each flat output
         where labels are read, as in `keras_kd.losses.counts.counted`.
     """
-    weight = for_positions(sample_weight, output)
+    weight = apart(for_positions(sample_weight, output))
     if _is_crossentropy(given) and ops.is_tensor(output) and is_large(output) and fills():
         # The same loss of two classes, the label and the rest, spares the copies of all logits
         # that Keras's crossentropy keeps for its gradient.
@@ -182,6 +186,13 @@ def for_positions(sample_weight: Any, output: Any) -> Any:
     return keras.tree.pack_sequence_as(sample_weight, fit)
 
 
+def apart(sample_weight: Any) -> Any:
+    """Weights that a loss of Keras may change: on PyTorch it multiplies a mask into them."""
+    if sample_weight is None or keras.config.backend() != "torch":
+        return sample_weight
+    return keras.tree.map_structure(ops.copy, sample_weight, none_is_leaf=False)
+
+
 def pick(answer: Answer, taps: Any, output: int, logits: bool) -> Any:
     """What a transfer reads of one model's answer."""
     if taps is None:
@@ -213,6 +224,17 @@ def times(weight: Tensor, value: Tensor) -> Tensor:
     """`weight * value`, where the weight is a float32 scalar and the value may be double."""
     dtype = keras.backend.result_type(weight.dtype, value.dtype)
     return ops.cast(weight, dtype) * ops.cast(value, dtype)
+
+
+def or_nan(value: Tensor, finite: Tensor) -> Tensor:
+    """A scalar, or NaN in its place, in float32 or in double precision where it has it.
+
+    Args:
+        value: A scalar.
+        finite: Whether to keep it, a boolean scalar.
+    """
+    value = total([value])
+    return value + ops.cast(ops.where(finite, 0.0, float("nan")), value.dtype)
 
 
 def stopped(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
