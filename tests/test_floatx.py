@@ -170,7 +170,9 @@ def test_a_compiled_step_and_a_cache(floatx, precision, tmp_path):
         kd.cache.write(teacher, _data(build)[0], path, dtype="float32")
         cached = _logs(build, None, kd.teachers.CachedTeacher(path), eager=False)
         for name, value in live.items():
-            np.testing.assert_allclose(cached[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+            # Two halves that lie side by side are 1e-3 apart.
+            near = {"rtol": 1e-5, "atol": 1e-7} if precision == "float64" else {"rtol": 3e-3}
+            np.testing.assert_allclose(cached[name], value, err_msg=name, **near)
         both = kd.teachers.CachedTeacher([path, path])
         assert np.isfinite(_logs(build, None, both)["loss"])
 
