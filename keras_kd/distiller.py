@@ -372,7 +372,8 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         size = ops.shape(keras.tree.flatten(x)[0])[0]
         # Keras's own container of losses has no public door but a total that
         # already includes the regularizers.
-        hard, labeled = None, []
+        hard: Tensor = None
+        labeled: list[Any] = []
         if self._compile_loss:
             theirs = []
             if answered:

@@ -85,7 +85,7 @@ def paired(match: Match, teacher: Answer, student: Answer) -> list[tuple[Any, An
     for i, ours in enumerate(student.logits):
         index = match.order[i] if i < len(match.order) else None
         known = index is not None and index < len(teacher.logits)
-        pairs.append((teacher.logits[index] if known else None, ours))
+        pairs.append((teacher.logits[index or 0] if known else None, ours))
     return pairs
 
 

@@ -208,10 +208,10 @@ class DistillationLoss(keras.losses.Loss):
             # It is refused when it meets the values.
             heavy = None
         # What speaks of whole samples, and what of their positions.
-        rows, several = zip(*(_by_rank(part) for part in (mask, heavy)))
-        joined = self.joined(*several, student)
+        (mask_rows, mask), (heavy_rows, heavy) = _by_rank(mask), _by_rank(heavy)
+        joined = self.joined(mask, heavy, student)
         of_joined = None if joined is None else counts.rows_of(joined)
-        return joined, counts.both(counts.both(*rows), of_joined)
+        return joined, counts.both(counts.both(mask_rows, heavy_rows), of_joined)
 
     def positions(self, tensor: Tensor) -> Shape:
         """The shape `(batch, ..., positions)` of what a mask or weights may speak of.
