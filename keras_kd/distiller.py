@@ -390,9 +390,16 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         size = ops.shape(keras.tree.flatten(x)[0])[0]
         # Keras's own container of losses has no public door but a total that
         # already includes the regularizers.
-        hard = None
+        hard: Tensor = None
+        labeled: list[Any] = []
         if self._compile_loss:
-            hard, after = step.hard_loss(self._compile_loss, y, output, sample_weight, self.loss)
+            theirs = []
+            if answered:
+                pairs = step.paired(self._setup.match, x.answer, y_pred)
+                theirs = [tensor for tensor, _ in pairs]
+            hard, after, labeled = step.hard_loss(
+                self._compile_loss, y, output, sample_weight, self.loss, theirs
+            )
             if answered:
                 y_pred = step.read_on(y_pred, output, after)
         extra = [self._aggregate_additional_loss(loss) for loss in self.losses]
@@ -400,15 +407,15 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             self._book("student_loss", hard, size)
         if not answered or not self.distills:
             return step.total(extra if hard is None else [hard, *extra])
+        counted = self._setup.counted(x, y_pred, sample_weight, labeled)
         values, distillation = objective.distillation(
-            self._setup, x, y, y_pred, sample_weight, self.temperature, training
+            self._setup, x, y, y_pred, counted, self.temperature, training
         )
         # NaN in the logs, but not in the gradient, says that the teacher failed.
-        alarm = ops.where(x.finite, 0.0, float("nan"))
         for name, value in {**values, "distillation_loss": distillation}.items():
-            self._book(name, ops.cast(value, "float32") + alarm, size)
+            self._book(name, step.or_nan(value, x.finite), size)
         if self._books is not None:
-            agreement.book(self._books, self._setup, x.answer, y_pred, y, sample_weight)
+            agreement.book(self._books, self._setup.match, x.answer, y_pred, counted)
         hard_weight, distillation_weight = self._weights()
         terms = [step.times(distillation_weight, distillation)]
         if hard is not None:

@@ -1,8 +1,10 @@
 """The masks that Keras attaches to tensors, read and attached through public doors."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_kd.typing import Tensor
 
@@ -22,6 +24,23 @@ def with_keras_mask(tensor: Tensor, mask: Tensor) -> Tensor:
         return _layers()[1](tensor, mask=mask)
     tensor._keras_mask = mask
     return tensor
+
+
+def with_joint_mask(tensor: Tensor, sources: Iterable[Tensor]) -> Tensor:
+    """`tensor`, carrying what the masks of all sources leave over, where they have some."""
+    joint = None
+    for mask in map(keras_mask, sources):
+        if mask is not None:
+            joint = mask if joint is None else ops.logical_and(joint, mask)
+    return with_keras_mask(tensor, joint)
+
+
+def remasked(tensor: Tensor, mask: Tensor) -> Tensor:
+    """Another tensor of the same numbers that carries `mask`, or none; the one given stays."""
+    if keras.config.backend() == "torch":
+        # A view, where a copy would take the memory of it.
+        return with_keras_mask(tensor.view_as(tensor), mask)
+    return with_keras_mask(ops.copy(tensor), mask)
 
 
 def _takes_no_attributes() -> bool:

@@ -8,7 +8,6 @@ import keras
 from keras import ops
 
 from keras_kd import checks, objective, step, wiring
-from keras_kd.reader import Answer
 from keras_kd.teachers import numbered
 from keras_kd.transfer import Transfer
 from keras_kd.typing import Tensor
@@ -43,13 +42,20 @@ class Measured(keras.Model):
         def terms() -> dict[str, Tensor]:
             answer = self(batch, training=True)
             found: dict[str, Tensor] = {}
+            labeled: list[Any] = []
             if self._compile_loss:
-                output = answer.output if isinstance(answer, Answer) else answer
-                found["student_loss"], _ = step.hard_loss(
-                    self._compile_loss, y, output, sample_weight, self.loss
+                pairs = step.paired(self._setup.match, batch.answer, answer)
+                found["student_loss"], _, labeled = step.hard_loss(
+                    self._compile_loss,
+                    y,
+                    answer.output,
+                    sample_weight,
+                    self.loss,
+                    [theirs for theirs, _ in pairs],
                 )
+            counted = self._setup.counted(batch, answer, sample_weight, labeled)
             values, _ = objective.distillation(
-                self._setup, batch, y, answer, sample_weight, self.temperature, True
+                self._setup, batch, y, answer, counted, self.temperature, True
             )
             return {**found, **values}
 

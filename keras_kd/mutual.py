@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_kd import checks, fits, meaning, step, teachers
+from keras_kd import checks, fits, labels, meaning, step, teachers
+from keras_kd.losses import counts
 from keras_kd.losses.base import DistillationLoss, owns_layers
 from keras_kd.losses.divergences import BinarySoftTargets, SoftTargets
 from keras_kd.reader import Answer, Reader
-from keras_kd.transfer import Transfer, averaged
+from keras_kd.transfer import Transfer, averaged, compared
 from keras_kd.typing import Tensor
 
 
@@ -251,31 +252,38 @@ class _Together(keras.Model):
     ) -> Tensor:
         """Sum the hard losses and, for each learner, the mean over its teachers."""
         size = ops.shape(keras.tree.flatten(x)[0])[0]
-        total: Any = 0.0
+        terms: list[Any] = []
+        labeled: list[Any] = []
         for name, output in zip(self._names, y_pred.output):
-            hard = self._hard.it(y, output, step.for_positions(sample_weight, output))
+            with labels.read_by([(self._hard.it, 0)], 1) as read_labels:
+                weight = step.apart(step.for_positions(sample_weight, output))
+                hard = self._hard.it(y, output, weight)
+            labeled += read_labels
             self._means.it[f"{name}_loss"].update_state(hard, sample_weight=size)
-            total = total + hard
+            terms.append(hard)
         between: Any = 0.0
         pairs = self._pairs()
         reads_more = isinstance(self._between.it, DistillationLoss)
         # As in a `Distiller`: losses of other makers compare what the models return.
         read = y_pred.logits if reads_more and self._between.it.reads_logits else y_pred.output
-        more = {"labels": y, "training": training} if reads_more else {}
         for learner in {learner for _, learner in pairs}:
             mine = [teacher for teacher, other in pairs if other == learner]
             for teacher in mine:
-                value = self._between.it(
+                counted = counts.counted(
+                    y_pred.logits[teacher], y_pred.logits[learner], sample_weight, labeled[learner]
+                )
+                value = compared(
+                    self._between.it,
                     ops.stop_gradient(read[teacher]),
                     read[learner],
-                    step.for_positions(sample_weight, read[learner]),
-                    **more,
+                    *counted,
+                    labels=y,
+                    training=training,
                 )
                 between = between + value / len(mine)
         self._means.it["distillation_loss"].update_state(between, sample_weight=size)
-        for extra in self.losses:
-            total = total + ops.sum(ops.cast(extra, "float32"))
-        return total + ops.convert_to_tensor(self.weight) * between
+        weighted = step.times(ops.convert_to_tensor(self.weight), between)
+        return step.total([*terms, *(ops.sum(extra) for extra in self.losses), weighted])
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Update the metrics of every output and return all results by name."""

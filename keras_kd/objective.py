@@ -1,6 +1,7 @@
 """The distillation loss of one batch, and the batches it is measured on."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import step
+from keras_kd.losses.counts import Counted
 from keras_kd.reader import Answer
 from keras_kd.teachers import numbered
 from keras_kd.typing import Tensor
@@ -19,7 +21,7 @@ def distillation(
     batch: step.Batch,
     y: Any,
     student: Answer,
-    sample_weight: Any,
+    counted: Sequence[Counted],
     temperature: Any,
     training: bool,
 ) -> tuple[dict[str, Tensor], Tensor]:
@@ -30,7 +32,7 @@ def distillation(
         batch: The batch with the teacher's answer.
         y: Labels.
         student: The student's answer.
-        sample_weight: Weights, as Keras passes them.
+        counted: What counts of each flat output of the student, by `Wiring.counted`.
         temperature: The distiller's live temperature.
         training: Whether the student is being trained.
 
@@ -40,7 +42,7 @@ def distillation(
     values: dict[str, Any] = {}
     total: Any = 0.0
     temperature = ops.convert_to_tensor(temperature)
-    for transfer, value in setup.terms(batch, y, student, sample_weight, temperature, training):
+    for transfer, value in setup.terms(batch, y, student, counted, temperature, training):
         values[transfer.name] = values.get(transfer.name, 0.0) + value
         total = total + step.times(ops.convert_to_tensor(transfer.weight), value)
     return values, total

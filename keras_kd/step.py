@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_kd import labels
+from keras_kd.losses.counts import joint_mask
 from keras_kd.losses.vocabulary import fills, is_large, label_or_rest
-from keras_kd.masks import keras_mask, with_keras_mask
+from keras_kd.masks import keras_mask, remasked, with_keras_mask
+from keras_kd.outputs import Match
 from keras_kd.reader import Answer
 from keras_kd.typing import Tensor
 
@@ -32,16 +35,35 @@ class Books:
     """The distiller's own metrics, kept where Keras does not track them twice."""
 
     def __init__(self, names: Sequence[str], known: dict[str, Any]) -> None:
-        self.means = {name: known.get(name) or keras.metrics.Mean(name=name) for name in names}
+        # A count in float16 ends at 65504.
+        dtype = keras.backend.result_type("float32", keras.config.floatx())
+        self.means = {
+            name: known.get(name) or keras.metrics.Mean(name=name, dtype=dtype) for name in names
+        }
 
     def add(self, name: str, values: Tensor, weight: Tensor) -> None:
         """Book values with their weights; no gradient goes through the books."""
         self.means[name].update_state(ops.stop_gradient(values), sample_weight=weight)
 
 
+def paired(match: Match, teacher: Answer, student: Answer) -> list[tuple[Any, Any]]:
+    """For each flat output the teacher's logits, `None` where it has no such output, and ours."""
+    pairs: list[tuple[Any, Any]] = []
+    for i, ours in enumerate(student.logits):
+        index = match.order[i] if i < len(match.order) else None
+        known = index is not None and index < len(teacher.logits)
+        pairs.append((teacher.logits[index or 0] if known else None, ours))
+    return pairs
+
+
 def hard_loss(
-    loss: Any, y: Any, output: Any, sample_weight: Any, given: Any = None
-) -> tuple[Tensor, Any]:
+    loss: Any,
+    y: Any,
+    output: Any,
+    sample_weight: Any,
+    given: Any = None,
+    theirs: Sequence[Any] = (),
+) -> tuple[Tensor, Any, list[Any]]:
     """The student's loss on the labels, by what Keras made of the compiled loss.
 
     Args:
@@ -51,20 +73,33 @@ def hard_loss(
         sample_weight: Weights, for all outputs or for each, or `None`; one of
             `(batch,)` weighs every token or pixel of its sample.
         given: What was given to `compile`.
+        theirs: For each flat output the teacher's, whose Keras mask counts as the student's
+            does; `None` for some, or nothing where no teacher was asked.
 
     Returns:
-        A scalar, and the output, for whatever else reads its logits, so that the
-        gradient of this loss is added to that of the other in place.
+        A scalar; the output, for whatever else reads its logits, so that the
+        gradient of this loss is added to that of the other in place; and for each flat output
+        where labels are read, as in `keras_kd.losses.counts.counted`.
     """
-    weight = for_positions(sample_weight, output)
+    weight = apart(for_positions(sample_weight, output))
     if _is_crossentropy(given) and ops.is_tensor(output) and is_large(output) and fills():
         # The same loss of two classes, the label and the rest, spares the copies of all logits
         # that Keras's crossentropy keeps for its gradient.
-        mask = keras_mask(output)
+        own = keras_mask(output)
+        mask = joint_mask(theirs[0], output) if theirs else own
         halves, output = label_or_rest(y, output)
         value = loss(ops.zeros_like(y), with_keras_mask(halves, mask), weight)
-        return value, with_keras_mask(output, mask)
-    return loss(y, output, weight), output
+        return value, with_keras_mask(output, own), [None]
+    read = output
+    if any(keras_mask(tensor) is not None for tensor in theirs if tensor is not None):
+        flat = keras.tree.flatten(output)
+        for i, tensor in enumerate(theirs):
+            if tensor is not None and keras_mask(tensor) is not None:
+                flat[i] = remasked(flat[i], joint_mask(tensor, flat[i]))
+        read = keras.tree.pack_sequence_as(output, flat)
+    with labels.read_by_compiled(loss, output) as labeled:
+        value = loss(y, read, weight)
+    return value, output, labeled
 
 
 def read_on(answer: Answer, before: Any, after: Any) -> Answer:
@@ -84,7 +119,7 @@ def _is_crossentropy(loss: Any) -> bool:
 
 
 def for_positions(sample_weight: Any, output: Any) -> Any:
-    """Weights `(batch,)` as one for every position beside outputs of tokens or pixels.
+    """Weights `(batch,)` or `(batch, 1)` as one for every position of outputs with positions.
 
     Keras broadcasts weights over the last axes only where they have as many axes as
     the values of the loss.
@@ -100,7 +135,10 @@ def for_positions(sample_weight: Any, output: Any) -> Any:
         return None
 
     def fitted(tensor: Any, weight: Any) -> Any:
-        if weight is None or len(weight.shape) != 1 or len(tensor.shape) < 3:
+        if weight is None or len(tensor.shape) < 3:
+            return weight
+        column = all(length == 1 for length in weight.shape[1:])
+        if not column or tuple(weight.shape[1:]) == tuple(tensor.shape[1:-1]):
             return weight
         weight = ops.reshape(weight, (-1, *[1] * (len(tensor.shape) - 2)))
         # For every position, since Keras multiplies a mask into it, on PyTorch in place.
@@ -113,6 +151,13 @@ def for_positions(sample_weight: Any, output: Any) -> Any:
         return sample_weight
     fit = [fitted(tensor, weight) for tensor, weight in zip(outputs, weights)]
     return keras.tree.pack_sequence_as(sample_weight, fit)
+
+
+def apart(sample_weight: Any) -> Any:
+    """Weights that a loss of Keras may change: on PyTorch it multiplies a mask into them."""
+    if sample_weight is None or keras.config.backend() != "torch":
+        return sample_weight
+    return keras.tree.map_structure(ops.copy, sample_weight, none_is_leaf=False)
 
 
 def pick(answer: Answer, taps: Any, output: int, logits: bool) -> Any:
@@ -146,6 +191,17 @@ def times(weight: Tensor, value: Tensor) -> Tensor:
     """`weight * value`, where the weight is a float32 scalar and the value may be double."""
     dtype = keras.backend.result_type(weight.dtype, value.dtype)
     return ops.cast(weight, dtype) * ops.cast(value, dtype)
+
+
+def or_nan(value: Tensor, finite: Tensor) -> Tensor:
+    """A scalar, or NaN in its place, in float32 or in double precision where it has it.
+
+    Args:
+        value: A scalar.
+        finite: Whether to keep it, a boolean scalar.
+    """
+    value = total([value])
+    return value + ops.cast(ops.where(finite, 0.0, float("nan")), value.dtype)
 
 
 def stopped(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:

@@ -10,11 +10,15 @@ from keras import ops
 
 from keras_kd import fits, meaning, projectors
 from keras_kd.graph import copy_built, copy_layer
-from keras_kd.losses.base import DistillationLoss, joint_mask, owns_layers, zeroed
-from keras_kd.masks import with_keras_mask
-from keras_kd.typing import Tensor
+from keras_kd.losses import counts
+from keras_kd.losses.base import DistillationLoss, owns_layers
+from keras_kd.losses.counts import Counted, joint_mask
+from keras_kd.masks import keras_mask, remasked
+from keras_kd.typing import Shape, Tensor
 
 Taps = str | list[str] | None
+
+_ALL = Counted()
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -167,7 +171,7 @@ class Transfer(keras.layers.Layer):
         self,
         teacher: Tensor,
         student: Tensor,
-        sample_weight: Tensor = None,
+        counted: Counted = _ALL,
         labels: Tensor = None,
         indices: Tensor = None,
         temperature: Tensor = None,
@@ -178,7 +182,8 @@ class Transfer(keras.layers.Layer):
         Args:
             teacher: What was read from the teacher.
             student: What was read from the student, before the projector.
-            sample_weight: `(batch,)`, or `(batch, positions)` for tokens.
+            counted: What counts of the output, whose positions are those of inner layers where
+                these have as many; elsewhere samples count whole, and weigh the mean of theirs.
             labels: Hard labels of the batch.
             indices: `(batch,)` row numbers in the data.
             temperature: The distiller's.
@@ -190,28 +195,57 @@ class Transfer(keras.layers.Layer):
         # Taken before the projector, which may lose it.
         mask = joint_mask(teacher, student)
         if isinstance(self.projection, list):
-            student = [
-                layer(ops.cast(each, "float32")) for layer, each in zip(self.projection, student)
-            ]
+            student = [layer(self._wide(s)) for layer, s in zip(self.projection, student)]
         elif self.projection is not None:
-            student = self.projection(ops.cast(student, "float32"))
-        sample_weight = _fit_weight(sample_weight, student)
-        if isinstance(self.loss, DistillationLoss):
-            return self.loss(
-                teacher,
-                student,
-                sample_weight,
-                labels=labels,
-                indices=indices,
-                mask=mask,
-                temperature=temperature,
-                training=training,
-            )
-        if isinstance(self.loss, keras.losses.Loss):
-            if mask is not None and not _is_for_values(mask, student):
-                teacher, student = zeroed(teacher, mask), zeroed(student, mask)
-            return self.loss(teacher, student, sample_weight)
-        return _FunctionLoss(self.loss, mask)(teacher, student, sample_weight)
+            student = self.projection(self._wide(student))
+        mask, sample_weight = self._at(counted, mask, teacher, student)
+        return compared(
+            self.loss,
+            teacher,
+            student,
+            mask,
+            sample_weight,
+            labels=labels,
+            indices=indices,
+            temperature=temperature,
+            training=training,
+        )
+
+    @staticmethod
+    def _wide(tensor: Tensor) -> Tensor:
+        """What a projector reads: float32 in place of halves."""
+        double = keras.backend.standardize_dtype(tensor.dtype) == "float64"
+        return ops.cast(tensor, "float64" if double else "float32")
+
+    def _at(
+        self, counted: Counted, mask: Tensor, teacher: Tensor, student: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The mask and the weights of what is compared, by the Keras mask that it has of its own.
+
+        Args:
+            counted: What counts of the output.
+            mask: The Keras mask of what is compared, or `None`.
+            teacher: What is compared.
+            student: The same, behind the projector.
+        """
+        own, weight = counted
+        tensors = [*keras.tree.flatten(teacher), *keras.tree.flatten(student)]
+        at = [_positions(self.loss, tensor, mask) for tensor in tensors]
+
+        def lies_here(given: Tensor) -> bool:
+            return all(counts.fits(given, positions) for positions in at)
+
+        if weight is not None and not lies_here(weight):
+            weight = counts.per_value(weight, own, 1)
+        if own is None:
+            return mask, weight
+        own = own if lies_here(own) else counts.rows_of(own)
+        if len(own.shape) > 1 and self.teacher is None and self.student is None:
+            # The Keras masks of the outputs are in it.
+            return own, weight
+        if len(own.shape) > 1 and isinstance(self.loss, DistillationLoss):
+            return self.loss.joined(mask, own, keras.tree.flatten(student)[0]), weight
+        return counts.both(mask, own), weight
 
     def fresh(self) -> "Transfer":
         """Make a transfer with the same arguments for another pair of models.
@@ -286,10 +320,18 @@ class Transfer(keras.layers.Layer):
         self.build(*(_as_shapes(config[side]) for side in ("teacher_shape", "student_shape")))
 
 
-def _is_for_values(mask: Tensor, student: Tensor) -> bool:
-    """Whether Keras can lay a mask on the values of its own losses, which lack the last axis."""
-    ranks = {len(tensor.shape) for tensor in keras.tree.flatten(student)}
-    return ranks == {len(mask.shape) + 1}
+def _positions(loss: Any, tensor: Tensor, mask: Tensor) -> Shape:
+    """The shape `(batch, ..., positions)` of what a loss compares.
+
+    Args:
+        loss: The loss.
+        tensor: What it reads.
+        mask: The Keras mask of that; one of entries tells no positions apart.
+    """
+    shape = tuple(tensor.shape)[:-1]
+    own = loss.positions(tensor) if isinstance(loss, DistillationLoss) else shape
+    of_entries = mask is not None and len(mask.shape) == len(tensor.shape)
+    return shape[:1] if of_entries and own == shape else own
 
 
 # By what is trained, since a loss or a projector may stand in several transfers.
@@ -304,28 +346,95 @@ def fresh_loss(loss: Any) -> Any:
 class _FunctionLoss(keras.losses.Loss):
     """A function of one value per sample, weighted and averaged by Keras."""
 
-    def __init__(self, function: Any, mask: Tensor = None) -> None:
+    def __init__(self, function: Any) -> None:
         super().__init__(name=_name_of(function))
         self.function = function
-        self.mask = mask
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         tensors = ops.is_tensor(y_true) and ops.is_tensor(y_pred)
         if tensors and len(y_true.shape) + 1 == len(y_pred.shape) and y_pred.shape[-1] == 1:
             # `(batch,)` beside `(batch, 1)` would be broadcast to all pairs.
             y_true = ops.expand_dims(y_true, -1)
-        values = self.function(y_true, y_pred)
-        if self.mask is None or len(values.shape) == len(self.mask.shape):
-            return with_keras_mask(values, self.mask)
-        # One value a sample mixes the positions: padded ones are zero for it.
-        return self.function(zeroed(y_true, self.mask), zeroed(y_pred, self.mask))
+        return self.function(y_true, y_pred)
 
-    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
-        if self.mask is None:
-            return super().__call__(y_true, y_pred, sample_weight)
-        # Keras would lay the student's mask on the values, whatever these are.
-        bare = keras.tree.map_structure(ops.copy, y_pred)
-        return super().__call__(y_true, bare, sample_weight)
+
+def compared(
+    loss: Any,
+    teacher: Tensor,
+    student: Tensor,
+    mask: Tensor,
+    sample_weight: Tensor,
+    **context: Any,
+) -> Tensor:
+    """A loss between what was read on both sides.
+
+    Args:
+        loss: A loss of this package, of Keras or of the user, or a function.
+        teacher: What was read from the teacher.
+        student: The same from the student.
+        mask: Boolean: which positions count, or `None` for all.
+        sample_weight: `(batch,)` or `(batch, ..., positions)`, or `None`.
+        **context: What losses of this package may read besides: labels and the like.
+
+    Returns:
+        A scalar.
+    """
+    if isinstance(loss, DistillationLoss):
+        return loss(teacher, student, sample_weight, mask=mask, **context)
+    return _of_others(loss, teacher, student, mask, sample_weight)
+
+
+def _of_others(
+    loss: Any, teacher: Tensor, student: Tensor, mask: Tensor, sample_weight: Tensor
+) -> Tensor:
+    """A loss of Keras or of the user, weighted and reduced as one of this package is.
+
+    Values of positions are left out by the mask. A value of a whole sample mixes its positions:
+    those that do not count are zeros for it, and samples of which none counts have no value.
+    """
+    loss = averaged(loss)
+    if type(loss).__call__ is not keras.losses.Loss.__call__:
+        # It weighs and reduces in a way of its own.
+        if mask is not None:
+            teacher, student = counts.zeroed(teacher, mask), counts.zeroed(student, mask)
+        return loss(teacher, student, sample_weight)
+
+    def converted(tensor: Tensor) -> Tensor:
+        return ops.convert_to_tensor(tensor, dtype=loss.dtype)
+
+    def bare(tensor: Tensor) -> Tensor:
+        # Keras's losses may hand the mask of what they read to their values.
+        tensor = converted(tensor)
+        return tensor if keras_mask(tensor) is None else remasked(tensor, None)
+
+    teacher, student = keras.tree.map_structure(bare, (teacher, student))
+    values = loss.call(teacher, student)
+    own = keras_mask(values)
+    values = converted(values)
+    rank = len(values.shape)
+    if rank == 0:
+        return _Given(loss)(values, values, sample_weight)
+    heavy = None if sample_weight is None else ops.not_equal(sample_weight, 0)
+    mixed = [part for part in (mask, heavy) if part is not None and len(part.shape) > rank]
+    if mixed:
+        for part in mixed:
+            teacher, student = counts.zeroed(teacher, part), counts.zeroed(student, part)
+        values = converted(loss.call(teacher, student))
+    acting = counts.rows_of(mask) if mask is not None and len(mask.shape) > rank else mask
+    weight = counts.per_value(sample_weight, mask, rank)
+    return counts.reduced(
+        values, weight, counts.both(acting, own), loss.reduction, loss.name, loss.dtype
+    )
+
+
+class _Given(keras.losses.Loss):
+    """Keras's reduction of one number for the whole batch."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__(name=loss.name, reduction=loss.reduction, dtype=loss.dtype)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        return y_pred
 
 
 def averaged(loss: Any) -> Any:
@@ -345,22 +454,6 @@ def _name_of(loss: Any) -> str:
     """The name of a loss or function, `lambda` for one without."""
     name = getattr(loss, "name", None) or getattr(loss, "__name__", None) or type(loss).__name__
     return str(name).strip("<>_")
-
-
-def _fit_weight(sample_weight: Tensor, tensors: Tensor) -> Tensor:
-    """Sample weights for tensors that may lack the axes of the weights.
-
-    Per-token weights beside a tensor without tokens count as their mean.
-    """
-    if sample_weight is None:
-        return None
-    rank = len(keras.tree.flatten(tensors)[0].shape)
-    weight = ops.convert_to_tensor(sample_weight)
-    if len(weight.shape) > 1 and weight.shape[-1] == 1:
-        weight = ops.squeeze(weight, -1)
-    while len(weight.shape) >= max(rank, 2):
-        weight = ops.mean(weight, axis=-1)
-    return weight
 
 
 def _as_shapes(saved: Any) -> Any:

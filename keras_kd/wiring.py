@@ -7,6 +7,8 @@ from typing import Any
 import keras
 
 from keras_kd import backends, checks, fits, fitting, meaning, outputs, step, teachers
+from keras_kd.losses import counts
+from keras_kd.losses.counts import Counted
 from keras_kd.outputs import Placed
 from keras_kd.reader import Answer, Reader
 from keras_kd.teachers import Teacher, numbered
@@ -383,12 +385,36 @@ class Wiring:
             x = step.spared(finite, x)
         return step.Batch(self.for_student(x), answer, indices, finite)
 
+    def counted(
+        self, batch: step.Batch, student: Answer, sample_weight: Any, labeled: Sequence[Any] = ()
+    ) -> list[Counted]:
+        """What counts of each flat output of the student.
+
+        Args:
+            batch: The batch with the teacher's answer.
+            student: The student's answer.
+            sample_weight: Weights, as Keras passes them.
+            labeled: For each flat output where the hard loss reads labels, as `step.hard_loss`
+                tells; nothing without one.
+        """
+        weights = checks.per_output(sample_weight, self.student.template)
+        pairs = step.paired(self.match, batch.answer, student)
+        return [
+            counts.counted(
+                theirs,
+                ours,
+                weights[i] if i < len(weights) else None,
+                labeled[i] if i < len(labeled) else None,
+            )
+            for i, (theirs, ours) in enumerate(pairs)
+        ]
+
     def terms(
         self,
         batch: step.Batch,
         y: Any,
         student: Answer,
-        sample_weight: Any,
+        counted: Sequence[Counted],
         temperature: Tensor,
         training: bool,
     ) -> list[tuple[Transfer, Tensor]]:
@@ -398,7 +424,7 @@ class Wiring:
             batch: The batch with the teacher's answer.
             y: Labels.
             student: The student's answer.
-            sample_weight: Weights, as Keras passes them.
+            counted: What counts of each flat output of the student.
             temperature: The distiller's.
             training: Whether the student is being trained.
 
@@ -406,14 +432,13 @@ class Wiring:
             The transfers with scalars, not yet multiplied by their weights.
         """
         labels = checks.per_output(y, self.student.template)
-        weights = checks.per_output(sample_weight, self.student.template)
         found = []
         for placed in self.placed:
             theirs, ours = self._sides(placed, batch.answer, student)
             value = placed.transfer.call(
                 theirs,
                 ours,
-                sample_weight=weights[placed.output],
+                counted=counted[placed.output],
                 labels=labels[placed.output],
                 indices=batch.indices,
                 temperature=temperature,

@@ -10,6 +10,7 @@ from keras import ops
 from keras_kd import meaning, teachers
 from keras_kd.cache import layout, samples
 from keras_kd.cache.layout import Layout, Output
+from keras_kd.masks import keras_mask
 
 
 class _Compiled(keras.Model):
@@ -88,12 +89,15 @@ class Answers:
                 )
         self.layout = Layout(
             tuple(
-                Output(shape, kind, binary, self.top_k)
-                for shape, kind, binary in zip(self._shapes, kinds, self.is_binary)
+                Output(shape, kind, binary, self.top_k, _mask_shape(answers, f"mask_{i}"))
+                for i, (shape, kind, binary) in enumerate(zip(self._shapes, kinds, self.is_binary))
             ),
             tuple((path, answers[f"tap_{i}"].shape[1:]) for i, path in enumerate(self.taps)),
             self.dtype,
             seeded,
+            tuple(_mask_shape(answers, f"tap_mask_{i}") for i in range(len(self.taps)))
+            if any(name.startswith("tap_mask") for name in answers)
+            else (),
         )
         return self._records(answers, 0)
 
@@ -145,8 +149,13 @@ class Answers:
             name: tensor if name.startswith("classes") else ops.cast(tensor, self.dtype)
             for name, tensor in stored.items()
         }
+        # What counts for nothing in the answers of the teacher that is run does so in these.
+        for i, logits in enumerate(answer.logits):
+            result.update(_stored_mask(f"mask_{i}", logits))
+        for i, path in enumerate(self.taps):
+            result.update(_stored_mask(f"tap_mask_{i}", answer.tensors[path]))
         result["finite"] = _all_finite(finite)
-        held = [t for name, t in result.items() if name.startswith(("logits", "tap"))]
+        held = [result[name] for name in stored if name.startswith(("logits", "tap"))]
         result["held"] = _all_finite(held) if held else result["finite"]
         return result
 
@@ -166,6 +175,20 @@ class Answers:
             if name != "seed":
                 records[name] = answers[name]
         return records
+
+
+def _stored_mask(name: str, tensor: Any) -> dict[str, Any]:
+    """The Keras mask of a tensor by name, one for each sample; nothing where it has none."""
+    mask = keras_mask(tensor)
+    if mask is None:
+        return {}
+    each = ops.ones((ops.shape(tensor)[0], *[1] * (len(mask.shape) - 1)), dtype="bool")
+    return {name: ops.logical_and(ops.cast(mask, "bool"), each)}
+
+
+def _mask_shape(answers: dict[str, Any], name: str) -> tuple[int, ...] | None:
+    """The shape of one sample's mask, `None` where there is none."""
+    return tuple(answers[name].shape[1:]) if name in answers else None
 
 
 def _tensor(leaf: Any) -> Any:

@@ -23,7 +23,9 @@ from keras_kd.folders import CACHE_FORMAT
 from keras_kd.folders import MANIFEST as MANIFEST
 
 FORMAT = CACHE_FORMAT
-VERSION = 3
+VERSION = 4
+# The third stored no masks, and is read where there are none to store.
+_WITHOUT_MASKS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Output:
             output; what is stored are always logits.
         binary: Whether the units are independent.
         top_k: How many classes are stored, `None` for all.
+        mask: Shape of one sample's Keras mask, `None` where the output has none.
     """
 
     shape: tuple[int, ...]
     kind: str = "logits"
     binary: bool = False
     top_k: int | None = None
+    mask: tuple[int, ...] | None = None
 
     @property
     def classes(self) -> int:
@@ -63,12 +67,15 @@ class Layout:
         taps: Path and shape of each tapped feature.
         dtype: `"float16"` or `"float32"`: of logits, top-k values and taps.
         seeded: Whether each record begins with the seed of its view.
+        tap_masks: Shape of the Keras mask of each tapped feature, `None` where it has
+            none; or nothing where no feature has one.
     """
 
     outputs: tuple[Output, ...]
     taps: tuple[tuple[str, tuple[int, ...]], ...] = ()
     dtype: str = "float16"
     seeded: bool = False
+    tap_masks: tuple[tuple[int, ...] | None, ...] = ()
 
     @property
     def record(self) -> np.dtype:
@@ -78,18 +85,36 @@ class Layout:
         for i, output in enumerate(self.outputs):
             if output.top_k is None:
                 fields.append((f"logits_{i}", value, output.shape))
-                continue
-            shape = (*output.shape[:-1], output.top_k)
-            index = np.dtype(output.index_dtype).newbyteorder("<")
-            fields += [(f"classes_{i}", index, shape), (f"values_{i}", value, shape)]
-        fields += [(f"tap_{i}", value, shape) for i, (_, shape) in enumerate(self.taps)]
+            else:
+                shape = (*output.shape[:-1], output.top_k)
+                index = np.dtype(output.index_dtype).newbyteorder("<")
+                fields += [(f"classes_{i}", index, shape), (f"values_{i}", value, shape)]
+            if output.mask is not None:
+                fields.append((f"mask_{i}", "?", output.mask))
+        for i, (_, shape) in enumerate(self.taps):
+            fields.append((f"tap_{i}", value, shape))
+            if self.tap_mask(i) is not None:
+                fields.append((f"tap_mask_{i}", "?", self.tap_mask(i)))
         return np.dtype(fields)
+
+    def tap_mask(self, tap: int) -> tuple[int, ...] | None:
+        """Shape of the Keras mask of a tapped feature, `None` where it has none."""
+        return self.tap_masks[tap] if tap < len(self.tap_masks) else None
+
+    @property
+    def may_be_masked(self) -> bool:
+        """Whether anything has positions, of which a Keras mask could tell."""
+        shapes = [output.shape for output in self.outputs] + [shape for _, shape in self.taps]
+        return any(len(shape) > 1 for shape in shapes)
 
     def to_json(self) -> dict[str, Any]:
         """The layout as the manifest keeps it."""
         return {
-            "outputs": [dataclasses.asdict(output) for output in self.outputs],
-            "taps": [{"path": path, "shape": list(shape)} for path, shape in self.taps],
+            "outputs": [_without_none(dataclasses.asdict(each)) for each in self.outputs],
+            "taps": [
+                _without_none({"path": path, "shape": list(shape), "mask": self.tap_mask(i)})
+                for i, (path, shape) in enumerate(self.taps)
+            ],
             "dtype": self.dtype,
             "seeded": self.seeded,
             "record_bytes": self.record.itemsize,
@@ -98,12 +123,29 @@ class Layout:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Layout":
         """The layout that a manifest describes."""
+        masks = tuple(_as_mask(tap.get("mask")) for tap in saved["taps"])
         return cls(
-            tuple(Output(**{**each, "shape": tuple(each["shape"])}) for each in saved["outputs"]),
+            tuple(
+                Output(
+                    **{**each, "shape": tuple(each["shape"]), "mask": _as_mask(each.get("mask"))}
+                )
+                for each in saved["outputs"]
+            ),
             tuple((tap["path"], tuple(tap["shape"])) for tap in saved["taps"]),
             saved["dtype"],
             saved["seeded"],
+            masks if any(mask is not None for mask in masks) else (),
         )
+
+
+def _without_none(saved: dict[str, Any]) -> dict[str, Any]:
+    """What describes an output or a tap; without a mask it is as it was before there were any."""
+    return {key: value for key, value in saved.items() if key != "mask" or value is not None}
+
+
+def _as_mask(saved: Any) -> tuple[int, ...] | None:
+    """The shape of a mask, as JSON keeps it, back as a tuple."""
+    return None if saved is None else tuple(saved)
 
 
 def record_bytes(
@@ -112,6 +154,7 @@ def record_bytes(
     dtype: str = "float16",
     tap_shapes: Sequence[Sequence[int]] = (),
     augmented: bool = False,
+    masked: bool = False,
 ) -> int:
     """Compute the bytes that a cache takes for each sample and epoch.
 
@@ -119,8 +162,8 @@ def record_bytes(
     `4·augmented + K·(i + b)·positions + b·sum(prod(tap))` with the top K, where
     `b` is 2 for float16 and 4 for float32, `i` is 2 up to 65,536 classes and 4
     beyond, and `positions` counts the tokens or pixels of one sample, 1 for a
-    classifier. Beside that the cache takes four bytes a sample, whatever the
-    number of epochs, to recognize the inputs, and one manifest.
+    classifier; `masked` adds one byte for each of these. Beside that the cache takes
+    four bytes a sample, whatever the number of epochs, to recognize the inputs, and one manifest.
 
     Args:
         output_shape: Shape of one sample's logits, classes last; a single
@@ -129,6 +172,8 @@ def record_bytes(
         dtype: `"float16"` or `"float32"`.
         tap_shapes: Shapes of one sample's tapped features.
         augmented: Whether each record holds the seed of its view.
+        masked: Whether the output carries a Keras mask. Masks of tapped features add
+            one byte for each of their positions.
 
     Returns:
         Bytes a record.
@@ -147,7 +192,8 @@ def record_bytes(
     shape = (output_shape,) if isinstance(output_shape, int) else tuple(output_shape)
     require_top_k(top_k, shape[-1])
     taps = tuple((str(i), tuple(tap)) for i, tap in enumerate(tap_shapes))
-    return Layout((Output(shape, top_k=top_k),), taps, dtype, augmented).record.itemsize
+    output = Output(shape, top_k=top_k, mask=shape[:-1] if masked else None)
+    return Layout((output,), taps, dtype, augmented).record.itemsize
 
 
 def require_dtype(dtype: str) -> None:
@@ -262,11 +308,12 @@ class Manifest:
             # With one of the two it is a manifest of ours in which a byte has changed.
             foreign = isinstance(saved, dict) and not {"format", "layout"} & set(saved)
             known, version = not foreign and saved["format"] == FORMAT, saved.get("version")
-            if known and version == VERSION:
+            if known and version in (VERSION, _WITHOUT_MASKS):
                 saved = unsealed(text)
                 del saved["format"], saved["version"]
                 saved["layout"] = Layout.from_json(saved["layout"])
-                return cls(**saved)
+                if version == VERSION or not saved["layout"].may_be_masked:
+                    return cls(**saved)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"`{path}` is damaged: it is no manifest of a teacher's cache ({error!r}). Write "
@@ -276,6 +323,12 @@ class Manifest:
             raise ValueError(
                 f"`{path}` is the manifest of something else: it lacks `layout`. Pass the folder "
                 "that `keras_kd.cache.write` wrote."
+            )
+        if known and version == _WITHOUT_MASKS:
+            raise ValueError(
+                f"`{path}` is a cache of format {FORMAT} {version}, which forgot what the teacher "
+                "masks of its positions, so that padding would count. Write the cache again with "
+                "`keras_kd.cache.write`, to another path or after deleting the folder."
             )
         raise ValueError(
             f"`{path}` is not a cache of format {FORMAT} {VERSION}. Received: version {version!r}. "

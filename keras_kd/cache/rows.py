@@ -132,10 +132,15 @@ def _require_no_views(teacher: Any) -> None:
 
 
 def _plain(leaf: Any) -> np.ndarray:
-    """An array as Keras would take it: floats in its own precision."""
+    """An array as Keras would take it: floats in its own precision, float32 in place of halves.
+
+    By the numbers in float32 a cache knows its rows, and the layers that read them in half
+    precision round them alike.
+    """
     array = keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else np.asarray(leaf)
-    if array.dtype.kind == "f" and array.dtype.name != keras.config.floatx():
-        return array.astype(keras.config.floatx())
+    floats = keras.backend.result_type("float32", keras.config.floatx())
+    if array.dtype.kind == "f" and array.dtype.name != floats:
+        return array.astype(floats)
     return array
 
 

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Self
 import keras
 from keras import ops
 
+from keras_kd.losses import counts
+from keras_kd.losses.counts import joint_mask as joint_mask
 from keras_kd.losses.temperatures import AdaptiveTemperature
-from keras_kd.masks import keras_mask
 from keras_kd.typing import Shape, Tensor
 
 
@@ -40,8 +41,11 @@ class DistillationLoss(keras.losses.Loss):
 
     While `call` runs, `self` is a copy that holds the context of this one
     evaluation: `self.temperature` is a number, a live variable or an adaptive
-    temperature around one, never `None`; `self.labels`, `self.indices`,
-    `self.mask` and `self.training` are what the caller gave.
+    temperature around one, never `None`; `self.labels`, `self.indices` and
+    `self.training` are what the caller gave. `self.mask` tells which positions
+    count and `self.rows` which samples, `None` where all do: where no mask
+    leaves them out and their weight is not 0. A loss that compares positions or
+    samples with one another looks at no others.
 
     Args:
         temperature: Positive float, dimensionless. `None` follows the
@@ -74,12 +78,14 @@ class DistillationLoss(keras.losses.Loss):
     per_position: ClassVar[bool] = False
     """Whether `call` returns one value per token or pixel, on which a mask acts.
 
-    Elsewhere the masked positions of both tensors are set to zero instead.
+    Elsewhere the positions of both tensors that do not count are set to zero, and samples
+    of which none counts have no value.
     """
 
     labels: Tensor = None
     indices: Tensor = None
     mask: Tensor = None
+    rows: Tensor = None
     training: bool = False
 
     def __init__(
@@ -146,12 +152,14 @@ class DistillationLoss(keras.losses.Loss):
         Args:
             y_true: The teacher's tensor, or a list of them.
             y_pred: The student's tensor, or a list of them.
-            sample_weight: `(batch,)` or the shape of the values.
+            sample_weight: `(batch,)`, or `(batch, ..., positions)`, which a loss
+                of one value a sample reads as their mean. What weighs 0 is in no
+                relation to anything else.
             labels: Hard labels, for the losses that read them.
             indices: `(batch,)` row numbers in the data, for the losses with a memory.
-            mask: Boolean `(batch, ..., positions)`, `False` where padded; or with
-                as many axes as the tensors, for their entries. Defaults to the
-                Keras masks that the tensors carry.
+            mask: Boolean `(batch, ..., positions)` or `(batch,)`, `False` where
+                padded; or with as many axes as the tensors, for their entries.
+                Defaults to the Keras masks that the tensors carry.
             temperature: Used where the loss has none of its own.
             training: Whether losses with a memory may update it.
 
@@ -177,18 +185,59 @@ class DistillationLoss(keras.losses.Loss):
             bound = copy.copy(self)
             bound.labels, bound.indices, bound.training = labels, indices, training
             bound.temperature = _in_force(self.temperature, temperature)
-            bound.mask = mask
-            acting = None
-            if mask is not None:
-                acting = self.mask_of_values(mask, keras.tree.flatten(student)[0])
-                if acting is None:
-                    teacher, student = zeroed(teacher, mask), zeroed(student, mask)
+            first = keras.tree.flatten(student)[0]
+            if mask is not None and len(mask.shape) == len(first.shape):
+                mask = ops.squeeze(mask, -1) if mask.shape[-1] == 1 else mask
+            if sample_weight is not None:
+                sample_weight = counts.without_ones(ops.convert_to_tensor(sample_weight))
+            bound.mask, bound.rows = self._looked_at(mask, sample_weight, first)
+            if bound.mask is not None and self.mask_of_values(bound.mask, first) is None:
+                teacher = counts.zeroed(teacher, bound.mask)
+                student = counts.zeroed(student, bound.mask)
             values = bound.call(teacher, student)
-        weight = _weight(values, sample_weight, acting, self.reduction, self.name)
+            acting = mask
+            if mask is not None and len(mask.shape) > 1:
+                acting = self.mask_of_values(mask, first)
+                acting = counts.rows_of(mask) if acting is None else acting
+            if sample_weight is not None and counts.fits(sample_weight, self.positions(first)):
+                sample_weight = self.weight_of_values(sample_weight, mask, len(values.shape))
         # A loss in half may compute its values in float32; their sum is one too, then.
-        dtype = keras.backend.result_type(values.dtype, self.dtype)
-        reduced = _Reduction(self.name, self.reduction, dtype)(values, values, weight)
-        return _narrowed(reduced, self.dtype)
+        return counts.reduced(values, sample_weight, acting, self.reduction, self.name, self.dtype)
+
+    def _looked_at(self, mask: Tensor, weight: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        """`self.mask` and `self.rows` of one evaluation."""
+        heavy = None if weight is None else ops.not_equal(weight, 0)
+        if heavy is not None and not counts.fits(heavy, self.positions(student)):
+            # It is refused when it meets the values.
+            heavy = None
+        # What speaks of whole samples, and what of their positions.
+        (mask_rows, mask), (heavy_rows, heavy) = _by_rank(mask), _by_rank(heavy)
+        joined = self.joined(mask, heavy, student)
+        of_joined = None if joined is None else counts.rows_of(joined)
+        return joined, counts.both(counts.both(mask_rows, heavy_rows), of_joined)
+
+    def positions(self, tensor: Tensor) -> Shape:
+        """The shape `(batch, ..., positions)` of what a mask or weights may speak of.
+
+        Args:
+            tensor: The student's tensor, or the first of several.
+        """
+        return tuple(tensor.shape)[:-1]
+
+    def joined(self, mask: Tensor, heavy: Tensor, student: Tensor) -> Tensor:
+        """What is left of the positions by a mask and by weights.
+
+        Args:
+            mask: Boolean, of the positions or of the entries of the tensors, or `None`.
+            heavy: Boolean, of the positions: whose weight is not 0; or `None`.
+            student: The student's tensor, or the first of several.
+
+        Returns:
+            Boolean, of the positions or entries, or `None`.
+        """
+        if mask is not None and len(mask.shape) == len(student.shape):
+            return mask
+        return counts.both(mask, heavy)
 
     def mask_of_values(self, mask: Tensor, student: Tensor) -> Tensor:
         """What a mask says of the values of this loss.
@@ -203,6 +252,37 @@ class DistillationLoss(keras.losses.Loss):
         """
         of_entries = len(mask.shape) == len(student.shape) and mask.shape[-1] != 1
         return mask if self.per_position and not of_entries else None
+
+    def weight_of_values(self, weight: Tensor, mask: Tensor, rank: int) -> Tensor:
+        """What weights of positions say of the values of this loss.
+
+        Args:
+            weight: `(batch, ..., positions)`.
+            mask: Boolean, of the positions or entries, or `None`.
+            rank: How many axes the values have.
+
+        Returns:
+            Weights of the values.
+        """
+        return counts.per_value(weight, mask, rank)
+
+    def counting(self, logits: Tensor) -> Tensor:
+        """Which positions count, spread over all of them, while `call` runs.
+
+        Args:
+            logits: `(batch, ..., positions, classes)`.
+
+        Returns:
+            Boolean `(batch, ..., positions)`, or `None` where all count.
+        """
+        rank = len(logits.shape) - 1
+        positional = self.mask is not None and len(self.mask.shape) <= rank
+        found = counts.both(self.mask if positional else None, self.rows)
+        if found is None:
+            return None
+        return ops.logical_and(
+            counts.expanded(found, rank), ops.ones_like(logits[..., 0], dtype="bool")
+        )
 
     def bound(self, **context: Any) -> Self:
         """Return a copy in which the given context (`temperature=`, `labels=`, ...) is in force.
@@ -280,21 +360,10 @@ def _in_force(own: Any, given: Tensor) -> Any:
     return given if own is None else own
 
 
-class _Reduction(keras.losses.Loss):
-    """Keras's own weighting and reduction of values that are already computed."""
-
-    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        return y_pred
-
-
-def _narrowed(value: Tensor, dtype: str) -> Tensor:
-    """`value` in this dtype; what is too large for float16 becomes its largest number."""
-    if keras.backend.standardize_dtype(value.dtype) == dtype:
-        return value
-    if dtype == "float16":
-        # The bound leaves the gradient as it is.
-        value = value + ops.stop_gradient(ops.clip(value, -65504.0, 65504.0) - value)
-    return ops.cast(value, dtype)
+def _by_rank(part: Tensor) -> tuple[Tensor, Tensor]:
+    """A mask as one of samples and as one of positions, the other being `None`."""
+    of_samples = part is not None and len(part.shape) == 1
+    return (part, None) if of_samples else (None, part)
 
 
 def _tensors(value: Tensor, dtype: str) -> Tensor:
@@ -306,82 +375,6 @@ def _tensors(value: Tensor, dtype: str) -> Tensor:
     numbers = all(isinstance(leaf, (int, float)) for leaf in keras.tree.flatten(value))
     # Nested lists of plain numbers are one tensor; a list of arrays is several.
     return convert(value) if numbers else keras.tree.map_structure(convert, value)
-
-
-def joint_mask(teacher: Tensor, student: Tensor) -> Tensor:
-    """Positions that are valid on both sides; the student's where the shapes differ."""
-    masks = [
-        next((m for m in map(keras_mask, keras.tree.flatten(side)) if m is not None), None)
-        for side in (student, teacher)
-    ]
-    found = [mask for mask in masks if mask is not None]
-    if len(found) == 2 and len(found[0].shape) == len(found[1].shape):
-        same = all(a in (b, None) or b is None for a, b in zip(*(m.shape for m in found)))
-        if same:
-            return ops.logical_and(*found)
-    return found[0] if found else None
-
-
-def _weight(
-    values: Tensor, sample_weight: Tensor, mask: Tensor, reduction: str | None, name: str
-) -> Tensor:
-    """Sample weights in the shape of the values; padded positions count for nothing."""
-    weight = None
-    if mask is not None:
-        # Counts past 65504 overflow in float16.
-        dtype = keras.backend.standardize_dtype(values.dtype)
-        precise = "float64" if dtype == "float64" else "float32"
-        weight = ops.cast(_aligned("mask", mask, values, name), precise)
-        if reduction in ("mean", "sum_over_batch_size"):
-            # The mean divides by all positions; the valid ones make up for it.
-            total = ops.cast(ops.size(weight), precise)
-            weight = weight * (total / ops.maximum(ops.sum(weight), 1.0))
-        weight = ops.cast(weight, values.dtype)
-    if sample_weight is not None:
-        given = ops.convert_to_tensor(sample_weight, dtype=values.dtype)
-        given = _aligned("sample_weight", given, values, name)
-        weight = given if weight is None else given * weight
-    # Broadcast, so that "mean_with_sample_weight" divides by the weight of every value.
-    return None if weight is None else weight * ops.ones_like(values)
-
-
-def _aligned(argument: str, tensor: Tensor, values: Tensor, name: str) -> Tensor:
-    """`tensor` with as many axes as the values: trailing axes of one added or taken away."""
-    tensor = ops.convert_to_tensor(tensor)
-    rank = len(values.shape)
-    while len(tensor.shape) > rank and tensor.shape[-1] == 1:
-        tensor = ops.squeeze(tensor, -1)
-    if len(tensor.shape) > rank or any(
-        a not in (None, 1) and b not in (None, 1) and a != b
-        for a, b in zip(tensor.shape, values.shape)
-    ):
-        raise ValueError(
-            f"`{name}` gives values of shape {tuple(values.shape)}. Received: {argument} of shape "
-            f"{tuple(tensor.shape)}. Pass one number a sample, or one a value."
-        )
-    while len(tensor.shape) < rank:
-        tensor = ops.expand_dims(tensor, -1)
-    return tensor
-
-
-def zeroed(tensors: Tensor, mask: Tensor) -> Tensor:
-    """Set the masked positions to zero in every tensor that has the mask's axes."""
-
-    def zero(tensor: Tensor) -> Tensor:
-        rank = len(mask.shape)
-        # A mask of entries has one of an axis for all, as of the heads of attention.
-        alike = (None, 1) if len(tensor.shape) == rank else (None,)
-        if len(tensor.shape) < rank or any(
-            a is not None and b not in alike and a != b
-            for a, b in zip(tensor.shape[:rank], mask.shape)
-        ):
-            return tensor
-        keep = mask
-        while len(keep.shape) < len(tensor.shape):
-            keep = ops.expand_dims(keep, -1)
-        return ops.where(keep, tensor, ops.zeros_like(tensor))
-
-    return keras.tree.map_structure(zero, tensors)
 
 
 def _shapes(tensors: Tensor) -> Any:

@@ -226,8 +226,9 @@ class DIST(LogitLoss):
     CIFAR-100 `T=4`.
 
     Sample weights act on the values, each of which holds the column term of the
-    whole batch; padded positions are left out of the columns. In a batch of one
-    no column varies: its term is the constant `gamma * T**2`.
+    whole batch; positions that do not count, padded or of weight 0, are left out of
+    the columns, and all others weigh alike in them. In a batch of one no column
+    varies: its term is the constant `gamma * T**2`.
 
     Args:
         beta: Non-negative float, dimensionless: weight of the relation between classes.
@@ -286,9 +287,9 @@ class DIST(LogitLoss):
         p = ops.softmax(teacher / temperature, axis=-1)
         q = ops.softmax(student / temperature, axis=-1)
         classes = p.shape[-1]
-        weight = None
-        if self.mask is not None:
-            weight = ops.reshape(ops.cast(self.mask, p.dtype), (-1, 1))
+        weight = self.counting(p)
+        if weight is not None:
+            weight = ops.reshape(ops.cast(weight, p.dtype), (-1, 1))
         columns = pearson(ops.reshape(p, (-1, classes)), ops.reshape(q, (-1, classes)), 0, weight)
         values = self.beta * (1.0 - pearson(p, q, -1)) + self.gamma * (1.0 - ops.mean(columns))
         return squared_temperature(temperature) * values

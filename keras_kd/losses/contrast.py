@@ -32,19 +32,27 @@ def noise_contrast(log_p: Tensor, noise: float) -> Tensor:
     return positive + ops.sum(negative, axis=-1)
 
 
-def in_batch_contrast(teacher: Tensor, student: Tensor, contrast: float) -> Tensor:
+def in_batch_contrast(
+    teacher: Tensor, student: Tensor, contrast: float, rows: Tensor = None
+) -> Tensor:
     """Cross-entropy of finding the own pair among those of the batch, both ways summed.
 
     Args:
         teacher: Embeddings of length 1, `(N, width)`.
         student: The same for the student.
         contrast: Positive float: temperature of the contrast.
+        rows: Boolean `(N,)`: samples that are among the pairs. Defaults to all.
 
     Returns:
         Tensor `(N,)`, in nats.
     """
     scores = ops.matmul(student, ops.transpose(teacher)) / contrast
     own = ops.diagonal(scores)
+    if rows is not None:
+        # Far below any score and still a number, for a batch of which nothing counts.
+        both = ops.logical_and(rows[:, None], rows[None, :])
+        scores = ops.where(both, scores, ops.full_like(scores, -1e9))
+        own = ops.where(rows, own, ops.zeros_like(own))
     return ops.logsumexp(scores, axis=1) + ops.logsumexp(scores, axis=0) - 2.0 * own
 
 
@@ -92,26 +100,48 @@ class _Bank(keras.layers.Layer):
         scores = ops.matmul(anchors, ops.transpose(bank)) / temperature
         return ops.take_along_axis(scores, drawn, axis=1)
 
-    def normalized(self, scores: Tensor, training: bool) -> Tensor:
-        """Log-probabilities: scores less the log of `Z`, which the first batch sets."""
+    def normalized(self, scores: Tensor, training: bool, rows: Tensor = None) -> Tensor:
+        """Log-probabilities: scores less the log of `Z`, which the first batch sets.
+
+        Args:
+            scores: `(batch, drawn)`.
+            training: Whether `Z` may be set.
+            rows: Boolean `(batch,)`: samples that count. Defaults to all.
+        """
         dtype = keras.backend.standardize_dtype(scores.dtype)
         precise = "float64" if dtype == "float64" else "float32"
         wide = ops.stop_gradient(ops.cast(scores, precise))
         count = ops.cast(ops.size(wide), precise)
+        sets: Tensor = ops.ones((), precise)
+        if rows is not None:
+            wide = ops.where(rows[:, None], wide, ops.full_like(wide, -1e9))
+            share = ops.mean(ops.cast(rows, precise))
+            # A batch of which nothing counts sets nothing.
+            sets = ops.cast(share > 0, precise)
+            count = ops.maximum(count * share, 1.0)
         here = ops.logsumexp(wide) - ops.log(count) + math.log(self.samples)
-        known = ops.cast(self.constant_is_set, precise) > 0
-        log_constant = ops.where(known, ops.cast(self.log_constant, precise), here)
+        known = ops.cast(self.constant_is_set, precise)
+        log_constant = ops.where(known > 0, ops.cast(self.log_constant, precise), here)
         if training:
-            self.log_constant.assign(ops.cast(log_constant, self.log_constant.dtype))
-            self.constant_is_set.assign(1.0)
+            kept = ops.where(sets > 0, log_constant, ops.cast(self.log_constant, precise))
+            self.log_constant.assign(ops.cast(kept, self.log_constant.dtype))
+            is_set = ops.maximum(known, sets)
+            self.constant_is_set.assign(ops.cast(is_set, self.constant_is_set.dtype))
         return scores - ops.cast(log_constant, scores.dtype)
 
-    def update(self, embeddings: Tensor, indices: Tensor) -> None:
-        """Move the rows of this batch towards their new embeddings."""
+    def update(self, embeddings: Tensor, indices: Tensor, rows: Tensor = None) -> None:
+        """Move the rows of this batch that count towards their new embeddings."""
         dtype = self.bank.dtype
         old = ops.take(self.bank, indices, axis=0)
         new = ops.cast(ops.stop_gradient(embeddings), dtype)
         moved = unit(self.momentum * old + (1.0 - self.momentum) * new)
+        if rows is not None:
+            # What does not count is written as the first that does, which is written anyway: a
+            # row may be there twice, as where the last batch is filled up.
+            first = ops.argmax(ops.cast(rows, "int32"))
+            moved = ops.where(ops.any(rows), moved, old)
+            moved = ops.where(rows[:, None], moved, ops.take(moved, first, axis=0)[None])
+            indices = ops.where(rows, indices, ops.take(indices, first))
         self.bank.assign(ops.scatter_update(self.bank, indices[:, None], moved))
 
 
@@ -237,7 +267,7 @@ class CRD(RelationLoss):
         theirs = unit(precise(self.embeddings[0](teacher)))
         ours = unit(precise(self.embeddings[1](student)))
         if self.samples is None:
-            return in_batch_contrast(theirs, ours, self.contrast)
+            return in_batch_contrast(theirs, ours, self.contrast, self.rows)
         if self.indices is None:
             raise ValueError(
                 f"`{self.name}` keeps an embedding of every row of the data and got no row "
@@ -249,11 +279,11 @@ class CRD(RelationLoss):
         value: Tensor = 0.0
         for anchors, bank in ((ours, self.banks[0]), (theirs, self.banks[1])):
             scores = bank.scores(anchors, drawn, self.contrast)
-            log_p = bank.normalized(scores, self.training)
+            log_p = bank.normalized(scores, self.training, self.rows)
             value = value + noise_contrast(log_p, self.negatives / self.samples)
         if self.training:
-            self.banks[0].update(theirs, indices)
-            self.banks[1].update(ours, indices)
+            self.banks[0].update(theirs, indices, self.rows)
+            self.banks[1].update(ours, indices, self.rows)
         return value
 
     def get_config(self) -> dict[str, Any]:

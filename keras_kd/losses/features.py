@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
+from keras_kd.losses import counts
 from keras_kd.losses.base import FeatureLoss, require_positive
 from keras_kd.losses.geometry import common_grid, flattened, require_maps, scaled, unit
 from keras_kd.typing import Shape, Tensor
@@ -119,18 +120,45 @@ def attention_map(features: Tensor, power: float) -> Tensor:
     return unit(flattened(ops.mean(size, axis=-1)))
 
 
-def flow(first: Tensor, second: Tensor) -> Tensor:
+def mean_of_positions(values: Tensor, mask: Tensor, like: Tensor) -> Tensor:
+    """The mean of the values of one sample, over the positions that count.
+
+    Args:
+        values: `(batch, n)`, 0 where masked.
+        mask: Boolean `(batch, ..., positions)`, or `None` for all; all count where it is of
+            other positions than the values.
+        like: `(batch, ...)`, which flattened has the shape of the values.
+
+    Returns:
+        Tensor `(batch,)`.
+    """
+    if mask is None or not counts.fits(mask, tuple(like.shape)):
+        return ops.mean(values, axis=-1)
+    valid = counts.expanded(ops.cast(mask, values.dtype), len(like.shape)) * ops.ones_like(like)
+    return ops.sum(values, axis=-1) / ops.maximum(ops.sum(flattened(valid), axis=-1), 1.0)
+
+
+def flow(first: Tensor, second: Tensor, mask: Tensor = None) -> Tensor:
     """Flow matrix of two layers: the mean over positions of the products of their channels.
 
     Args:
         first: `(batch, ..., m)`.
         second: `(batch, ..., n)`, on the same grid.
+        mask: Boolean `(batch, ..., positions)`; features are 0 where it is false.
 
     Returns:
         Tensor `(batch, m, n)`.
     """
+    share = None
+    if mask is not None and counts.fits(mask, tuple(first.shape)[:-1]):
+        valid = ops.cast(counts.expanded(mask, len(first.shape)), first.dtype)
+        axes = tuple(range(1, len(first.shape)))
+        share = ops.mean(valid * ops.ones_like(first[..., :1]), axis=axes)
     first, second = _positions(first), _positions(second)
     count = ops.cast(ops.shape(first)[1], first.dtype)
+    if share is not None:
+        # One position at least: where none counts all products are 0.
+        count = ops.maximum(count * share, 1.0)[:, None, None]
     return ops.matmul(ops.transpose(first, (0, 2, 1)), second / count)
 
 
@@ -320,7 +348,8 @@ class AttentionTransfer(FeatureLoss):
         for teacher, student in paired_layers(self.name, y_true, y_pred):
             teacher, student = common_grid(teacher, student, self.name)
             difference = attention_map(teacher, self.power) - attention_map(student, self.power)
-            values.append(ops.mean(ops.square(difference), axis=-1))
+            squares = ops.square(difference)
+            values.append(mean_of_positions(squares, self.mask, student[..., 0]))
         return sum(values) / len(values)
 
     def get_config(self) -> dict[str, Any]:
@@ -381,8 +410,8 @@ Yim_A_Gift_From_CVPR_2017_paper.html), section 3
         """Return the values, `(batch,)`."""
         values = []
         for layer in range(len(y_true) - 1):
-            theirs = flow(*common_grid(y_true[layer], y_true[layer + 1], self.name))
-            ours = flow(*common_grid(y_pred[layer], y_pred[layer + 1], self.name))
+            theirs = flow(*common_grid(y_true[layer], y_true[layer + 1], self.name), self.mask)
+            ours = flow(*common_grid(y_pred[layer], y_pred[layer + 1], self.name), self.mask)
             values.append(ops.mean(ops.square(theirs - ours), axis=(1, 2)))
         return sum(values) / len(values)
 

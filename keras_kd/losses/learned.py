@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive, require_weights
-from keras_kd.losses.features import averaged, paired_layers, same_shape
+from keras_kd.losses.features import averaged, mean_of_positions, paired_layers, same_shape
 from keras_kd.losses.geometry import (
     averaged_to,
     common_grid,
@@ -35,9 +35,16 @@ def _normalization(precision: Any) -> Any:
     return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=precision)
 
 
-def factor_difference(teacher: Tensor, student: Tensor) -> Tensor:
-    """Mean absolute difference of flattened factors of length 1; `(batch,)`."""
-    return ops.mean(ops.abs(unit(flattened(teacher)) - unit(flattened(student))), axis=-1)
+def factor_difference(teacher: Tensor, student: Tensor, mask: Tensor = None) -> Tensor:
+    """Mean absolute difference of flattened factors of length 1; `(batch,)`.
+
+    Args:
+        teacher: `(batch, ...)`.
+        student: The same shape.
+        mask: Boolean `(batch, ..., positions)`; factors are 0 where it is false.
+    """
+    difference = ops.abs(unit(flattened(teacher)) - unit(flattened(student)))
+    return mean_of_positions(difference, mask, student)
 
 
 def gaussian_nll(teacher: Tensor, mean: Tensor, variance: Tensor, mask: Tensor = None) -> Tensor:
@@ -189,7 +196,7 @@ class FactorTransfer(FeatureLoss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)`."""
         if self.rate is None:
-            return factor_difference(y_true, y_pred)
+            return factor_difference(y_true, y_pred, self.mask)
         factor = self.encoder(y_true)
         rebuilt = self.decoder(factor)
         error = _mean_square(precise(rebuilt) - y_true)

@@ -99,7 +99,7 @@ class LogitLoss(DistillationLoss):
         """
         temperature = self.temperature
         if isinstance(temperature, AdaptiveTemperature):
-            temperature = temperature(teacher, student, self.mask)
+            temperature = temperature(teacher, student, self.counting(student))
         temperature = ops.cast(temperature, self.computed_in)
         if self.standardize:
             teacher, student = standardized(teacher), standardized(student)

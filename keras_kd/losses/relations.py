@@ -7,11 +7,36 @@ import keras
 from keras import ops
 
 from keras_kd.losses.base import FeatureLoss, require_positive, require_weights
+from keras_kd.losses.counts import zeroed
 from keras_kd.losses.geometry import flattened, huber, unit
 from keras_kd.typing import Tensor
 
 
-def similarity_preserving(teacher: Tensor, student: Tensor) -> Tensor:
+def among(values: Tensor, rows: Tensor, axis: int | tuple[int, ...] = -1) -> Tensor:
+    """The mean along axes of the batch, over the samples that count.
+
+    Args:
+        values: `(N, N)` or `(N, N, N)`, 0 where a sample does not count.
+        rows: Boolean `(N,)`: samples that count; `None` for all.
+        axis: The axes.
+
+    Returns:
+        Tensor without these axes.
+    """
+    if rows is None:
+        return ops.mean(values, axis=axis)
+    count = ops.maximum(ops.sum(ops.cast(rows, values.dtype)), 1.0)
+    power = len(axis) if isinstance(axis, tuple) else 1
+    return ops.sum(values, axis=axis) / count**power
+
+
+def _pairs(rows: Tensor, dtype: Any) -> Tensor:
+    """`(N, N)`: 1 where both samples count, else 0."""
+    valid = ops.cast(rows, dtype)
+    return valid[:, None] * valid[None, :]
+
+
+def similarity_preserving(teacher: Tensor, student: Tensor, rows: Tensor = None) -> Tensor:
     """Squared difference of batch similarities: `sum_j (G_t - G_s)_ij**2 / N`.
 
     `G` is `F F'` with rows of length 1.
@@ -19,6 +44,8 @@ def similarity_preserving(teacher: Tensor, student: Tensor) -> Tensor:
     Args:
         teacher: `(N, features)`.
         student: `(N, features)`; the widths may differ.
+        rows: Boolean `(N,)`: samples that count, here and below; the features of the others are
+            zeros, and `N` is the number of these. Defaults to all.
 
     Returns:
         Tensor `(N,)`.
@@ -27,11 +54,15 @@ def similarity_preserving(teacher: Tensor, student: Tensor) -> Tensor:
     def similarities(features: Tensor) -> Tensor:
         return unit(ops.matmul(features, ops.transpose(features)), axis=-1)
 
-    return ops.mean(ops.square(similarities(teacher) - similarities(student)), axis=-1)
+    return among(ops.square(similarities(teacher) - similarities(student)), rows)
 
 
 def relational(
-    teacher: Tensor, student: Tensor, distance_weight: float, angle_weight: float
+    teacher: Tensor,
+    student: Tensor,
+    distance_weight: float,
+    angle_weight: float,
+    rows: Tensor = None,
 ) -> Tensor:
     """Huber differences of distances between pairs and of angles between triplets.
 
@@ -40,25 +71,29 @@ def relational(
         student: `(N, features)`; the widths may differ.
         distance_weight: Weight of the distances over their mean.
         angle_weight: Weight of the cosines at every sample between any two others.
+        rows: Boolean `(N,)`.
 
     Returns:
         Tensor `(N,)`: for sample `i` the mean over `j` of the distances, and over
         `j` and `k` of the angles at `i`.
     """
     value: Tensor = 0.0
-    gram_t, distance_t = _distances(teacher)
-    gram_s, distance_s = _distances(student)
+    gram_t, distance_t = _distances(teacher, rows)
+    gram_s, distance_s = _distances(student, rows)
     if distance_weight:
         difference = _over_mean(distance_s) - _over_mean(distance_t)
-        value = value + distance_weight * ops.mean(huber(difference), axis=-1)
+        value = value + distance_weight * among(huber(difference), rows)
     if angle_weight:
         difference = _angles(gram_s, distance_s) - _angles(gram_t, distance_t)
-        value = value + angle_weight * ops.mean(huber(difference), axis=(1, 2))
+        value = value + angle_weight * among(huber(difference), rows, (1, 2))
     return value
 
 
-def _distances(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner products of the centered features, and distances, both `(N, N)`."""
+def _distances(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner products of the centered features, and distances, both `(N, N)`.
+
+    A sample that does not count is at distance 0 from all others, and has no direction.
+    """
     # Distances and angles do not change with the origin; rounding does.
     centered = features - ops.mean(features, axis=0, keepdims=True)
     gram = ops.matmul(centered, ops.transpose(centered))
@@ -68,7 +103,8 @@ def _distances(features: Tensor) -> tuple[Tensor, Tensor]:
     squared = squares[:, None] + squares[None, :] - 2.0 * gram
     # Clipped as in the reference, and 1 on the diagonal, where sqrt has no slope.
     squared = ops.where(itself > 0, ops.ones_like(squared), ops.maximum(squared, 1e-12))
-    return gram, ops.sqrt(squared) * (1.0 - itself)
+    apart = 1.0 - itself if rows is None else (1.0 - itself) * _pairs(rows, gram.dtype)
+    return gram, ops.sqrt(squared) * apart
 
 
 def _over_mean(distances: Tensor) -> Tensor:
@@ -91,7 +127,9 @@ def _angles(gram: Tensor, distances: Tensor) -> Tensor:
     return ops.where(both, cosine, ops.zeros_like(cosine))
 
 
-def correlation_congruence(teacher: Tensor, student: Tensor, gamma: float, order: int) -> Tensor:
+def correlation_congruence(
+    teacher: Tensor, student: Tensor, gamma: float, order: int, rows: Tensor = None
+) -> Tensor:
     """Mean squared difference of kernel matrices over the batch, row by row.
 
     The kernel is a Taylor expansion of the Gaussian on features of length 1:
@@ -102,6 +140,7 @@ def correlation_congruence(teacher: Tensor, student: Tensor, gamma: float, order
         student: `(N, features)`; the widths may differ.
         gamma: Positive float, dimensionless.
         order: Highest power.
+        rows: Boolean `(N,)`.
 
     Returns:
         Tensor `(N,)`.
@@ -116,10 +155,13 @@ def correlation_congruence(teacher: Tensor, student: Tensor, gamma: float, order
             total = total + (2 * gamma) ** p / math.factorial(p) * power
         return math.exp(-2 * gamma) * total
 
-    return ops.mean(ops.square(kernel(teacher) - kernel(student)), axis=-1)
+    # Features of zeros have one kernel on both sides, whatever they are compared with.
+    return among(ops.square(kernel(teacher) - kernel(student)), rows)
 
 
-def probabilistic(teacher: Tensor, student: Tensor, epsilon: float = 1e-7) -> Tensor:
+def probabilistic(
+    teacher: Tensor, student: Tensor, epsilon: float = 1e-7, rows: Tensor = None
+) -> Tensor:
     """Divergence of the probabilities with which samples are each other's neighbors.
 
     `mean_j P_t ln((P_t + e) / (P_s + e))`, `P` the cosine similarities brought to
@@ -129,6 +171,7 @@ def probabilistic(teacher: Tensor, student: Tensor, epsilon: float = 1e-7) -> Te
         teacher: `(N, features)`.
         student: `(N, features)`; the widths may differ.
         epsilon: `e`.
+        rows: Boolean `(N,)`.
 
     Returns:
         Tensor `(N,)`, in nats over `N`.
@@ -139,14 +182,21 @@ def probabilistic(teacher: Tensor, student: Tensor, epsilon: float = 1e-7) -> Te
         likeness = (ops.matmul(direction, ops.transpose(direction)) + 1.0) / 2.0
         # Rounding may carry a cosine below -1, and its logarithm to NaN.
         likeness = ops.maximum(likeness, 0.0)
-        return likeness / ops.sum(likeness, axis=-1, keepdims=True)
+        if rows is None:
+            return likeness / ops.sum(likeness, axis=-1, keepdims=True)
+        likeness = likeness * _pairs(rows, likeness.dtype)
+        total = ops.sum(likeness, axis=-1, keepdims=True)
+        return likeness / ops.where(ops.equal(total, 0), ops.ones_like(total), total)
 
     p, q = neighbors(teacher), neighbors(student)
-    return ops.mean(p * (ops.log(p + epsilon) - ops.log(q + epsilon)), axis=-1)
+    return among(p * (ops.log(p + epsilon) - ops.log(q + epsilon)), rows)
 
 
 class RelationLoss(FeatureLoss):
     """Base of the losses between the samples of a batch: features are flattened first.
+
+    While `compare` runs, `self.rows` tells which samples count, `None` where all do; the
+    features of the others are zeros.
 
     Args:
         reduction: As in `keras.losses.Loss`.
@@ -169,7 +219,10 @@ class RelationLoss(FeatureLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)`."""
-        return self.compare(flattened(y_true), flattened(y_pred))
+        teacher, student = flattened(y_true), flattened(y_pred)
+        if self.rows is not None:
+            teacher, student = (zeroed(side, self.rows) for side in (teacher, student))
+        return self.compare(teacher, student)
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The values `(batch,)` from features `(batch, features)`."""
@@ -218,7 +271,7 @@ class SimilarityPreserving(RelationLoss):
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The values `(batch,)` from features `(batch, features)`."""
-        return similarity_preserving(teacher, student)
+        return similarity_preserving(teacher, student, self.rows)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -283,7 +336,7 @@ class RKD(RelationLoss):
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The values `(batch,)` from features `(batch, features)`."""
-        return relational(teacher, student, self.distance_weight, self.angle_weight)
+        return relational(teacher, student, self.distance_weight, self.angle_weight, self.rows)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this loss."""
@@ -345,7 +398,7 @@ class CorrelationCongruence(RelationLoss):
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The values `(batch,)` from features `(batch, features)`."""
-        return correlation_congruence(teacher, student, self.gamma, self.order)
+        return correlation_congruence(teacher, student, self.gamma, self.order, self.rows)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this loss."""
@@ -395,4 +448,4 @@ class PKT(RelationLoss):
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The values `(batch,)` from features `(batch, features)`."""
-        return probabilistic(teacher, student)
+        return probabilistic(teacher, student, rows=self.rows)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
+from keras_kd.losses import counts
 from keras_kd.losses.base import FeatureLoss, require_positive
 from keras_kd.losses.features import paired_layers, same_shape
 from keras_kd.losses.geometry import unit
@@ -222,6 +223,23 @@ class AttentionScores(FeatureLoss):
                 )
         super().build(teacher_shape, student_shape)
 
+    def positions(self, tensor: Tensor) -> Shape:
+        """The queries, which in self-attention are the keys as well."""
+        return tensor.shape[0], tensor.shape[2]
+
+    def joined(self, mask: Tensor, heavy: Tensor, student: Tensor) -> Tensor:
+        """The pairs, or the tokens, of which neither is masked or of weight 0."""
+        if heavy is None:
+            return mask
+        queries, keys = student.shape[2:]
+        pairs = heavy[:, None, :, None]
+        if queries == keys:
+            pairs = ops.logical_and(pairs, heavy[:, None, None, :])
+        if mask is not None and len(mask.shape) == 2:
+            mask = ops.logical_and(mask[:, None, :, None], mask[:, None, None, :])
+        pairs = ops.logical_and(pairs, ops.ones_like(student[:, :1], dtype="bool"))
+        return counts.both(mask, pairs)
+
     def mask_of_values(self, mask: Tensor, student: Tensor) -> Tensor:
         """Queries that count: those with a key that counts."""
         return ops.any(mask[:, 0], axis=-1) if len(mask.shape) == 4 else mask
@@ -375,6 +393,14 @@ class PKD(FeatureLoss):
                     f'{tuple(ours)}. Give the transfer a `projector="linear"`.'
                 )
         super().build(teacher_shape, student_shape)
+
+    def mask_of_values(self, mask: Tensor, student: Tensor) -> Tensor:
+        """Whether the one token counts."""
+        return mask[:, self.position] if len(student.shape) == 3 else None
+
+    def weight_of_values(self, weight: Tensor, mask: Tensor, rank: int) -> Tensor:
+        """The weight of the one token."""
+        return weight[:, self.position] if len(weight.shape) == 2 else weight
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values, `(batch,)`."""

@@ -12,6 +12,7 @@ from keras_kd import meaning
 from keras_kd.cache import join, reader, rows, samples, storage
 from keras_kd.cache.layout import Output
 from keras_kd.cache.reader import Records
+from keras_kd.masks import with_joint_mask, with_keras_mask
 from keras_kd.reader import Answer
 from keras_kd.teachers import choice
 from keras_kd.teachers.mixtures import mixture_weights, of_units, returned
@@ -312,11 +313,16 @@ class CachedTeacher(Teacher):
                     "Write the cache again with `top_k=None`."
                 )
         logits = [
-            of_units(list(parts), self.weights, self.combine, unit) if len(each) > 1 else parts[0]
+            with_joint_mask(of_units(list(parts), self.weights, self.combine, unit), parts)
+            if len(each) > 1
+            else parts[0]
             for unit, *parts in zip(means, *(answer.logits for answer in each))
         ]
         tensors = {path: tensor for answer in each for path, tensor in answer.tensors.items()}
-        flat = [returned(z, output.kind) for z, output in zip(logits, self.outputs)]
+        flat = [
+            with_joint_mask(returned(z, output.kind), [z])
+            for z, output in zip(logits, self.outputs)
+        ]
         template = self.output_template()
         if template is None:
             output = flat[0] if len(flat) == 1 else flat
@@ -327,15 +333,23 @@ class CachedTeacher(Teacher):
     def _answer(self, cache: int, record: Any) -> Answer:
         """The answer of one cache."""
         layout = self.caches[cache].manifest.layout
+
+        def masked(tensor: Tensor, name: str) -> Tensor:
+            mask = record.get(f"{cache}/{name}")
+            return tensor if mask is None else with_keras_mask(tensor, ops.cast(mask, "bool"))
+
         logits = []
         for i, output in enumerate(layout.outputs):
             if output.top_k is None:
-                logits.append(ops.cast(record[f"{cache}/logits_{i}"], "float32"))
+                found = ops.cast(record[f"{cache}/logits_{i}"], "float32")
             else:
                 values, classes = record[f"{cache}/values_{i}"], record[f"{cache}/classes_{i}"]
-                logits.append(from_top_k(values, classes, output.classes))
+                found = from_top_k(values, classes, output.classes)
+            logits.append(masked(found, f"mask_{i}"))
         tensors = {
-            self._tap(cache, path): ops.cast(record[f"{cache}/tap_{i}"], "float32")
+            self._tap(cache, path): masked(
+                ops.cast(record[f"{cache}/tap_{i}"], "float32"), f"tap_mask_{i}"
+            )
             for i, (path, _) in enumerate(layout.taps)
         }
         return Answer(None, logits, tensors)

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backends, checks, meaning
-from keras_kd.masks import keras_mask
+from keras_kd.masks import keras_mask, with_joint_mask
 from keras_kd.reader import Answer
 from keras_kd.teachers import mixtures
 from keras_kd.teachers.mixtures import mixture_weights, returned
@@ -213,7 +213,9 @@ class Ensemble(Teacher):
         answers = [member.read(x, None, units) for member in self.members]
         each = enumerate(zip(*(answer.logits for answer in answers)))
         logits = [
-            mixtures.of_units(list(parts), self._weights, self.combine, _unit(units, i))
+            with_joint_mask(
+                mixtures.of_units(list(parts), self._weights, self.combine, _unit(units, i)), parts
+            )
             for i, parts in each
         ]
         tensors = {
@@ -221,7 +223,10 @@ class Ensemble(Teacher):
             for member, answer in zip(self.members, answers)
             for path, tensor in answer.tensors.items()
         }
-        flat = [returned(z, self._returns(i, _unit(units, i))) for i, z in enumerate(logits)]
+        flat = [
+            with_joint_mask(returned(z, self._returns(i, _unit(units, i))), [z])
+            for i, z in enumerate(logits)
+        ]
         output = keras.tree.pack_sequence_as(answers[0].output, flat)
         return Answer(output, logits, tensors)
 

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.losses.divergences import softened_kl
+from keras_kd.masks import with_joint_mask
 from keras_kd.reader import Answer, Reader
 from keras_kd.teachers.ensemble import Ensemble
 from keras_kd.teachers.model import ModelTeacher, Teacher
@@ -258,7 +259,8 @@ class FastTeacher(ModelTeacher):
             return super().read(x, record, units)
         answer = self._copy.read(x, False, units)
         output, logits = keras.tree.map_structure(
-            lambda tensor: ops.cast(tensor, "float32"), (answer.output, answer.logits)
+            lambda tensor: with_joint_mask(ops.cast(tensor, "float32"), [tensor]),
+            (answer.output, answer.logits),
         )
         return Answer(output, logits, {})
 

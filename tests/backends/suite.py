@@ -170,6 +170,48 @@ def test_masks(shared):
     assert after[-1] < after[0]
 
 
+def test_what_counts(shared, tmp_path):
+    """A mask of the teacher alone, weights and ignored labels, live and from a cache."""
+
+    def tokens(width, name, masked):
+        inputs = keras.Input((5,), dtype="int32")
+        x = layers.Embedding(11, width, mask_zero=masked)(inputs)
+        model = keras.Model(inputs, layers.Dense(CLASSES, name="logits")(x), name=name)
+        rng = np.random.default_rng(width)
+        model.set_weights([rng.normal(0, 1, w.shape) for w in model.get_weights()])
+        return model
+
+    teacher, student = tokens(4, "teacher", True), tokens(3, "student", False)
+    x, y = shared["tokens"], np.array(shared["token_labels"])
+    y[:, 1], y[0] = -1, -1
+    weight = np.random.default_rng(0).uniform(0.5, 2, x.shape).astype("float32")
+    weight[1, 0] = 0
+    theirs, ours = (ops.convert_to_numpy(model(x)) for model in (teacher, student))
+    hard = (x != 0) & (y >= 0)
+    soft = (x != 0) & ((y >= 0) | ~hard.any(1, keepdims=True))
+    p = ours - np.log(np.exp(ours).sum(-1, keepdims=True))
+    crossentropies = -np.take_along_axis(p, np.maximum(y, 0)[..., None], -1)[..., 0]
+    same = theirs.argmax(-1) == ours.argmax(-1)
+    expected = {
+        "student_loss": (crossentropies * weight * hard).sum() / hard.sum(),
+        "soft_targets": (softened_kl(theirs, ours, 2.0) * weight * soft).sum() / soft.sum(),
+        "agreement": (same * weight * soft).sum() / (weight * soft).sum(),
+    }
+    kd.cache.write(teacher, x, tmp_path / "cache", dtype="float32")
+    for source in (teacher, kd.teachers.CachedTeacher(tmp_path / "cache")):
+        distiller = kd.Distiller(student, source)
+        distiller.compile(
+            keras.optimizers.SGD(0.0),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1),
+            distillation_loss=[kd.losses.SoftTargets(), kd.losses.DIST()],
+            temperature=2.0,
+        )
+        logs = distiller.fit(x, y, sample_weight=weight, batch_size=len(x), verbose=0).history
+        for name, value in expected.items():
+            np.testing.assert_allclose(logs[name][0], value, rtol=1e-5, err_msg=name)
+        expected["dist"] = logs["dist"][0]
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(policy, rows):
     x, y = rows
