@@ -110,10 +110,3 @@ def axis_of(loss: Any) -> Any:
     if isinstance(loss, functools.partial):
         return loss.keywords.get("axis", axis_of(loss.func))
     return getattr(loss, "axis", -1) if of_loss(loss) is not None else -1
-
-
-def ignored_class(loss: Any) -> int | None:
-    """The label that a hard loss passes over, or `None`."""
-    if isinstance(loss, functools.partial):
-        return loss.keywords.get("ignore_class", ignored_class(loss.func))
-    return getattr(loss, "ignore_class", None)

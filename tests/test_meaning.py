@@ -1,6 +1,7 @@
 """What an output means: by its hard loss, by its layers, by its first rows, or by asking."""
 
 import functools
+import re
 
 import keras
 import numpy as np
@@ -80,8 +81,13 @@ REGRESSIONS = [
 ]
 
 
+def named(value):
+    """A name of a parameter that is the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
 @pytest.mark.parametrize("units", [1, 4])
-@pytest.mark.parametrize("loss", REGRESSIONS, ids=str)
+@pytest.mark.parametrize("loss", REGRESSIONS, ids=named)
 def test_a_regression_is_asked_for_its_loss(loss, units):
     student, teacher = ending(units=units), ending(units=units)
     with pytest.raises(ValueError, match=r"that of a regression.*`keras_kd.losses.LogitMSE\(\)`"):
@@ -136,7 +142,7 @@ def test_a_regression_that_ends_in_probabilities_is_asked(activation):
         keras.losses.BinaryFocalCrossentropy(from_logits=True),
         functools.partial(keras.losses.binary_crossentropy, from_logits=True),
     ],
-    ids=str,
+    ids=named,
 )
 def test_several_logits_of_a_binary_loss_are_independent(loss):
     student, teacher = ending(), ending()
@@ -615,7 +621,7 @@ def test_what_a_teacher_of_more_heads_reads_follows_the_names():
         ({"class_name": "MeanSquaredError", "config": {}}, "mean_squared_error"),
         ([kd.losses.LogitMSE(), "mse"], "mean_squared_error"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_distillation_loss_as_keras_takes_it(given, name, tmp_path):
     student, teacher = ending(name="student"), ending(name="teacher")
