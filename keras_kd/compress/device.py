@@ -71,6 +71,45 @@ def when_run(plain: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
     return tf.switch_case(index, [run] * len(_DEVICES) + [lambda: tf.identity(plain)])
 
 
+def where_run(run: Callable[[], Tensor], converted: Callable[[], Tensor]) -> Tensor:
+    """One computation where the model runs, an equal one of other operators in what is converted.
+
+    Args:
+        run: Gives a tensor.
+        converted: Gives the same tensor by operators that converters know how to translate. It is
+            not run on CPU and GPU, where TensorFlow may have no kernels for it.
+
+    Returns:
+        The tensor.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return run()
+    import tensorflow as tf
+
+    if tf.executing_eagerly():
+        return run()
+    if getattr(_STATE, "plain", False) or _traced_for_onnx():
+        return converted()
+    index = tf.raw_ops.DeviceIndex(device_names=list(_DEVICES))
+    return tf.switch_case(index, [run] * len(_DEVICES) + [converted])
+
+
+@contextlib.contextmanager
+def without_rounding() -> Iterator[None]:
+    """Within it, models that are run eagerly round no activations."""
+    before = getattr(_STATE, "exact", False)
+    _STATE.exact = True
+    try:
+        yield
+    finally:
+        _STATE.exact = before
+
+
+def rounds() -> bool:
+    """Whether activations are rounded: everywhere but within `without_rounding`."""
+    return not getattr(_STATE, "exact", False)
+
+
 def _traced_for_onnx() -> bool:
     """Whether `keras.Model.export(format="onnx")` is at work, which tells its layers nothing."""
     frame = sys._getframe()
@@ -127,6 +166,22 @@ def halves_from_zero(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
     return when_run(values, exact)
 
 
+def halves_up(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
+    """Move halves between two integers so that rounding takes them up.
+
+    `RESIZE_BILINEAR` does so in XNNPACK. A float sum may lie on either side of the half.
+
+    Args:
+        values: Tensor, means of dequantized values.
+        low: Least value of the range, a scalar; it plays no part.
+        step: Its step, a scalar.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    return when_run(values, lambda means: means + ops.cast(1e-3 * step, means.dtype))
+
+
 class ReadsIntegers:
     """Mixin for a layer that knows the step of the integers that come in.
 
@@ -141,7 +196,7 @@ class ReadsIntegers:
         """Join the layer to a graph, or run it."""
         first = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(first, keras.KerasTensor):
-            source = _quantizer_behind(first)
+            source = quantizer_behind(first)
             # Weak, or Keras would count another layer's weights as this one's.
             found = None if source is None else weakref.ref(source)
             if found not in self._sources:
@@ -156,19 +211,30 @@ class ReadsIntegers:
         return None if quantizer is None else quantizer.step
 
 
-def _quantizer_behind(tensor: Any) -> Any | None:
-    from keras_kd.compress.support import AVERAGES, MOVES
+def quantizer_behind(tensor: Any) -> Any | None:
+    """The `FakeQuantize` on whose grid a symbolic tensor lies.
+
+    Args:
+        tensor: `KerasTensor` of a graph.
+
+    Returns:
+        The layer from which the tensor came through layers that only move values; None if there is
+        none.
+    """
+    from keras_kd.compress.operators import same_scale
+    from keras_kd.compress.wrap import base_layer
 
     while True:
         # The only place where Keras says which layer made a symbolic tensor.
-        operation = tensor._keras_history.operation
-        if getattr(operation, "only_rounds", False):
-            return operation
-        if type(operation).__name__ not in MOVES | AVERAGES:
+        history = tensor._keras_history
+        if getattr(history.operation, "only_rounds", False):
+            return history.operation
+        if same_scale(base_layer(history.operation)) not in ("moves", "keeps", "average"):
             return None
-        if not isinstance(operation.input, keras.KerasTensor):
+        inputs = history.operation._inbound_nodes[history.node_index].input_tensors
+        if not inputs:
             return None
-        tensor = operation.input
+        tensor = inputs[0]
 
 
 def channel_steps(kernel: Tensor, axes: tuple[int, ...]) -> Tensor:

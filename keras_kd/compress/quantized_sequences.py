@@ -14,6 +14,7 @@ from keras_kd.compress.device import (
     channel_steps,
     rounded_bias,
     rounded_twice,
+    rounds,
 )
 from keras_kd.compress.fake_quantize import (
     FIXED_RANGES,
@@ -176,7 +177,7 @@ class QuantizedLayerNormalization(_Stepwise):
         varies = energy > 0.0
         energy = self.observe_product("energy", energy, training, ("centered", "centered"))
         high = self.observer("energy").maximum
-        step = ops.convert_to_tensor(high) / (2**self.activation_bits - 1)
+        step = ops.convert_to_tensor(high) / (2**self.activation_bits - 1) if rounds() else 0.0
         floor = ops.stop_gradient(ops.maximum(step, size * layer.epsilon))
         inverse = ops.rsqrt(ops.maximum(energy, ops.cast(floor, rows.dtype)))
         # A constant row, such as padding, has no deviation; its bound would widen the range of all.
