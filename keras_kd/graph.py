@@ -221,8 +221,24 @@ def copy_built(layer: Any) -> Any:
                 f"from its configuration it has {len(new.weights)} weights in place of "
                 f"{len(layer.weights)}. Create all weights in its `build`."
             )
-        new.set_weights(layer.get_weights())
+        give_weights(new, layer.get_weights())
     return new
+
+
+def give_weights(layer: Any, weights: list[Any]) -> None:
+    """`set_weights`, and the constants that a `Normalization` computes from its weights.
+
+    Keras makes these when a layer is adapted or loaded, not when its weights are set, so that a
+    copy would let everything through as it is.
+
+    Args:
+        layer: Built layer or model.
+        weights: Arrays, as `get_weights` returns them.
+    """
+    layer.set_weights(weights)
+    for inner in layer._flatten_layers():
+        if isinstance(inner, keras.layers.Normalization):
+            inner.finalize_state()
 
 
 def rebuild(model: keras.Model, make: Make, call: Call | None = None) -> keras.Model:

@@ -172,6 +172,8 @@ def _remarks(layer: Any) -> list[str]:
             size = sum(int(np.prod(v.shape)) for v in wanted)
             zeros = sum(int(np.sum(values[id(v)] == 0.0)) for v in wanted)
             remarks.append(f"{100.0 * zeros / max(size, 1):.0f} % zeros")
+            rest = {v.name for v in kernels(inner)} - {v.name for v in wanted}
+            remarks.extend(f"{name} dense" for name in sorted(rest))
         inner = inner.layer
     return remarks
 

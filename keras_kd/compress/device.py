@@ -55,7 +55,7 @@ def when_run(plain: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
     Returns:
         Tensor of the same shape and dtype, with the gradient of `plain`.
     """
-    if getattr(_STATE, "plain", False) or _traced_for_onnx():
+    if not rounds() or getattr(_STATE, "plain", False) or _traced_for_onnx():
         return plain
 
     def run() -> Tensor:
@@ -135,13 +135,37 @@ def rounded_twice(product: Tensor, factor: Any, step: Any) -> Tensor:
     Returns:
         Tensor of the same shape and dtype.
     """
+    return when_run(product, lambda value: _moved_out(value, factor, step))
 
-    def exact(value: Tensor) -> Tensor:
-        ratio = ops.cast(factor, "float32") / ops.cast(step, "float32")
-        shift = ops.cast(step, "float32") * 2.0 ** ops.floor(ops.log2(ratio))
-        return value + ops.sign(value) * ops.cast(shift, value.dtype)
 
-    return when_run(product, exact)
+def _moved_out(value: Tensor, factor: Any, step: Any) -> Tensor:
+    ratio = ops.cast(factor, "float32") / ops.cast(step, "float32")
+    shift = ops.cast(step, "float32") * 2.0 ** ops.floor(ops.log2(ratio))
+    return value + ops.sign(value) * ops.cast(shift, value.dtype)
+
+
+def inverse_root(values: Tensor, input_step: Any, step: Any) -> Tensor:
+    """Shift inverse roots so that rounding them once gives what `RSQRT` gives.
+
+    The kernel rounds `2**20 / sqrt(q)` for the integer `q` to an integer, and multiplies that by
+    `1 / (2**20 sqrt(input_step) step)`, which rounds twice. Where the largest value is that of
+    `q = 1` its 255 steps make exact halves of the roots of 4, 36, 100.
+
+    Args:
+        values: Tensor, `1 / sqrt(q * input_step)`.
+        input_step: Step of what the root is taken of, a scalar.
+        step: Step that the values are rounded to, a scalar.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+
+    def exact(plain: Tensor) -> Tensor:
+        unit = 2.0**-20 * ops.rsqrt(ops.cast(input_step, "float32"))
+        whole = ops.round(ops.cast(plain, "float32") / unit) * unit
+        return ops.cast(_moved_out(whole, unit, step), plain.dtype)
+
+    return when_run(values, exact)
 
 
 def halves_from_zero(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
@@ -221,19 +245,33 @@ def quantizer_behind(tensor: Any) -> Any | None:
         The layer from which the tensor came through layers that only move values; None if there is
         none.
     """
+    operation = source_of(tensor)
+    return operation if getattr(operation, "only_rounds", False) else None
+
+
+def source_of(tensor: Any) -> Any:
+    """The operation that made a symbolic tensor, looked at through those that only move values.
+
+    Args:
+        tensor: `KerasTensor` of a graph.
+
+    Returns:
+        Layer or operation.
+    """
     from keras_kd.compress.operators import same_scale
     from keras_kd.compress.wrap import base_layer
 
     while True:
         # The only place where Keras says which layer made a symbolic tensor.
         history = tensor._keras_history
-        if getattr(history.operation, "only_rounds", False):
-            return history.operation
-        if same_scale(base_layer(history.operation)) not in ("moves", "keeps", "average"):
-            return None
-        inputs = history.operation._inbound_nodes[history.node_index].input_tensors
+        operation = history.operation
+        if getattr(operation, "only_rounds", False):
+            return operation
+        if same_scale(base_layer(operation)) not in ("moves", "keeps", "average"):
+            return operation
+        inputs = operation._inbound_nodes[history.node_index].input_tensors
         if not inputs:
-            return None
+            return operation
         tensor = inputs[0]
 
 
@@ -265,7 +303,7 @@ def rounded_bias(bias: Tensor, input_step: Tensor | None, steps: Tensor) -> Tens
     Returns:
         Tensor like `bias`, with its gradient.
     """
-    if input_step is None:
+    if input_step is None or not rounds():
         return bias
     step = ops.stop_gradient(ops.maximum(input_step * steps, 1e-30))
     value = ops.cast(ops.stop_gradient(bias), "float32")

@@ -21,7 +21,7 @@ from keras_kd.compress.wrap import (
     every_layer,
     kernels,
 )
-from keras_kd.graph import Graph, copy_built, rebuild
+from keras_kd.graph import Graph, copy_built, give_weights, rebuild
 from keras_kd.typing import Tensor
 
 
@@ -91,8 +91,9 @@ def baked(layer: WeightWrapper) -> Any:
     if norm is None:
         pairs = _final_pairs(layer)
         values = {id(v): ops.convert_to_numpy(t) for v, t in pairs}
-        plain.set_weights(
-            [values.get(id(v), ops.convert_to_numpy(v)).astype("float32") for v in base.weights]
+        give_weights(
+            plain,
+            [values.get(id(v), ops.convert_to_numpy(v)).astype("float32") for v in base.weights],
         )
         return plain
     bias = folded_weights(base, norm)[-1]

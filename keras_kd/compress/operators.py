@@ -114,6 +114,44 @@ JOINS = {
 }
 """Those whose inputs, tensors or constants, and output have one scale."""
 
+ELEMENTWISE = {
+    "Absolute",
+    "Activation",
+    "Add",
+    "BatchNormalization",
+    "Cbrt",
+    "Celu",
+    "Cos",
+    "Divide",
+    "ELU",
+    "Elu",
+    "Exp",
+    "Expm1",
+    "Fabs",
+    "Log",
+    "Log10",
+    "Log1p",
+    "Log2",
+    "Logaddexp",
+    "Multiply",
+    "Negative",
+    "Normalization",
+    "Power",
+    "Reciprocal",
+    "Rescaling",
+    "Rsqrt",
+    "Selu",
+    "Sin",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Square",
+    "Squareplus",
+    "Subtract",
+    "TrueDivide",
+}
+"""Those whose first operator has no scale in common with its input, nor one that is prescribed."""
+
 _RESIZES = {"Resize", "Resizing", "UpSampling2D"}
 
 _REPEATS = (keras.layers.UpSampling1D, keras.layers.UpSampling2D, keras.layers.RepeatVector)

@@ -8,6 +8,7 @@ import keras
 
 from keras_kd.compress.float_regions import FloatRegions
 from keras_kd.compress.fold import CHANNEL_AXIS, foldable_into
+from keras_kd.compress.operators import ELEMENTWISE
 from keras_kd.compress.wrap import base_layer
 from keras_kd.graph import OUTPUT, Graph
 
@@ -104,13 +105,21 @@ class Plan:
         """Whether a layer reads integers, so that an exact value is rounded on its way in."""
         return name not in self.exact and self.kinds[name].kind not in ("float", "model", *_MOVING)
 
-    def mixes(self, name: str) -> bool:
-        """Whether a layer stays float that the converter would make int8 for its input's sake."""
-        if name not in self.exact:
-            return False
-        layer = self.graph.layers[name]
+    def stays(self, name: str) -> bool:
+        """Whether the converter would make integers of what a float layer begins with.
+
+        So it does with operators that share a scale with their input, MEAN among them, and with
+        those whose scale is prescribed, whatever the layer as a whole computes.
+        """
+        layer, kind = self.graph.layers[name], self.kinds[name]
         plain = self.regions.before(layer, self.graph).kind
-        return plain in ("joins", "average") or type(base_layer(layer)).__name__ == "Clip"
+        if name in self.exact and plain in _MOVING:
+            return False
+        if name in self.exact and plain in ("joins", "average", "activation", "mean", "observed"):
+            return True
+        if kind.kind != "float" or plain in ("weights", "separable"):
+            return False
+        return type(base_layer(layer)).__name__ not in ELEMENTWISE
 
     def unrounded(self, name: str) -> bool:
         """Whether a layer gives exact values though others are rounded there."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_kd.compress.device import quantizer_behind
+from keras_kd.compress.device import source_of
 from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.float_regions import FloatRegions
 from keras_kd.compress.fold import require_built
@@ -227,6 +227,7 @@ class _Maker:
         # The new graph's tensors that are no inputs, kept so that no id is used again.
         self.produced: dict[int, Tensor] = {}
         self.entered: dict[Any, tuple[Tensor, Tensor]] = {}
+        self.borders: set[tuple[int, str]] = set()
         self.outermost: Plan | None = None
 
     # -- layers -------------------------------------------------------------------------------
@@ -422,9 +423,21 @@ class _Maker:
             if key not in self.entered:
                 self.entered[key] = (value, self._keep(self._rounder(name, graph)(value)))
             return self.entered[key][1]
-        if plan.mixes(reader) and quantizer_behind(value) is not None:
-            return self._keep(FloatBorder(name=f"{reader}_float")(value))
+        if plan.stays(reader) and self._on_grid(value, graph):
+            if key not in self.entered:
+                number = sum(other == reader for _, other in self.borders)
+                border = FloatBorder(name=f"{reader}_float" + (f"_{number}" if number else ""))
+                self.borders.add((id(value), reader))
+                self.entered[key] = (value, self._keep(border(value)))
+            return self.entered[key][1]
         return value
+
+    def _on_grid(self, value: Tensor, graph: Graph) -> bool:
+        """Whether a value is rounded, or may be, outside this graph or in one nested in it."""
+        source = source_of(value)
+        if getattr(source, "only_rounds", False) or isinstance(source, keras.Model):
+            return True
+        return isinstance(source, keras.layers.InputLayer) and not graph.outermost
 
     def finish(self, model: keras.Model) -> keras.Model:
         """The model with its outputs rounded where they come from a region of floats."""

@@ -12,6 +12,7 @@ from keras_kd.compress.cluster import is_clustered
 from keras_kd.compress.device import (
     ReadsIntegers,
     channel_steps,
+    inverse_root,
     rounded_bias,
     rounded_twice,
     rounds,
@@ -182,6 +183,9 @@ class QuantizedLayerNormalization(_Stepwise):
         inverse = ops.rsqrt(ops.maximum(energy, ops.cast(floor, rows.dtype)))
         # A constant row, such as padding, has no deviation; its bound would widen the range of all.
         seen = ops.where(varies, inverse, ops.zeros_like(inverse))
+        observer = self.observer("inverse")
+        if rounds() and not training and not observer.calibrating:
+            inverse = inverse_root(inverse, step, observer.step)
         inverse = self.observe("inverse", inverse, training, seen)
         offset = self.observe("offset", mean * inverse, training)
         wide = ops.full((1, size), math.sqrt(size), dtype=rows.dtype)
