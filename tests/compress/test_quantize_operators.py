@@ -4,11 +4,14 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from test_quantize_tflite import convert, float_compute, on_grid, run, shake, tf
+from litert_files import convert, float_compute, on_grid, run, shake
 
 from keras_kd.compress import finalize, quantize_aware, summary
 from keras_kd.compress.device import plain_rounding
 from keras_kd.export.metrics import sqnr
+
+tf = pytest.importorskip("tensorflow")
+pytest.importorskip("ai_edge_litert.interpreter")
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="the TFLite converter reads TensorFlow graphs"
