@@ -335,7 +335,7 @@ def _depthwise(layer: Any) -> bool:
 
 
 def _tell_what_stays_dense(chosen: dict[int, str], layers: dict[str, Any]) -> None:
-    left = []
+    left: list[str] = []
     for path in chosen.values():
         pruned = _names(layers[path], False)
         names = [v.name for v in kernels(layers[path]) if v.name not in (pruned or ())]
