@@ -69,11 +69,13 @@ class Graph:
         config = self.model.get_config()
         for layer in config["layers"]:
             self.calls[layer["name"]] = layer["inbound_nodes"]
-            for tensor in _tensors(layer["inbound_nodes"]):
+            for tensor in tensors_of(layer["inbound_nodes"]):
                 producer = tensor["keras_history"][0]
                 self.consumers[producer].append(layer["name"])
                 self.producers[layer["name"]].append(producer)
-        for producer in _output_names(config["output_layers"]):
+        self.output_names = list(_output_names(config["output_layers"]))
+        self.input_names = list(_output_names(config["input_layers"]))
+        for producer in self.output_names:
             self.consumers[producer].append(OUTPUT)
 
     def fresh_inputs(self) -> Any:
@@ -101,7 +103,7 @@ class Graph:
 
     def input_shape(self, name: str) -> tuple[int | None, ...] | None:
         """Shape of the first tensor that the layer reads; None for layers that read none."""
-        for tensor in _tensors(self.calls[name][:1]):
+        for tensor in tensors_of(self.calls[name][:1]):
             return tuple(tensor["shape"])
         return None
 
@@ -111,8 +113,15 @@ class Graph:
         return calls[0]["kwargs"].get(argument) if calls else None
 
 
-def _tensors(node: Any) -> Iterator[dict[str, Any]]:
-    """Descriptions of the tensors that serialized calls read, one for each reading."""
+def tensors_of(node: Any) -> Iterator[dict[str, Any]]:
+    """Descriptions of the tensors that serialized calls read, one for each reading.
+
+    Args:
+        node: A call of `Graph.calls`, some of them, or a part of one.
+
+    Yields:
+        For each tensor its `shape`, `dtype` and `keras_history`: layer, call and index.
+    """
     if isinstance(node, dict):
         if node.get("class_name") == "__keras_tensor__":
             yield node["config"]
@@ -120,11 +129,11 @@ def _tensors(node: Any) -> Iterator[dict[str, Any]]:
         node = list(node.values())
     if isinstance(node, (list, tuple)):
         for item in node:
-            yield from _tensors(item)
+            yield from tensors_of(item)
 
 
 def _output_names(outputs: Any) -> Iterator[str]:
-    """Names of the layers in a serialized output structure of `[name, node, tensor]` triples."""
+    """Names of the layers in a serialized structure of `[name, node, tensor]` triples."""
     if isinstance(outputs, dict):
         for item in outputs.values():
             yield from _output_names(item)
@@ -212,8 +221,24 @@ def copy_built(layer: Any) -> Any:
                 f"from its configuration it has {len(new.weights)} weights in place of "
                 f"{len(layer.weights)}. Create all weights in its `build`."
             )
-        new.set_weights(layer.get_weights())
+        give_weights(new, layer.get_weights())
     return new
+
+
+def give_weights(layer: Any, weights: list[Any]) -> None:
+    """`set_weights`, and the constants that a `Normalization` computes from its weights.
+
+    Keras makes these when a layer is adapted or loaded, not when its weights are set, so that a
+    copy would let everything through as it is.
+
+    Args:
+        layer: Built layer or model.
+        weights: Arrays, as `get_weights` returns them.
+    """
+    layer.set_weights(weights)
+    for inner in layer._flatten_layers():
+        if isinstance(inner, keras.layers.Normalization):
+            inner.finalize_state()
 
 
 def rebuild(model: keras.Model, make: Make, call: Call | None = None) -> keras.Model:

@@ -7,13 +7,16 @@ LAYERS = {
     "keras_kd.compress": (
         "ClusteredLayer",
         "FakeQuantize",
+        "FloatBorder",
         "PrunedLayer",
         "QuantizedAffine",
         "QuantizedAttention",
         "QuantizedLayer",
         "QuantizedLayerNormalization",
         "QuantizedMean",
+        "QuantizedModel",
         "QuantizedRecurrent",
+        "QuantizedRepeat",
         "QuantizedSwish",
     )
 }

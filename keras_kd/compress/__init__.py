@@ -3,8 +3,9 @@
 from keras_kd.compress import tfmot
 from keras_kd.compress.channels import remove_channels
 from keras_kd.compress.cluster import ClusteredLayer, cluster, kmeans
+from keras_kd.compress.describe import summary
 from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights
-from keras_kd.compress.finalize import finalize, sparsity, summary
+from keras_kd.compress.finalize import finalize, sparsity
 from keras_kd.compress.fold import fold_batch_normalization
 from keras_kd.compress.observe import (
     FreezeObservers,
@@ -16,7 +17,12 @@ from keras_kd.compress.observe import (
 from keras_kd.compress.prune import PrunedLayer, magnitude_mask, n_of_m_mask, prune
 from keras_kd.compress.quantize import Annotation, is_quantize_aware, quantize_aware
 from keras_kd.compress.quantized_layers import QuantizedAffine, QuantizedLayer
-from keras_kd.compress.quantized_operations import QuantizedMean, QuantizedSwish
+from keras_kd.compress.quantized_model import FloatBorder, QuantizedModel
+from keras_kd.compress.quantized_operations import (
+    QuantizedMean,
+    QuantizedRepeat,
+    QuantizedSwish,
+)
 from keras_kd.compress.quantized_sequences import (
     QuantizedAttention,
     QuantizedLayerNormalization,
@@ -27,6 +33,7 @@ __all__ = [
     "Annotation",
     "ClusteredLayer",
     "FakeQuantize",
+    "FloatBorder",
     "FreezeObservers",
     "PrunedLayer",
     "QuantizedAffine",
@@ -34,7 +41,9 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedLayerNormalization",
     "QuantizedMean",
+    "QuantizedModel",
     "QuantizedRecurrent",
+    "QuantizedRepeat",
     "QuantizedSwish",
     "activation_ranges",
     "calibrate",

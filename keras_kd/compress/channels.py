@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_kd.compress.fold import CHANNEL_AXIS
 from keras_kd.compress.selection import chosen_layers
-from keras_kd.graph import OUTPUT, Graph, copy_layer, is_graph
+from keras_kd.graph import OUTPUT, Graph, copy_layer, give_weights, is_graph
 
 SLICED = {
     keras.layers.Conv1D,
@@ -190,7 +190,7 @@ def remove_channels(
         graph.model, input_tensors=graph.fresh_inputs(), clone_function=clone
     )
     for layer, weights in finish:
-        layer.set_weights(weights)
+        give_weights(layer, weights)
     return smaller
 
 

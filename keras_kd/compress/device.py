@@ -55,7 +55,7 @@ def when_run(plain: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
     Returns:
         Tensor of the same shape and dtype, with the gradient of `plain`.
     """
-    if not for_tflite():
+    if not rounds() or not for_tflite():
         return plain
 
     def run() -> Tensor:
@@ -74,6 +74,45 @@ def when_run(plain: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
 def for_tflite() -> bool:
     """Whether a graph traced now may be TFLite's: not one of `plain_rounding` or ONNX export."""
     return not getattr(_STATE, "plain", False) and not traced_for_onnx()
+
+
+def where_run(run: Callable[[], Tensor], converted: Callable[[], Tensor]) -> Tensor:
+    """One computation where the model runs, an equal one of other operators in what is converted.
+
+    Args:
+        run: Gives a tensor.
+        converted: Gives the same tensor by operators that converters know how to translate. It is
+            not run on CPU and GPU, where TensorFlow may have no kernels for it.
+
+    Returns:
+        The tensor.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return run()
+    import tensorflow as tf
+
+    if tf.executing_eagerly():
+        return run()
+    if not for_tflite():
+        return converted()
+    index = tf.raw_ops.DeviceIndex(device_names=list(_DEVICES))
+    return tf.switch_case(index, [run] * len(_DEVICES) + [converted])
+
+
+@contextlib.contextmanager
+def without_rounding() -> Iterator[None]:
+    """Within it, models that are run eagerly round no activations."""
+    before = getattr(_STATE, "exact", False)
+    _STATE.exact = True
+    try:
+        yield
+    finally:
+        _STATE.exact = before
+
+
+def rounds() -> bool:
+    """Whether activations are rounded: everywhere but within `without_rounding`."""
+    return not getattr(_STATE, "exact", False)
 
 
 def traced_for_onnx() -> bool:
@@ -101,13 +140,37 @@ def rounded_twice(product: Tensor, factor: Any, step: Any) -> Tensor:
     Returns:
         Tensor of the same shape and dtype.
     """
+    return when_run(product, lambda value: _moved_out(value, factor, step))
 
-    def exact(value: Tensor) -> Tensor:
-        ratio = ops.cast(factor, "float32") / ops.cast(step, "float32")
-        shift = ops.cast(step, "float32") * 2.0 ** ops.floor(ops.log2(ratio))
-        return value + ops.sign(value) * ops.cast(shift, value.dtype)
 
-    return when_run(product, exact)
+def _moved_out(value: Tensor, factor: Any, step: Any) -> Tensor:
+    ratio = ops.cast(factor, "float32") / ops.cast(step, "float32")
+    shift = ops.cast(step, "float32") * 2.0 ** ops.floor(ops.log2(ratio))
+    return value + ops.sign(value) * ops.cast(shift, value.dtype)
+
+
+def inverse_root(values: Tensor, input_step: Any, step: Any) -> Tensor:
+    """Shift inverse roots so that rounding them once gives what `RSQRT` gives.
+
+    The kernel rounds `2**20 / sqrt(q)` for the integer `q` to an integer, and multiplies that by
+    `1 / (2**20 sqrt(input_step) step)`, which rounds twice. Where the largest value is that of
+    `q = 1` its 255 steps make exact halves of the roots of 4, 36, 100.
+
+    Args:
+        values: Tensor, `1 / sqrt(q * input_step)`.
+        input_step: Step of what the root is taken of, a scalar.
+        step: Step that the values are rounded to, a scalar.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+
+    def exact(plain: Tensor) -> Tensor:
+        unit = 2.0**-20 * ops.rsqrt(ops.cast(input_step, "float32"))
+        whole = ops.round(ops.cast(plain, "float32") / unit) * unit
+        return ops.cast(_moved_out(whole, unit, step), plain.dtype)
+
+    return when_run(values, exact)
 
 
 def halves_from_zero(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
@@ -132,6 +195,22 @@ def halves_from_zero(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
     return when_run(values, exact)
 
 
+def halves_up(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
+    """Move halves between two integers so that rounding takes them up.
+
+    `RESIZE_BILINEAR` does so in XNNPACK. A float sum may lie on either side of the half.
+
+    Args:
+        values: Tensor, means of dequantized values.
+        low: Least value of the range, a scalar; it plays no part.
+        step: Its step, a scalar.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    return when_run(values, lambda means: means + ops.cast(1e-3 * step, means.dtype))
+
+
 class ReadsIntegers:
     """Mixin for a layer that knows the step of the integers that come in.
 
@@ -146,7 +225,7 @@ class ReadsIntegers:
         """Join the layer to a graph, or run it."""
         first = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(first, keras.KerasTensor):
-            source = _quantizer_behind(first)
+            source = quantizer_behind(first)
             # Weak, or Keras would count another layer's weights as this one's.
             found = None if source is None else weakref.ref(source)
             if found not in self._sources:
@@ -161,19 +240,44 @@ class ReadsIntegers:
         return None if quantizer is None else quantizer.step
 
 
-def _quantizer_behind(tensor: Any) -> Any | None:
-    from keras_kd.compress.support import AVERAGES, MOVES
+def quantizer_behind(tensor: Any) -> Any | None:
+    """The `FakeQuantize` on whose grid a symbolic tensor lies.
+
+    Args:
+        tensor: `KerasTensor` of a graph.
+
+    Returns:
+        The layer from which the tensor came through layers that only move values; None if there is
+        none.
+    """
+    operation = source_of(tensor)
+    return operation if getattr(operation, "only_rounds", False) else None
+
+
+def source_of(tensor: Any) -> Any:
+    """The operation that made a symbolic tensor, looked at through those that only move values.
+
+    Args:
+        tensor: `KerasTensor` of a graph.
+
+    Returns:
+        Layer or operation.
+    """
+    from keras_kd.compress.operators import same_scale
+    from keras_kd.compress.wrap import base_layer
 
     while True:
         # The only place where Keras says which layer made a symbolic tensor.
-        operation = tensor._keras_history.operation
+        history = tensor._keras_history
+        operation = history.operation
         if getattr(operation, "only_rounds", False):
             return operation
-        if type(operation).__name__ not in MOVES | AVERAGES:
-            return None
-        if not isinstance(operation.input, keras.KerasTensor):
-            return None
-        tensor = operation.input
+        if same_scale(base_layer(operation)) not in ("moves", "keeps", "average"):
+            return operation
+        inputs = operation._inbound_nodes[history.node_index].input_tensors
+        if not inputs:
+            return operation
+        tensor = inputs[0]
 
 
 def channel_steps(kernel: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -204,7 +308,7 @@ def rounded_bias(bias: Tensor, input_step: Tensor | None, steps: Tensor) -> Tens
     Returns:
         Tensor like `bias`, with its gradient.
     """
-    if input_step is None:
+    if input_step is None or not rounds():
         return bias
     step = ops.stop_gradient(ops.maximum(input_step * steps, 1e-30))
     value = ops.cast(ops.stop_gradient(bias), "float32")

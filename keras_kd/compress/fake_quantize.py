@@ -7,15 +7,16 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.compress.device import halves_from_zero, traced_for_onnx
+from keras_kd.compress.device import halves_from_zero, halves_up, rounds, traced_for_onnx
 from keras_kd.typing import Tensor
 
 FIXED_RANGES = {
+    "log_softmax": (-255.0 / 16.0, 0.0),
     "softmax": (0.0, 255.0 / 256.0),
     "sigmoid": (0.0, 255.0 / 256.0),
     "tanh": (-1.0, 127.0 / 128.0),
 }
-"""Ranges that TFLite prescribes for the int8 output of an operator: scale 1/256, and 1/128."""
+"""Ranges that TFLite prescribes for the int8 output of an operator: scale 1/16, 1/256, 1/128."""
 
 
 def quantized_weights(
@@ -82,8 +83,9 @@ class FakeQuantize(keras.layers.Layer):
         inputs: Float tensor of any shape. Integer tensors pass unchanged.
         training: Whether the range follows this batch.
         observe: False to quantize with the range as it is, also in training.
-        average: Whether the inputs are means of few integers, among which halves are frequent; at
-            inference they go the way TFLite's pooling takes them.
+        halves: Which way halves go at inference, for means of few integers, among which halves are
+            frequent: `"out"` from the integer zero, as in TFLite's pooling; `"up"`, as in its
+            resizing; None for the nearest even or odd, as it comes.
 
     Returns:
         Tensor of the same shape and dtype.
@@ -153,10 +155,10 @@ class FakeQuantize(keras.layers.Layer):
         inputs: Tensor,
         training: bool | None = None,
         observe: bool = True,
-        average: bool = False,
+        halves: str | None = None,
     ) -> Tensor:
         """Quantize, after following the batch where training."""
-        if "float" not in keras.backend.standardize_dtype(inputs.dtype):
+        if not rounds() or "float" not in keras.backend.standardize_dtype(inputs.dtype):
             return inputs
         if self.fixed is not None:
             low, high = self.fixed
@@ -164,8 +166,9 @@ class FakeQuantize(keras.layers.Layer):
         low, high = ops.convert_to_tensor(self.minimum), ops.convert_to_tensor(self.maximum)
         if observe and (training or self.calibrating):
             low, high = self.follow(inputs)
-        if average and not training and not self.calibrating:
-            inputs = halves_from_zero(inputs, low, self.step)
+        if halves and not training and not self.calibrating:
+            shift = halves_from_zero if halves == "out" else halves_up
+            inputs = shift(inputs, low, self.step)
         # Two quantization steps at least: a constant zero has no range.
         return fake_quantized(inputs, low, ops.maximum(high, low + 1e-6), self.bits)
 
@@ -245,6 +248,8 @@ def fake_quantized(inputs: Tensor, low: Tensor, high: Tensor, bits: int) -> Tens
     Returns:
         Tensor of the same shape and dtype.
     """
+    if not rounds():
+        return inputs
     low, high = (
         ops.stop_gradient(ops.convert_to_tensor(value, "float32")) for value in (low, high)
     )

@@ -11,6 +11,7 @@ from keras_kd.compress.wrap import base_layer
 from keras_kd.graph import (
     Graph,
     copy_layer,
+    give_weights,
     is_graph,
     occurrences,
     rebuild,
@@ -191,7 +192,7 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
 
     folded = rebuild(model, make, call)
     for layer, weights in finish:
-        layer.set_weights(weights)
+        give_weights(layer, weights)
     return folded
 
 
@@ -221,7 +222,7 @@ def _copy_subclassed(model: keras.Model) -> keras.Model:
     try:
         copy = keras.models.clone_model(model)
         copy.build_from_config(model.get_build_config())
-        copy.set_weights(model.get_weights())
+        give_weights(copy, model.get_weights())
     except Exception as error:
         raise ValueError(
             f"Model `{model.name}` of class `{type(model).__name__}` cannot be copied: {error} "

@@ -8,10 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_kd.compress.answers import check_answers
 from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.quantized_layers import QuantizedLayer
 from keras_kd.compress.quantized_sequences import _Stepwise
 from keras_kd.compress.wrap import every_layer
+
+_COMPARED = 32
+"""Samples on which the answers with and without rounding are compared."""
 
 
 def observers(model: keras.Model) -> dict[str, FakeQuantize]:
@@ -88,7 +92,9 @@ def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int 
 
     Raises:
         ValueError: If the model has no observers, or the data is empty, not finite, or does not fit
-            the model's inputs. The ranges are unchanged then.
+            the model's inputs; if an output of the model is not finite with the ranges found, or
+            its signal is lost in the rounding, with the layer where that happens. The ranges are
+            unchanged then.
     """
     found = observers(model)
     if not found:
@@ -100,6 +106,8 @@ def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int 
     states = [v for o in moving for v in (o.minimum, o.maximum, o.seen)]
     before = [keras.ops.convert_to_numpy(v) for v in states]
     count = 0
+    kept: list[Any] = []
+    free = all(tensor.shape[0] is None for tensor in keras.tree.flatten(model.input))
     try:
         for batch in _batches(data, batch_size, batches):
             _check(model, batch)
@@ -113,6 +121,13 @@ def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int 
                     observer.seen.assign(0.0)
             model(batch, training=False)
             count += 1
+            rows = sum(len(keras.tree.flatten(each)[0]) for each in kept)
+            if rows == 0 or (rows < _COMPARED and free):
+                kept.append(batch)
+        for observer in found.values():
+            observer.calibrating = False
+        if kept:
+            check_answers(model, keras.tree.map_structure(_joined, *kept))
     except BaseException:
         # A later batch may be the bad one, and an iterable is read only once.
         for variable, value in zip(states, before, strict=True):
@@ -126,6 +141,10 @@ def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int 
             "The calibration data is empty. Give some hundred inputs of the kind the model will "
             "see, scaled as in training."
         )
+
+
+def _joined(*parts: Any) -> np.ndarray:
+    return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts])
 
 
 def _batches(data: Any, batch_size: int, batches: int) -> Iterable[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from keras import ops
 
 from keras_kd.compress.channels import remove_channels
 from keras_kd.compress.fold import require_built
-from keras_kd.compress.selection import chosen_layers
+from keras_kd.compress.selection import chosen_layers, paths
 from keras_kd.compress.wrap import WeightWrapper, effective_weights, kernels
 from keras_kd.graph import Graph, copy_built, rebuild
 from keras_kd.typing import Tensor
@@ -241,7 +242,8 @@ def prune(
             they are now, which divides the sparsity between the layers; each layer then keeps its
             share.
         layers: Names (paths) of the layers to prune; None for all with kernels. The depthwise
-            kernels, small and all-important, are left out then.
+            kernels, small and all-important, are left out then, also those of separable
+            convolutions, which a warning and `summary` say.
         begin_step: Training step of the first mask, for schedules without steps of their own.
         end_step: Training step of the last mask.
         frequency: Steps from one mask to the next.
@@ -291,6 +293,8 @@ def prune(
     chosen = chosen_layers(model, layers, "prune")
     table = _table(schedule, sparsity, begin_step, end_step, frequency)
     named = layers is not None
+    if not named:
+        _tell_what_stays_dense(chosen, paths(model))
     shares = _shares(model, chosen, sparsity, scope, named)
 
     def make(layer: Any, graph: Graph) -> Any:
@@ -319,10 +323,29 @@ def prune(
 def _names(layer: Any, named: bool) -> tuple[str, ...] | None:
     found = {v.name for v in kernels(layer)}
     rest = found - {"depthwise_kernel"}
-    depthwise = isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D))
     if named:
         return None
-    return () if depthwise else tuple(sorted(rest))
+    return () if _depthwise(layer) else tuple(sorted(rest))
+
+
+def _depthwise(layer: Any) -> bool:
+    if isinstance(layer, keras.layers.Wrapper):
+        return _depthwise(layer.layer)
+    return isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D))
+
+
+def _tell_what_stays_dense(chosen: dict[int, str], layers: dict[str, Any]) -> None:
+    left: list[str] = []
+    for path in chosen.values():
+        pruned = _names(layers[path], False)
+        names = [v.name for v in kernels(layers[path]) if v.name not in (pruned or ())]
+        left.extend(f"`{path}` ({name})" for name in names)
+    if left:
+        warnings.warn(
+            f"Depthwise kernels, small and all-important, stay dense: {', '.join(left)}. To prune "
+            "them, name their layers in `layers`.",
+            stacklevel=3,
+        )
 
 
 def _shares(

@@ -7,9 +7,13 @@ from typing import Any
 
 import keras
 
+from keras_kd.compress.device import source_of
 from keras_kd.compress.fake_quantize import FakeQuantize
-from keras_kd.compress.fold import CHANNEL_AXIS, foldable_into, require_built
+from keras_kd.compress.float_regions import FloatRegions
+from keras_kd.compress.fold import require_built
 from keras_kd.compress.masking import masked_layers
+from keras_kd.compress.operators import rewritten, rounds_halves
+from keras_kd.compress.plan import Plan
 from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantized_layers import (
     FUSED_ACTIVATIONS,
@@ -17,16 +21,20 @@ from keras_kd.compress.quantized_layers import (
     QuantizedAffine,
     QuantizedLayer,
 )
-from keras_kd.compress.quantized_operations import QuantizedMean, QuantizedSwish
+from keras_kd.compress.quantized_model import FloatBorder, QuantizedModel
+from keras_kd.compress.quantized_operations import (
+    QuantizedMean,
+    QuantizedRepeat,
+    QuantizedSwish,
+)
 from keras_kd.compress.quantized_sequences import (
     QuantizedAttention,
     QuantizedLayerNormalization,
     QuantizedRecurrent,
 )
 from keras_kd.compress.selection import look_up, require_graph
-from keras_kd.compress.support import AVERAGES, Treatment, treatment
 from keras_kd.compress.wrap import WeightWrapper, base_layer, every_layer, kernels
-from keras_kd.graph import OUTPUT, Graph, copy_built, occurrences, rebuild
+from keras_kd.graph import Graph, copy_built, occurrences, rebuild
 from keras_kd.typing import Tensor
 
 
@@ -115,7 +123,7 @@ def quantize_aware(
         )
     by_layer = _annotations(model, annotations or {})
     maker = _Maker(model, weight_bits, activation_bits, by_layer, momentum, keep_zeros)
-    quantized = rebuild(model, maker.make, maker.call)
+    quantized = maker.finish(rebuild(model, maker.make, maker.call))
     if calibration is not None and activation_bits is not None:
         from keras_kd.compress.observe import calibrate
 
@@ -143,6 +151,7 @@ QUANTIZED = (
     QuantizedLayerNormalization,
     QuantizedMean,
     QuantizedRecurrent,
+    QuantizedRepeat,
     QuantizedSwish,
 )
 """The classes that `quantize_aware` puts in."""
@@ -153,10 +162,11 @@ _WRAPPERS: dict[str, Any] = {
     "layer norm": QuantizedLayerNormalization,
     "recurrent": QuantizedRecurrent,
     "mean": QuantizedMean,
+    "repeats": QuantizedRepeat,
     "swish": QuantizedSwish,
 }
 
-_WITHOUT_WIDTHS = (QuantizedAffine, QuantizedMean, QuantizedSwish)
+_WITHOUT_WIDTHS = (QuantizedAffine, QuantizedMean, QuantizedRepeat, QuantizedSwish)
 
 
 def _annotations(model: keras.Model, annotations: dict[str, Annotation]) -> dict[int, Annotation]:
@@ -204,18 +214,21 @@ class _Maker:
         keep_zeros: bool,
     ) -> None:
         self.uses = occurrences(model)
-        self.masked = masked_layers(model)
+        chosen = frozenset(k for k, a in annotations.items() if a.float or not a.output)
+        self.regions = FloatRegions(model, masked_layers(model), chosen, activation_bits)
         self.bits = weight_bits
         self.activation_bits = activation_bits
         self.annotations = annotations
         self.momentum = momentum
         self.keep_zeros = keep_zeros
         self.folded: dict[int, Any] = {}
-        self.plans: dict[int, _Plan] = {}
+        self.plans: dict[int, Plan] = {}
         self.quantizers: dict[tuple[int, str], FakeQuantize] = {}
         # The new graph's tensors that are no inputs, kept so that no id is used again.
         self.produced: dict[int, Tensor] = {}
-        self.entered: dict[int, tuple[Tensor, Tensor]] = {}
+        self.entered: dict[Any, tuple[Tensor, Tensor]] = {}
+        self.borders: set[tuple[int, str]] = set()
+        self.outermost: Plan | None = None
 
     # -- layers -------------------------------------------------------------------------------
 
@@ -224,8 +237,10 @@ class _Maker:
         if id(layer) in self.folded:
             return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy.name)
         annotation = self.annotations.get(id(layer), Annotation())
-        chosen = treatment(layer, graph, self.masked)
+        chosen = self.regions.treatment(layer, graph)
         if annotation.float:
+            return self._with_zeros(copy_built(layer))
+        if id(layer) in self.regions.reasons and annotation.weights is None:
             return self._with_zeros(copy_built(layer))
         if annotation.weights is not None and chosen.kind != "weights":
             return QuantizedLayer(
@@ -254,7 +269,7 @@ class _Maker:
         if type(base) in TRANSPOSED:
             # The wrapper adds a bias before the activation.
             separate = activation not in (None, "linear")
-        norm = foldable_into(layer, graph, self.uses)
+        norm = self._plan(graph).folded_into(layer, self.uses)
         if norm is not None:
             self.folded[id(norm)] = layer
         changes: dict[str, Any] = {"activation": None} if separate else {}
@@ -316,7 +331,7 @@ class _Maker:
         weights = layer.get_weights()
         depthwise.set_weights(weights[:1])
         pointwise.set_weights(weights[1:])
-        norm = foldable_into(layer, graph, self.uses)
+        norm = self._plan(graph).folded_into(layer, self.uses)
         if norm is not None:
             self.folded[id(norm)] = layer
         return _Separable(
@@ -347,6 +362,10 @@ class _Maker:
             args, kwargs = keras.tree.map_structure(
                 lambda value: self._enter(value, graph, plan), (args, kwargs)
             )
+        if self.activation_bits is not None:
+            args, kwargs = keras.tree.map_structure(
+                lambda value: self._pass(value, graph, plan, layer.name), (args, kwargs)
+            )
         if id(layer) in self.folded:
             # The arguments `mask` and `training` of a normalization mean nothing to its stand-in.
             outputs = new(args[0])
@@ -362,6 +381,11 @@ class _Maker:
         else:
             if isinstance(new, WeightWrapper):
                 kwargs = {key: value for key, value in kwargs.items() if value is not None}
+            copies = None
+            if self.activation_bits is not None and plan.kinds[layer.name].kind == "keeps":
+                copies = rewritten(layer, args[0])
+            if copies is not None:
+                new, args, kwargs = keras.layers.Identity(name=layer.name), (copies,), {}
             outputs = new(*args, **kwargs)
         name = layer.name
         if self.activation_bits is not None and name in plan.rounded:
@@ -372,7 +396,7 @@ class _Maker:
         self.produced[id(tensor)] = tensor
         return tensor
 
-    def _enter(self, value: Any, graph: Graph, plan: _Plan) -> Any:
+    def _enter(self, value: Any, graph: Graph, plan: Plan) -> Any:
         """An input of the model, rounded once for all its readers."""
         if not isinstance(value, keras.KerasTensor):
             return value
@@ -384,13 +408,70 @@ class _Maker:
         self.entered[id(value)] = (value, rounded)
         return rounded
 
-    def _round(self, outputs: Tensor, graph: Graph, plan: _Plan, name: str) -> Tensor:
-        if not isinstance(outputs, keras.KerasTensor):
-            # Of several tensors each would need a range and readers of its own.
-            return outputs
-        if "float" not in keras.backend.standardize_dtype(outputs.dtype):
-            return outputs
-        group, observes = plan.rounded[name]
+    def _pass(self, value: Any, graph: Graph, plan: Plan, reader: str) -> Any:
+        """An argument on its way from a region of floats into integers, or the other way."""
+        if not isinstance(value, keras.KerasTensor):
+            return value
+        if "float" not in keras.backend.standardize_dtype(value.dtype):
+            return value
+        name = value._keras_history.operation.name
+        key = (id(value), reader)
+        if plan.enters(reader) and plan.unrounded(name):
+            if plan.kinds[reader].kind in ("joins", "average"):
+                group = plan.find(reader)
+                return self._keep(self._quantizer(graph, plan, group, reader)(value, observe=False))
+            if key not in self.entered:
+                self.entered[key] = (value, self._keep(self._rounder(name, graph)(value)))
+            return self.entered[key][1]
+        if plan.stays(reader) and self._on_grid(value, graph):
+            if key not in self.entered:
+                number = sum(other == reader for _, other in self.borders)
+                border = FloatBorder(name=f"{reader}_float" + (f"_{number}" if number else ""))
+                self.borders.add((id(value), reader))
+                self.entered[key] = (value, self._keep(border(value)))
+            return self.entered[key][1]
+        return value
+
+    def _on_grid(self, value: Tensor, graph: Graph) -> bool:
+        """Whether a value is rounded, or may be, outside this graph or in one nested in it."""
+        source = source_of(value)
+        if getattr(source, "only_rounds", False) or isinstance(source, keras.Model):
+            return True
+        return isinstance(source, keras.layers.InputLayer) and not graph.outermost
+
+    def finish(self, model: keras.Model) -> keras.Model:
+        """The model with its outputs rounded where they come from a region of floats."""
+        names = {id(t): t._keras_history.operation.name for t in keras.tree.flatten(model.output)}
+        plan = self.outermost
+
+        def rounded(tensor: Tensor) -> Tensor:
+            name = names[id(tensor)]
+            whole = "float" not in keras.backend.standardize_dtype(tensor.dtype)
+            if plan is None or whole or name not in plan.kinds or not plan.unrounded(name):
+                return tensor
+            return self._rounder(name, plan.graph)(tensor)
+
+        outputs = model.output
+        if self.activation_bits is not None:
+            outputs = keras.tree.map_structure(rounded, outputs)
+        named = QuantizedModel(model.input, outputs, name=model.name)
+        if not model.trainable:
+            named.trainable = False
+        return named
+
+    def _rounder(self, name: str, graph: Graph) -> FakeQuantize:
+        """The quantizer of an exact value, for those of its readers that take integers."""
+        key = (id(graph), f"exact {name}")
+        if key not in self.quantizers:
+            self.quantizers[key] = FakeQuantize(
+                self.activation_bits or 8,
+                self.momentum,
+                name=name + "_quantize",
+                dtype=_float_policy(graph.layers[name]),
+            )
+        return self.quantizers[key]
+
+    def _quantizer(self, graph: Graph, plan: Plan, group: str, name: str) -> FakeQuantize:
         key = (id(graph), group)
         if key not in self.quantizers:
             self.quantizers[key] = FakeQuantize(
@@ -400,123 +481,31 @@ class _Maker:
                 name=plan.labels[group] + "_quantize",
                 dtype=_float_policy(graph.layers[name]),
             )
-        quantizer = self.quantizers[key]
-        if type(graph.layers[name]).__name__ in AVERAGES:
-            return quantizer(outputs, observe=observes, average=True)
+        return self.quantizers[key]
+
+    def _round(self, outputs: Tensor, graph: Graph, plan: Plan, name: str) -> Tensor:
+        if not isinstance(outputs, keras.KerasTensor):
+            if plan.kinds[name].kind != "keeps":
+                # Of several tensors each would need a range and readers of its own.
+                return outputs
+            return keras.tree.map_structure(
+                lambda part: self._round(part, graph, plan, name), outputs
+            )
+        if "float" not in keras.backend.standardize_dtype(outputs.dtype):
+            return outputs
+        group, observes = plan.rounded[name]
+        quantizer = self._quantizer(graph, plan, group, name)
+        halves = rounds_halves(base_layer(graph.layers[name]))
+        if halves:
+            return quantizer(outputs, observe=observes, halves=halves)
         return quantizer(outputs) if observes else quantizer(outputs, observe=False)
 
-    def _plan(self, graph: Graph) -> _Plan:
+    def _plan(self, graph: Graph) -> Plan:
         if id(graph) not in self.plans:
-            self.plans[id(graph)] = _Plan(graph, self.annotations, self.uses, self.masked)
+            self.plans[id(graph)] = Plan(graph, self.annotations, self.uses, self.regions)
+            if graph.outermost:
+                self.outermost = self.plans[id(graph)]
         return self.plans[id(graph)]
-
-
-class _Plan:
-    """Where the values of one graph are rounded, and which share a range.
-
-    TFLite's concatenation, maximum and minimum need one scale for inputs and output, so these form
-    a group with one observer, which follows the joined output. Layers that only move values
-    (pooling by maximum, reshaping) have the scale of what they read.
-    """
-
-    def __init__(
-        self,
-        graph: Graph,
-        annotations: dict[int, Annotation],
-        uses: Any,
-        masked: frozenset[int],
-    ) -> None:
-        self.graph = graph
-        self.labels: dict[str, str] = {}
-        self.rounded: dict[str, tuple[str, bool]] = {}
-        self.fixed: dict[str, tuple[float, float]] = {}
-        kinds = {name: treatment(layer, graph, masked) for name, layer in graph.layers.items()}
-        leader = {name: name for name in graph.layers}
-
-        def find(name: str) -> str:
-            while leader[name] != name:
-                name = leader[name]
-            return name
-
-        folded = {
-            norm.name
-            for layer in graph.layers.values()
-            if type(base_layer(layer)) in CHANNEL_AXIS
-            and (norm := foldable_into(layer, graph, uses)) is not None
-        }
-        for name, kind in kinds.items():
-            if kind.kind in ("moves", "average", "joins") or name in folded:
-                for producer in graph.producers[name]:
-                    leader[find(producer)] = find(name)
-        joins = [name for name, kind in kinds.items() if kind.kind == "joins"]
-        for name, kind in kinds.items():
-            layer = graph.layers[name]
-            annotation = annotations.get(id(layer), Annotation())
-            if annotation.float or not annotation.output or isinstance(layer, keras.Model):
-                continue
-            if kind.kind in ("moves", "embedding", "recurrent") or self._deferred(
-                name, kinds, folded
-            ):
-                continue
-            if isinstance(layer, keras.layers.InputLayer) and not (
-                graph.outermost and _read_as_float(layer, graph)
-            ):
-                continue
-            group = find(name)
-            members = [join for join in joins if find(join) == group]
-            observes = kind.kind != "average" and (not members or name in members)
-            if observes and name in members:
-                # Of joins that feed one another the last holds all values.
-                observes = not any(self._feeds(name, other, kinds) for other in members)
-            self.rounded[name] = (group, observes)
-            if observes:
-                self.labels[group] = name
-            if kind.range is not None and not members:
-                self.fixed[group] = kind.range
-
-        for name, (group, _) in self.rounded.items():
-            if group not in self.labels:
-                # What an average reads is rounded elsewhere, in a nested model for instance.
-                self.labels[group] = name
-                self.rounded[name] = (group, True)
-
-    def _deferred(self, name: str, kinds: dict[str, Treatment], folded: set[str]) -> bool:
-        """Whether the value is rounded later, behind what it is fused with."""
-        graph = self.graph
-        if not graph.called_once(name):
-            return False
-        readers = graph.consumers[name]
-        if name in folded:
-            producer = graph.producers[name][0]
-            if not kinds[producer].fuses:
-                return False
-        if len(readers) != 1 or readers[0] == OUTPUT or not graph.called_once(readers[0]):
-            return False
-        if readers[0] in folded:
-            return True
-        return (kinds[name].fuses or name in folded) and kinds[readers[0]].fusable
-
-    def _feeds(self, name: str, other: str, kinds: dict[str, Treatment]) -> bool:
-        """Whether `other` reads `name` through layers that only move values."""
-        for reader in self.graph.consumers[name]:
-            if reader == other:
-                return True
-            if (
-                reader != OUTPUT
-                and kinds[reader].kind in ("moves", "average", "joins")
-                and self._feeds(reader, other, kinds)
-            ):
-                return True
-        return False
-
-
-def _read_as_float(layer: Any, graph: Graph) -> bool:
-    if "float" not in keras.backend.standardize_dtype(layer.output.dtype):
-        return False
-    readers = [graph.layers[name] for name in graph.consumers[layer.name] if name != OUTPUT]
-    return not readers or any(
-        type(base_layer(reader)) is not keras.layers.Embedding for reader in readers
-    )
 
 
 def _float_policy(layer: Any) -> Any:

@@ -8,7 +8,14 @@ import keras
 from keras import ops
 
 from keras_kd.compress.cluster import is_clustered
-from keras_kd.compress.device import ReadsIntegers, channel_steps, for_tflite, rounded_bias
+from keras_kd.compress.convolutions import convolve, has_single_form
+from keras_kd.compress.device import (
+    ReadsIntegers,
+    channel_steps,
+    for_tflite,
+    rounded_bias,
+    where_run,
+)
 from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights, swish
 from keras_kd.compress.fold import kernel_scale
 from keras_kd.compress.wrap import WeightWrapper, base_layer, kernels, run_with
@@ -145,13 +152,14 @@ class QuantizedLayer(ReadsIntegers, WeightWrapper):
         if type(base) in TRANSPOSED and not training:
             zeros = ops.zeros((base.filters,), self.compute_dtype)
             bias = ops.cast(base.bias, self.compute_dtype) if base.use_bias else zeros
-            return self._with_bias(inputs, pairs, _never_zero(self._as_integers(bias, pairs)))
+            shift = _never_zero(self._as_integers(bias, pairs))
+            return self._with_bias(inputs, pairs, shift, training)
         if type(base) in CHANNEL_AXES and getattr(base, "bias", None) is not None and not training:
             bias = self._as_integers(ops.convert_to_tensor(base.bias), pairs)
             pairs = [*(pair for pair in pairs if pair[0] is not base.bias), (base.bias, bias)]
         if type(base) is keras.layers.Dense:
             return self._dense(inputs, pairs)
-        outputs = run_with(base, pairs, inputs, *args, **kwargs)
+        outputs = self._run(inputs, pairs, training, *args, **kwargs)
         if type(base) is keras.layers.Embedding and self.activation_bits and for_tflite():
             # The rows lie on the table's grid already; saying so tells TFLite's converter the grid,
             # while ONNX has no operator for it.
@@ -160,6 +168,28 @@ class QuantizedLayer(ReadsIntegers, WeightWrapper):
                 outputs, -limit, limit, num_bits=self.weight_bits, narrow_range=True
             )
         return outputs
+
+    def _run(
+        self,
+        inputs: Tensor,
+        pairs: list[tuple[Any, Tensor]],
+        training: bool | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """The layer with other weights, in a form that converters know."""
+        base = self.base
+        if training or not has_single_form(base):
+            return run_with(base, pairs, inputs, *args, **kwargs)
+        values = {id(variable): tensor for variable, tensor in pairs}
+        kernel, bias = (
+            None if v is None else values.get(id(v), ops.convert_to_tensor(v))
+            for v in (base.kernel, base.bias)
+        )
+        return where_run(
+            lambda: run_with(base, pairs, inputs, *args, **kwargs),
+            lambda: convolve(base, kernel, bias, inputs),
+        )
 
     def _as_integers(self, bias: Tensor, pairs: list[tuple[Any, Tensor]]) -> Tensor:
         """The bias as the file has it."""
@@ -243,13 +273,13 @@ class QuantizedLayer(ReadsIntegers, WeightWrapper):
             shift = self._as_integers((bias - mean) * scale + beta, pairs)
             if type(base) in TRANSPOSED:
                 shift = _never_zero(shift)
-            outputs = self._with_bias(inputs, pairs, shift)
+            outputs = self._with_bias(inputs, pairs, shift, training)
             if self.regularizer is not None:
                 shape = self._along_channels(outputs)
                 product = ops.cast(outputs, "float32") - ops.reshape(shift, shape)
                 self._regularize(product / ops.reshape(scale, shape) + ops.reshape(bias, shape))
             return outputs
-        product = ops.cast(self._with_bias(inputs, pairs, None), "float32")
+        product = ops.cast(self._with_bias(inputs, pairs, None, training), "float32")
         rank = len(product.shape)
         channel = norm.axis % rank
         shape = self._along_channels(product)
@@ -271,7 +301,11 @@ class QuantizedLayer(ReadsIntegers, WeightWrapper):
         return ops.cast(shifted, self.compute_dtype)
 
     def _with_bias(
-        self, inputs: Tensor, pairs: list[tuple[Any, Tensor]], bias: Tensor | None
+        self,
+        inputs: Tensor,
+        pairs: list[tuple[Any, Tensor]],
+        bias: Tensor | None,
+        training: bool | None,
     ) -> Tensor:
         base = self.base
         if base.use_bias:
@@ -281,7 +315,7 @@ class QuantizedLayer(ReadsIntegers, WeightWrapper):
         if type(base) is keras.layers.Dense:
             outputs = self._dense(inputs, pairs)
         else:
-            outputs = run_with(base, pairs, inputs)
+            outputs = self._run(inputs, pairs, training)
         if bias is None:
             return outputs
         shape = self._along_channels(outputs)

@@ -7,6 +7,7 @@ import math
 import keras
 from keras import ops
 
+from keras_kd.compress.device import where_run
 from keras_kd.compress.fake_quantize import swish
 from keras_kd.compress.wrap import WeightWrapper
 from keras_kd.typing import Tensor
@@ -67,3 +68,44 @@ class QuantizedMean(WeightWrapper):
             ones = [1] * (rank - 2)
             shape = [channels, *ones] if first else [*ones, channels]
         return ops.reshape(mean, (-1, *shape))
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class QuantizedRepeat(WeightWrapper):
+    """Each value several times over, as the resizing of an image to the nearest pixel.
+
+    Keras repeats by TILE, whose int8 form is written in a version that LiteRT 2.3 does not have.
+
+    Args:
+        layer: `keras.layers.UpSampling1D`, `UpSampling2D` with `interpolation="nearest"`, or
+            `RepeatVector`.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def call(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
+        """Repeat."""
+        base = self.base
+        return where_run(lambda: base(inputs), lambda: self._resized(inputs))
+
+    def _resized(self, inputs: Tensor) -> Tensor:
+        base, shape = self.base, inputs.shape
+        if isinstance(base, keras.layers.RepeatVector):
+            image = ops.reshape(inputs, (-1, 1, 1, shape[-1]))
+            repeated = _nearest(image, 1, base.n)
+            return ops.reshape(repeated, (-1, base.n, shape[-1]))
+        if isinstance(base, keras.layers.UpSampling1D):
+            return ops.squeeze(_nearest(ops.expand_dims(inputs, 1), 1, base.size), 1)
+        if base.data_format == "channels_first":
+            image = _nearest(ops.transpose(inputs, (0, 2, 3, 1)), *base.size)
+            return ops.transpose(image, (0, 3, 1, 2))
+        return _nearest(inputs, *base.size)
+
+
+def _nearest(image: Tensor, rows: int, columns: int) -> Tensor:
+    height, width = ops.shape(image)[1:3]
+    return ops.image.resize(
+        image,
+        (height * rows, width * columns),
+        interpolation="nearest",
+        data_format="channels_last",
+    )

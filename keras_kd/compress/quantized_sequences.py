@@ -12,8 +12,10 @@ from keras_kd.compress.cluster import is_clustered
 from keras_kd.compress.device import (
     ReadsIntegers,
     channel_steps,
+    inverse_root,
     rounded_bias,
     rounded_twice,
+    rounds,
 )
 from keras_kd.compress.fake_quantize import (
     FIXED_RANGES,
@@ -176,11 +178,14 @@ class QuantizedLayerNormalization(_Stepwise):
         varies = energy > 0.0
         energy = self.observe_product("energy", energy, training, ("centered", "centered"))
         high = self.observer("energy").maximum
-        step = ops.convert_to_tensor(high) / (2**self.activation_bits - 1)
+        step = ops.convert_to_tensor(high) / (2**self.activation_bits - 1) if rounds() else 0.0
         floor = ops.stop_gradient(ops.maximum(step, size * layer.epsilon))
         inverse = ops.rsqrt(ops.maximum(energy, ops.cast(floor, rows.dtype)))
         # A constant row, such as padding, has no deviation; its bound would widen the range of all.
         seen = ops.where(varies, inverse, ops.zeros_like(inverse))
+        observer = self.observer("inverse")
+        if rounds() and not training and not observer.calibrating:
+            inverse = inverse_root(inverse, step, observer.step)
         inverse = self.observe("inverse", inverse, training, seen)
         offset = self.observe("offset", mean * inverse, training)
         wide = ops.full((1, size), math.sqrt(size), dtype=rows.dtype)

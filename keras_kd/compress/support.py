@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_kd.compress.fake_quantize import FIXED_RANGES
+from keras_kd.compress.operators import PARTS, repeats, same_scale
 from keras_kd.compress.quantized_layers import CHANNEL_AXES, FUSED_ACTIVATIONS
 from keras_kd.compress.quantized_operations import MOST_POSITIONS
 from keras_kd.compress.wrap import base_layer
@@ -16,36 +17,6 @@ from keras_kd.graph import Graph
 
 MOST_RECURRENT_STEPS = 64
 """Unrolled steps beyond which the file of a recurrent layer grows out of proportion."""
-
-MOVES = {
-    "ActivityRegularization",
-    "AlphaDropout",
-    "Cropping1D",
-    "Cropping2D",
-    "Dropout",
-    "Flatten",
-    "GaussianDropout",
-    "GaussianNoise",
-    "GlobalMaxPooling1D",
-    "GlobalMaxPooling2D",
-    "Identity",
-    "MaxPooling1D",
-    "MaxPooling2D",
-    "Permute",
-    "RepeatVector",
-    "Reshape",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "Squeeze",
-    "ExpandDims",
-    "Transpose",
-    "ZeroPadding1D",
-    "ZeroPadding2D",
-}
-"""Layers and operations whose output values are input values, at the same scale."""
-
-AVERAGES = {"AveragePooling1D", "AveragePooling2D"}
-"""Layers that mix values and keep their scale."""
 
 OBSERVED = {
     "Add",
@@ -62,14 +33,13 @@ OBSERVED = {
 ARITHMETIC = {"Add", "Subtract", "Multiply"}
 """Those into which TFLite fuses a ReLU, and which need two tensors."""
 
-JOINS = {"Concatenate", "Maximum", "Minimum"}
-
 INT8_ACTIVATIONS = {
     "gelu",
     "hard_swish",
     "hard_silu",
     "leaky_relu",
     "linear",
+    "log_softmax",
     "relu",
     "relu6",
     "sigmoid",
@@ -92,6 +62,7 @@ ACTIVATION_LAYERS = {
     "Silu": "silu",
     "HardSilu": "hard_silu",
     "LeakyRelu": "leaky_relu",
+    "LogSoftmax": "log_softmax",
 }
 
 
@@ -102,7 +73,7 @@ class Treatment:
     Args:
         kind: `"weights"`, `"separable"`, `"embedding"`, `"affine"`, `"layer norm"`, `"attention"`,
             `"recurrent"`, `"activation"`, `"swish"`, `"mean"`, `"observed"`, `"moves"`,
-            `"average"`, `"joins"`, `"model"` or `"float"`.
+            `"repeats"`, `"keeps"`, `"average"`, `"joins"`, `"model"` or `"float"`.
         reason: Why a layer stays float; empty otherwise.
         range: Range of the output that TFLite prescribes.
         fuses: Whether TFLite computes a ReLU after it in the same operator.
@@ -134,7 +105,7 @@ def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) ->
     keras_own = type(base).__module__.split(".")[0] == "keras"
     if not keras_own:
         return Treatment("float", "custom layer; annotate it to round its weights")
-    if several_outputs(layer):
+    if several_outputs(layer) and kind not in PARTS:
         return Treatment("float", "gives several tensors")
     config = base.get_config()
     if type(base) in CHANNEL_AXES:
@@ -152,16 +123,14 @@ def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) ->
         return _SPECIAL[type(base)](base, config, layer.name, graph, id(base) in masked)
     if kind == "Activation" or kind in ACTIVATION_LAYERS:
         return _activation(base, kind, config)
-    if kind in MOVES:
-        return Treatment("moves")
-    if kind in AVERAGES:
-        return Treatment("average")
-    if kind in JOINS:
-        return Treatment("joins")
-    if kind == "UpSampling2D":
-        return Treatment("moves" if config["interpolation"] == "nearest" else "observed")
-    if kind == "UpSampling1D":
-        return Treatment("moves")
+    passes = same_scale(base)
+    if passes == "keeps" and kind == "Pad" and _padded_with(graph, layer.name):
+        # The constant has the input's scale, whose range must hold it.
+        passes = "joins"
+    if repeats(base):
+        return Treatment("repeats")
+    if passes:
+        return Treatment(passes)
     if kind in OBSERVED:
         if kind in ARITHMETIC and not _tensors_only(graph, layer.name):
             return Treatment("float", "a constant operand has no int8 form; use Rescaling")
@@ -208,7 +177,7 @@ def _activation(layer: Any, kind: str, config: dict[str, Any]) -> Treatment:
             return Treatment("float", "this ReLU is no operator of TFLite")
     if name == "linear":
         return Treatment("moves")
-    if kind == "Softmax" and config.get("axis", -1) != -1:
+    if kind in ("Softmax", "LogSoftmax") and config.get("axis", -1) != -1:
         return Treatment("float", "softmax over an axis other than the last")
     if name in ("silu", "swish") and isinstance(layer, keras.layers.Layer):
         return Treatment("swish")
@@ -312,6 +281,14 @@ def _few_positions(layer: Any, graph: Graph) -> bool:
     if not shape or None in shape[1:]:
         return False
     return 1 <= math.prod(int(size or 0) for size in sizes) <= MOST_POSITIONS
+
+
+def _padded_with(graph: Graph, name: str) -> bool:
+    """Whether a `Pad` is given something other than zero to pad with."""
+    return any(
+        any(value not in (None, 0, 0.0) for value in [*call["args"][1:], *call["kwargs"].values()])
+        for call in graph.calls[name]
+    )
 
 
 def _tensors_only(graph: Graph, name: str) -> bool:

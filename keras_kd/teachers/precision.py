@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd.graph import give_weights
 from keras_kd.losses.divergences import softened_kl
 from keras_kd.masks import with_joint_mask
 from keras_kd.reader import Answer, Reader
@@ -117,7 +118,7 @@ def _copied(model: Any, dtype: str) -> Any:
         return type(layer).from_config(config)
 
     copy = keras.models.clone_model(folded, clone_function=lower, recursive=True)
-    copy.set_weights(folded.get_weights())
+    give_weights(copy, folded.get_weights())
     return copy
 
 
@@ -193,7 +194,7 @@ class FastTeacher(ModelTeacher):
             return True
         if self._copy is not None:
             # Into the copy that compiled steps know.
-            self._copy.model.set_weights(inference_copy(self.model, self._runs).get_weights())
+            give_weights(self._copy.model, inference_copy(self.model, self._runs).get_weights())
             self._weights = checksum(self.model)
             self._copies += 1
         return False
