@@ -49,8 +49,23 @@ def export(
     std: Annotated[str | None, typer.Option(help="Given together with --mean.")] = None,
     sparse: Annotated[
         bool,
-        typer.Option(help="Store TFLite weights of pruned models without their zeros."),
-    ] = True,
+        typer.Option(
+            help="Store TFLite weights of pruned models without their zeros, which LiteRT and "
+            "TensorFlow Lite read, and most others refuse."
+        ),
+    ] = False,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="1 fixes the batch size, which some runtimes need.  [default: free]"),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUNTIME",
+            help="Choose only files that run there, such as tflite-2.14 or ethos-u55. May be given "
+            "several times.",
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="First part of the file names.  [default: as STUDENT]")
     ] = None,
@@ -95,6 +110,8 @@ def export(
             labels=None if labels is None else _words(labels),
             normalization=pixels,
             sparse=sparse,
+            batch=batch,
+            targets=None if target is None else [word for part in target for word in _words(part)],
             name=name or Path(student).stem,
             overwrite=overwrite,
             progress=work,

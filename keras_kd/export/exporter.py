@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import budget, checks, data, jobs, manifest
+from . import budget, checks, data, jobs, manifest, runtimes
 from .checks import FORMATS, PRECISIONS
 from .jobs import Progress
 from .layers import LayerReport
@@ -40,7 +40,9 @@ def export_model(
     max_drop: float | None = 0.01,
     objective: str = "size",
     mixed: bool = True,
-    sparse: bool = True,
+    sparse: bool = False,
+    batch: int | None = None,
+    targets: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
     normalization: Any = None,
     history: dict[str, Sequence[float]] | None = None,
@@ -89,8 +91,12 @@ def export_model(
             that lose most of the signal stay float (`"mixed"` in the report).
         sparse: Whether TFLite files may store their weights without the zeros, of which pruned
             models have many: where the file gets at least 5 % smaller, runs, and answers the same.
-            Pass `False` for runtimes without the operator `DENSIFY`, such as TensorFlow Lite for
-            Microcontrollers.
+            LiteRT and TensorFlow Lite run such files; most others, among them OpenVINO, Ethos-U
+            and TensorFlow Lite for Microcontrollers, refuse them.
+        batch: `None` leaves the batch size free where the format can, 1 fixes it: some compilers
+            and runtimes take only such files.
+        targets: Names of runtimes, such as `"tflite-2.14"` or `"ethos-u55"`, that the best file
+            must run in; see `runtimes.NAMES`. The report says what was given up for them.
         labels: Names of the classes of the first output, for the report, the manifest and the files
             themselves (TFLite metadata, ONNX `metadata_props`).
         normalization: `(mean, std)`, numbers or one for each channel, if the input is an image: how
@@ -126,6 +132,8 @@ def export_model(
     formats = checks.names("formats", formats, FORMATS)
     precisions = checks.check_precisions(precisions, formats)
     checks.check_settings(max_drop, objective, opset, name)
+    checks.check_batch(batch)
+    wanted = runtimes.check_targets(targets)
     checks.check_packages(formats)
     target = Path(folder)
     checks.check_folder(target, overwrite)
@@ -184,6 +192,7 @@ def export_model(
         options = {
             "allow_flex": allow_flex,
             "opset": opset,
+            "batch": batch,
             "quantized": quantization_aware,
             "about": about,
         }
@@ -220,7 +229,14 @@ def export_model(
             },
             "keras": reference.figures,
             "teacher": teacher_row,
-            "settings": {"max_drop": max_drop, "objective": objective, "opset": opset},
+            "settings": {
+                "max_drop": max_drop,
+                "objective": objective,
+                "opset": opset,
+                "batch": batch,
+                "sparse": sparse,
+                "targets": wanted,
+            },
             "evaluation": {
                 "samples": reference.count,
                 "labeled": bool(reference.labels),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from . import reshapes
 from .metrics import sqnr
 from .naming import layer_of
 from .onnx_aware import quantize_on_grid
@@ -59,7 +60,7 @@ class ONNX:
             blob = self._aware()
         else:
             blob = self._static(path, precision, notes, keep)
-        return blob, {"batch": "dynamic", "notes": notes}
+        return blob, {"batch": "static" if self._source.batch else "dynamic", "notes": notes}
 
     def _float_file(self) -> Path:
         if self._float is None:
@@ -152,11 +153,17 @@ class ONNX:
         outputs = []
         arrays = self._calibration or {}
         feed = {name: array[:64] for name, array in arrays.items()}
+        count = len(next(iter(feed.values())))
+        step = self._source.batch or count
         for model in (str(path), blob):
             session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
-            outputs.append(session.run(None, feed))
+            parts = [
+                session.run(None, {name: array[i : i + step] for name, array in feed.items()})
+                for i in range(0, count, step)
+            ]
+            outputs.append([np.concatenate(part) for part in zip(*parts, strict=True)])
         return min(sqnr(a, b) for a, b in zip(*outputs, strict=True))
 
     def _prepared(self, path: Path) -> Path:
@@ -226,7 +233,8 @@ def _from_keras(source: Source, opset: int, form: str) -> Any:
     )
     _fold_captures(model, concrete)
     # tf2onnx keeps the order of the function's arguments and results.
-    name_borders(model, source.signature)
+    name_borders(model, source.signature, source.batch)
+    reshapes.onnx(model)
     name_inside(model, source.layers)
     return model
 
