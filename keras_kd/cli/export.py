@@ -125,7 +125,7 @@ def export(
         *notes,
         f"Files and report.html are in {folder}. Check them with: keras-kd verify {folder}",
     )
-    raise typer.Exit(0 if report.best is not None else 1)
+    raise typer.Exit(0 if report.ok else 1)
 
 
 def _words(text: str) -> list[str]:

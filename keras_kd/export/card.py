@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .report import Report, latency, number, percent, points, size
+from .runtimes import together
 
 
 def render(report: Report) -> str:
@@ -79,6 +80,12 @@ def render(report: Report) -> str:
     ]
     if remarks:
         lines += ["", "## Failures and flags", "", *remarks]
+    lines += ["", "## Where the files run", ""]
+    for file, answers in report.runtimes().items():
+        groups = together(answers).items()
+        said = "; ".join(f"{', '.join(names)}: {answer}" for answer, names in groups)
+        lines.append(f"- `{file}`: {_plain(said)}.")
+    lines += [f"- {_plain(sentence.removeprefix('> '))}." for sentence in report.given_up()]
     lines += ["", "## Files", ""]
     for artifact in report.artifacts:
         if artifact.file is None:

@@ -42,7 +42,8 @@ def tflite(blob: bytes, about: dict[str, Any], precision: str) -> bytes:
         precision: Of the file.
 
     Returns:
-        The file with metadata and the versions that `tflite_versions.mend` gives it; the same bytes for the same arguments.
+        The file with metadata, and mended by `tflite_versions.mend`; the same bytes for the same
+        arguments.
     """
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils

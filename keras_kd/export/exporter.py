@@ -205,6 +205,7 @@ def export_model(
             tell,
             sparse=sparse,
             objective=objective,
+            targets=wanted,
         )
 
         def judge(entries: list[dict[str, Any]]) -> None:
@@ -248,7 +249,7 @@ def export_model(
             "calibration": None if calibrated is None else _ranges(calibrated),
             "artifacts": rows,
             "layers": work.layers,
-            "best": budget.best(rows, objective),
+            **_choice(rows, objective, wanted),
             "history": None if history is None else _curves(history),
             "versions": used,
         }
@@ -273,6 +274,7 @@ class _Work:
         *,
         sparse: bool,
         objective: str,
+        targets: list[str],
     ) -> None:
         self._sparse = sparse
         self._objective = objective
@@ -305,6 +307,8 @@ class _Work:
             "stored": reference.stored,
             "threads": 1,
             "time": True,
+            "targets": targets,
+            "images": sorted(options["about"]["normalization"]),
         }
         self.layers: dict[str, list[dict[str, Any]]] = {}
 
@@ -376,6 +380,13 @@ class _Work:
         dense = {key: row[key] for key in ("bytes", "gzip_bytes", "latency_ms", "latency_low_ms")}
         dense["slowdown"] = found["against"]["slowdown"]
         return {**new, "sparsity": facts["sparsity"], "dense": dense}
+
+
+def _choice(rows: list[dict[str, Any]], objective: str, targets: list[str]) -> dict[str, Any]:
+    if not targets:
+        return {"best": budget.best(rows, objective)}
+    best, each = runtimes.chosen(rows, targets, budget.ORDER[objective])
+    return {"best": best, "targets": each}
 
 
 def _beside(path: str) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from . import runtimes
 from .benchmark import time_calls
 from .contents import inspect
+from .kernels import apart
 from .layers import layer_noise
 from .metrics import compare
 from .runtime import TFLiteRuntime, open_file, run_all
@@ -22,7 +24,8 @@ class Measurer:
     Args:
         job: `signature`, `evaluation` (path of an `.npz` with `x<i>` inputs, `y<i>` outputs of
             Keras and `t<i>` labels), `kinds`, `stored` (how many of the samples travel with the
-            files), `threads`, `time` (whether to measure latency).
+            files), `threads`, `time` (whether to measure latency), `targets` and `images` (see
+            `runtimes.answers`).
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -48,7 +51,9 @@ class Measurer:
 
         Returns:
             JSON values: `metrics`, `check` (the same on the samples that travel along), `bytes`,
-            `gzip_bytes`, `latency_ms`, `signature`, `contents`. For a task with `float32`, the path
+            `gzip_bytes`, `latency_ms`, `signature`, `contents`, `runtimes` (where it runs), `since`
+            (the first version of its runtime that knows all of it), and `steps`, see
+            `kernels.apart`, of a file with integer outputs. For a task with `float32`, the path
             of the float file, only `layers`, see `layer_noise`. For a task with `dense` also
             `against`: the greatest `difference` of the two files' answers over the greatest
             answer, with and without XNNPACK, and `slowdown`, how many times slower the file is
@@ -77,6 +82,13 @@ class Measurer:
             "signature": runtime.signature(),
             "contents": contents,
         }
+        steps = apart(path, {name: x[:64] for name, x in self._inputs.items()})
+        if steps is not None:
+            result["steps"] = steps
+        result["runtimes"] = runtimes.answers(
+            path, self._job["targets"], steps=steps, images=self._job["images"]
+        )
+        result["since"] = runtimes.minimum(path)
         if self._job["time"]:
             times = time_calls(runtime.prepare({name: x[:1] for name, x in self._inputs.items()}))
             result["latency_ms"] = float(np.median(times)) * 1e3

@@ -55,11 +55,10 @@ class ONNXFile:
     def float_convolutions(self) -> bool:
         """Whether quantized convolutions have unsigned weights."""
         for node in self.nodes:
-            if node.op_type == "Conv":
-                weights = self.made.get(node.input[1])
-                if weights is not None and weights.op_type == "DequantizeLinear":
-                    if self.types.get(weights.input[0]) == self._unsigned:
-                        return True
+            weights = self.made.get(node.input[1]) if node.op_type == "Conv" else None
+            dequantized = weights is not None and weights.op_type == "DequantizeLinear"
+            if dequantized and self.types.get(weights.input[0]) == self._unsigned:
+                return True
         return False
 
     def quantized_softmax(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .layers import LayerReport
 from .report import Report, latency, number, percent, points, size
+from .runtimes import together
 
 _COLORS = {"tflite": "#1f6f8b", "onnx": "#c1553b"}
 _MARKERS = {
@@ -67,6 +68,7 @@ def render(report: Report) -> str:
         number=number,
         latency=latency,
         points=points,
+        together=together,
     )
 
 

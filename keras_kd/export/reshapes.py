@@ -3,7 +3,8 @@
 Keras reshapes to `(batch, ...)`, and the converters write down how the batch is computed: the shape
 of a tensor, a slice of it, and a list with the other sizes. Simple runtimes refuse such arithmetic,
 compilers put it on the CPU, and LiteRT gives everything behind it memory of unknown size. A target
-shape with one size left open says the same: `-1`, or in ONNX `0`, the size that the input has there.
+shape with one size left open says the same: `-1`, or in ONNX `0`, the size that the input has
+there.
 """
 
 from __future__ import annotations
@@ -211,7 +212,9 @@ class _ONNX:
             sizes = self._sizes(node.input[slot])
             if sizes is None or (node.op_type == "Reshape" and 0 in sizes):
                 continue
-            whole = _whole(sizes) or (self._open(node, sizes) if node.op_type == "Reshape" else None)
+            whole = _whole(sizes) or (
+                self._open(node, sizes) if node.op_type == "Reshape" else None
+            )
             if whole is not None:
                 node.input[slot] = self._constant(f"{node.output[0]}_shape", whole)
             elif all(isinstance(size, int) or size in self._free for size in sizes):
@@ -267,7 +270,8 @@ class _ONNX:
             part = f"{size}_size"
             if not any(part in node.output for node in self._added):
                 begin, end = (
-                    self._constant(f"{part}_{end}", [axis + i]) for i, end in enumerate(("at", "to"))
+                    self._constant(f"{part}_{end}", [axis + i])
+                    for i, end in enumerate(("at", "to"))
                 )
                 make = self._package.helper.make_node
                 self._added.append(make("Shape", [entry], [f"{part}_all"]))

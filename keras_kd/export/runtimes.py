@@ -204,6 +204,14 @@ def runs(row: Mapping[str, Any], target: str) -> bool:
     return not row.get("runtimes", {}).get(target, "no").startswith("no")
 
 
+def together(found: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the names of runtimes by answer."""
+    groups: dict[str, list[str]] = {}
+    for name, answer in found.items():
+        groups.setdefault(answer, []).append(name)
+    return groups
+
+
 def chosen(
     rows: Sequence[dict[str, Any]], targets: Sequence[str], order: Sequence[str]
 ) -> tuple[str | None, dict[str, Any]]:
@@ -285,14 +293,9 @@ class RuntimeReport(Mapping[str, Mapping[str, str]]):
         for row in self._rows:
             since = f" ({_SINCE[row['format']]} {row['since']} and newer)" if "since" in row else ""
             lines.append(f"{row['file']}{since}")
-            together: dict[str, list[str]] = {}
-            for name, answer in row.get("runtimes", {}).items():
-                together.setdefault(answer, []).append(name)
-            for answer, names in together.items():
+            for answer, names in together(row.get("runtimes", {})).items():
                 text = f"{', '.join(names)}: {answer}"
-                lines += textwrap.wrap(
-                    text, width, initial_indent="  ", subsequent_indent="      "
-                )
+                lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      ")
         used = {name for row in self._rows for name in row.get("runtimes", {})}
         for name in sorted(used):
             runtime = find(name)

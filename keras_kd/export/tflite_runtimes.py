@@ -6,6 +6,7 @@ its documented data types, MediaPipe is run by `make mediapipe`.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ class TFLiteFile:
 
     Args:
         path: The file.
-        steps: How far its answers lie apart with and without XNNPACK, in steps of the output; `None`
-            where the output is no integer.
+        steps: How far its answers lie apart with and without XNNPACK, in steps of the output;
+            `None` where the output is no integer.
         images: Names of the inputs whose normalization the file says.
     """
 
@@ -89,6 +90,14 @@ class TFLiteFile:
             }
         )
 
+    def several_rows(self) -> bool:
+        """Whether a sample becomes several rows, which a file of free batch gives as one."""
+        return any(
+            _count(operator.tensor(0)) != _count(operator.tensors[operator.source.outputs[0]])
+            for operator in self.operators
+            if operator.name == "RESHAPE"
+        )
+
     def rounding(self) -> str:
         """Say how far integer answers are from LiteRT's where its XNNPACK is not what computes."""
         if self.steps is None or self.steps <= 2:
@@ -135,10 +144,16 @@ def micro(file: TFLiteFile) -> str:
     computed = file.computed_sizes()
     if computed:
         return f"no: {', '.join(computed)} to a size that is computed (batch=1 runs)"
+    if file.several_rows():
+        return "no: RESHAPE of a free batch into several rows (batch=1 runs)"
     answer = file.rounding()
     if not set(file.input_types) & set(_INTEGERS):
         answer = "slow: float"
-    return f"only batch 1{answer.removeprefix('yes')}" if file.free and answer != "slow: float" else answer
+    return (
+        f"only batch 1{answer.removeprefix('yes')}"
+        if file.free and answer != "slow: float"
+        else answer
+    )
 
 
 def ethos(file: TFLiteFile, known: frozenset[str]) -> str:
@@ -149,12 +164,8 @@ def ethos(file: TFLiteFile, known: frozenset[str]) -> str:
         return "no: sparse weights"
     if not any(operator.outputs[0] in _INTEGERS for operator in file.operators):
         return "no: float, nothing runs on the NPU"
-    for operator in file.operators:
-        if operator.name == "RESHAPE":
-            before = operator.tensor(0).shape
-            after = operator.tensors[operator.source.outputs[0]].shape
-            if _count(before) != _count(after):
-                return "no: RESHAPE of a free batch into several rows (batch=1 runs)"
+    if file.several_rows():
+        return "no: RESHAPE of a free batch into several rows (batch=1 runs)"
     left = sorted(
         {
             operator.name
@@ -209,17 +220,19 @@ def openvino(file: TFLiteFile) -> str:
     return "yes"
 
 
-def _count(shape: Any) -> int:
-    product = 1
-    for size in [] if shape is None else shape:
-        product *= int(size)
-    return product
+def _count(tensor: Any) -> int:
+    # 1 stands where a size is free.
+    return math.prod([] if tensor.shape is None else [int(size) for size in tensor.shape])
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
 # The first TensorFlow Lite of which nothing bad about sparse files is known is LiteRT's own.
 _SPARSE = (2, 18)
 
-_MICRO = frozenset(
+_MICRO = _names(
     """
     ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND
     BROADCAST_ARGS BROADCAST_TO CALL_ONCE CAST CEIL CONCATENATION CONV_2D COS CUMSUM
@@ -232,11 +245,11 @@ _MICRO = frozenset(
     SELECT_V2 SHAPE SIN SLICE SOFTMAX SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE
     SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE TRANSPOSE_CONV
     UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE
-    """.split()
+    """
 )
 """Operators with a kernel in TensorFlow Lite for Microcontrollers of October 2026."""
 
-ETHOS_U55 = frozenset(
+ETHOS_U55 = _names(
     """
     ABS ADD ARG_MAX AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION CONV_2D DEPTHWISE_CONV_2D ELU EXP
     EXPAND_DIMS FULLY_CONNECTED GELU HARD_SWISH LEAKY_RELU LOG LOGISTIC MAXIMUM MAX_POOL_2D MEAN
@@ -244,14 +257,14 @@ ETHOS_U55 = frozenset(
     RELU_0_TO_1 RELU_N1_TO_1 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 RSQRT SLICE
     SOFTMAX SPLIT SPLIT_V SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM TANH TILE TRANSPOSE
     TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK
-    """.split()
+    """
 )
 """Operators that Vela 5.2 puts on an Ethos-U55 or U65, from its own report."""
 
-ETHOS_U85 = ETHOS_U55 | frozenset(
+ETHOS_U85 = ETHOS_U55 | _names(
     """
     ASSIGN_VARIABLE CAST DIV EQUAL GATHER GREATER GREATER_EQUAL LESS LESS_EQUAL LOGICAL_AND
     LOGICAL_NOT LOGICAL_OR NOT_EQUAL READ_VARIABLE REDUCE_ALL REDUCE_ANY SCATTER_ND SELECT SELECT_V2
-    """.split()
+    """
 )
 """The same for an Ethos-U85."""

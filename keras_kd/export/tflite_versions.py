@@ -245,7 +245,9 @@ def _depthwise(operator: Operator) -> int:
         return 3
     if _all(operator, "INT8", "INT4", "INT8"):
         return 7
-    dilated = operator.option("dilationWFactor", 1) != 1 or operator.option("dilationHFactor", 1) != 1
+    dilated = (
+        operator.option("dilationWFactor", 1) != 1 or operator.option("dilationHFactor", 1) != 1
+    )
     return 2 if dilated else 1
 
 
@@ -511,6 +513,8 @@ _RULES: dict[str, Callable[[Operator], int]] = {
 
 _BYTES = {"INT8": 2}
 _WORDS = {"INT8": 2, "INT16": 3}
+_BOTH = {"INT8": 2, "INT16": 2}
+_CHOICES = {"INT8": 2, "BOOL": 3}
 
 # Version by the type of the first input, where nothing else counts.
 _BY_TYPE: dict[str, dict[str, int]] = {
@@ -519,8 +523,8 @@ _BY_TYPE: dict[str, dict[str, int]] = {
     **dict.fromkeys(("SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPLIT_V", "SUM", "LOG_SOFTMAX"), _BYTES),
     **dict.fromkeys(("GREATER", "LESS_EQUAL", "SQUARED_DIFFERENCE", "L2_NORMALIZATION"), _BYTES),
     **dict.fromkeys(("GREATER_EQUAL", "LESS"), _WORDS),
-    **dict.fromkeys(("EXP", "LOG", "REDUCE_PROD"), {"INT8": 2, "INT16": 2}),
-    **dict.fromkeys(("ARG_MAX", "ARG_MIN"), {"BOOL": 3, "INT8": 2}),
+    **dict.fromkeys(("EXP", "LOG", "REDUCE_PROD"), _BOTH),
+    **dict.fromkeys(("ARG_MAX", "ARG_MIN"), _CHOICES),
     "BROADCAST_TO": {"": 2, "INT8": 3, "INT16": 3, "FLOAT32": 2, "INT32": 2, "INT64": 2, "BOOL": 2},
     "CONCATENATION": {"UINT32": 4, "INT16": 3, "INT8": 2},
     "EQUAL": {"INT16": 4, "STRING": 3, "INT8": 2},

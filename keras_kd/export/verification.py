@@ -51,6 +51,8 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
                 "stored": content["evaluation"]["stored"],
                 "threads": 1,
                 "time": False,
+                "targets": content["settings"].get("targets", []),
+                "images": sorted(content["model"].get("normalization", {})),
             },
             Path(scratch),
             tell,

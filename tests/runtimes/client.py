@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +82,7 @@ def tflite_micro(path, x):
 
 
 def openvino_exact(path, x):
-    # Its defaults round float32 to bfloat16 where the processor can, and int8 as the processor does.
+    # Its defaults round float32 to bfloat16 where the processor can, and int8 as it is fastest.
     return openvino(path, x, LP_TRANSFORMS_MODE="NO", INFERENCE_PRECISION_HINT="f32")
 
 
@@ -132,7 +131,15 @@ def ncnn(path, x):
 def vela(path, x, device="ethos-u55-128"):
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(
-            [BIN / "vela", path, "--accelerator-config", device, "--output-dir", folder, "--show-cpu-operations"],
+            [
+                BIN / "vela",
+                path,
+                "--accelerator-config",
+                device,
+                "--output-dir",
+                folder,
+                "--show-cpu-operations",
+            ],
             capture_output=True,
             text=True,
             check=False,

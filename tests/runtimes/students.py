@@ -1,6 +1,5 @@
 """Small trained students, exported in every precision: `python students.py FOLDER [NAME ...]`."""
 
-import json
 import os
 import sys
 from pathlib import Path
