@@ -11,6 +11,7 @@ import keras_kd.export
 from keras_kd.cli import inputs
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export.checks import KNOWN
+from keras_kd.export.runtimes import check_targets
 
 _PRECISIONS = ", ".join(dict.fromkeys(name for known in KNOWN.values() for name in known))
 
@@ -90,6 +91,8 @@ def export(
     # The cheap check comes first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
     inputs.check_model_file(student, "model")
+    targets = [word for part in target or [] for word in _words(part)]
+    check_targets(targets)
     import_keras()
     model = inputs.load_model(student, "model")
     given: dict[str, Any] = {}
@@ -111,7 +114,7 @@ def export(
             normalization=pixels,
             sparse=sparse,
             batch=batch,
-            targets=None if target is None else [word for part in target for word in _words(part)],
+            targets=targets,
             name=name or Path(student).stem,
             overwrite=overwrite,
             progress=work,

@@ -77,6 +77,21 @@ class ONNXFile:
                     return True
         return False
 
+    def turned_blocks(self) -> bool:
+        """Whether 4-bit weights in full blocks of 32 multiply a transposed and flat tensor."""
+        for node in self.nodes:
+            if node.op_type != "MatMulNBits":
+                continue
+            settings = {entry.name: entry.i for entry in node.attribute}
+            last = self.made.get(node.input[0])
+            flat = last is not None and last.op_type in ("Reshape", "Flatten")
+            if flat and settings["block_size"] == 32 and settings["K"] % 32 == 0:
+                while last is not None and last.op_type not in _PRODUCTS:
+                    if last.op_type == "Transpose":
+                        return True
+                    last = self.made.get(last.input[0]) if last.input else None
+        return False
+
     def rounding(self) -> str:
         """Say how far integer answers are from ONNX Runtime's where others compute them."""
         if self.steps is None or self.steps <= 2:
@@ -138,6 +153,8 @@ def tract(file: ONNXFile) -> str:
         return "no: Loop"
     if file.quantized_softmax():
         return "no: a quantized Softmax, computed wrongly"
+    if file.turned_blocks():
+        return "no: MatMulNBits behind Transpose and Reshape, computed wrongly"
     if file.half and "Gemm" in file.kinds:
         return "no: Gemm in float16"
     return file.rounding()
@@ -166,6 +183,9 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 _MOVERS = frozenset(MOVERS)
+
+# Behind these nothing is left of how their inputs lay.
+_PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulNBits", "LSTM", "GRU")
 
 _UNKNOWN = (99, 0)
 

@@ -114,8 +114,8 @@ _ALL = (
         "run in 2026.4.1 on x86",
         tflite=tflite_runtimes.openvino,
         onnx=onnx_runtimes.openvino,
-        advice="set INFERENCE_PRECISION_HINT=f32, or floats are rounded to bfloat16 on some "
-        "processors",
+        advice="set INFERENCE_PRECISION_HINT=f32 and DYNAMIC_QUANTIZATION_GROUP_SIZE=0, or floats "
+        "are rounded to bfloat16 or to 8 bits on some processors",
     ),
     Runtime("tract", "tract", "run in 0.23.9", onnx=onnx_runtimes.tract),
     Runtime(

@@ -209,12 +209,11 @@ def openvino(file: TFLiteFile) -> str:
     """Answer for OpenVINO's reader of TFLite files."""
     if file.sparse:
         return "no: sparse weights"
-    if "INT4" in file.types:
-        return "no: INT4"
-    if any(operator.name == "WHILE" for operator in file.operators):
-        return "no: WHILE"
+    convolutions = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"}
+    if "INT4" in file.types and convolutions & {operator.name for operator in file.operators}:
+        return "no: convolutions with INT4 weights"
     if "INT16" in {*file.input_types, *file.output_types}:
-        return "no: INT16, computed wrongly"
+        return "no: INT16, computed wrongly in some files"
     if set(file.output_types) & {"INT8", "UINT8"}:
         return "only with LP_TRANSFORMS_MODE=NO: else its int8 answers depend on the processor"
     return "yes"

@@ -83,7 +83,8 @@ def tflite_micro(path, x):
 
 def openvino_exact(path, x):
     # Its defaults round float32 to bfloat16 where the processor can, and int8 as it is fastest.
-    return openvino(path, x, LP_TRANSFORMS_MODE="NO", INFERENCE_PRECISION_HINT="f32")
+    settings = {"LP_TRANSFORMS_MODE": "NO", "INFERENCE_PRECISION_HINT": "f32"}
+    return openvino(path, x, DYNAMIC_QUANTIZATION_GROUP_SIZE="0", **settings)
 
 
 def tract(path, x):
