@@ -361,6 +361,7 @@ def sparse(model, samples, precision):
             precisions=precision,
             evaluation=samples,
             max_drop=None,
+            sparse=True,
         )
         (artifact,) = report.artifacts
         dense = artifact.details["dense"]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .layers import LayerReport
     from .manifest import ManifestError
     from .report import Artifact, Report
+    from .runtimes import RuntimeReport
     from .verification import verify
 
 _HOME = {
@@ -26,6 +27,7 @@ _HOME = {
     "LayerReport": "layers",
     "ManifestError": "manifest",
     "Report": "report",
+    "RuntimeReport": "runtimes",
     "bench": "benchmark",
     "check_folder": "checks",
     "export_model": "exporter",
@@ -38,6 +40,7 @@ __all__ = [
     "LayerReport",
     "ManifestError",
     "Report",
+    "RuntimeReport",
     "bench",
     "check_folder",
     "export_model",

@@ -171,8 +171,12 @@ def test_the_best_file_runs_on_the_target_and_the_report_says_what_was_given_up(
 
 @pytest.mark.parametrize(
     ("sizes", "block", "relu", "wrong"),
-    [((16, 4, 4), 32, False, True), ((16, 4, 4), 64, False, False), ((16, 5, 5), 32, False, False)]
-    + [((16, 4, 4), 32, True, False)],
+    [
+        ((16, 4, 4), 32, False, True),
+        ((16, 4, 4), 64, False, False),
+        ((16, 5, 5), 32, False, False),
+        ((16, 4, 4), 32, True, False),
+    ],
 )
 def test_4_bit_blocks_that_tract_misreads(tmp_path, sizes, block, relu, wrong):
     node, rows = onnx.helper.make_node, int(np.prod(sizes))
