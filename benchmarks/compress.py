@@ -402,6 +402,7 @@ def sizes():
                     precisions=precisions,
                     evaluation=samples,
                     max_drop=None,
+                    sparse=True,
                 )
             files += report.artifacts
         for file in files:

@@ -32,7 +32,9 @@ def apart(path: Path, inputs: Arrays) -> float | None:
         }
         if not scales:
             return None
-        files = [TFLiteRuntime(path, 1, delegates) for delegates in (True, False)]
+        files: list[TFLiteRuntime | ONNXRuntime] = [
+            TFLiteRuntime(path, 1, delegates) for delegates in (True, False)
+        ]
     else:
         import onnx
 

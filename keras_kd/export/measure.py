@@ -18,6 +18,10 @@ from .runtime import TFLiteRuntime, open_file, run_all
 from .signature import Signature
 
 
+# Samples on which two kernels are compared, each with each.
+_FEW = 32
+
+
 class Measurer:
     """Measures files against the same evaluation data.
 
@@ -82,7 +86,7 @@ class Measurer:
             "signature": runtime.signature(),
             "contents": contents,
         }
-        steps = apart(path, {name: x[:64] for name, x in self._inputs.items()})
+        steps = apart(path, {name: x[:_FEW] for name, x in self._inputs.items()})
         if steps is not None:
             result["steps"] = steps
         result["runtimes"] = runtimes.answers(

@@ -56,8 +56,9 @@ class ONNXFile:
         """Whether quantized convolutions have unsigned weights."""
         for node in self.nodes:
             weights = self.made.get(node.input[1]) if node.op_type == "Conv" else None
-            dequantized = weights is not None and weights.op_type == "DequantizeLinear"
-            if dequantized and self.types.get(weights.input[0]) == self._unsigned:
+            if weights is None or weights.op_type != "DequantizeLinear":
+                continue
+            if self.types.get(weights.input[0]) == self._unsigned:
                 return True
         return False
 

@@ -1,4 +1,4 @@
-"""Export the students, run every runtime on them, print the matrix: `python run.py FOLDER`."""
+"""Export the students, run every runtime on them, print the matrix: `run.py FOLDER [NAME ...]`."""
 
 import os
 import subprocess
@@ -24,9 +24,9 @@ CLIENTS = [
 ]
 
 
-def main(folder):
+def main(folder, names):
     python, own = sys.executable, {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-    subprocess.run([python, HERE / "students.py", folder], env=own, check=True)
+    subprocess.run([python, HERE / "students.py", folder, *names], env=own, check=True)
     # Packages of this environment must not be found from the others.
     plain = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     for environment, name, label in CLIENTS:
@@ -49,4 +49,4 @@ def main(folder):
 if __name__ == "__main__":
     target = Path(sys.argv[1]).absolute()
     target.mkdir(parents=True, exist_ok=True)
-    sys.exit(main(target))
+    sys.exit(main(target, sys.argv[2:]))
