@@ -17,7 +17,6 @@ from .metrics import compare
 from .runtime import TFLiteRuntime, open_file, run_all
 from .signature import Signature
 
-
 # Samples on which two kernels are compared, each with each.
 _FEW = 32
 
