@@ -8,7 +8,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: test demo faults lint notebooks exported docs mediapipe venv clean
+.PHONY: test demo faults lint notebooks exported docs mediapipe runtimes venv clean
 
 test: lint
 	$(BIN)/python -m pytest -n 2
@@ -48,6 +48,30 @@ mediapipe: $(VENV)/.test .venv-mediapipe/.done
 .venv-mediapipe/.done:
 	$(PYTHON) -m venv .venv-mediapipe
 	.venv-mediapipe/bin/python -m pip install --quiet mediapipe==1.2.2
+	@touch $@
+
+# Small students in the runtimes of devices, each in an environment of its own, beside what the
+# report says of them. Results and the printed matrix are in runs/runtimes.
+ENVIRONMENTS := $(basename $(notdir $(wildcard tests/runtimes/environments/*.txt))) node
+
+runtimes: $(VENV)/.test $(ENVIRONMENTS:%=.venv-runtimes/%/.done)
+	$(BIN)/python tests/runtimes/run.py runs/runtimes
+
+.venv-runtimes/%/.done: tests/runtimes/environments/%.txt
+	$(PYTHON) -m venv .venv-runtimes/$*
+	.venv-runtimes/$*/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+# pnnx asks for PyTorch, which its converter of ONNX files does not use.
+.venv-runtimes/ncnn/.done: tests/runtimes/environments/ncnn.txt
+	$(PYTHON) -m venv .venv-runtimes/ncnn
+	.venv-runtimes/ncnn/bin/python -m pip install --quiet --no-deps --requirement $<
+	@touch $@
+
+.venv-runtimes/node/.done: tests/runtimes/environments/node/package.json
+	mkdir -p .venv-runtimes/node
+	cp $< .venv-runtimes/node/package.json
+	npm install --prefix .venv-runtimes/node --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 venv: $(VENV)/.test

@@ -361,6 +361,7 @@ def sparse(model, samples, precision):
             precisions=precision,
             evaluation=samples,
             max_drop=None,
+            sparse=True,
         )
         (artifact,) = report.artifacts
         dense = artifact.details["dense"]
@@ -401,6 +402,7 @@ def sizes():
                     precisions=precisions,
                     evaluation=samples,
                     max_drop=None,
+                    sparse=True,
                 )
             files += report.artifacts
         for file in files:

@@ -11,6 +11,7 @@ import keras_kd.export
 from keras_kd.cli import inputs
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export.checks import KNOWN
+from keras_kd.export.runtimes import check_targets
 from keras_kd.export.target import check_names_free
 
 _PRECISIONS = ", ".join(dict.fromkeys(name for known in KNOWN.values() for name in known))
@@ -58,8 +59,23 @@ def export(
     std: Annotated[str | None, typer.Option(help="Given together with --mean.")] = None,
     sparse: Annotated[
         bool,
-        typer.Option(help="Store TFLite weights of pruned models without their zeros."),
-    ] = True,
+        typer.Option(
+            help="Store TFLite weights of pruned models without their zeros, which LiteRT and "
+            "TensorFlow Lite read, and most others refuse."
+        ),
+    ] = False,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="1 fixes the batch size, which some runtimes need.  [default: free]"),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUNTIME",
+            help="Choose only files that run there, such as tflite-2.14 or ethos-u55. May be given "
+            "several times.",
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="First part of the file names.  [default: as STUDENT]")
     ] = None,
@@ -85,6 +101,8 @@ def export(
     keras_kd.export.check_folder(folder, overwrite)
     check_names_free(folder, ("report.html",))
     inputs.check_model_file(student, "model")
+    targets = [word for part in target or [] for word in _words(part)]
+    check_targets(targets)
     import_keras()
     model = inputs.load_model(student, "model")
     given: dict[str, Any] = {}
@@ -109,6 +127,8 @@ def export(
             labels=None if labels is None else _words(labels),
             normalization=pixels,
             sparse=sparse,
+            batch=batch,
+            targets=targets,
             name=name or Path(student).stem,
             overwrite=overwrite,
             progress=work,
@@ -122,7 +142,7 @@ def export(
         *notes,
         f"Files and report.html are in {folder}. Check them with: keras-kd verify {folder}",
     )
-    raise typer.Exit(0 if report.best is not None else 1)
+    raise typer.Exit(0 if report.ok else 1)
 
 
 def _words(text: str) -> list[str]:

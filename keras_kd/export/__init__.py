@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .loaded import LoadedModel, load
     from .manifest import ManifestError
     from .report import Artifact, Report
+    from .runtimes import RuntimeReport
     from .scorecard import Scorecard
     from .verification import verify
 
@@ -30,6 +31,7 @@ _HOME = {
     "ManifestError": "manifest",
     "Report": "report",
     "Scorecard": "scorecard",
+    "RuntimeReport": "runtimes",
     "bench": "benchmark",
     "check_folder": "checks",
     "export_model": "exporter",
@@ -44,6 +46,7 @@ __all__ = [
     "LoadedModel",
     "ManifestError",
     "Report",
+    "RuntimeReport",
     "Scorecard",
     "bench",
     "check_folder",

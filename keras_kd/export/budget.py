@@ -27,6 +27,10 @@ SLOWER = 1.25
 """How many times slower a file must be to be called slower: less is the noise of a machine."""
 
 
+ORDER = {"size": ("bytes", "latency_ms"), "latency": ("latency_ms", "bytes")}
+"""What the best file has least of, by objective."""
+
+
 def judge(
     rows: list[dict[str, Any]],
     max_drop: float | None,
@@ -244,6 +248,5 @@ def _flags(row: dict[str, Any], float32: dict[str, Any] | None) -> list[str]:
 def best(rows: list[dict[str, Any]], objective: str) -> str | None:
     """Return the file name of the passed row with the least of the objective, if any passed."""
     passed = [row for row in rows if row["status"] == "passed"]
-    keys = ("bytes", "latency_ms") if objective == "size" else ("latency_ms", "bytes")
-    passed.sort(key=lambda row: [row[key] for key in keys])
+    passed.sort(key=lambda row: [row[key] for key in ORDER[objective]])
     return passed[0]["file"] if passed else None

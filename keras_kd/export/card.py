@@ -7,6 +7,7 @@ from typing import Any
 from keras_kd.shown import code, markdown
 
 from .report import Report, latency, number, percent, size
+from .runtimes import together
 
 
 def render(report: Report) -> str:
@@ -88,6 +89,12 @@ def render(report: Report) -> str:
     ]
     if remarks:
         lines += ["", "## Failures and flags", "", *remarks]
+    lines += ["", "## Where the files run", ""]
+    for file, answers in report.runtimes().items():
+        groups = together(answers).items()
+        said = "; ".join(f"{', '.join(names)}: {answer}" for answer, names in groups)
+        lines.append(f"- {code(file)}: {markdown(said)}.")
+    lines += [f"- {markdown(sentence.removeprefix('> '))}." for sentence in report.given_up()]
     lines += ["", "## Files", ""]
     for artifact in report.artifacts:
         if artifact.file is None:

@@ -125,6 +125,19 @@ def check_settings(max_drop: float | None, objective: str, opset: int, name: str
         )
 
 
+def check_batch(batch: int | None) -> None:
+    """Refuse a batch size that no file is made for.
+
+    Raises:
+        ValueError: If it is neither `None` nor 1.
+    """
+    if batch is not None and (isinstance(batch, bool) or batch != 1):
+        raise ValueError(
+            "`batch` must be None, which leaves the batch size free, or 1, which fixes it. "
+            f"Received: batch={batch!r}."
+        )
+
+
 def check_packages(formats: Sequence[str]) -> None:
     """Refuse formats whose packages are not installed.
 

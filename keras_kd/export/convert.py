@@ -55,6 +55,7 @@ class Converter:
                     self._calibration,
                     self._job["allow_flex"],
                     self._job["about"]["normalization"],
+                    self._job["batch"],
                 )
             blob, result = self._litert.convert(task["precision"], task.get("keep", ()))
             if "sparse" in task:

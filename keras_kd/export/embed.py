@@ -11,6 +11,7 @@ import json
 import zipfile
 from typing import Any
 
+from . import tflite_versions
 from .contents import MOVERS
 from .signature import Signature
 
@@ -28,7 +29,7 @@ _NORMALIZATION = 1
 
 
 def tflite(blob: bytes, about: dict[str, Any], precision: str) -> bytes:
-    """Write metadata and labels into a TFLite file.
+    """Write metadata and labels into a TFLite file, and mend what it says about its operators.
 
     The metadata is a buffer of the model named `TFLITE_METADATA`; the labels stand behind the model
     as an uncompressed zip archive, which runtimes do not read.
@@ -41,12 +42,14 @@ def tflite(blob: bytes, about: dict[str, Any], precision: str) -> bytes:
         precision: Of the file.
 
     Returns:
-        The file with metadata; the same bytes for the same arguments.
+        The file with metadata, and mended by `tflite_versions.mend`; the same bytes for the same
+        arguments.
     """
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(blob))
+    tflite_versions.mend(model)
     buffer = schema.BufferT()
     buffer.data = list(_packed(about, precision))
     entry = schema.MetadataT()

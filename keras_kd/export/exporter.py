@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arguments, budget, checks, data, jobs, manifest
+from . import arguments, budget, checks, data, jobs, manifest, runtimes
 from .acceptance import Causes
 from .checks import FORMATS, PRECISIONS
 from .chosen import add_chosen
@@ -45,7 +45,9 @@ def export_model(
     metrics: Any = None,
     objective: str = "size",
     mixed: bool = True,
-    sparse: bool = True,
+    sparse: bool = False,
+    batch: int | None = None,
+    targets: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
     normalization: Any = None,
     history: dict[str, Sequence[float]] | None = None,
@@ -108,8 +110,12 @@ def export_model(
             that lose most of the signal stay float (`"mixed"` in the report).
         sparse: Whether TFLite files may store their weights without the zeros, of which pruned
             models have many: where the file gets at least 5 % smaller, runs, and answers the same.
-            Pass `False` for runtimes without the operator `DENSIFY`, such as TensorFlow Lite for
-            Microcontrollers.
+            LiteRT and TensorFlow Lite run such files; most others, among them OpenVINO, Ethos-U
+            and TensorFlow Lite for Microcontrollers, refuse them.
+        batch: `None` leaves the batch size free where the format can, 1 fixes it: some compilers
+            and runtimes take only such files.
+        targets: Names of runtimes, such as `"tflite-2.14"` or `"ethos-u55"`, that the best file
+            must run in; see `runtimes.NAMES`. The report says what was given up for them.
         labels: Names of the classes of the first output, for the report, the manifest and the files
             themselves (TFLite metadata, ONNX `metadata_props`).
         normalization: `(mean, std)`, numbers or one for each channel, if the input is an image: how
@@ -151,6 +157,8 @@ def export_model(
     formats = checks.names("formats", formats, FORMATS)
     precisions = checks.check_precisions(precisions, formats)
     checks.check_settings(max_drop, objective, opset, name)
+    checks.check_batch(batch)
+    wanted = runtimes.check_targets(targets)
     checks.check_packages(formats)
     target = Path(folder)
     check_folder(target, overwrite)
@@ -226,6 +234,7 @@ def export_model(
         options = {
             "allow_flex": allow_flex,
             "opset": opset,
+            "batch": batch,
             "quantized": quantization_aware,
             "about": about,
         }
@@ -238,6 +247,7 @@ def export_model(
             tell,
             sparse=sparse,
             objective=objective,
+            targets=wanted,
         )
 
         def judge(entries: list[dict[str, Any]]) -> None:
@@ -272,7 +282,14 @@ def export_model(
             },
             "keras": reference.figures,
             "teacher": teacher_row,
-            "settings": {"max_drop": max_drop, "objective": objective, "opset": opset},
+            "settings": {
+                "max_drop": max_drop,
+                "objective": objective,
+                "opset": opset,
+                "batch": batch,
+                "sparse": sparse,
+                "targets": wanted,
+            },
             "evaluation": {
                 "samples": reference.count,
                 "labeled": bool(reference.labels),
@@ -289,7 +306,7 @@ def export_model(
             "calibration": None if calibrated is None else _ranges(calibrated),
             "artifacts": rows,
             "layers": work.layers,
-            "best": budget.best(rows, objective),
+            **_choice(rows, objective, wanted),
             "history": curves,
             "versions": used,
         }
@@ -318,6 +335,7 @@ class _Work:
         *,
         sparse: bool,
         objective: str,
+        targets: list[str],
     ) -> None:
         self._sparse = sparse
         self._objective = objective
@@ -355,6 +373,8 @@ class _Work:
             "stored": reference.stored,
             "threads": 1,
             "time": True,
+            "targets": targets,
+            "images": sorted(options["about"]["normalization"]),
         }
         self.layers: dict[str, list[dict[str, Any]]] = {}
 
@@ -457,6 +477,13 @@ class _Work:
         dense = {key: row[key] for key in ("bytes", "gzip_bytes", "latency_ms", "latency_low_ms")}
         dense["slowdown"] = found["against"]["slowdown"]
         return {**new, "sparsity": facts["sparsity"], "dense": dense}
+
+
+def _choice(rows: list[dict[str, Any]], objective: str, targets: list[str]) -> dict[str, Any]:
+    if not targets:
+        return {"best": budget.best(rows, objective)}
+    best, each = runtimes.chosen(rows, targets, budget.ORDER[objective])
+    return {"best": best, "targets": each}
 
 
 def _beside(path: str) -> str:

@@ -114,7 +114,7 @@ def plain_rounding() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if device is None else device.plain_rounding()
 
 
-def specs(signature: Signature, shapes: list[list[int]] | None) -> list[Any]:
+def specs(signature: Signature, shapes: Sequence[Sequence[int | None]] | None) -> list[Any]:
     """Return a `tf.TensorSpec` for every input, of the given shapes or the signature's own."""
     import tensorflow as tf
 

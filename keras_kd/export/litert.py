@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import reshapes
 from .borders import unsigned
 from .metrics import sqnr
 from .naming import layer_of, shorten, unique
@@ -27,6 +28,7 @@ class LiteRT:
         allow_flex: Whether TensorFlow operators may stay in the file. It then needs a runtime with
             the Flex delegate.
         normalization: `mean` and `std` of pixels 0..255 by image input.
+        batch: 1 for files that take one sample at a time, `None` for any number where that works.
     """
 
     def __init__(
@@ -35,13 +37,15 @@ class LiteRT:
         calibration: Arrays | None,
         allow_flex: bool,
         normalization: dict[str, dict[str, list[float]]],
+        batch: int | None = None,
     ) -> None:
         self._source = source
         self._normalization = normalization
         self._calibration = calibration
         self._allow_flex = allow_flex
         # Found with the first conversion, kept for the others: whether any batch size works.
-        self._static: bool | None = None
+        self._static = None if batch is None else True
+        self._asked = batch is not None
         self._float: bytes | None = None
         # The int8 network and what is to be said about it, for both kinds of borders.
         self._quantized: tuple[bytes, list[str]] | None = None
@@ -56,8 +60,10 @@ class LiteRT:
         notes: list[str] = []
         if self._static is None:
             self._static = self._needs_static_batch()
-        if self._static:
+        if self._static and not self._asked:
             notes.append("the batch size is fixed at 1: it does not convert with a free one")
+        if self._static and self._asked and self._free_sizes():
+            notes.append(f"sizes that the model leaves free are fixed: {self._free_sizes()}")
         if precision == "float32":
             blob = self._float32()
         elif precision in ("int8", "uint8"):
@@ -87,6 +93,12 @@ class LiteRT:
             raise error from dynamic
         return True
 
+    def _free_sizes(self) -> str:
+        pairs = zip(self._source.signature.inputs, self._source.shapes, strict=True)
+        return ", ".join(
+            f"`{info.name}` {shape}" for info, shape in pairs if None in info.shape[1:]
+        )
+
     def _run(self, precision: str, notes: list[str]) -> bytes:
         endpoint = "static" if self._static else "dynamic"
         if precision in ("weight_int8", "weight_int4"):
@@ -96,7 +108,7 @@ class LiteRT:
         form = "quantized" if self._source.quantized and precision == "int8" else "float"
         # Calibrating a loop ends the process with a segmentation fault; unrolled, it has no loop.
         if self._source.recurrent and form == "float":
-            endpoint, form = "dynamic", "unrolled"
+            endpoint, form = "static" if self._asked else "dynamic", "unrolled"
             notes[:] = ["recurrent layers are unrolled: the number of time steps is fixed"]
         if precision == "int8" and self._source.quantized:
             return self._convert(self._converter(endpoint, form), "int8", strict=False)
@@ -345,7 +357,7 @@ def _free_batch(blob: bytes) -> bool:
 
 
 def rename(blob: bytes, signature: Signature, layers: Collection[str] = ()) -> bytes:
-    """Give the tensors at the borders of a TFLite file their Keras names.
+    """Give the tensors at the borders of a TFLite file their Keras names, and settle its shapes.
 
     The converter names them `serving_default_x:0` and `StatefulPartitionedCall_1:0`. Clients that
     read tensors rather than signatures would otherwise have to guess which is which.
@@ -356,11 +368,13 @@ def rename(blob: bytes, signature: Signature, layers: Collection[str] = ()) -> b
         layers: Names of its layers, after which the inner tensors are named.
 
     Returns:
-        The file with renamed tensors and one signature, `serving_default`.
+        The file with renamed tensors, one signature, `serving_default`, and reshapes as
+        `reshapes.tflite` writes them.
     """
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(blob))
+    reshapes.tflite(model)
     known = {info.name for info in (*signature.inputs, *signature.outputs)}
     fixed: set[tuple[int, int]] = set()
     for definition in model.signatureDefs:

@@ -10,13 +10,17 @@ import numpy as np
 
 from keras_kd import archives
 
-from . import half, scales
+from . import half, runtimes, scales
 from .benchmark import time_calls
 from .contents import check_onnx, inspect
+from .kernels import apart
 from .layers import layer_noise
 from .metrics import compare
 from .runtime import TFLiteRuntime, open_file, run_all
 from .signature import Signature
+
+# Samples on which two kernels are compared, each with each.
+_FEW = 32
 
 
 class Measurer:
@@ -25,7 +29,8 @@ class Measurer:
     Args:
         job: `signature`, `evaluation` (path of an `.npz` with `x<i>` inputs, `y<i>` outputs of
             Keras, `t<i>` labels and `w<i>` weights), `kinds`, `stored` (how many of the samples
-            travel with the files), `threads`, `time` (whether to measure latency).
+            travel with the files), `threads`, `time` (whether to measure latency), `targets` and
+            `images` (see `runtimes.answers`).
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -53,7 +58,9 @@ class Measurer:
 
         Returns:
             JSON values: `metrics`, `check` (the same on the samples that travel along), `bytes`,
-            `gzip_bytes`, `latency_ms`, `signature`, `contents`, `scales` (see `scales.inspect`),
+            `gzip_bytes`, `latency_ms`, `signature`, `contents`, `runtimes` (where it runs), `since`
+            (the first version of its runtime that knows all of it), `steps`, see `kernels.apart`,
+            of a file with integer outputs, `scales` (see `scales.inspect`),
             and of a float16 file `float16`, see `half.beyond`. For a task with `float32`, the path
             of the float file, only `layers`, see `layer_noise`. For a task with `dense` also
             `against`: the greatest `difference` of the two files' answers over
@@ -96,6 +103,13 @@ class Measurer:
             )
         if "full" in task:
             result["float16"] = half.beyond(path, Path(task["full"]), self._inputs)
+        steps = apart(path, {name: x[:_FEW] for name, x in self._inputs.items()})
+        if steps is not None:
+            result["steps"] = steps
+        result["runtimes"] = runtimes.answers(
+            path, self._job["targets"], steps=steps, images=self._job["images"]
+        )
+        result["since"] = runtimes.minimum(path)
         if self._job["time"]:
             times = time_calls(runtime.prepare({name: x[:1] for name, x in self._inputs.items()}))
             result["latency_ms"] = float(np.median(times)) * 1e3

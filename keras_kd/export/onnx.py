@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from . import reshapes
 from .contents import check_onnx
 from .graph_def import make_plain, needs_plain
 from .metrics import sqnr
@@ -72,7 +73,8 @@ class ONNX:
             blob = self._aware()
         else:
             blob = self._static(path, precision, notes, keep)
-        result: dict[str, Any] = {"batch": "dynamic", "notes": notes}
+        batch = "static" if self._source.batch else "dynamic"
+        result: dict[str, Any] = {"batch": batch, "notes": notes}
         weights = prove(onnx.load_from_string(blob))
         if weights:
             result["integer_products"] = {
@@ -202,11 +204,17 @@ class ONNX:
         outputs = []
         arrays = self._calibration or {}
         feed = {name: array[:64] for name, array in arrays.items()}
+        count = len(next(iter(feed.values())))
+        step = self._source.batch or count
         for model in (str(path), blob):
             session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
-            outputs.append(session.run(None, feed))
+            parts = [
+                session.run(None, {name: array[i : i + step] for name, array in feed.items()})
+                for i in range(0, count, step)
+            ]
+            outputs.append([np.concatenate(part) for part in zip(*parts, strict=True)])
         return min(sqnr(a, b) for a, b in zip(*outputs, strict=True))
 
     def _prepared(self, path: Path) -> Path:
@@ -310,7 +318,8 @@ def _from_keras(source: Source, opset: int, form: str) -> Any:
     _check_operators(model, source)
     _fold_captures(model, concrete)
     # tf2onnx keeps the order of the function's arguments and results.
-    name_borders(model, source.signature)
+    name_borders(model, source.signature, source.batch)
+    reshapes.onnx(model)
     name_inside(model, source.layers)
     return model
 

@@ -10,12 +10,13 @@ from .naming import shorten, unique
 from .signature import Signature
 
 
-def name_borders(model: Any, signature: Signature) -> None:
+def name_borders(model: Any, signature: Signature, batch: int | None = None) -> None:
     """Give inputs and outputs their Keras names, and their first dimension the name `batch`.
 
     Args:
         model: An `onnx.ModelProto` whose inputs and outputs are in the signature's order.
         signature: Of the Keras model.
+        batch: The first dimension, if it is fixed.
     """
     wanted = {}
     for entries, infos in (
@@ -32,7 +33,9 @@ def name_borders(model: Any, signature: Signature) -> None:
                     dims.add()
             for axis, (dim, size) in enumerate(zip(dims, info.shape, strict=True)):
                 dim.Clear()
-                if axis == 0:
+                if axis == 0 and batch is not None:
+                    dim.dim_value = batch
+                elif axis == 0:
                     dim.dim_param = "batch"
                 elif size is None:
                     dim.dim_param = f"{info.name}_{axis}"

@@ -13,6 +13,7 @@ from keras_kd.shown import plain
 
 from .layers import LayerReport
 from .report import Report, latency, number, percent, size
+from .runtimes import together
 from .scorecard import Scorecard
 
 _COLORS = {"tflite": "#1f6f8b", "onnx": "#c1553b"}
@@ -106,6 +107,7 @@ def render(report: Report) -> str:
         latency=latency,
         card=card,
         columns=lambda table: list(dict.fromkeys(key for row in table for key in row)),
+        together=together,
     )
 
 

@@ -13,6 +13,7 @@ from keras_kd.table import fitted
 
 from . import manifest
 from .layers import LayerReport
+from .runtimes import RuntimeReport
 from .scorecard import Scorecard, labels_of
 from .writing import write_file
 
@@ -157,8 +158,10 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there is a best file, and `verify` found nothing wrong."""
-        return self.best is not None and not self.problems
+        """Whether there is a best file, or one for each target, and nothing was found wrong."""
+        targets = self.manifest.get("targets", {})
+        each = bool(targets) and all(row["best"] is not None for row in targets.values())
+        return (self.best is not None or each) and not self.problems
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat dict for the teacher if there is one, the Keras model, and each file.
@@ -201,6 +204,8 @@ class Report:
             "best": None if self.best is None else self.best.file,
             "ok": self.ok,
             "problems": list(self.problems),
+            "runtimes": {file: dict(answers) for file, answers in self.runtimes().items()},
+            "targets": self.manifest.get("targets", {}),
             "rows": self.rows(),
             "metric": card.name,
             "scores": card.rows(),
@@ -248,6 +253,7 @@ class Report:
         )
         lines.append("")
         lines.extend(textwrap.wrap(plain(self._verdict()), min(width, 80)))
+        lines.extend(line for text in self.given_up() for line in _wrap(width, text))
         for artifact in self.artifacts:
             name = f"{artifact.format} {artifact.precision}"
             if not artifact.passed:
@@ -277,6 +283,9 @@ class Report:
                     f"computation; run on {ran}",
                 )
             )
+        where = self.runtimes()
+        if any(where.values()):
+            lines += ["", "Where they run:", where.table(min(width, 80))]
         return "\n".join(lines)
 
     def scorecard(self) -> Scorecard:
@@ -287,6 +296,15 @@ class Report:
         """
         return Scorecard(self.manifest, self.manifest["best"])
 
+    def given_up(self) -> list[str]:
+        """Return a sentence for each target: its file, and the better ones that it refuses."""
+        sentences = []
+        for name, row in self.manifest.get("targets", {}).items():
+            lost = "; ".join(f"{file} ({answer})" for file, answer in row["gave_up"].items())
+            taken = "no file that passed runs there" if row["best"] is None else row["best"]
+            sentences.append(f"> {name}: {taken}" + (f"; given up: {lost}" if lost else ""))
+        return sentences
+
     def layers(self) -> LayerReport:
         """Return the noise of each layer of the int8 files, measured against the float32 files.
 
@@ -294,6 +312,15 @@ class Report:
         to keep in higher precision where int8 costs too much accuracy.
         """
         return LayerReport(self.manifest.get("layers", {}))
+
+    def runtimes(self) -> RuntimeReport:
+        """Return where each file runs: which runtimes and compilers take it, and which do not.
+
+        It maps file names to answers by runtime, such as `"yes"`, `"only batch 1"`,
+        `"slow: float"` or `"no: FULLY_CONNECTED version 12, since 2.17"`; its `table()` and
+        `rows()` show them. They follow from operators, versions, types and shapes in the files.
+        """
+        return RuntimeReport(self.manifest)
 
     def snippets(self, artifact: Artifact | None = None) -> dict[str, str]:
         """Return code that runs a file, for pasting into an app.
@@ -358,6 +385,8 @@ class Report:
         settings = self.manifest["settings"]
         budget = self.scorecard().limit(settings["max_drop"])
         best = self.best
+        if best is None and self.ok:
+            return f"* no single file runs in all targets ({budget}); one for each:"
         if best is None:
             return f"* no file passed ({budget})."
         kind = "smallest" if settings["objective"] == "size" else "fastest"

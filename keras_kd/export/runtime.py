@@ -83,12 +83,15 @@ class ONNXRuntime:
     Args:
         path: The file.
         threads: Threads within an operator; operators run one after the other.
+        fused: Whether operators may be joined and replaced, as they are by default.
     """
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, fused: bool = True) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        if not fused:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3

@@ -31,7 +31,8 @@ class Source:
     Args:
         job: `model` (path), `handover` ("keras" or "savedmodel"), `signature`, `needs` (modules and
             classes), `shapes` (of one sample), `sample` (path of a small `.npz`: inputs and the
-            outputs that the caller's own model gave for them), `layers` (their names).
+            outputs that the caller's own model gave for them), `layers` (their names), `batch` (1
+            for files of one sample, or `None`).
         scratch: Folder for intermediate files.
     """
 
@@ -40,6 +41,7 @@ class Source:
         self.shapes: list[list[int]] = job["shapes"]
         self.layers: frozenset[str] = frozenset(job["layers"])
         self.quantized = bool(job["quantized"])
+        self.batch: int | None = job["batch"]
         self.recurrent = False
         self._path = Path(job["model"])
         self._scratch = scratch

@@ -65,6 +65,8 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
                 "stored": stored.count,
                 "threads": 1,
                 "time": True,
+                "targets": content["settings"].get("targets", []),
+                "images": sorted(content["model"].get("normalization", {})),
             },
             scratch,
             tell,
@@ -110,7 +112,10 @@ class Stored:
         arrays = stored_arrays(folder, content)
         names = [info["name"] for info in content["model"]["outputs"]]
         answers = {name: arrays[f"y{i}"] for i, name in enumerate(names)}
-        labels = {name: arrays[f"t{i}"] for i, name in enumerate(names) if f"t{i}" in arrays}
+        labels, weights = (
+            {name: arrays[f"{key}{i}"] for i, name in enumerate(names) if f"{key}{i}" in arrays}
+            for key in ("t", "w")
+        )
         said = content["evaluation"]["kinds"]
         try:
             kinds = {
@@ -121,7 +126,7 @@ class Stored:
                 }
                 for name, y in answers.items()
             }
-            figures = metrics.compare(answers, answers, labels, kinds)
+            figures = metrics.compare(answers, answers, labels, kinds, weights)
         except (ValueError, IndexError, TypeError) as error:
             raise ManifestError(
                 f"The stored samples of the export in `{folder}` do not go together: {error}"
@@ -243,7 +248,7 @@ def _measured(
 
 _MEASURED = (
     *("metrics", "check", "bytes", "gzip_bytes", "signature", "contents", "latency_ms"),
-    "latency_low_ms",
+    *("latency_low_ms", "runtimes", "since", "steps", "scales"),
 )
 _JUDGED = ("drop", "worst_output", "flags")
 

@@ -92,6 +92,16 @@ def test_a_missing_model_is_told_before_keras_is_imported(refused, monkeypatch, 
     assert "`missing.keras` does not exist" in refused(*arguments)
 
 
+def test_an_unknown_target_is_told_before_keras_is_imported(refused, models, monkeypatch):
+    def never():
+        raise AssertionError("Keras is being imported.")
+
+    monkeypatch.setattr("keras_kd.cli.export.import_keras", never)
+    reason = refused("export", models["good"], "--target", "litert,etos-u55")
+    assert "`etos-u55` is no known target" in reason
+    assert "Did you mean `ethos-u55`" in reason
+
+
 @pytest.mark.parametrize("columns", [40, 46, 60, 79])
 @pytest.mark.parametrize("command", [["demo"], ["export"], ["cache", "write"], [], ["cache"]])
 def test_the_help_cuts_nothing_in_a_narrow_terminal(run, monkeypatch, columns, command):

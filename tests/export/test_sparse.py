@@ -183,6 +183,7 @@ def exported(tmp_path_factory):
             precisions=("float32", "int8"),
             evaluation=x,
             max_drop=None,
+            sparse=True,
         )
 
 

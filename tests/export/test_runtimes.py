@@ -1,0 +1,212 @@
+"""Where files run, told from what is in them, and files chosen for targets."""
+
+import jsonschema
+import keras
+import numpy as np
+import onnx
+import pytest
+from keras import layers
+
+import keras_kd.export
+from keras_kd.export import manifest, onnx_runtimes, runtimes
+
+
+def entry(report, fmt, precision):
+    (found,) = [a for a in report.artifacts if (a.format, a.precision) == (fmt, precision)]
+    return report.runtimes()[found.file], found
+
+
+# (format, precision) to answers, as seen with files of these kinds in the runtimes themselves.
+@pytest.mark.parametrize(
+    ("fmt", "precision", "wanted"),
+    [
+        (
+            *("tflite", "float32"),
+            {"litert": "yes", "tflite-2.14": "yes", "tflite-micro": "slow: float"},
+        ),
+        ("tflite", "float32", {"ethos-u55": "no: float, nothing runs on the NPU"}),
+        (
+            *("tflite", "dynamic"),
+            {"tflite-2.14": "no: FULLY_CONNECTED version 12, since 2.17", "litert": "yes"},
+        ),
+        ("tflite", "int8", {"ethos-u55": "only batch 1", "litert-js": "no: INT8 at its borders"}),
+        ("tflite", "float16", {"tflite-micro": "no: DEQUANTIZE of FLOAT16", "openvino": "yes"}),
+        ("onnx", "float32", {"onnxruntime-1.17": "yes", "tract": "yes", "ncnn": "only batch 1"}),
+        ("onnx", "int8", {"ncnn": "no: DequantizeLinear, QuantizeLinear"}),
+    ],
+)
+def test_answers_follow_from_what_is_in_the_file(report, fmt, precision, wanted):
+    answers, _ = entry(report, fmt, precision)
+    assert {name: answers[name] for name in wanted} == wanted
+    # Runtimes of the other format have no say.
+    assert ("tract" in answers) == (fmt == "onnx")
+
+
+def test_an_image_classifier_in_mediapipe_and_a_quantized_softmax_in_tract(images):
+    assert entry(images, "tflite", "float32")[0]["mediapipe"] == "yes"
+    assert entry(images, "tflite", "uint8")[0]["mediapipe"] == "yes"
+    assert entry(images, "tflite", "int8")[0]["mediapipe"] == "no: INT8 input"
+    softmax = entry(images, "onnx", "int8")
+    nodes = onnx.load(softmax[1].path).graph.node
+    after = {name: node.op_type for node in nodes for name in node.input}
+    (node,) = [node for node in nodes if node.op_type == "Softmax"]
+    quantized = after.get(node.output[0]) == "QuantizeLinear"
+    assert softmax[0]["tract"].startswith("no: a quantized Softmax" if quantized else "yes")
+
+
+def test_other_versions_of_a_family_follow_from_the_operators(report):
+    _, dynamic = entry(report, "tflite", "dynamic")
+    found = runtimes.answers(dynamic.path, ["tflite-2.16", "tflite-2.17"])
+    assert found["tflite-2.16"].startswith("no: FULLY_CONNECTED version 12")
+    assert found["tflite-2.17"].startswith("yes")
+    assert runtimes.minimum(dynamic.path) == dynamic.details["since"] == "2.17"
+    _, float32 = entry(report, "onnx", "float32")
+    # Opset 17 came with ONNX Runtime 1.12.
+    found = runtimes.answers(float32.path, ["onnxruntime-1.11", "onnxruntime-1.12"])
+    assert found["onnxruntime-1.11"] == "no: operator set 17, IR 8, since 1.12"
+    assert found["onnxruntime-1.12"] == "yes"
+
+
+def test_the_report_shows_them_everywhere(report, tmp_path):
+    where = report.runtimes()
+    assert set(where) == {a.file for a in report.artifacts}
+    assert all(len(line) <= 80 for line in where.table(80).splitlines())
+    said = "FULLY_CONNECTED version 12, since 2.17"
+    for text in (
+        str(where),
+        report.table(),
+        report.save_html(tmp_path / "report.html").read_text(),
+        report.save_card(tmp_path / "card.md").read_text().replace("\\", ""),
+    ):
+        assert said in text.replace("\n      ", " ")
+    assert report.to_dict()["runtimes"]["model_dynamic.tflite"]["tflite-2.14"] == f"no: {said}"
+    rows = where.rows()
+    assert {row["runs"] for row in rows} == {True, False}
+    assert all(row["runs"] != row["answer"].startswith("no") for row in rows)
+    jsonschema.validate(report.manifest, manifest.schema())
+    with pytest.raises(KeyError):
+        where["other.tflite"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("etos-u55", "Did you mean `ethos-u55`"),
+        ("tensorflow-lite", "Expected one of litert"),
+        ("ONNXRuntime-web", "`onnxruntime-web`"),
+        ("tflite-2", "`tflite-2.14`"),
+        (7, "is no known target"),
+    ],
+)
+def test_unknown_targets_are_refused_before_any_work(tmp_path, name, hint):
+    with pytest.raises(ValueError, match="is no known target") as caught:
+        keras_kd.export(None, tmp_path / "out", targets=["litert", name])
+    assert hint in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def row(file, size, answers, status="passed"):
+    return {
+        "file": file,
+        "format": file.rpartition(".")[2],
+        "status": status,
+        "bytes": size,
+        "latency_ms": 1.0,
+        "runtimes": answers,
+    }
+
+
+def test_targets_choose_the_smallest_file_that_runs_in_all_of_them():
+    rows = [
+        row("a.tflite", 10, {"litert": "yes", "ethos-u55": "no: float"}),
+        row("b.tflite", 20, {"litert": "yes", "ethos-u55": "slow: X on the CPU"}),
+        row("c.tflite", 5, {"litert": "yes", "ethos-u55": "only batch 1"}, status="failed"),
+        row("d.onnx", 8, {"tract": "yes"}),
+    ]
+    order = ("bytes", "latency_ms")
+    best, each = runtimes.chosen(rows, ["litert", "ethos-u55"], order)
+    assert best == "b.tflite"
+    assert each["litert"] == {"best": "a.tflite", "gave_up": {"d.onnx": "no: onnx"}}
+    assert each["ethos-u55"]["gave_up"] == {"d.onnx": "no: onnx", "a.tflite": "no: float"}
+    best, each = runtimes.chosen(rows, ["litert", "tract"], order)
+    assert best is None
+    assert [each[name]["best"] for name in ("litert", "tract")] == ["a.tflite", "d.onnx"]
+    best, each = runtimes.chosen(rows, ["ncnn"], order)
+    assert best is None
+    assert each["ncnn"]["best"] is None
+
+
+@pytest.fixture(scope="module")
+def targeted(tmp_path_factory):
+    keras.utils.set_random_seed(6)
+    model = keras.Sequential(
+        [keras.Input((32,), name="x"), layers.Dense(64, activation="relu"), layers.Dense(4)]
+    )
+    x = np.random.default_rng(1).random((64, 32)).astype("float32")
+    return keras_kd.export(
+        model,
+        tmp_path_factory.mktemp("targets") / "out",
+        formats="tflite",
+        precisions=("float32", "float16", "dynamic"),
+        evaluation=x,
+        max_drop=None,
+        targets=["tflite-2.14", "tflite-2.17"],
+    )
+
+
+def test_the_best_file_runs_on_the_target_and_the_report_says_what_was_given_up(targeted):
+    (smallest,) = [a for a in targeted.artifacts if a.precision == "dynamic"]
+    assert targeted.best.precision == "float16"
+    assert smallest.bytes < targeted.best.bytes
+    assert smallest.passed
+    chosen = targeted.manifest["targets"]
+    assert chosen["tflite-2.17"]["best"] == smallest.file
+    assert list(chosen["tflite-2.14"]["gave_up"]) == [smallest.file]
+    text = " ".join(targeted.table().split())
+    assert "> tflite-2.14: model_float16.tflite; given up: model_dynamic.tflite (no: FULLY" in text
+    assert targeted.runtimes()[smallest.file]["tflite-2.17"].startswith("yes")
+    jsonschema.validate(targeted.manifest, manifest.schema())
+    assert keras_kd.export.verify(targeted.folder).ok
+
+
+@pytest.mark.parametrize(
+    ("sizes", "block", "relu", "wrong"),
+    [
+        ((16, 4, 4), 32, False, True),
+        ((16, 4, 4), 64, False, False),
+        ((16, 5, 5), 32, False, False),
+        ((16, 4, 4), 32, True, False),
+    ],
+)
+def test_4_bit_blocks_that_tract_misreads(tmp_path, sizes, block, relu, wrong):
+    node, rows = onnx.helper.make_node, int(np.prod(sizes))
+    nodes = [
+        node("MaxPool", ["x"], ["m"], kernel_shape=[1, 1]),
+        node("Transpose", ["m"], ["t"], perm=[0, 2, 3, 1]),
+        node("Reshape", ["t", "shape"], ["r"]),
+        *([node("Relu", ["r"], ["p"])] if relu else []),
+        node("MatMulNBits", ["p" if relu else "r", "w", "s"], ["y"], domain="com.microsoft"),
+    ]
+    for name, value in {"K": rows, "N": 2, "bits": 4, "block_size": block}.items():
+        nodes[-1].attribute.append(onnx.helper.make_attribute(name, value))
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes, "g", [info("x", 1, [1, *sizes])], [info("y", 1, [1, 2])], []
+    )
+    onnx.save(onnx.helper.make_model(graph, ir_version=8), tmp_path / "m.onnx")
+    answer = runtimes.answers(tmp_path / "m.onnx")["tract"]
+    assert answer.startswith("no: MatMulNBits") == wrong
+
+
+def test_every_runtime_is_documented_by_how_it_was_tried():
+    for name, runtime in runtimes.RUNTIMES.items():
+        assert runtime.name == name
+        assert runtime.formats
+        assert runtime.tried
+        assert runtimes.find(name) is runtime
+    assert runtimes.find("tflite-x") is None
+
+
+def test_the_first_runtime_of_an_operator_set_grows_with_it():
+    opsets = [version for _, version in onnx_runtimes._OPSETS]
+    assert opsets == sorted(opsets)

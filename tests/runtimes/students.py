@@ -1,0 +1,138 @@
+"""Small trained students, exported in every precision: `python students.py FOLDER [NAME ...]`."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from keras import layers
+
+import keras_kd.export
+from keras_kd import compress
+from keras_kd.export.checks import KNOWN
+from keras_kd.export.runtime import open_file
+
+TEST = 200
+PRECISIONS = tuple(dict.fromkeys(name for known in KNOWN.values() for name in known))
+
+
+def corners():
+    """Images of a bright spot in one of four corners, with noise: (x, y)."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 600)
+    x = rng.normal(0.2, 0.15, (600, 16, 16, 1))
+    for i, corner in enumerate(y):
+        row, column = 8 * (corner // 2), 8 * (corner % 2)
+        x[i, row : row + 8, column : column + 8] += 0.25
+    return np.clip(x, 0, 1).astype("float32"), y
+
+
+def convolutions():
+    return [
+        keras.Input((16, 16, 1), name="image"),
+        layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name="first"),
+        layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="deep"),
+        layers.BatchNormalization(name="norm"),
+        layers.ReLU(name="relu"),
+        layers.Conv2D(32, 3, strides=2, padding="same", activation="relu", name="second"),
+        layers.AveragePooling2D(2, name="pool"),
+    ]
+
+
+def cnn():
+    return [*convolutions(), layers.Conv2D(4, 2, name="last"), layers.GlobalAveragePooling2D()]
+
+
+def wide(last=None):
+    return [
+        keras.Input((16, 16, 1), name="image"),
+        layers.Conv2D(16, 3, activation="relu", name="first"),
+        layers.MaxPooling2D(name="pool"),
+        layers.Flatten(name="flat"),
+        layers.Dense(64, activation="relu", name="hidden"),
+        layers.Dense(4, activation=last, name="last"),
+    ]
+
+
+def softmax():
+    return wide("softmax")
+
+
+def lstm():
+    return [
+        keras.Input((16, 16), name="signal"),
+        layers.LSTM(24, name="loop"),
+        layers.Dense(4, name="last"),
+    ]
+
+
+STUDENTS = {
+    "cnn": cnn,
+    "wide": wide,
+    "softmax": softmax,
+    "lstm": lstm,
+    "aware": cnn,
+    "pruned": wide,
+}
+
+
+def make(name, x, y):
+    keras.utils.set_random_seed(0)
+    made = STUDENTS[name]()
+    model = keras.Sequential(made, name=name)
+
+    def fit(student, epochs):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=name != "softmax")
+        student.compile(keras.optimizers.Adam(0.004), loss, metrics=["accuracy"])
+        student.fit(x[:-TEST], y[:-TEST], epochs=epochs, verbose=0)
+        return student
+
+    fit(model, 8)
+    if name == "aware":
+        model = fit(compress.quantize_aware(model), 2)
+    if name == "pruned":
+        model = compress.prune(model, sparsity=0.8)
+        model = compress.finalize(fit(model, 2))
+    return model
+
+
+def export(name, folder):
+    """Export one student with a free batch and with a batch of one, and note what the files say."""
+    x, y = corners()
+    x = x[..., 0] if name == "lstm" else x
+    model = make(name, x, y)
+    for batch in (None, 1):
+        place = folder / f"{name}-{'free' if batch is None else batch}"
+        report = keras_kd.export.export_model(
+            model,
+            place,
+            precisions=PRECISIONS,
+            calibration=x[:200],
+            evaluation=(x[-TEST:], y[-TEST:]),
+            max_drop=None,
+            batch=batch,
+            sparse=name == "pruned",
+            normalization=None if name == "lstm" else (0, 255),
+            labels=["a", "b", "c", "d"],
+            mixed=False,
+            overwrite=True,
+        )
+        print(report.table(), flush=True)
+        np.save(place / "x.npy", x[-TEST:])
+        for artifact in report.artifacts:
+            if artifact.path is not None:
+                # One at a time and as the file has it, so that each runtime is fed the same.
+                runtime = open_file(artifact.path)
+                answers = [runtime.run({model.inputs[0].name: row[None]}) for row in x[-TEST:]]
+                (output,) = answers[0]
+                np.save(f"{artifact.path}.npy", np.concatenate([a[output] for a in answers]))
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    for student in sys.argv[2:] or STUDENTS:
+        export(student, target)
