@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmark import BenchReport, bench
-    from .checks import check_folder
     from .exporter import export_model
     from .layers import LayerReport
     from .manifest import ManifestError
     from .report import Artifact, Report
+    from .target import check_folder
     from .verification import verify
 
 _HOME = {
@@ -27,7 +27,7 @@ _HOME = {
     "ManifestError": "manifest",
     "Report": "report",
     "bench": "benchmark",
-    "check_folder": "checks",
+    "check_folder": "target",
     "export_model": "exporter",
     "verify": "verification",
 }
