@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmark import BenchReport, bench
-    from .checks import check_folder
     from .exporter import export_model
     from .layers import LayerReport
     from .loaded import LoadedModel, load
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from .report import Artifact, Report
     from .runtimes import RuntimeReport
     from .scorecard import Scorecard
+    from .target import check_folder
     from .verification import verify
 
 _HOME = {
@@ -33,7 +33,7 @@ _HOME = {
     "Scorecard": "scorecard",
     "RuntimeReport": "runtimes",
     "bench": "benchmark",
-    "check_folder": "checks",
+    "check_folder": "target",
     "export_model": "exporter",
     "load": "loaded",
     "verify": "verification",

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from typing import Any
 
 from .arguments import check_name
-from .target import check_folder as check_folder
 
 FORMATS = ("tflite", "onnx")
 PRECISIONS = ("float32", "float16", "dynamic", "int8")

@@ -7,8 +7,9 @@ import json
 import math
 from importlib import metadata
 from importlib.resources import files
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from keras_kd import archives
 
@@ -51,7 +52,7 @@ def versions() -> dict[str, str]:
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with archives.opened(path) as file:
-        return hashlib.file_digest(cast(BinaryIO, file), "sha256").hexdigest()
+        return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
