@@ -292,7 +292,7 @@ class RuntimeReport(Mapping[str, Mapping[str, str]]):
         lines = []
         for row in self._rows:
             since = f" ({_SINCE[row['format']]} {row['since']} and newer)" if "since" in row else ""
-            lines.append(f"{row['file']}{since}")
+            lines += textwrap.wrap(f"{row['file']}{since}", width, subsequent_indent="    ")
             for answer, names in together(row.get("runtimes", {})).items():
                 text = f"{', '.join(names)}: {answer}"
                 lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      ")

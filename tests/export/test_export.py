@@ -188,7 +188,14 @@ def test_manifest_names_versions_and_settings(report):
     content = json.loads((report.folder / "manifest.json").read_text())
     assert content["versions"]["keras"] == keras.__version__
     assert {"tensorflow", "onnxruntime", "ai-edge-litert"} <= set(content["versions"])
-    assert content["settings"] == {"max_drop": 0.05, "objective": "size", "opset": 17}
+    assert content["settings"] == {
+        "max_drop": 0.05,
+        "objective": "size",
+        "opset": 17,
+        "batch": None,
+        "sparse": False,
+        "targets": [],
+    }
     assert content["model"]["labels"] == ["nw", "ne", "sw", "se"]
     assert content["calibration"]["samples"] == 200
 
