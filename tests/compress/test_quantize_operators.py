@@ -189,6 +189,12 @@ def behind(x):
     return layers.Dense(3, name="head")(layers.GlobalAveragePooling1D()(x))
 
 
+def both(values):
+    """A logarithm and a layer of integers read the same values."""
+    integers = layers.Dense(2, name="integers")(layers.Flatten()(values))
+    return layers.Concatenate()([behind(ops.log(values + 1e-4)), integers])
+
+
 FRONT_ENDS = {
     "issue": lambda x: layers.Dense(3)(layers.Flatten()(ops.log(ops.square(x) + 1e-4))),
     "floor": lambda x: behind(ops.log10(ops.maximum(mel(power_spectrum(x)), 1e-6))),
@@ -201,9 +207,7 @@ FRONT_ENDS = {
         ops.log(layers.Concatenate()([ops.square(x), layers.ReLU()(x)]) + 1e-3)
     ),
     "probabilities": lambda x: behind(ops.log(layers.Dense(8, activation="sigmoid")(x) + 1e-6)),
-    "two_readers": lambda x: layers.Concatenate()(
-        [behind(ops.log(mel(ops.square(x)) + 1e-4)), layers.Flatten()(mel(x))]
-    ),
+    "two_readers": lambda x: both(mel(ops.square(x))),
 }
 
 
