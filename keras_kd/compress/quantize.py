@@ -417,11 +417,15 @@ class _Maker:
         name = value._keras_history.operation.name
         key = (id(value), reader)
         if plan.enters(reader) and plan.unrounded(name):
-            if plan.kinds[reader].kind in ("joins", "average"):
-                group = plan.find(reader)
-                return self._keep(self._quantizer(graph, plan, group, reader)(value, observe=False))
             if key not in self.entered:
-                self.entered[key] = (value, self._keep(self._rounder(name, graph)(value)))
+                joined = plan.kinds[reader].kind in ("joins", "average")
+                loose = self._loose(value, plan, f"{name}_to_{reader}")
+                if joined:
+                    shared = self._quantizer(graph, plan, plan.find(reader), reader)
+                    rounded = shared(loose, observe=False)
+                else:
+                    rounded = self._rounder(name, graph)(loose)
+                self.entered[key] = (value, self._keep(rounded))
             return self.entered[key][1]
         if plan.stays(reader) and self._on_grid(value, graph):
             if key not in self.entered:
@@ -431,6 +435,16 @@ class _Maker:
                 self.entered[key] = (value, self._keep(border(value)))
             return self.entered[key][1]
         return value
+
+    def _loose(self, value: Tensor, plan: Plan, label: str) -> Tensor:
+        """An exact value that may be rounded without its source being rounded too.
+
+        The converter hands a scale back through operators that share it, such as a reshaping.
+        """
+        name = value._keras_history.operation.name
+        if name not in plan.kinds or plan.kinds[name].kind not in ("moves", "keeps", "repeats"):
+            return value
+        return self._keep(FloatBorder(name=f"{label}_float")(value))
 
     def _on_grid(self, value: Tensor, graph: Graph) -> bool:
         """Whether a value is rounded, or may be, outside this graph or in one nested in it."""
@@ -449,7 +463,7 @@ class _Maker:
             whole = "float" not in keras.backend.standardize_dtype(tensor.dtype)
             if plan is None or whole or name not in plan.kinds or not plan.unrounded(name):
                 return tensor
-            return self._rounder(name, plan.graph)(tensor)
+            return self._rounder(name, plan.graph)(self._loose(tensor, plan, f"{name}_output"))
 
         outputs = model.output
         if self.activation_bits is not None:
