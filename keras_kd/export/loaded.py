@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from . import external
 from .runtime import ONNXRuntime, TFLiteRuntime, open_file
 from .signature import Arrays
 
@@ -37,7 +38,8 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, integers: bool = Fal
         ManifestError: If the folder holds no export, or its best file is not the exported one.
         TypeError: If `threads` is no integer.
         ValueError: If the file is none of the two formats, is damaged, needs operators that the
-            runtime does not have, or no file of the folder passed its check.
+            runtime does not have, keeps weights in other files, or no file of the folder passed its
+            check.
 
     Examples:
         >>> classify = keras_kd.export.load("exported/digits/model_int8.tflite")  # doctest: +SKIP
@@ -62,6 +64,7 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, integers: bool = Fal
             "`keras.saving.load_model`."
         )
     try:
+        outside = external.problem(given)
         runtime = open_file(given, int(threads))
     except ImportError as error:
         raise ImportError(
@@ -75,6 +78,8 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, integers: bool = Fal
             f"`{given}` cannot be loaded: {reason}. It is damaged, or needs operators that this "
             "runtime does not have; export it again."
         ) from error
+    if outside:
+        raise ValueError(f"`{given}` {outside}. Save it with its weights inside.")
     return LoadedModel(given, runtime, integers)
 
 

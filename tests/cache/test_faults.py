@@ -265,7 +265,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("hard", [False, True], ids=["symbolic", "hard"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES, ids=[n.replace(f".{os.getpid()}.", ".PID.") for n in NAMES])
 def test_links_in_the_folder_are_not_followed(tmp_path, teacher, x, name, hard):
     precious = tmp_path / "precious"
     precious.write_text("do not lose me")

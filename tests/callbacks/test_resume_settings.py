@@ -288,7 +288,9 @@ def test_trying_a_folder_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path / "ckpt") == ["1.keras"]
 
 
-@pytest.mark.parametrize("name", ["state.npz.tmp", f".{os.getpid()}-state.npz"])
+@pytest.mark.parametrize(
+    "name", ["state.npz.tmp", f".{os.getpid()}-state.npz"], ids=["fixed", "of the process"]
+)
 def test_links_in_a_backup_are_not_followed(tmp_path, name):
     precious = tmp_path / "precious"
     precious.write_text("do not lose me")
