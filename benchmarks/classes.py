@@ -47,6 +47,7 @@ SETS = {
     "cifar_10": (10000, 10, (8, 16, 32), (32, 64, 128), 5),
 }
 WORDS = 3000
+BALANCED = ("dist_t4_balanced",)
 
 
 def fitted(classes):
@@ -100,6 +101,10 @@ METHODS = {
         beside(dist(4.0, gamma=0.0), 1.0, 2.0),
     ),
     "dist_t4_small": ("DIST, T = 4, CE + 2/16 DIST", beside(dist(4.0), 1.0, 0.125)),
+    "dist_t4_balanced": (
+        'DIST, T = 4, `LossBalancing("gradient_norm")`',
+        lambda classes: {"distillation_loss": kd.losses.DIST(temperature=4.0)},
+    ),
     "dist_fitted": (
         "DIST, T = 4 ln 10 / ln classes, CE + 2 DIST",
         beside(dist(fitted), 1.0, 2.0),
@@ -259,7 +264,11 @@ class Benchmark:
         model = self.compiled(method, student)
         keras.utils.set_random_seed(seed)
         begin = time.process_time()
-        model.fit(self.x, self.y, batch_size=BATCH, epochs=self.epochs, verbose=0)
+        balancing = kd.callbacks.LossBalancing("gradient_norm")
+        callbacks = [balancing] if method in BALANCED else []
+        model.fit(
+            self.x, self.y, batch_size=BATCH, epochs=self.epochs, verbose=0, callbacks=callbacks
+        )
         return {
             "validation": accuracy(student, *self.held),
             "test": accuracy(student, self.x_test, self.y_test),
@@ -313,7 +322,7 @@ def pulls_table(sets):
                 + " | ".join(f"{sets[name]['pulls'][method]:.1f}" for name in names)
                 + " |"
                 for method in METHODS
-                if METHODS[method][1] is not None
+                if METHODS[method][1] is not None and method not in BALANCED
             ),
         ]
     )
@@ -345,7 +354,7 @@ def main():
                     print(f"{name} seed {seed} {method:14s} {runs[str(seed)]}", flush=True)
         pulls = kept.setdefault("pulls", {})
         for method in methods:
-            if METHODS[method][1] is not None and method not in pulls:
+            if METHODS[method][1] is not None and method not in (*pulls, *BALANCED):
                 benchmark = benchmark or Benchmark(name, arguments.data, kept)
                 pulls[method] = benchmark.pull(method)
                 save("classes", results)

@@ -225,6 +225,12 @@ class DIST(LogitLoss):
     over the batch. The paper's weight is 2 beside the hard loss at `T=1`, on
     CIFAR-100 `T=4`.
 
+    A correlation does not change when logits are scaled, so its gradient does
+    not shrink with the temperature as that of a KL does: `T**2` makes the term
+    heavier, 16 times at `T=4`, and most so while the student's logits are small.
+    Beside the hard loss a weight of `2 / T**2`, or
+    `kd.callbacks.LossBalancing("gradient_norm")`, keeps the two alike.
+
     Sample weights act on the values, each of which holds the column term of the
     whole batch; positions that do not count, padded or of weight 0, are left out of
     the columns, and all others weigh alike in them. In a batch of one no column
