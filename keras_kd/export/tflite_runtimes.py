@@ -100,7 +100,7 @@ class TFLiteFile:
 
     def rounding(self) -> str:
         """Say how far integer answers are from LiteRT's where its XNNPACK is not what computes."""
-        if self.steps is None or self.steps <= 2:
+        if self.steps is None or round(self.steps) <= 2:
             return "yes"
         return f"yes: up to {self.steps:.0f} steps of the output from LiteRT with XNNPACK"
 
