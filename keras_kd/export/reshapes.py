@@ -263,11 +263,12 @@ class _ONNX:
                     self._shapes[name] = [known.get(str(size), size) for size in sizes]
             if node.op_type == "MatMul":
                 one, two = (self._shapes.get(name, [])[:-2] for name in node.input)
-                made = self._shapes.get(node.output[0], [])
+                product = self._shapes.get(node.output[0], [])
                 if one == two:
-                    pairs = list(zip(made, one, strict=False))
+                    pairs = list(zip(product, one, strict=False))
                     known.update({size: new for size, new in pairs if isinstance(size, str)})
-                    self._shapes[node.output[0]] = [known.get(str(size), size) for size in made]
+                    product = [known.get(str(size), size) for size in product]
+                    self._shapes[node.output[0]] = product
             target = self._constants(node.input[1]) if node.op_type == "Reshape" else None
             source, made = (self._shapes.get(name) for name in (*node.input[:1], *node.output[:1]))
             if not target or source is None or made is None or len(target) != len(made):

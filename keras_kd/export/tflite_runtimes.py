@@ -138,6 +138,8 @@ def micro(file: TFLiteFile) -> str:
         # It is run and takes the first scale for all channels.
         if operator.name == "DEQUANTIZE" and operator.scales[0] > 1:
             return "no: DEQUANTIZE with a scale for each channel, computed wrongly"
+        if operator.name == "RESIZE_BILINEAR" and operator.first == "INT16":
+            return "no: RESIZE_BILINEAR of INT16"
     hybrid = file.hybrid()
     if hybrid:
         return f"no: {', '.join(hybrid)} of floats with int8 weights"
@@ -166,11 +168,15 @@ def ethos(file: TFLiteFile, known: frozenset[str]) -> str:
         return "no: float, nothing runs on the NPU"
     if file.several_rows():
         return "no: RESHAPE of a free batch into several rows (batch=1 runs)"
+    swishes = {operator.first for operator in file.operators if operator.name == "HARD_SWISH"}
+    if swishes - {"INT8", "UINT8"}:
+        return f"no: HARD_SWISH of {', '.join(sorted(swishes - {'INT8', 'UINT8'}))}"
     left = sorted(
         {
             operator.name
             for operator in file.operators
             if operator.name not in known
+            or (known is ETHOS_U55 and _stride(operator) > 3)
             or "FLOAT32" in (operator.first, operator.outputs[0])
             or (file.free and operator.name in _BOOKKEEPING and file.computed_sizes())
         }
@@ -217,6 +223,13 @@ def openvino(file: TFLiteFile) -> str:
     if set(file.output_types) & {"INT8", "UINT8"}:
         return "only with LP_TRANSFORMS_MODE=NO: else its int8 answers depend on the processor"
     return "yes"
+
+
+def _stride(operator: Operator) -> int:
+    # Of other operators there is no such limit, or they have no stride.
+    if operator.name != "DEPTHWISE_CONV_2D":
+        return 1
+    return max(int(operator.option("strideW", 1)), int(operator.option("strideH", 1)))
 
 
 def _count(tensor: Any) -> int:
