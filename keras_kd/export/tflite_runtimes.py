@@ -55,6 +55,13 @@ class TFLiteFile:
         )
         self.sparse = any(tensor.sparsity is not None for tensor in tensors)
         self.types = {kinds[tensor.type] for tensor in tensors}
+        scales = [
+            float(scale)
+            for tensor in tensors
+            if tensor.quantization is not None and tensor.quantization.scale is not None
+            for scale in tensor.quantization.scale
+        ]
+        self.odd_scales = [s for s in scales if not (_LEAST_SCALE < s < math.inf)]
         self.custom = sorted({operator.name for operator in self.operators if operator.custom})
 
     def constant(self, operator: Operator, slot: int) -> bool:
@@ -168,6 +175,8 @@ def ethos(file: TFLiteFile, known: frozenset[str]) -> str:
         return "no: float, nothing runs on the NPU"
     if file.several_rows():
         return "no: RESHAPE of a free batch into several rows (batch=1 runs)"
+    if file.odd_scales:
+        return f"no: a scale of {file.odd_scales[0]:.2g}"
     swishes = {operator.first for operator in file.operators if operator.name == "HARD_SWISH"}
     if swishes - {"INT8", "UINT8"}:
         return f"no: HARD_SWISH of {', '.join(sorted(swishes - {'INT8', 'UINT8'}))}"
@@ -240,6 +249,9 @@ def _count(tensor: Any) -> int:
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
+
+# What lies below has lost digits, and its inverse is infinite.
+_LEAST_SCALE = 1.2e-38
 
 # The first TensorFlow Lite of which nothing bad about sparse files is known is LiteRT's own.
 _SPARSE = (2, 18)
