@@ -20,7 +20,7 @@ from .runtime import TFLiteRuntime, open_file, run_all
 from .signature import Signature
 
 # Samples on which two kernels are compared, each with each.
-_FEW = 32
+_FEW = 128
 
 
 class Measurer:

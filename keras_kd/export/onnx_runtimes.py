@@ -78,6 +78,14 @@ class ONNXFile:
                     return True
         return False
 
+    def computed_reshapes(self) -> bool:
+        """Whether a Reshape goes to a size that is computed while running."""
+        return any(
+            node.op_type == "Reshape" and node.input[1] in self.made
+            for node in self.nodes
+            if len(node.input) > 1
+        )
+
     def turned_blocks(self) -> bool:
         """Whether 4-bit weights in full blocks of 32 multiply a transposed and flat tensor."""
         for node in self.nodes:
@@ -95,7 +103,7 @@ class ONNXFile:
 
     def rounding(self) -> str:
         """Say how far integer answers are from ONNX Runtime's where others compute them."""
-        if self.steps is None or self.steps <= 2:
+        if self.steps is None or round(self.steps) <= 2:
             return "yes"
         return f"yes: up to {self.steps:.0f} steps of the output from ONNX Runtime"
 
@@ -154,6 +162,8 @@ def tract(file: ONNXFile) -> str:
         return "no: Loop"
     if file.quantized_softmax():
         return "no: a quantized Softmax, computed wrongly"
+    if file.computed_reshapes():
+        return "no: Reshape to a size that is computed" + (" (batch=1 runs)" if file.free else "")
     if file.turned_blocks():
         return "no: MatMulNBits behind Transpose and Reshape, computed wrongly"
     if file.half and "Gemm" in file.kinds:

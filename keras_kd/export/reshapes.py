@@ -9,7 +9,6 @@ there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,9 @@ import numpy as np
 
 Sizes = list[int | str]
 """Entries of a small integer vector: known ones as numbers, others as names of what they are."""
+
+# Between a number and the name of a free size: no name holds it.
+_TIMES = "\n"
 
 # Longer vectors are no shapes.
 _RANK = 16
@@ -41,7 +43,10 @@ def onnx(model: Any) -> None:
     Args:
         model: An `onnx.ModelProto` whose free sizes have names, changed in place.
     """
-    _ONNX(model).settle()
+    # A shape that is known now tells of those behind it.
+    while _ONNX(model).settle():
+        pass
+    _ONNX(model).settle(straighten=True)
 
 
 class _TFLite:
@@ -195,6 +200,7 @@ class _ONNX:
         self._made = {name: node for node in model.graph.node for name in node.output}
         self._values = {entry.name: entry for entry in model.graph.initializer}
         self._shapes = dict(self._inferred(model))
+        self._recognize()
         # Where a named size can be read.
         self._free = {
             size: (entry.name, axis)
@@ -204,7 +210,8 @@ class _ONNX:
         }
         self._added: list[Any] = []
 
-    def settle(self) -> None:
+    def settle(self, *, straighten: bool = False) -> bool:
+        changed = False
         for node in list(self._graph.node):
             slot = _SHAPES.get(node.op_type)
             if slot is None or len(node.input) <= slot or node.input[slot] not in self._made:
@@ -217,13 +224,15 @@ class _ONNX:
             )
             if whole is not None:
                 node.input[slot] = self._constant(f"{node.output[0]}_shape", whole)
-            elif all(isinstance(size, int) or size in self._free for size in sizes):
+                changed = True
+            elif straighten and all(isinstance(size, int) or size in self._free for size in sizes):
                 node.input[slot] = self._vector(f"{node.output[0]}_shape", sizes)
         nodes = [*self._added, *self._graph.node]
         copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
         del self._graph.node[:]
         self._graph.node.extend(copies)
         self._clean()
+        return changed
 
     def _inferred(self, model: Any) -> Iterator[tuple[str, Sizes]]:
         try:
@@ -244,11 +253,39 @@ class _ONNX:
                     ],
                 )
 
+    def _recognize(self) -> None:
+        # The inference gives a size behind a reshape a name of its own, though it follows.
+        known: dict[str, int | str] = {}
+        for node in self._graph.node:
+            for name in node.output:
+                sizes = self._shapes.get(name)
+                if sizes is not None:
+                    self._shapes[name] = [known.get(str(size), size) for size in sizes]
+            if node.op_type == "MatMul":
+                one, two = (self._shapes.get(name, [])[:-2] for name in node.input)
+                product = self._shapes.get(node.output[0], [])
+                if one == two:
+                    pairs = list(zip(product, one, strict=False))
+                    known.update({size: new for size, new in pairs if isinstance(size, str)})
+                    product = [known.get(str(size), size) for size in product]
+                    self._shapes[node.output[0]] = product
+            target = self._constants(node.input[1]) if node.op_type == "Reshape" else None
+            source, made = (self._shapes.get(name) for name in (*node.input[:1], *node.output[:1]))
+            if not target or source is None or made is None or len(target) != len(made):
+                continue
+            if all(size != 0 or axis < len(source) for axis, size in enumerate(target)):
+                copied = [source[i] if size == 0 else size for i, size in enumerate(target)]
+                for before, after in zip(made, _closed(copied, source), strict=True):
+                    if isinstance(before, str) and after != -1:
+                        known[before] = after
+                self._shapes[node.output[0]] = [known.get(str(size), size) for size in made]
+
     def _open(self, node: Any, sizes: Sizes) -> list[int] | None:
         # A size that the input has at the same place, and another one that follows from the rest.
         if any(entry.name == "allowzero" and entry.i for entry in node.attribute):
             return None
         source = self._shapes.get(node.input[0], [])
+        sizes = _closed(sizes, source)
         shape = []
         for axis, size in enumerate(sizes):
             same = axis < len(source) and size == source[axis]
@@ -304,6 +341,8 @@ class _ONNX:
             return _sliced(known)
         if kind in ("Mul", "ReduceProd"):
             return _product(known if kind == "Mul" else [known[0]], f"product {name}")
+        if kind == "Max":
+            return known[0] if all(sizes == known[0] for sizes in known) else None
         return known[0]
 
     def _constants(self, name: str) -> Sizes | None:
@@ -329,8 +368,8 @@ class _ONNX:
 # The input that is a shape.
 _SHAPES = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0}
 _PARTS = (
-    *("Cast", "Concat", "Gather", "Identity", "Mul", "ReduceProd", "Reshape", "Slice", "Squeeze"),
-    "Unsqueeze",
+    *("Cast", "Concat", "Gather", "Identity", "Max", "Mul", "ReduceProd", "Reshape", "Slice"),
+    *("Squeeze", "Unsqueeze"),
 )
 
 
@@ -374,10 +413,44 @@ def _sliced(known: list[Sizes]) -> Sizes | None:
     return known[0][begin : min(end, len(known[0])) : step]
 
 
+def _total(sizes: Sizes) -> tuple[int, str] | None:
+    # A number times a name, which is empty if all sizes are known.
+    number, names = 1, []
+    for size in sizes:
+        if isinstance(size, int):
+            number *= size
+            continue
+        factor, _, name = size.rpartition(_TIMES)
+        number *= int(factor or 1)
+        names.append(name)
+    return (number, names[0] if names else "") if len(names) < 2 else None
+
+
+def _closed(sizes: Sizes, source: Sizes) -> Sizes:
+    # An entry of -1 follows from the others where both sides have the same free size in them.
+    if sizes.count(-1) != 1:
+        return sizes
+    whole, rest = _total(source), _total([size for size in sizes if size != -1])
+    if not source or whole is None or rest is None or rest[0] < 1 or whole[0] % rest[0]:
+        return sizes
+    if rest[1] not in ("", whole[1]):
+        return sizes
+    free = "" if rest[1] else whole[1]
+    return [_times(whole[0] // rest[0], free) if size == -1 else size for size in sizes]
+
+
+def _times(number: int, name: str) -> int | str:
+    if not name:
+        return number
+    return name if number == 1 else f"{number}{_TIMES}{name}"
+
+
 def _product(factors: list[Sizes], name: str) -> Sizes | None:
     if len(factors) == 1:
-        numbers = _whole(factors[0])
-        return [name] if numbers is None else [math.prod(numbers)]
+        total = _total(factors[0])
+        if total is None:
+            return [name]
+        return [_times(*total)]
     one, two = factors
     if len(one) != 1 or len(two) != 1:
         return None

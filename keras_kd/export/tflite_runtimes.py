@@ -55,6 +55,13 @@ class TFLiteFile:
         )
         self.sparse = any(tensor.sparsity is not None for tensor in tensors)
         self.types = {kinds[tensor.type] for tensor in tensors}
+        scales = [
+            float(scale)
+            for tensor in tensors
+            if tensor.quantization is not None and tensor.quantization.scale is not None
+            for scale in tensor.quantization.scale
+        ]
+        self.odd_scales = [s for s in scales if not (_LEAST_SCALE < s < math.inf)]
         self.custom = sorted({operator.name for operator in self.operators if operator.custom})
 
     def constant(self, operator: Operator, slot: int) -> bool:
@@ -100,7 +107,7 @@ class TFLiteFile:
 
     def rounding(self) -> str:
         """Say how far integer answers are from LiteRT's where its XNNPACK is not what computes."""
-        if self.steps is None or self.steps <= 2:
+        if self.steps is None or round(self.steps) <= 2:
             return "yes"
         return f"yes: up to {self.steps:.0f} steps of the output from LiteRT with XNNPACK"
 
@@ -138,6 +145,8 @@ def micro(file: TFLiteFile) -> str:
         # It is run and takes the first scale for all channels.
         if operator.name == "DEQUANTIZE" and operator.scales[0] > 1:
             return "no: DEQUANTIZE with a scale for each channel, computed wrongly"
+        if operator.name == "RESIZE_BILINEAR" and operator.first == "INT16":
+            return "no: RESIZE_BILINEAR of INT16"
     hybrid = file.hybrid()
     if hybrid:
         return f"no: {', '.join(hybrid)} of floats with int8 weights"
@@ -166,11 +175,17 @@ def ethos(file: TFLiteFile, known: frozenset[str]) -> str:
         return "no: float, nothing runs on the NPU"
     if file.several_rows():
         return "no: RESHAPE of a free batch into several rows (batch=1 runs)"
+    if file.odd_scales:
+        return f"no: a scale of {file.odd_scales[0]:.2g}"
+    swishes = {operator.first for operator in file.operators if operator.name == "HARD_SWISH"}
+    if swishes - {"INT8", "UINT8"}:
+        return f"no: HARD_SWISH of {', '.join(sorted(swishes - {'INT8', 'UINT8'}))}"
     left = sorted(
         {
             operator.name
             for operator in file.operators
             if operator.name not in known
+            or (known is ETHOS_U55 and _stride(operator) > 3)
             or "FLOAT32" in (operator.first, operator.outputs[0])
             or (file.free and operator.name in _BOOKKEEPING and file.computed_sizes())
         }
@@ -219,6 +234,13 @@ def openvino(file: TFLiteFile) -> str:
     return "yes"
 
 
+def _stride(operator: Operator) -> int:
+    # Of other operators there is no such limit, or they have no stride.
+    if operator.name != "DEPTHWISE_CONV_2D":
+        return 1
+    return max(int(operator.option("strideW", 1)), int(operator.option("strideH", 1)))
+
+
 def _count(tensor: Any) -> int:
     # 1 stands where a size is free.
     return math.prod([] if tensor.shape is None else [int(size) for size in tensor.shape])
@@ -227,6 +249,9 @@ def _count(tensor: Any) -> int:
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
+
+# What lies below has lost digits, and its inverse is infinite.
+_LEAST_SCALE = 1.2e-38
 
 # The first TensorFlow Lite of which nothing bad about sparse files is known is LiteRT's own.
 _SPARSE = (2, 18)

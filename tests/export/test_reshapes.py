@@ -128,6 +128,25 @@ def test_a_recurrent_model_of_free_batch_starts_from_a_size_and_no_loop(tmp_path
     np.testing.assert_allclose(next(iter(answers.values())), model.predict(x, verbose=0), atol=1e-5)
 
 
+def test_attention_of_a_free_batch_reshapes_to_constants(tmp_path):
+    # Its products are reshaped to (batch * heads, ...) and back, through sizes computed of sizes.
+    keras.utils.set_random_seed(6)
+    x = keras.Input((6, 8), name="x")
+    y = layers.MultiHeadAttention(2, 4)(x, x)
+    model = keras.Model(x, layers.Dense(3)(layers.GlobalAveragePooling1D()(y)))
+    data = np.random.default_rng(0).normal(size=(40, 6, 8)).astype("float32")
+    report = keras_kd.export(
+        model, tmp_path / "out", formats="onnx", precisions="float32", evaluation=data
+    )
+    graph = onnx.load(report.best.path).graph
+    constants = {entry.name for entry in graph.initializer}
+    reshapes_ = [node for node in graph.node if node.op_type == "Reshape"]
+    assert len(reshapes_) >= 4
+    assert all(node.input[1] in constants for node in reshapes_)
+    (got,) = run_all(open_file(report.best.path), {"x": data[:5]}, 5).values()
+    np.testing.assert_allclose(got, model.predict(data[:5], verbose=0), atol=1e-5)
+
+
 @pytest.mark.parametrize("batch", [0, 2, True, "1"])
 def test_other_batch_sizes_are_refused(model, tmp_path, batch):
     with pytest.raises(ValueError, match="`batch` must be None"):

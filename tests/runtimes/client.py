@@ -72,7 +72,7 @@ def openvino(path, x, **config):
 def tflite_micro(path, x):
     from tflite_micro import runtime
 
-    interpreter = runtime.Interpreter.from_file(str(path))
+    interpreter = runtime.Interpreter.from_file(str(path), arena_size=1 << 22)
     answers = []
     for row in x:
         interpreter.set_input(row[None], 0)
