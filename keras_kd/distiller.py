@@ -134,6 +134,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         self.transfers: list[Transfer] = []
         setup = self._setup = wiring.Wiring(student, from_logits)
         setup.teacher_inputs, setup.student_inputs = teacher_inputs, student_inputs
+        setup.teacher_precision = teacher_precision
         self.temperature = _live(DEFAULT_TEMPERATURE, "temperature")
         self.alpha = _live(DEFAULT_ALPHA, "alpha")
         # Beside `alpha` they multiply its two weights, and are 1 unless balanced.
@@ -152,6 +153,11 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         """The teacher: a `keras.Model`, an `Ensemble`, a `Teacher` or `None`."""
         teacher = self._setup.teacher
         return teacher.model if isinstance(teacher, teachers.ModelTeacher) else teacher
+
+    @property
+    def teacher_precision(self) -> str:
+        """The precision that the teacher was asked to run in."""
+        return str(self._setup.teacher_precision)
 
     @property
     def teacher_inputs(self) -> Any:

@@ -39,6 +39,7 @@ class Wiring:
         self.teacher: Teacher | None = None
         self.teacher_inputs: Any = None
         self.student_inputs: Any = None
+        self.teacher_precision = "float32"
         self.placed: list[Placed] = []
         self.restored: list[Placed] | None = None
         self.match = outputs.Match([0], [meaning.CLASSES], [True])
