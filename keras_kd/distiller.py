@@ -566,11 +566,6 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         return logs if as_dict else values[0] if len(values) == 1 else values
 
     @property
-    def distills(self) -> bool:
-        """Whether anything is transferred from a teacher."""
-        return self._setup.teacher is not None or bool(self._setup.placed)
-
-    @property
     def live_values(self) -> dict[str, float]:
         """What callbacks are changing at the moment, by the name it has in the logs."""
         return self._setup.live_values

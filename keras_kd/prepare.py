@@ -25,7 +25,6 @@ class Prepared(keras.Model):
     student: Any
     transfers: list[Transfer]
     adopt: Callable[[Any], None]
-    distills: bool
     _setup: Any
     _books: Any
 
@@ -33,6 +32,11 @@ class Prepared(keras.Model):
     def metrics_need_labels(self) -> bool:
         """Whether `compile` was given metrics of the student."""
         return self._compile_metrics is not None
+
+    @property
+    def distills(self) -> bool:
+        """Whether anything is transferred from a teacher."""
+        return self._setup.teacher is not None or bool(self._setup.placed)
 
     def _prepare(self, rows: Any, real: bool = True) -> None:
         """Look at a few rows before the first step: build what they show, refuse what cannot work.
