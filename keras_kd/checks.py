@@ -149,7 +149,7 @@ def per_output(values: Any, template: Any) -> list[Any]:
     return flat if len(flat) == len(names) else [None] * len(names)
 
 
-def training_data(x: Any, y: Any, loss: Any, student: Any, metrics: bool) -> None:
+def training_data(x: Any, y: Any, loss: Any, metrics: bool) -> None:
     """Raise `ValueError` for data that cannot be trained on.
 
     Arrays are looked at whole; of a `tf.data.Dataset` the element types and
@@ -159,12 +159,11 @@ def training_data(x: Any, y: Any, loss: Any, student: Any, metrics: bool) -> Non
         x: What `fit` was given.
         y: Labels, or `None`.
         loss: The hard loss, or `None`.
-        student: The `Reader` of the student, which knows its outputs.
         metrics: Whether metrics read labels.
     """
     _not_ragged(x)
     if hasattr(x, "element_spec"):
-        _dataset(x, loss, metrics, student.template)
+        _dataset(x, loss, metrics)
         return
     if isinstance(x, keras.utils.PyDataset):
         if x.num_batches == 0:
@@ -178,23 +177,19 @@ def training_data(x: Any, y: Any, loss: Any, student: Any, metrics: bool) -> Non
             "There are no labels, and `compile` was given a loss or metrics that read them. Pass "
             "`y`, or compile with `loss=None` and no metrics to distil without labels."
         )
-    labels(y, loss, student)
 
 
-def more_data(arguments: dict[str, Any], loss: Any, student: Any) -> None:
+def more_data(arguments: dict[str, Any]) -> None:
     """Raise `ValueError` for weights and validation data that cannot be used.
 
     Args:
         arguments: The other arguments of `fit`.
-        loss: The hard loss, or `None`.
-        student: The `Reader` of the student.
     """
     weight, validation = arguments.get("sample_weight"), arguments.get("validation_data")
     if weight is not None:
         _arrays(weight, "sample_weight")
     if isinstance(validation, list | tuple) and _are_arrays(validation[0]):
         _arrays(validation[0], "the `x` of `validation_data`")
-        labels(validation[1] if len(validation) > 1 else None, loss, student)
 
 
 _EMPTY = "The training data are empty: "
@@ -219,13 +214,13 @@ def _are_arrays(x: Any) -> bool:
 
 def _arrays(values: Any, name: str) -> None:
     for leaf in keras.tree.flatten(values):
-        array = np.asarray(leaf)
+        array = as_array(leaf)
         if array.ndim and len(array) == 0:
             raise ValueError(f"{_EMPTY}{_quoted(name)} has no rows.")
-        _finite(array, name)
+        require_finite(array, name)
 
 
-def _dataset(dataset: Any, loss: Any, metrics: bool, template: Any) -> None:
+def _dataset(dataset: Any, loss: Any, metrics: bool) -> None:
     cardinality = getattr(dataset, "cardinality", None)
     if cardinality is not None and int(cardinality()) == 0:
         raise ValueError(_EMPTY + "the dataset yields no batch.")
@@ -235,10 +230,6 @@ def _dataset(dataset: Any, loss: Any, metrics: bool, template: Any) -> None:
             "The dataset yields no labels, and `compile` was given a loss or metrics that read "
             "them. Yield `(x, y)`, or compile with `loss=None` to distil without labels."
         )
-    for spec, one in zip(per_output(labels, template), per_output(loss, template)):
-        dtype = getattr(spec, "dtype", None)
-        if _is_sparse(one) and dtype is not None and dtype.is_floating:
-            _refuse_float_labels(dtype.name)
 
 
 def first_rows(x: Any, must_be_real: bool, batch_size: int | None = None) -> tuple[Any, bool, Any]:
@@ -322,7 +313,13 @@ def _quoted(name: str) -> str:
     return name if "`" in name else f"`{name}`"
 
 
-def _finite(array: np.ndarray, name: str) -> None:
+def as_array(leaf: Any) -> np.ndarray:
+    """An array of NumPy of an array or tensor, wherever that lies."""
+    return np.asarray(ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else leaf)
+
+
+def require_finite(array: np.ndarray, name: str) -> None:
+    """Raise `ValueError` for NaN and infinite values, with the rows that hold them."""
     if not np.issubdtype(array.dtype, np.floating):
         return
     # NaN and infinities show in the extremes, which need no array of booleans.
@@ -334,54 +331,6 @@ def _finite(array: np.ndarray, name: str) -> None:
             f"{_quoted(name)} holds NaN or infinite values in {len(rows)} of {len(array)} rows, "
             f"the first is row {rows[0]}. Remove or repair them before training."
         )
-
-
-def labels(given: Any, loss: Any, student: Any) -> None:
-    """Check the labels of each output against its loss."""
-    template, shapes = student.template, student.shapes
-    for i, (label, one) in enumerate(zip(per_output(given, template), per_output(loss, template))):
-        if label is not None and hasattr(label, "__array__"):
-            _labels_of(np.asarray(label), one, shapes[i] if shapes is not None else None)
-
-
-def _labels_of(labels: np.ndarray, loss: Any, shape: Any) -> None:
-    _finite(labels, "y")
-    if not _is_sparse(loss):
-        return
-    if np.issubdtype(labels.dtype, np.floating):
-        _refuse_float_labels(str(labels.dtype))
-    ignored = getattr(loss, "ignore_class", None)
-    counted = labels if ignored is None else labels[labels != ignored]
-    if shape is None or shape[-1] is None or counted.size == 0:
-        return
-    classes = shape[-1]
-    if labels.ndim == len(shape) and labels.shape[-1] == classes > 1:
-        raise ValueError(
-            f"The loss reads one label a sample, and `y` of shape {labels.shape} looks one-hot. "
-            "Convert it with `y.argmax(-1)`, or use `keras.losses.CategoricalCrossentropy`."
-        )
-    low, high = int(counted.min()), int(counted.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"Labels run from {low} to {high}, and the student has {classes} classes, numbered 0 "
-            f"to {classes - 1}. Renumber the labels, or give the student more outputs."
-        )
-
-
-def _refuse_float_labels(dtype: str) -> None:
-    raise ValueError(
-        f"The loss reads integer labels, and `y` is {dtype}. Convert them with "
-        "`y.astype('int32')`, or use a categorical loss for one-hot labels."
-    )
-
-
-def _is_sparse(loss: Any) -> bool:
-    if isinstance(loss, str):
-        return loss == "sparse_categorical_crossentropy"
-    return (
-        isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
-        or loss is keras.losses.sparse_categorical_crossentropy
-    )
 
 
 def keras_file(path: Any) -> None:

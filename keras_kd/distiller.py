@@ -19,6 +19,7 @@ from keras_kd import (
     settings,
     step,
     summaries,
+    targets,
     teachers,
     watch,
     wiring,
@@ -133,6 +134,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         self.transfers: list[Transfer] = []
         setup = self._setup = wiring.Wiring(student, from_logits)
         setup.teacher_inputs, setup.student_inputs = teacher_inputs, student_inputs
+        setup.teacher_precision = teacher_precision
         self.temperature = _live(DEFAULT_TEMPERATURE, "temperature")
         self.alpha = _live(DEFAULT_ALPHA, "alpha")
         # Beside `alpha` they multiply its two weights, and are 1 unless balanced.
@@ -151,6 +153,11 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         """The teacher: a `keras.Model`, an `Ensemble`, a `Teacher` or `None`."""
         teacher = self._setup.teacher
         return teacher.model if isinstance(teacher, teachers.ModelTeacher) else teacher
+
+    @property
+    def teacher_precision(self) -> str:
+        """The precision that the teacher was asked to run in."""
+        return str(self._setup.teacher_precision)
 
     @property
     def teacher_inputs(self) -> Any:
@@ -194,7 +201,8 @@ class Distiller(Guarded, Prepared, Measured, Saved):
                 to each. Defaults to `SoftTargets()` where the hard loss of the
                 output is one between exclusive classes, and to
                 `BinarySoftTargets()` where it is one of independent classes;
-                where it tells neither, a softmax or sigmoid at the end does.
+                where it tells neither, a softmax or sigmoid at the end does. They
+                are reduced as the hard loss is, by `"sum"` too.
                 Without any hard loss, `SoftTargets()` for several linear units.
                 Regressions, and outputs of which nothing tells what they mean,
                 are refused: name their loss, as `LogitMSE()`.
@@ -498,20 +506,16 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             given = keras.tree.flatten(callbacks) if callbacks else []
             callbacks = [observer, *given]
         try:
-            return super().fit(
-                x=x,
-                y=y,
-                batch_size=batch_size,
-                epochs=epochs,
-                verbose=verbose,
-                callbacks=callbacks,
-                **kwargs,
-            )
-        except Exception as error:
-            reason = fitting.explained(error)
-            if reason is None:
-                raise
-            raise reason from error
+            with targets.explaining():
+                return super().fit(
+                    x=x,
+                    y=y,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    verbose=verbose,
+                    callbacks=callbacks,
+                    **kwargs,
+                )
         finally:
             setup.arrays, setup.trains_on = None, None
 
@@ -538,13 +542,8 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         if self.compiled and not kwargs.get("_use_cached_eval_dataset"):
             # Keras asks so in every epoch of `fit`, which has looked at these data.
             x = self._for_evaluation(x, y, kwargs.get("sample_weight"))
-        try:
+        with targets.explaining():
             return self._evaluate(x, y, batch_size, kwargs)
-        except Exception as error:
-            reason = fitting.explained(error)
-            if reason is None:
-                raise
-            raise reason from error
 
     def _evaluate(self, x: Any, y: Any, batch_size: int | None, kwargs: dict[str, Any]) -> Any:
         if self._setup.evaluate_distillation:
@@ -565,37 +564,6 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         )
         values = list(logs.values())
         return logs if as_dict else values[0] if len(values) == 1 else values
-
-    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Take one optimizer step, as `keras.Model.train_on_batch` does.
-
-        Args:
-            x: Inputs.
-            y: Labels.
-            *args: As in `keras.Model.train_on_batch`.
-            **kwargs: As in `keras.Model.train_on_batch`.
-
-        Returns:
-            The loss, or the logs with `return_dict=True`.
-
-        Raises:
-            FloatingPointError: If the teacher's outputs are not finite.
-        """
-        self._setup.require_teacher()
-        if self.compiled and not self._setup.prepared:
-            self._prepare(checks.first_rows(x, True)[0])
-        numbered.require(self._setup.split(x)[1], self.transfers)
-        result = super().train_on_batch(x, y, *args, **kwargs)
-        if self.distills and self._books is not None:
-            loss = self._books.means["distillation_loss"].result()
-            if not checks.finite(loss) and checks.finite(self.student.trainable_variables):
-                raise watch.teacher_failed(self._setup.teacher.name, "this batch")
-        return result
-
-    @property
-    def distills(self) -> bool:
-        """Whether anything is transferred from a teacher."""
-        return self._setup.teacher is not None or bool(self._setup.placed)
 
     @property
     def live_values(self) -> dict[str, float]:

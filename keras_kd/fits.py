@@ -10,22 +10,18 @@ import keras
 from keras_kd import endings, meaning
 from keras_kd.checks import per_output
 
-_OF_PROBABILITIES = (
-    keras.losses.KLDivergence,
-    keras.losses.CategoricalCrossentropy,
-    keras.losses.CategoricalFocalCrossentropy,
-    keras.losses.SparseCategoricalCrossentropy,
-    keras.losses.BinaryCrossentropy,
-    keras.losses.BinaryFocalCrossentropy,
-)
-_FUNCTIONS_OF_PROBABILITIES = (
-    keras.losses.kl_divergence,
+_CROSSENTROPIES = (
     keras.losses.categorical_crossentropy,
     keras.losses.categorical_focal_crossentropy,
     keras.losses.sparse_categorical_crossentropy,
     keras.losses.binary_crossentropy,
     keras.losses.binary_focal_crossentropy,
 )
+
+
+def _is_one_of(loss: Any, functions: Sequence[Any]) -> bool:
+    found = meaning.function_of(loss)
+    return any(found is function for function in functions)
 
 
 def loss_of_probabilities(transfer: Any, side: str, model: str) -> None:
@@ -37,11 +33,9 @@ def loss_of_probabilities(transfer: Any, side: str, model: str) -> None:
         model: Name of the model on that side.
     """
     loss = transfer.loss
-    known = isinstance(loss, _OF_PROBABILITIES) or any(
-        loss is function for function in _FUNCTIONS_OF_PROBABILITIES
-    )
     # `from_logits` speaks of the second argument alone, the student.
-    if not known or (side == "student" and getattr(loss, "from_logits", False)):
+    reads_logits = side == "student" and meaning.option(loss, "from_logits", False)
+    if reads_logits or not _is_one_of(loss, (keras.losses.kl_divergence, *_CROSSENTROPIES)):
         return
     raise ValueError(
         f"`{transfer.name}` compares probabilities, and the {side} `{model}` ends in logits, which "
@@ -59,12 +53,11 @@ def student_loss(loss: Any, student: Any) -> None:
         student: The `Reader` of the student.
     """
     for one, kind in zip(per_output(loss, student.template), student.kinds()):
-        name = one if isinstance(one, str) else getattr(one, "name", "")
-        crossentropy = isinstance(name, str) and name.endswith("crossentropy")
-        if crossentropy and kind == "logits" and not getattr(one, "from_logits", False):
+        takes_logits = meaning.option(one, "from_logits", False)
+        if kind == "logits" and not takes_logits and _is_one_of(one, _CROSSENTROPIES):
             warnings.warn(
-                f"The student ends in logits, and the loss `{name}` expects probabilities. Use "
-                "the loss with `from_logits=True`.",
+                f"The student ends in logits, and the loss `{meaning.name_of(one)}` expects "
+                "probabilities. Use the loss with `from_logits=True`.",
                 stacklevel=4,
             )
 
@@ -80,7 +73,7 @@ def same_form(transfer: Any, theirs: str, ours: str) -> None:
     loss = transfer.loss
     own = meaning.of_loss(loss) is not None
     # Crossentropies turn the student's logits into probabilities themselves.
-    if not own or getattr(loss, "from_logits", False) or "unknown" in (theirs, ours):
+    if not own or meaning.option(loss, "from_logits", False) or "unknown" in (theirs, ours):
         return
     if (theirs == "logits") != (ours == "logits"):
         raise ValueError(
@@ -107,10 +100,10 @@ def not_of_labels(loss: Any) -> None:
     Args:
         loss: A distillation loss.
     """
-    if any(meaning.function_of(loss) is function for function in _OF_LABELS):
+    if _is_one_of(loss, _OF_LABELS):
         raise ValueError(
-            f"`{_loss_name(loss)}` reads class numbers, and a teacher answers with one number for "
-            "each class. Use `keras_kd.losses.SoftTargets()`."
+            f"`{meaning.name_of(loss)}` reads class numbers, and a teacher answers with one number "
+            "for each class. Use `keras_kd.losses.SoftTargets()`."
         )
 
 
@@ -139,13 +132,13 @@ def name_the_loss(
     many = "one " if units == 1 else f"{units} " if units else ""
     what = f"has {many}{end}output unit{'s' if units != 1 else ''}"
     if loss is None and regression:
-        why = f"the teacher was compiled with `loss={_loss_name(own)!r}`, that of a regression"
+        why = f"the teacher was compiled with `loss={meaning.name_of(own)!r}`, that of a regression"
     elif loss is None:
         why = "no hard loss says what that means"
     elif regression:
-        why = f"`loss={_loss_name(loss)!r}` is that of a regression"
+        why = f"`loss={meaning.name_of(loss)!r}` is that of a regression"
     else:
-        why = f"`loss={_loss_name(loss)!r}` does not say whether it classifies"
+        why = f"`loss={meaning.name_of(loss)!r}` does not say whether it classifies"
     others = "`keras_kd.losses.BinarySoftTargets()` for two classes"
     if units != 1:
         others = (
@@ -164,7 +157,7 @@ def not_for_all(loss: Any, compares: str, output: str, hard: Any, told: str) -> 
     takes = {"classes": "exclusive classes", "independent": "independent classes"}
     raise ValueError(
         f"`{getattr(loss, 'name', loss)}` is given for all outputs and compares {takes[compares]}, "
-        f"and the output `{output}` with `loss={_loss_name(hard)!r}` has "
+        f"and the output `{output}` with `loss={meaning.name_of(hard)!r}` has "
         f"{takes.get(told, 'the values of a regression')}. Give each output its own: "
         f"`distillation_loss={{{output!r}: ..., ...}}`."
     )
@@ -176,8 +169,8 @@ def classes_are_last(transfer: Any, hard: Any, shape: Any) -> None:
     if not endings.is_last(axis, len(shape)):
         raise ValueError(
             f"`{transfer.name}` compares along the last axis of outputs {tuple(shape)}, and "
-            f"`loss={_loss_name(hard)!r}` has the classes on axis {axis}. Move them to the last "
-            "axis with `keras.layers.Permute`, in teacher and student alike."
+            f"`loss={meaning.name_of(hard)!r}` has the classes on axis {axis}. Move them to the "
+            "last axis with `keras.layers.Permute`, in teacher and student alike."
         )
 
 
@@ -185,15 +178,9 @@ def one_side_ends_in(transfer: Any, hard: Any, ours: str, theirs: str) -> None:
     """Raise `ValueError` where a regression's values would be compared with logits."""
     raise ValueError(
         f"`{transfer.name}` would compare logits with values: the student ends in {ours}, the "
-        f"teacher in {theirs}, and `loss={_loss_name(hard)!r}` is that of a regression. Pass "
+        f"teacher in {theirs}, and `loss={meaning.name_of(hard)!r}` is that of a regression. Pass "
         '`distillation_loss="mse"`, which compares what the models return, or end both alike.'
     )
-
-
-def _loss_name(loss: Any) -> str:
-    if isinstance(loss, str):
-        return loss
-    return str(getattr(loss, "name", None) or getattr(loss, "__name__", None) or loss)
 
 
 def keras_loss(loss: Any) -> Any:

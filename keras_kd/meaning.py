@@ -105,8 +105,29 @@ def of_output(hard: Any, kinds: tuple[str, ...], own: Any = None) -> str | None:
     return of_layers or of_loss(own)
 
 
+def option(loss: Any, name: str, default: Any = None) -> Any:
+    """What a loss was given by name, as `from_logits`, however it was given itself.
+
+    Args:
+        loss: As in `function_of`.
+        name: Of the argument.
+        default: Where the loss says nothing of it.
+    """
+    if isinstance(loss, functools.partial):
+        return loss.keywords.get(name, option(loss.func, name, default))
+    return default if inspect.isclass(loss) else getattr(loss, name, default)
+
+
+def name_of(loss: Any) -> str:
+    """The name of a loss for messages, however it was given."""
+    if isinstance(loss, str):
+        return loss
+    if isinstance(loss, functools.partial):
+        return name_of(loss.func)
+    own = None if inspect.isclass(loss) else getattr(loss, "name", None)
+    return str(own or getattr(loss, "__name__", None) or loss)
+
+
 def axis_of(loss: Any) -> Any:
     """The axis of the classes in a hard loss, -1 where it names none."""
-    if isinstance(loss, functools.partial):
-        return loss.keywords.get("axis", axis_of(loss.func))
-    return getattr(loss, "axis", -1) if of_loss(loss) is not None else -1
+    return option(loss, "axis", -1) if of_loss(loss) is not None else -1

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_kd import checks, fits, labels, meaning, step, teachers
+from keras_kd import checks, fits, labels, meaning, outputs, step, targets, teachers
 from keras_kd.losses import counts
 from keras_kd.losses.base import DistillationLoss, owns_layers
-from keras_kd.losses.divergences import BinarySoftTargets, SoftTargets
+from keras_kd.losses.divergences import BinarySoftTargets
 from keras_kd.reader import Answer, Reader
+from keras_kd.teachers import numbered
 from keras_kd.transfer import Transfer, averaged, compared
 from keras_kd.typing import Tensor
 
@@ -158,8 +159,8 @@ class _Together(keras.Model):
                 if one == meaning.VALUES or (one is None and shape is not None):
                     regression = one == meaning.VALUES
                     fits.name_the_loss(name, None, _units(shape), kind, hard, regression)
-            independent = any(one == meaning.INDEPENDENT for one in told)
-            loss = (BinarySoftTargets if independent else SoftTargets)(temperature=1.0)
+            kind = meaning.INDEPENDENT if meaning.INDEPENDENT in told else meaning.CLASSES
+            loss = outputs.soft_targets(kind, hard, temperature=1.0)
         # It only carries the loss to the checks.
         transfer = Transfer(loss)
         for name, (kind, shape), (reader, i) in zip(self._names, ends, self._exits()):
@@ -192,22 +193,47 @@ class _Together(keras.Model):
             self._scores = _Held([self._fresh_metrics() for _ in self._names])
         return x
 
+    def _looked_at(self, x: Any, y: Any, size: int | None = None, name: str = "`y`") -> Any:
+        """Data of which the labels are known to be what the losses read, or will be told."""
+        x = self._inspect(x, size)
+        if not self.compiled:
+            return x
+        hard, between = self._given.it
+        shape = next((shape for _, shape in self._ends() if shape is not None), None)
+        reader = between.name if getattr(between, "reads_labels", False) else None
+        expected = [targets.Expected(hard, shape, reader, self._names[0])]
+        if y is not None:
+            targets.require(expected, y, None, name)
+        return x if numbered.are_arrays(x) else targets.watched(expected, x, None)
+
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train, as `keras.Model.fit` does."""
         size = args[0] if args else kwargs.get("batch_size")
-        return super().fit(self._inspect(x, size), y, *args, **kwargs)
+        x = self._looked_at(x, y, size)
+        given = kwargs.get("validation_data")
+        if isinstance(given, list | tuple):
+            held, held_y, _ = keras.utils.unpack_x_y_sample_weight(tuple(given))
+            self._looked_at(held, held_y, size, "`y` of `validation_data`")
+        elif given is not None:
+            kwargs["validation_data"] = self._looked_at(given, None)
+        with targets.explaining():
+            return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate every output, as `keras.Model.evaluate` does."""
-        return super().evaluate(self._inspect(x), y, *args, **kwargs)
+        if not kwargs.get("_use_cached_eval_dataset"):
+            # Keras asks so in every epoch of `fit`, which has looked at these data.
+            x = self._looked_at(x, y)
+        with targets.explaining():
+            return super().evaluate(x, y, *args, **kwargs)
 
-    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Take one optimizer step, as `keras.Model.train_on_batch` does."""
-        return super().train_on_batch(self._inspect(x), *args, **kwargs)
+        return super().train_on_batch(self._looked_at(x, y), y, *args, **kwargs)
 
-    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate one batch, as `keras.Model.test_on_batch` does."""
-        return super().test_on_batch(self._inspect(x), *args, **kwargs)
+        return super().test_on_batch(self._looked_at(x, y), y, *args, **kwargs)
 
     def _unit(self) -> str:
         """What the outputs are compared as."""

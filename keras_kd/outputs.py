@@ -122,10 +122,25 @@ def default_loss(student: Any, teacher: Any, hard: Any) -> Any:
                 told == meaning.VALUES,
                 None if order[i] is None else teacher.own_loss(order[i]),
             )
-        chosen.append(BinarySoftTargets() if told == meaning.INDEPENDENT else SoftTargets())
+        chosen.append(soft_targets(told, each[i]))
     if len(chosen) == 1:
         return chosen[0]
     return keras.tree.pack_sequence_as(template, chosen)
+
+
+def soft_targets(told: str | None, hard: Any, **options: Any) -> Any:
+    """The loss between logits that mean this, reduced as the hard loss is.
+
+    Args:
+        told: As in `keras_kd.meaning`.
+        hard: The hard loss of the output, or `None`.
+        **options: Arguments of the loss.
+    """
+    reduction = meaning.option(hard, "reduction")
+    if reduction in ("sum", "mean_with_sample_weight"):
+        # One sum beside one mean would weigh the two losses by the size of the batch.
+        options["reduction"] = reduction
+    return (BinarySoftTargets if told == meaning.INDEPENDENT else SoftTargets)(**options)
 
 
 def refuse_spread(distillation_loss: Any, template: Any, hard: Any) -> None:

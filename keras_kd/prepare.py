@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_kd import checks, fitting, objective
+from keras_kd import checks, fitting, objective, targets, watch
 from keras_kd.teachers import numbered
 from keras_kd.transfer import Transfer
 
@@ -18,17 +18,25 @@ class Prepared(keras.Model):
     what only data can tell, so that the first step finds nothing new.
 
     Attributes:
-        transfers: What is transferred to the student.
+        student: The model that is trained.
+        transfers: What is transferred to it.
     """
 
+    student: Any
     transfers: list[Transfer]
     adopt: Callable[[Any], None]
     _setup: Any
+    _books: Any
 
     @property
     def metrics_need_labels(self) -> bool:
         """Whether `compile` was given metrics of the student."""
         return self._compile_metrics is not None
+
+    @property
+    def distills(self) -> bool:
+        """Whether anything is transferred from a teacher."""
+        return self._setup.teacher is not None or bool(self._setup.placed)
 
     def _prepare(self, rows: Any, real: bool = True) -> None:
         """Look at a few rows before the first step: build what they show, refuse what cannot work.
@@ -71,8 +79,8 @@ class Prepared(keras.Model):
         """
         setup, given_x = self._setup, x
         fitting.data(setup, x, y, arguments, self.loss)
-        checks.training_data(x, y, self.loss, setup.student, self.metrics_need_labels)
-        checks.more_data(arguments, self.loss, setup.student)
+        checks.training_data(x, y, self.loss, self.metrics_need_labels)
+        checks.more_data(arguments)
         given = arguments.get("validation_data")
         as_given = x, y, arguments
         if setup.teacher is not None:
@@ -81,7 +89,13 @@ class Prepared(keras.Model):
             )
         numbered.require_samples(x)
         rows, real, x = checks.first_rows(x, not setup.settled, batch_size)
+        unseen = setup.student.shapes is None
         self._prepare(rows, real)
+        if unseen:
+            # Only now it shows how many classes there are.
+            self._require_labels(as_given[1] if numbered.are_arrays(given_x) else None)
+            if isinstance(given, list | tuple) and len(given) > 1:
+                self._require_labels(given[1], "`y` of `validation_data`")
         setup.try_validation(given)
         x = numbered.added(x, self.transfers)
         if not isinstance(x, numbered.Numbered) and rows is not None:
@@ -102,20 +116,29 @@ class Prepared(keras.Model):
         whole = (x, y, arguments) if numbered.are_arrays(x) else as_given
         setup.arrays = objective.training_arrays(*whole)
         if not numbered.are_arrays(given_x):
-            x = fitting.watched(setup, x, self.loss)
+            x = self._watched(x)
         if given is not None and not isinstance(given, list | tuple):
-            held = fitting.watched(setup, given, self.loss)
-            arguments = {**arguments, "validation_data": held}
+            arguments = {**arguments, "validation_data": self._watched(given)}
         return x, y, batch_size, arguments
 
     def _for_evaluation(self, x: Any, y: Any, sample_weight: Any) -> Any:
         """Data of `evaluate`, looked at as those of `fit` are."""
         setup = self._setup
         fitting.data(setup, x, y, {"sample_weight": sample_weight}, self.loss)
-        if numbered.are_arrays(x):
-            checks.labels(y, self.loss, setup.student)
-            return x
-        return fitting.watched(setup, x, self.loss)
+        return x if numbered.are_arrays(x) else self._watched(x)
+
+    def _watched(self, data: Any) -> Any:
+        """A dataset whose labels are compared with what the losses read."""
+        setup = self._setup
+        expected = targets.of_distiller(setup, self.loss)
+        return targets.watched(expected, data, setup.student.template)
+
+    def _require_labels(self, y: Any, name: str = "`y`") -> None:
+        """Raise `ValueError` for labels in arrays that the losses cannot read."""
+        setup = self._setup
+        if y is not None:
+            expected = targets.of_distiller(setup, self.loss)
+            targets.require(expected, y, setup.student.template, name)
 
     def _asked(
         self, x: Any, y: Any, sample_weight: Any, batch_size: int | None
@@ -128,3 +151,37 @@ class Prepared(keras.Model):
             x, y, sample_weight, batch_size
         )
         return joined
+
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Take one optimizer step, as `keras.Model.train_on_batch` does.
+
+        Args:
+            x: Inputs.
+            y: Labels.
+            *args: As in `keras.Model.train_on_batch`.
+            **kwargs: As in `keras.Model.train_on_batch`.
+
+        Returns:
+            The loss, or the logs with `return_dict=True`.
+
+        Raises:
+            FloatingPointError: If the teacher's outputs are not finite.
+        """
+        self._setup.require_teacher()
+        if self.compiled and not self._setup.prepared:
+            self._prepare(checks.first_rows(x, True)[0])
+        numbered.require(self._setup.split(x)[1], self.transfers)
+        if self.compiled:
+            self._require_labels(y)
+        result = super().train_on_batch(x, y, *args, **kwargs)
+        if self.distills and self._books is not None:
+            loss = self._books.means["distillation_loss"].result()
+            if not checks.finite(loss) and checks.finite(self.student.trainable_variables):
+                raise watch.teacher_failed(self._setup.teacher.name, "this batch")
+        return result
+
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one batch, as `keras.Model.test_on_batch` does."""
+        if self.compiled:
+            self._require_labels(y)
+        return super().test_on_batch(x, y, *args, **kwargs)

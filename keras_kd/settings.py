@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd.teachers import identity
+
 ROWS = 16
 """Rows of arrays, spread evenly, whose values tell one set of data from another."""
 
@@ -55,7 +57,11 @@ def of_training(model: Any) -> dict[str, Any]:
         except Exception:
             # Whatever a class of the user's own raises: there is nothing more to be had of it.
             continue
-        _flatten(config or {}, prefix, found)
+        _flatten(config or {}, prefix, found, {})
+    for name in ("weighs_by_alpha", "teacher_precision"):
+        value = getattr(model, name, None)
+        if value is not None:
+            found[name] = value
     found["steps_per_execution"] = int(model.steps_per_execution)
     return found
 
@@ -70,9 +76,19 @@ def is_live(name: str) -> bool:
     return name in (*LIVE, RATE) or name.startswith(WEIGHT)
 
 
-def _flatten(value: Any, path: str, found: dict[str, Any]) -> None:
-    """Put the plain values of a configuration under their paths."""
+def _flatten(value: Any, path: str, found: dict[str, Any], places: dict[str, int]) -> None:
+    """Put the plain values of a configuration under their paths.
+
+    Args:
+        value: The configuration, or a part of it.
+        path: Where it stands.
+        found: What is added to.
+        places: The positions of the layers of the graph around it: models that are made anew
+            in one process have other names.
+    """
     if isinstance(value, dict):
+        if isinstance(value.get("layers"), list):
+            places = identity.places_in(value)
         if value.get("class_name") in ("function", "__lambda__", "Lambda"):
             # Of code only the name: marshaled it holds the lines of the file it came from.
             config = value.get("config")
@@ -81,10 +97,10 @@ def _flatten(value: Any, path: str, found: dict[str, Any]) -> None:
         for key, each in value.items():
             if key not in _IDLE:
                 inner = path if key == "config" else f"{path}.{key}" if path else str(key)
-                _flatten(each, inner, found)
+                _flatten(each, inner, found, places)
     elif isinstance(value, list | tuple):
-        for i, each in enumerate(value):
-            _flatten(each, f"{path}[{i}]", found)
+        for i, each in enumerate(identity.by_place(value, places)):
+            _flatten(each, f"{path}[{i}]", found, places)
     elif isinstance(value, bool | int | str | None):
         found[path] = value
     elif isinstance(value, float | np.number):

@@ -39,6 +39,7 @@ class Wiring:
         self.teacher: Teacher | None = None
         self.teacher_inputs: Any = None
         self.student_inputs: Any = None
+        self.teacher_precision = "float32"
         self.placed: list[Placed] = []
         self.restored: list[Placed] | None = None
         self.match = outputs.Match([0], [meaning.CLASSES], [True])
@@ -301,13 +302,6 @@ class Wiring:
             teacher.models,
             self.for_teacher(x),
         )
-        for side, told, output, name in (
-            ("student", self.from_logits.get("student"), student.output, self.student.model.name),
-            # A cache holds logits already.
-            ("teacher", self.from_logits.get("teacher"), answer.output, teacher.name),
-        ):
-            if side == "student" or len(teacher.models) == 1:
-                fitting.probabilities(output, told, side, name)
         if real and checks.finite(x) and not checks.finite((answer.logits, answer.tensors)):
             raise ValueError(
                 f"The outputs of the teacher `{teacher.name}` are NaN or infinite on the first "

@@ -279,7 +279,8 @@ class Ensemble(Teacher):
             sample_weight: `(batch,)`, or the shape of integer labels. Keras
                 masks of the outputs count as well.
             binary: Whether the units of the outputs are independent. `None`
-                takes sigmoid and one-unit outputs for such.
+                takes sigmoid and one-unit outputs for such, and those of models
+                that were compiled with a binary loss.
             batch_size: Samples that the models read at a time, for arrays.
             tolerance: Largest distance from the least cross-entropy, in nats.
             max_iterations: After so many the search ends with a warning.
@@ -289,7 +290,8 @@ class Ensemble(Teacher):
 
         Raises:
             ValueError: If there are no labels, labels or weights do not fit
-                the outputs, or an answer is not finite. The weights then stay
+                the outputs, the models were compiled with the loss of a
+                regression, or an answer is not finite. The weights then stay
                 as they were.
 
         Examples:
@@ -313,6 +315,20 @@ class Ensemble(Teacher):
         self._weights = [float(w) for w in weights]
         return list(self._weights)
 
+    def _unit_of(self, output: int, count: int, binary: bool | None, name: str) -> str:
+        """What an output means, where weights are learned by its crossentropy."""
+        own = self.own_loss(output)
+        told = meaning.of_output(None, (self.kinds[output],), own)
+        if binary is not None:
+            told = meaning.INDEPENDENT if binary else meaning.CLASSES
+        elif told == meaning.VALUES:
+            raise ValueError(
+                "`learn_weights` compares the models by the crossentropy of classes, and "
+                f"`{name}` was trained with `loss={meaning.name_of(own)!r}`, that of a regression. "
+                "Give `weights=`, or `binary=` where the outputs are logits after all."
+            )
+        return meaning.INDEPENDENT if count == 1 else told or meaning.CLASSES
+
     def _observe(self, batches: Any, binary: bool | None) -> list[mixtures.Observations]:
         """What every model says of labeled batches, output by output."""
         kept: dict[int, list[tuple[Any, Any, Any]]] = {}
@@ -324,11 +340,9 @@ class Ensemble(Teacher):
                 template = self.output_template()
                 names = keras.tree.flatten(template) if template is not None else ["output"]
                 shapes = self.output_shapes() or []
-                independent = [
-                    binary if binary is not None else kind == "sigmoid" or shape[-1] == 1
-                    for kind, shape in zip(self.kinds, shapes)
+                units = [
+                    self._unit_of(i, shape[-1], binary, names[i]) for i, shape in enumerate(shapes)
                 ]
-                units = [meaning.INDEPENDENT if b else meaning.CLASSES for b in independent]
             labels = checks.per_output(y, self.output_template())
             weights = checks.per_output(weight, self.output_template())
             with backends.inference_only():

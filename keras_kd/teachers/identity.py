@@ -96,6 +96,19 @@ def _without_config(value: Any) -> Any:
     return type(value).__name__
 
 
+def places_in(config: dict[str, Any]) -> dict[str, int]:
+    """The positions of the layers of a serialized graph, by the names that Keras numbers."""
+    named = [each.get("name") if isinstance(each, dict) else None for each in config["layers"]]
+    return {name: i for i, name in enumerate(named) if name is not None}
+
+
+def by_place(config: list[Any] | tuple[Any, ...], places: dict[str, int]) -> Any:
+    """A list, where a tensor comes from if it says that: the place of a layer, call, output."""
+    if len(config) == 3 and isinstance(config[0], str) and config[0] in places:
+        return [places[config[0]], *config[1:]]
+    return config
+
+
 def _plain(config: Any, places: dict[str, int], ours: bool) -> Any:
     """A serialized configuration without what differs between two copies of one model.
 
@@ -106,10 +119,7 @@ def _plain(config: Any, places: dict[str, int], ours: bool) -> Any:
             training alone.
     """
     if isinstance(config, list | tuple):
-        if len(config) == 3 and isinstance(config[0], str) and config[0] in places:
-            # Where a tensor comes from: layer, call, output.
-            return [places[config[0]], *config[1:]]
-        return [_plain(each, places, ours) for each in config]
+        return [_plain(each, places, ours) for each in by_place(config, places)]
     if not isinstance(config, dict):
         return config
     if config.get("class_name") == "__tuple__":
@@ -134,12 +144,8 @@ def _object(saved: dict[str, Any], places: dict[str, int], ours: bool) -> Any:
     if kind in ("function", "__lambda__") or not isinstance(config, dict):
         return [kind, config if isinstance(config, str) else ""]
     ours = str(saved.get("module") or "").startswith("keras")
-    layers: Any = config.get("layers")
-    is_model = isinstance(layers, list)
-    inner = places
-    if is_model:
-        named = [each.get("name") if isinstance(each, dict) else None for each in layers]
-        inner = {name: i for i, name in enumerate(named) if name is not None}
+    is_model = isinstance(config.get("layers"), list)
+    inner = places_in(config) if is_model else places
     kept = {}
     for key, value in config.items():
         if key in _IDLE or key.endswith(_IDLE_ENDINGS) or (ours and key == "seed"):

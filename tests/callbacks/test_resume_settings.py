@@ -49,7 +49,8 @@ class Program:
         teacher = mlp(take("teacher_width", 9), name="teacher")
         scale = take("teacher_scale", 1.0)
         teacher.set_weights([scale * w for w in teacher.get_weights()])
-        self.distiller = kd.Distiller(student, teacher)
+        precision = take("precision", "float32")
+        self.distiller = kd.Distiller(student, teacher, teacher_precision=precision)
         transfer = kd.Transfer(
             kd.losses.Hint(),
             "hidden",
@@ -62,7 +63,7 @@ class Program:
             optimizer,
             loss=take("loss", None) or crossentropy(),
             distillation_loss=[kd.losses.SoftTargets(temperature=take("own", None)), transfer],
-            alpha=take("alpha", 0.5),
+            **take("weights_of_losses", {"alpha": take("alpha", 0.5)}),
             temperature=take("temperature", 2.0),
             run_eagerly=True,
         )
@@ -118,6 +119,14 @@ def dataset(x, y):
 CHANGES = {
     "alpha": ({"alpha": 0.9}, "`alpha` was 0.5 and is 0.9"),
     "temperature": ({"temperature": 3.0}, "`temperature` was 2.0 and is 3.0"),
+    "weights in place of alpha": (
+        {"weights_of_losses": {"student_loss_weight": 1.0, "distillation_loss_weight": 1.0}},
+        "`weighs_by_alpha` was True and is False",
+    ),
+    "teacher's precision": (
+        {"precision": "bfloat16"},
+        "`teacher_precision` was 'float32' and is 'bfloat16'",
+    ),
     "learning rate": ({"learning_rate": 0.01}, "`optimizer.learning_rate` was 0.1"),
     "optimizer": ({"optimizer": keras.optimizers.SGD(0.1, nesterov=True)}, "`optimizer.nesterov`"),
     "clipping": ({"optimizer": keras.optimizers.SGD(0.1, clipnorm=1.0)}, "`optimizer.clipnorm`"),
@@ -334,3 +343,19 @@ def test_a_full_disk_keeps_the_backup_before_and_its_advice(killed, monkeypatch)
     assert os.listdir(folder) == ["state.npz"]
     monkeypatch.undo()
     Program(folder).run()
+
+
+def test_names_that_keras_numbers_are_no_settings():
+    """A model that is made anew in one process has other names."""
+
+    def made():
+        inputs = keras.Input((6,))
+        x = keras.layers.Dense(5, activation="tanh")(inputs)
+        student = keras.Model(inputs, keras.layers.Dense(4)(x))
+        distiller = kd.Distiller(student, mlp(name="teacher"))
+        distiller.compile("sgd", crossentropy())
+        found = settings.of_training(distiller)
+        return {name: value for name, value in found.items() if "fingerprint" not in name}
+
+    first, second = made(), made()
+    assert settings.difference(first, second) is None

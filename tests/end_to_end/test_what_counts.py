@@ -311,3 +311,25 @@ def test_every_output_counts_by_its_own_labels_and_weights(structure):
         seen += (weight * soft).sum()
     np.testing.assert_allclose(logs["student_loss"][0], total, rtol=2e-5)
     np.testing.assert_allclose(logs["agreement"][0], agreed / seen, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_default_loss_is_divided_as_the_hard_loss_is(reduction):
+    student, teacher = _models("both")
+    x, y, valid = _data()
+    weight = _weights(x)["tokens"]
+    z_t, z_s = teacher.predict(x, verbose=0), student.predict(x, verbose=0)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.0), _hard(reduction, True), run_eagerly=True)
+    logs = distiller.train_on_batch(x, y, sample_weight=weight, return_dict=True)
+    hard, soft = what_counts(valid, y >= 0)
+    expected = reduced(hard_loss(z_s, np.maximum(y, 0)), weight, hard, reduction)
+    np.testing.assert_allclose(logs["student_loss"], expected, rtol=2e-5)
+    expected = reduced(kl(z_t, z_s, 1.0), weight, soft, reduction)
+    np.testing.assert_allclose(logs["soft_targets"], expected, rtol=2e-5)
+    peers = kd.MutualLearning([student, _tagger(7, "other")])
+    peers.compile(keras.optimizers.SGD(0.0), _hard(reduction, True), run_eagerly=True)
+    logs = peers.train_on_batch(x, y, sample_weight=weight, return_dict=True)
+    z_o = peers.students[1].predict(x, verbose=0)
+    expected = reduced(kl(z_o, z_s, 1.0) + kl(z_s, z_o, 1.0), weight, soft, reduction)
+    np.testing.assert_allclose(logs["distillation_loss"], expected, rtol=2e-5)

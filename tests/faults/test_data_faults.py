@@ -236,11 +236,13 @@ def test_labels_that_only_a_distillation_loss_reads(compiled, label):
 def test_targets_of_another_width(compiled):
     x, y = rows()
     for loss in ("mse", keras.losses.CategoricalCrossentropy(from_logits=True)):
+        # Of a regression the distillation loss is named.
+        options = {"loss": loss, "distillation_loss": kd.losses.LogitMSE()}
         wide = np.eye(CLASSES + 1, dtype="float32")[y]
         match = r"y`.* has the shape \(12, 5\), and the student `student` returns \(None, 4\)"
-        refuses(compiled(loss=loss), x, wide, match=match)
+        refuses(compiled(**options), x, wide, match=match)
         right = np.eye(CLASSES, dtype="float32")[y]
-        refuses(compiled(loss=loss), x, right, match=match, validation_data=(x, wide))
+        refuses(compiled(**options), x, right, match=match, validation_data=(x, wide))
 
 
 # ------------------------------------------------------------------- validation
@@ -383,10 +385,19 @@ def test_from_logits_of_another_type(models, value):
 @pytest.mark.parametrize("side", ["teacher", "student"])
 def test_logits_that_are_said_to_be_probabilities(models, side):
     x, y = rows()
+    match = (
+        f"The outputs of the {side} `{side}`: `from_logits=False` says that these are prob.* and "
+    )
     distiller = kd.Distiller(*models, from_logits={side: False})
+    with pytest.raises(ValueError, match=match + "the last layer makes any number"):
+        distiller.compile("sgd", loss=crossentropy())
+    # Where layers do not tell, the first rows do.
+    hidden = [
+        keras.Sequential([m, layers.Lambda(lambda z: 3 * z + 1)], name=m.name) for m in models
+    ]
+    distiller = kd.Distiller(*hidden, from_logits={"teacher": True, "student": True, side: False})
     distiller.compile("sgd", loss=crossentropy(), run_eagerly=True)
-    match = f"`from_logits=False` says that the {side} `{side}` returns probabilities, and on the"
-    refuses(distiller, x, y, match=match)
+    refuses(distiller, x, y, match=match + r"the values run from -?\d.* to \d")
 
 
 def test_input_functions_that_are_none(models, tmp_path):

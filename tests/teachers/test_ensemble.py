@@ -467,3 +467,29 @@ def test_outputs_that_cannot_be_averaged_are_refused():
     )
     with pytest.raises(ValueError, match="`softmax` with softmax, `sigmoid` with sigmoid"):
         Ensemble([soft, independent])
+
+
+def test_weights_are_learned_for_what_the_models_were_trained_on():
+    """Several logits of a binary loss are independent units; a regression has no crossentropy."""
+    rng = np.random.default_rng(3)
+    x, _ = rows(60)
+    y = rng.integers(0, 2, (60, CLASSES))
+    models = [mlp(5, name="a"), mlp(7, name="b")]
+    for model in models:
+        model.set_weights([rng.normal(0, 1, w.shape) for w in model.get_weights()])
+    told = Ensemble(models).learn_weights(x, y, binary=True)
+    for model in models:
+        model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    np.testing.assert_allclose(Ensemble(models).learn_weights(x, y), told, rtol=1e-6)
+
+    def crossentropy_of(weights):
+        p = sum(w * special.expit(m.predict(x, verbose=0).astype("float64")) for w, m in weights)
+        return -np.where(y == 1, np.log(p), np.log(1 - p)).mean()
+
+    best = crossentropy_of(list(zip(told, models)))
+    for w in np.linspace(0, 1, 21):
+        assert best <= crossentropy_of([(w, models[0]), (1 - w, models[1])]) + 1e-6
+    for model in models:
+        model.compile(loss="mse")
+    with pytest.raises(ValueError, match="trained with `loss='mse'`, that of a regression"):
+        Ensemble(models).learn_weights(x, y)
