@@ -13,7 +13,7 @@ import numpy as np
 from . import reshapes
 from .contents import check_onnx
 from .graph_def import make_plain, needs_plain
-from .metrics import sqnr
+from .metrics import lowest_sqnr
 from .naming import layer_of, shorten
 from .onnx_aware import channel_axis, quantize_on_grid
 from .onnx_exact import PROVEN, fitting_scales, keep_float, make_unsigned, prove, this_processor
@@ -215,7 +215,7 @@ class ONNX:
                 for i in range(0, count, step)
             ]
             outputs.append([np.concatenate(part) for part in zip(*parts, strict=True)])
-        return min(sqnr(a, b) for a, b in zip(*outputs, strict=True))
+        return lowest_sqnr(zip(*outputs, strict=True))
 
     def _prepared(self, path: Path) -> Path:
         # Folding and fusing first keeps BatchNorm and activations out of the quantized graph.
