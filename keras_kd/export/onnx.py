@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import reshapes
+from . import reshapes, resizes
 from .contents import check_onnx
 from .graph_def import make_plain, needs_plain
 from .metrics import lowest_sqnr
@@ -319,6 +319,7 @@ def _from_keras(source: Source, opset: int, form: str) -> Any:
     _fold_captures(model, concrete)
     # tf2onnx keeps the order of the function's arguments and results.
     name_borders(model, source.signature, source.batch)
+    resizes.settle(model)
     reshapes.onnx(model)
     name_inside(model, source.layers)
     return model
