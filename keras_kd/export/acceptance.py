@@ -93,6 +93,7 @@ def doubtful(
     for key, name, least in (
         ("auc", "AUC", 0.01),
         ("balanced_accuracy", "balanced accuracy", 0.05),
+        ("spearman", "the rank correlation with the labels", 0.05),
     ):
         a, b = then.get(key), now.get(key)
         if a is not None and b is not None and a - b > least:
@@ -134,6 +135,14 @@ def class_loss(
         return (
             f"AUC falls from {a:.3f} to {b:.3f}, by more than {limit:g}: it tells the classes "
             "apart less well, whatever its accuracy"
+        )
+    a, b = then.get("spearman"), now.get("spearman")
+    if a is not None and b is not None and a > 0.2 and b < _HALF * a:
+        # A few large answers may keep all decibels where all others have become one.
+        return (
+            f"the rank correlation with the labels falls from {a:.3f} to {b:.3f}: it no longer "
+            "tells most rows apart. Where answers span several powers of ten, let the model answer "
+            "logarithms"
         )
     rows, earlier = now.get("per_class"), then.get("per_class")
     if not rows or not earlier:
