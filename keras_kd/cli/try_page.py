@@ -169,7 +169,7 @@ class Export:
                     "name": name,
                     # Bars are for one flat row of classes.
                     "kind": kinds[name]["kind"]
-                    if y.ndim == 2 and kinds[name]["kind"] != "unknown"
+                    if y.ndim == 2 and kinds[name]["kind"] not in ("unknown", "decisions")
                     else "values",
                     "probabilities": kinds[name]["probabilities"],
                     "units": math.prod(y.shape[1:]),

@@ -28,17 +28,21 @@ _LEVELS = 127
 
 
 @contextlib.contextmanager
-def plain_rounding() -> Iterator[None]:
+def plain_rounding(*, onnx: bool = False) -> Iterator[None]:
     """Within it, graphs are traced without the rounding of TFLite's kernels.
 
     For conversion by others than TFLite's converter, which leaves it out by itself.
+
+    Args:
+        onnx: Whether the graph becomes ONNX, whose `QuantizeLinear` takes halves to the even
+            integer: where halves are frequent, the graph moves them to where the model does.
     """
-    before = getattr(_STATE, "plain", False)
-    _STATE.plain = True
+    before = getattr(_STATE, "plain", False), getattr(_STATE, "onnx", False)
+    _STATE.plain, _STATE.onnx = True, onnx
     try:
         yield
     finally:
-        _STATE.plain = before
+        _STATE.plain, _STATE.onnx = before
 
 
 def when_run(plain: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
@@ -187,11 +191,13 @@ def halves_from_zero(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
         Tensor of the same shape and dtype.
     """
 
-    def exact(means: Tensor) -> Tensor:
+    def exact(means: Tensor, up: float = 0.0) -> Tensor:
         zero = (128.0 - ops.round(-low / step)) * step
         down = ops.cast(means, "float32") < zero
-        return means - ops.cast(ops.where(down, 1e-3 * step, 0.0), means.dtype)
+        return means - ops.cast(ops.where(down, 1e-3 * step, -up * step), means.dtype)
 
+    if _becomes_onnx():
+        return exact(values, 1e-3)
     return when_run(values, exact)
 
 
@@ -208,7 +214,15 @@ def halves_up(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
     Returns:
         Tensor of the same shape and dtype.
     """
-    return when_run(values, lambda means: means + ops.cast(1e-3 * step, means.dtype))
+
+    def exact(means: Tensor) -> Tensor:
+        return means + ops.cast(1e-3 * step, means.dtype)
+
+    return exact(values) if _becomes_onnx() else when_run(values, exact)
+
+
+def _becomes_onnx() -> bool:
+    return rounds() and (getattr(_STATE, "onnx", False) or traced_for_onnx())
 
 
 class ReadsIntegers:

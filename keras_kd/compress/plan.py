@@ -14,6 +14,7 @@ from keras_kd.graph import OUTPUT, Graph
 
 _SILENT = ("moves", "repeats")
 _MOVING = (*_SILENT, "keeps")
+_SUMMED = {"Exp", "Multiply", "Power", "Square"}
 _SHARING = (*_MOVING, "average", "joins")
 
 
@@ -120,6 +121,15 @@ class Plan:
         if kind.kind != "float" or plain in ("weights", "separable"):
             return False
         return type(base_layer(layer)).__name__ not in ELEMENTWISE
+
+    def fused(self, producer: str, name: str) -> bool:
+        """Whether the converter would make one operator of a float layer and what reads it.
+
+        It knows a softmax and a division by the root of a sum of squares, and makes SOFTMAX and
+        L2_NORMALIZATION of them, whose scales are prescribed and not those that were learned.
+        """
+        kinds = {n: type(base_layer(self.graph.layers[n])).__name__ for n in (producer, name)}
+        return kinds[name] == "Sum" and kinds[producer] in _SUMMED
 
     def unrounded(self, name: str) -> bool:
         """Whether a layer gives exact values though others are rounded there."""

@@ -427,7 +427,8 @@ class _Maker:
                     rounded = self._rounder(name, graph)(loose)
                 self.entered[key] = (value, self._keep(rounded))
             return self.entered[key][1]
-        if plan.stays(reader) and self._on_grid(value, graph):
+        parted = plan.stays(reader) and self._on_grid(value, graph)
+        if parted or (name in plan.kinds and plan.fused(name, reader)):
             if key not in self.entered:
                 number = sum(other == reader for _, other in self.borders)
                 border = FloatBorder(name=f"{reader}_float" + (f"_{number}" if number else ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ def useless(output: dict[str, Any], before: dict[str, Any] | None, max_drop: flo
         before: `scores` and `chosen` of the Keras model there.
         max_drop: What a file may lose of a chosen metric.
     """
+    if output["kind"] == "decisions":
+        return _other_decisions(output, max_drop)
     if output.get("constant"):
         return (
             "its answers hardly change from sample to sample (less than "
@@ -59,6 +62,22 @@ def useless(output: dict[str, Any], before: dict[str, Any] | None, max_drop: flo
     return "" if kept is not None and kept >= _HALF else text + _skill_text(output, before)
 
 
+def _other_decisions(output: dict[str, Any], max_drop: float | None) -> str:
+    chosen = output.get("chosen")
+    if chosen and max_drop is not None and chosen[0]["lost"] <= max_drop + 1e-9:
+        return ""
+    # Where the Keras model always decides the same there is no chance to compare with.
+    alike = output["agreement"] if output["kappa"] is None else output["kappa"]
+    # A few that change are no sign, however rare what they decide: so many are, by a sign test.
+    enough = min(math.ceil(-math.log2(_SURE)), math.ceil(output["decided"] / 2))
+    if alike is None or alike >= _HALF or output["changed"] < enough:
+        return ""
+    text = f"{output['changed']} of its {output['decided']} decisions are not the Keras model's"
+    if output["kappa"] is None:
+        return text
+    return f"{text}, which leaves {100 * max(alike, 0.0):.0f} % of what is beyond chance (kappa)"
+
+
 def doubtful(
     output: dict[str, Any], before: dict[str, Any] | None, labels: Sequence[str] | None
 ) -> list[str]:
@@ -74,6 +93,7 @@ def doubtful(
     for key, name, least in (
         ("auc", "AUC", 0.01),
         ("balanced_accuracy", "balanced accuracy", 0.05),
+        ("spearman", "the rank correlation with the labels", 0.05),
     ):
         a, b = then.get(key), now.get(key)
         if a is not None and b is not None and a - b > least:
@@ -115,6 +135,14 @@ def class_loss(
         return (
             f"AUC falls from {a:.3f} to {b:.3f}, by more than {limit:g}: it tells the classes "
             "apart less well, whatever its accuracy"
+        )
+    a, b = then.get("spearman"), now.get("spearman")
+    if a is not None and b is not None and a > 0.2 and b < _HALF * a:
+        # A few large answers may keep all decibels where all others have become one.
+        return (
+            f"the rank correlation with the labels falls from {a:.3f} to {b:.3f}: it no longer "
+            "tells most rows apart. Where answers span several powers of ten, let the model answer "
+            "logarithms"
         )
     rows, earlier = now.get("per_class"), then.get("per_class")
     if not rows or not earlier:
@@ -203,7 +231,8 @@ class Causes:
         found = [self.scales(row), self.instead(row), *self.lost_features(row)]
         found.append(self._units(row, output))
         # Where all is well but for one unit, the layer at which most is lost is another story.
-        if _signal(row["metrics"]["outputs"][output]) < _CLEAR:
+        figures = row["metrics"]["outputs"][output]
+        if figures["kind"] == "decisions" or _signal(figures) < _CLEAR:
             found.append(self._layer(row))
         return "".join(f". {text}" for text in found if text)
 

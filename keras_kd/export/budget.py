@@ -15,6 +15,10 @@ _TOLERANCE = {"float32": (1e-3, 60.0), "float16": (3e-2, 35.0)}
 # A quantization-aware model rounds its activations in Keras too, and its float files do not.
 _AWARE_TOLERANCE = (0.5, 10.0)
 
+# The share of decisions within the model that near ties explain, beyond which, and beyond two of
+# them, an operator is wrong.
+_TIES = {"float32": 0.01, "float16": 0.05, "aware": 0.5}
+
 # Regression has no accuracy to lose: its files must keep nine tenths of the signal's amplitude, and
 # two thirds of what changes from sample to sample, which a large constant part would hide.
 _LEAST_SQNR = 20.0
@@ -101,6 +105,9 @@ def _fault(
                 f"({figures['sqnr']:.1f} dB), more than rounding to {row['precision']} explains: "
                 + (beyond or "an operator was converted wrongly")
             )
+        wrong = _other_decisions(figures["outputs"], row["precision"], aware)
+        if wrong:
+            return "verify", wrong + (beyond or "an operator was converted wrongly")
     several = len(figures["outputs"]) > 1
     # One output must not make up for another.
     for name, output in figures["outputs"].items():
@@ -118,6 +125,18 @@ def _fault(
             if lost:
                 return "budget", where + lost + told
     return "", ""
+
+
+def _other_decisions(outputs: dict[str, Any], precision: str, aware: bool) -> str:
+    """Say which output of a float file decides otherwise than near ties explain."""
+    share = _TIES["aware" if aware else precision]
+    for name, output in outputs.items():
+        if output["kind"] == "decisions" and output["changed"] > max(2, share * output["decided"]):
+            return (
+                f"{output['changed']} of {output['decided']} decisions at output `{name}` are not "
+                f"the Keras model's, more than rounding to {precision} explains: "
+            )
+    return ""
 
 
 def _doubts(

@@ -308,7 +308,7 @@ def _rows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """What counts: rows of no weight left out, weights of 0 where there is no label."""
     kept = np.ones(len(outputs), bool)
-    if kind["kind"] in ("classes", "binary", "multilabel"):
+    if kind["kind"] in ("classes", "binary", "multilabel", "decisions"):
         truth, heavy = judged(outputs, labels, kind["kind"], weights)
         unlabeled = truth == UNLABELED
         if unlabeled.any():

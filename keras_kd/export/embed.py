@@ -171,7 +171,8 @@ def _packed(about: dict[str, Any], precision: str) -> bytes:
         fields = {0: build.text(info.name)}
         if info is first and labels is not None:
             # Two names for one number say what 0 and 1 mean; otherwise each unit has its name.
-            kind = _AXIS_LABELS if len(labels) == info.shape[-1] else _VALUE_LABELS
+            units = len(labels) == info.shape[-1] and "float" in info.dtype
+            kind = _AXIS_LABELS if units else _VALUE_LABELS
             file = build.table({0: build.text(LABELS), 2: ("Int8", kind)})
             fields[6] = build.tables([file])
         outputs.append(build.table(fields))

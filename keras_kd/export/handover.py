@@ -105,13 +105,13 @@ def save_tensorflow(
     plain_argmax_in(path)
 
 
-def plain_rounding() -> contextlib.AbstractContextManager[None]:
+def plain_rounding(*, onnx: bool = False) -> contextlib.AbstractContextManager[None]:
     """Trace what the operators compute, without how TFLite's kernels round it.
 
     TFLite's converter drops that by itself, that of ONNX would keep it.
     """
     device = sys.modules.get("keras_kd.compress.device")
-    return contextlib.nullcontext() if device is None else device.plain_rounding()
+    return contextlib.nullcontext() if device is None else device.plain_rounding(onnx=onnx)
 
 
 def specs(signature: Signature, shapes: Sequence[Sequence[int | None]] | None) -> list[Any]:

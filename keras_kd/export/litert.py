@@ -9,7 +9,7 @@ import numpy as np
 
 from . import reshapes
 from .borders import unsigned
-from .metrics import sqnr
+from .metrics import lowest_sqnr
 from .naming import layer_of, shorten, unique
 from .runtime import TFLiteRuntime, run_all
 from .signature import Arrays, Signature
@@ -226,7 +226,7 @@ class LiteRT:
         for content in (self._float32(), rename(blob, self._source.signature)):
             runtime = TFLiteRuntime(content)
             outputs.append(run_all(runtime, feed))
-        return min(sqnr(want, outputs[1][name]) for name, want in outputs[0].items())
+        return lowest_sqnr((want, outputs[1][name]) for name, want in outputs[0].items())
 
     def _converter(self, endpoint: str, form: str = "float") -> Any:
         import tensorflow as tf

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-KINDS = ("classes", "binary", "multilabel", "values", "unknown")
-"""What an output means: one class of many, one yes or no, several of them, plain numbers, or a row
-of numbers of which nothing says whether they are classes."""
+KINDS = ("classes", "binary", "multilabel", "decisions", "values", "unknown")
+"""What an output means: one class of many, one yes or no, several of them, decisions that the model
+itself makes (the number of the greatest score, yes or no), plain numbers, or a row of numbers of
+which nothing says whether they are classes."""
 
 
 def kind_of(reference: np.ndarray, labels: np.ndarray | None, hint: str | None = None) -> str:
@@ -29,6 +31,8 @@ def kind_of(reference: np.ndarray, labels: np.ndarray | None, hint: str | None =
         ValueError: If class indices lie outside the number of units, the shapes do not fit, or no
             row has a label.
     """
+    if hint == "decisions":
+        return _decisions(reference, labels)
     units = reference.shape[-1] if reference.ndim > 1 else 1
     if labels is None:
         if hint is not None:
@@ -82,6 +86,37 @@ def kind_of(reference: np.ndarray, labels: np.ndarray | None, hint: str | None =
     return "classes" if distributions and hint != "values" else "values"
 
 
+def _decisions(reference: np.ndarray, labels: np.ndarray | None) -> str:
+    if labels is None:
+        return "decisions"
+    labels = squeeze(labels, reference)
+    if labels.shape != reference.shape:
+        one_hot = labels.shape[:-1] == reference.shape
+        raise ValueError(
+            f"The evaluation labels have shape {labels.shape}, and the model's output holds one "
+            f"decision in each place of {reference.shape}. Pass one number for each of them"
+            + (": of one-hot labels `labels.argmax(axis=-1)`." if one_hot else ".")
+        )
+    if not np.all(labels == np.round(labels)):
+        odd = labels[labels != np.round(labels)][0]
+        raise ValueError(
+            f"The evaluation labels hold {odd:g}, but decisions are whole numbers, as the model's "
+            "output is. Pass integers."
+        )
+    if labels.size and np.all(labels == UNLABELED):
+        raise ValueError(
+            "All evaluation labels are -1, which stands for no label. Leave the labels out: "
+            "`evaluation=x`."
+        )
+    if reference.dtype.kind != "b" and reference.min() < 0 and np.any(labels == UNLABELED):
+        raise ValueError(
+            f"The model's output holds whole numbers from {reference.min()}, so a label of -1 may "
+            "be one of them or no label at all. Leave the labels out, or let the model answer "
+            "numbers from 0."
+        )
+    return "decisions"
+
+
 UNLABELED = -1
 """The class index of a row without a label: it has part in what compares the file with the Keras
 model, and in nothing that compares with labels."""
@@ -90,6 +125,8 @@ model, and in nothing that compares with labels."""
 def squeeze(labels: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Bring labels to the rank of the class indices or of the outputs, as Keras's metrics do."""
     if labels.ndim == reference.ndim and labels.shape[-1] == 1 and reference.shape[-1] > 1:
+        return labels[..., 0]
+    if labels.ndim == reference.ndim + 1 and labels.shape[-1] == 1:
         return labels[..., 0]
     if labels.ndim == reference.ndim - 1 and reference.shape[-1] == 1:
         return labels[..., None]
@@ -102,6 +139,8 @@ def decide(outputs: np.ndarray, kind: str, probabilities: bool) -> np.ndarray | 
         return outputs.argmax(axis=-1)
     if kind in ("binary", "multilabel"):
         return outputs > (0.5 if probabilities else 0.0)
+    if kind == "decisions":
+        return outputs.astype(np.int64)
     return None
 
 
@@ -134,7 +173,7 @@ def judged(
     Args:
         outputs: `(samples, ..., units)`.
         labels: As given to `kind_of`.
-        kind: `"classes"`, `"binary"` or `"multilabel"`.
+        kind: `"classes"`, `"binary"`, `"multilabel"` or `"decisions"`.
         weights: Of the samples, or of each of their first axes; `None` for ones.
 
     Returns:
@@ -202,6 +241,21 @@ def sqnr(reference: np.ndarray, outputs: np.ndarray) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def lowest_sqnr(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Return the lowest `sqnr` of several outputs, by which two files are compared.
+
+    Args:
+        pairs: References and outputs. The numbers of classes are no quantities, so whole numbers
+            count only where there is nothing else.
+
+    Returns:
+        Decibels.
+    """
+    levels = [(sqnr(a, b), a.dtype.kind == "f") for a, b in pairs]
+    floats = [level for level, real in levels if real]
+    return min(floats or [level for level, _ in levels])
 
 
 def variation(
@@ -307,12 +361,17 @@ def compare(
         `relative` (the same over the greatest magnitude of that output), `sqnr` (lowest over the
         outputs, dB), `finite`, and `outputs` with the figures of each output: these, its `kind`,
         `drop` (Keras's accuracy minus the file's), `variation` and `kappa`, see there, and those of
-        `still_columns`.
+        `still_columns`. The numbers of classes are no quantities: of an output of `"decisions"`
+        `worst` is 1 where any is another and 0 otherwise, `relative` is 0 and `sqnr` infinite, and
+        `changed` says how many of how many (`decided`) are other ones.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, reference in references.items():
-        got = outputs[name].astype(np.float32)
         weight = (weights or {}).get(name)
+        if kinds[name]["kind"] == "decisions":
+            rows[name] = _decided(reference, outputs[name], labels.get(name), weight, scores)
+            continue
+        got = outputs[name].astype(np.float32)
         counted = None if weight is None else spread(weight, reference.shape) > 0
         here: Any = slice(None) if counted is None else counted
         kind, probabilities = kinds[name]["kind"], kinds[name]["probabilities"]
@@ -352,6 +411,40 @@ def compare(
         "finite": all(row["finite"] for row in rows.values()),
         "outputs": rows,
     }
+
+
+def _decided(
+    reference: np.ndarray,
+    got: np.ndarray,
+    labels: np.ndarray | None,
+    weights: np.ndarray | None,
+    scored: bool,
+) -> dict[str, Any]:
+    """Figures of an output that holds decisions, see `compare`."""
+    counted = spread(weights, reference.shape) > 0
+    changed = int(np.count_nonzero((got != reference) & counted))
+    right, before = (
+        accuracy(array, labels, "decisions", False, weights) for array in (got, reference)
+    )
+    row: dict[str, Any] = {
+        "kind": "decisions",
+        "accuracy": right,
+        "drop": None if right is None or before is None else before - right,
+        "agreement": agreement(reference, got, "decisions", False, weights),
+        "kappa": kappa(reference, got, "decisions", False, weights),
+        "changed": changed,
+        "decided": int(np.count_nonzero(counted)),
+        "worst": float(changed > 0),
+        "relative": 0.0,
+        "sqnr": math.inf,
+        "variation": None,
+        "finite": True,
+    }
+    if scored:
+        from .scores import scores
+
+        row["scores"] = scores(got, labels, "decisions", False, weights)
+    return row
 
 
 def kappa(

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from . import reshapes
+from . import reshapes, resizes
 from .contents import check_onnx
 from .graph_def import make_plain, needs_plain
-from .metrics import sqnr
+from .metrics import lowest_sqnr
 from .naming import layer_of, shorten
 from .onnx_aware import channel_axis, quantize_on_grid
 from .onnx_exact import PROVEN, fitting_scales, keep_float, make_unsigned, prove, this_processor
@@ -215,7 +215,7 @@ class ONNX:
                 for i in range(0, count, step)
             ]
             outputs.append([np.concatenate(part) for part in zip(*parts, strict=True)])
-        return min(sqnr(a, b) for a, b in zip(*outputs, strict=True))
+        return lowest_sqnr(zip(*outputs, strict=True))
 
     def _prepared(self, path: Path) -> Path:
         # Folding and fusing first keeps BatchNorm and activations out of the quantized graph.
@@ -319,6 +319,7 @@ def _from_keras(source: Source, opset: int, form: str) -> Any:
     _fold_captures(model, concrete)
     # tf2onnx keeps the order of the function's arguments and results.
     name_borders(model, source.signature, source.batch)
+    resizes.settle(model)
     reshapes.onnx(model)
     name_inside(model, source.layers)
     return model

@@ -15,6 +15,7 @@ from . import counting, data, metrics
 from .benchmark import time_calls
 from .checks import check_model, names, number
 from .chosen import Chosen, by_output, measure, resolve
+from .decisions import whole_numbers
 from .signature import Arrays, Signature, describe, is_symbolic, pack
 
 STORED_SAMPLES = 256
@@ -239,8 +240,15 @@ def check_class_names(labels: Sequence[str] | None, reference: Reference) -> Non
     if labels is None:
         return
     name, first = next(iter(reference.outputs.items()))
-    units = first.shape[-1]
-    if isinstance(labels, str) or len(labels) not in ({units} if units > 1 else {1, 2}):
+    units = first.shape[-1] if first.ndim > 1 else 1
+    if reference.kinds[name]["kind"] == "decisions":
+        known = int(first.max(initial=0)) + 1
+        if isinstance(labels, str) or len(labels) < known:
+            raise ValueError(
+                f"`labels` must name each number that output `{name}` decides for, and it goes up "
+                f"to {known - 1} on the evaluation data. Received: {labels!r}."
+            )
+    elif isinstance(labels, str) or len(labels) not in ({units} if units > 1 else {1, 2}):
         raise ValueError(
             f"`labels` must name the {units} classes of output `{name}`. Received: {labels!r}."
         )
@@ -346,17 +354,20 @@ def _hints(model: Any, outputs: Arrays, classes: bool) -> dict[str, str]:
     # Only what is known: the name of a layer, its width or the order of its values prove nothing.
     known = list(outputs)
     losses = counting.losses_by_output(model, known)
-    hints = {}
+    hints = whole_numbers(model, outputs)
     for name, value in losses.items():
+        if name in hints:
+            continue
         meaning = _MEANING.get(_loss_name(value))
-        if meaning == "values" or (meaning and outputs[name].shape[-1] > 1):
+        units = outputs[name].shape[-1] if outputs[name].ndim > 1 else 1
+        if meaning == "values" or (meaning and units > 1):
             hints[name] = meaning
         elif _loss_name(value).startswith("binary_"):
-            if outputs[name].shape[1:] == (1,):
+            if outputs[name].shape[1:] in ((), (1,)):
                 hints[name] = "binary"
-            elif outputs[name].shape[-1] > 1 and not metrics.is_distribution(outputs[name]):
+            elif units > 1 and not metrics.is_distribution(outputs[name]):
                 hints[name] = "multilabel"
-    if classes and outputs[known[0]].ndim > 1:
+    if classes and outputs[known[0]].ndim > 1 and known[0] not in hints:
         hints[known[0]] = "classes" if outputs[known[0]].shape[-1] > 1 else "binary"
     return hints
 

@@ -14,6 +14,9 @@ MOST_CLASSES = 256
 MOST_NUMBERS = 20_000_000
 """Outputs times rows up to which ranks are sorted: segmentations have more."""
 
+_MOST_NUMBERED = 1_000_000
+"""Number of a class beyond which numbers are taken for names rather than classes."""
+
 LIST = 10
 """Units beyond which a row of numbers is a list to be ranked, and the ranks that NDCG looks at."""
 
@@ -69,6 +72,8 @@ def scores(
         decisions = decide(outputs, kind, probabilities)
         if decisions is None or not (heavy > 0).any():
             return {}
+        if kind == "decisions":
+            return _numbered(truth, decisions, heavy)
         if kind == "classes":
             found = _classes(outputs, truth, decisions, heavy, probabilities)
         elif kind == "binary":
@@ -106,6 +111,19 @@ def _classes(
             shares = wide if probabilities else softmax(wide, axis=-1)
             aucs = [_auc(y == k, shares[:, k], w) for k in range(units)]
     return _with_auc(result, aucs)
+
+
+def _numbered(truth: np.ndarray, decisions: np.ndarray, heavy: np.ndarray) -> dict[str, Any]:
+    """Figures of decisions that come without the scores behind them: there are no ranks."""
+    keep = heavy.reshape(-1) > 0
+    y, d = truth.reshape(-1)[keep].astype(np.int64), decisions.reshape(-1)[keep]
+    w = heavy.reshape(-1)[keep]
+    if y.min() < 0 or y.max() > _MOST_NUMBERED:
+        # Hashes or signed numbers are no classes.
+        return {"accuracy": float(np.average(y == d, weights=w))}
+    # As many as the labels have, so that the same ones are listed for every file.
+    result = _decided(y, d, w, range(max(int(y.max()) + 1, 2)))
+    return _with_auc(result, [None] * len((result["per_class"] or {}).get("support", ())))
 
 
 def _binary(

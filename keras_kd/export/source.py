@@ -104,7 +104,7 @@ class Source:
             model = self._form(form)
 
             def call(*flat: Any) -> list[Any]:
-                with plain_rounding():
+                with plain_rounding(onnx=True):
                     result = model(pack(model, self.signature, flat), training=False)
                 return [tf.identity(tensor) for tensor in keras.tree.flatten(result)]
 

@@ -71,13 +71,14 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
             scratch,
             tell,
         )
+    figures = {name: result["metrics"] for name, result in measured.items() if "metrics" in result}
     measured = {name: manifest.plain(result) for name, result in measured.items()}
     problems = {
         row["file"]: found
         for row in rows
         if (found := _difference(row, measured[row["file"]], content, stored.count))
     }
-    return Report(folder, *_measured(content, measured, problems, stored))
+    return Report(folder, *_measured(content, measured, figures, problems, stored))
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ def _array_fault(
 def _measured(
     content: dict[str, Any],
     measured: dict[str, dict[str, Any]],
+    figures: dict[str, dict[str, Any]],
     problems: dict[str, str],
     stored: Stored,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -212,7 +214,11 @@ def _measured(
     # A file that was over its limit on all of the evaluation data may not be on those that are
     # stored, and the other way round: only what chance does not explain counts then.
     whole = content["evaluation"]["samples"] == stored.count
-    fresh = [{**row, "status": "passed"} for row in rows]
+    # What is judged has its infinities yet, such as the decibels of a file without any noise.
+    fresh = [
+        {**row, "status": "passed", "metrics": figures.get(row["file"], row.get("metrics"))}
+        for row in rows
+    ]
     budget.judge(fresh, limit if whole else None, content["model"]["quantization_aware"])
     for row, judged in zip(rows, fresh, strict=True):
         if row["bytes"] is None:

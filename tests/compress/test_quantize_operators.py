@@ -289,3 +289,23 @@ def test_layer_normalization_over_few_channels(channels):
     assert steps <= 2.01
     assert share < 0.01
     assert not float_compute(operators)
+
+
+def _over_the_root_of_squares(x):
+    return x / ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True) + 1e-6)
+
+
+def _softmax_by_hand(x):
+    raised = ops.exp(x - ops.max(x, axis=-1, keepdims=True))
+    return raised / ops.sum(raised, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("operation", [_over_the_root_of_squares, _softmax_by_hand])
+def test_the_converter_makes_no_operator_of_a_prescribed_scale_from_several(operation):
+    # It made L2_NORMALIZATION and SOFTMAX of these, with steps of 1/128 and 1/256.
+    inputs = keras.Input((16,))
+    hidden = operation(layers.Dense(8)(inputs))
+    steps, share, operators, _ = off_by(keras.Model(inputs, layers.Dense(4)(hidden)), rows=24)
+    assert not {"L2_NORMALIZATION", "SOFTMAX"} & {name for name, _ in operators}
+    assert steps <= 1.01
+    assert share < 0.05

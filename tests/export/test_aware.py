@@ -151,3 +151,27 @@ def test_four_bit_weights_keep_the_grid_they_were_trained_on(tmp_path):
     saved = made["tflite weight_int8"].bytes - made["tflite weight_int4"].bytes
     assert saved >= 0.45 * (48 * 256 + 256 * 64)
     assert made["onnx weight_int4"].bytes < made["tflite weight_int8"].bytes
+
+
+@pytest.mark.parametrize("between", ["resized", "averaged"])
+def test_halves_are_rounded_as_in_keras(between, tmp_path):
+    """`QuantizeLinear` takes halves to the even integer; the model takes them as LiteRT does."""
+    keras.utils.set_random_seed(4)
+    image = keras.Input((6, 6, 3), name="image")
+    x = layers.Conv2D(6, 3, padding="same")(image)
+    if between == "resized":
+        x = layers.UpSampling2D(2, interpolation="bilinear")(x)
+    else:
+        x = layers.AveragePooling2D(2)(x)
+    model = keras.Model(image, layers.Conv2D(4, 1)(x))
+    data = RNG.normal(size=(32, 6, 6, 3)).astype("float32")
+    quantized = compress.quantize_aware(model, calibration=data)
+    report = keras_kd.export(
+        quantized, tmp_path / "out", precisions="int8", evaluation=data, max_drop=None
+    )
+    want = quantized.predict(data, verbose=0)
+    step = np.diff(np.unique(want)).min()
+    for artifact in report.artifacts:
+        off = np.abs(keras_kd.export.load(artifact.path)(data) - want) / step
+        assert off.max() <= 1.01, artifact.format
+        assert np.mean(off > 0.5) < 0.01, artifact.format

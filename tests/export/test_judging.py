@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
 import keras_kd.export
@@ -78,6 +79,23 @@ def test_a_ranking_that_is_lost_fails_behind_equal_accuracy():
     # A hundredth of the noise is what quantization brings.
     row, before = rows(before=logits, after=logits + noise / 100, labels=labels, kind="binary")
     assert judge(row, before) == ("passed", "")
+
+
+@pytest.mark.parametrize(("spread", "status"), [(1.0, "passed"), (4.0, "failed")])
+def test_ranks_that_are_lost_beside_a_few_large_answers_fail(spread, status):
+    # Prices: 8 bits for the dearest leave one answer for nearly all others.
+    own = np.random.default_rng(6)
+    truth = np.exp(own.normal(0, spread, (500, 1))).astype("float32")
+    before = (truth * np.exp(own.normal(0, 0.1, truth.shape))).astype("float32")
+    step = before.max() / 255
+    after = (np.round(before / step) * step).astype("float32")
+    row, figures = rows(before=before, after=after, labels=truth, kind="values")
+    assert row["metrics"]["sqnr"] > 20
+    ranks = [spearmanr(truth[:, 0], array[:, 0]).statistic for array in (before, after)]
+    assert (ranks[1] < 0.5 * ranks[0]) == (status == "failed")
+    assert judge(row, figures)[0] == status
+    if status == "failed":
+        assert f"falls from {ranks[0]:.3f} to {ranks[1]:.3f}" in row["reason"]
 
 
 def test_a_class_that_is_lost_fails_by_its_name():

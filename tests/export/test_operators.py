@@ -98,6 +98,32 @@ def test_classes_as_outputs_convert_in_both_formats(tmp_path):
         assert got["least"][0, 0] == got["scores"][0].argmin()
 
 
+def test_sizes_of_resized_images_are_those_that_were_asked_for(tmp_path):
+    # 6 * float32(5 / 6) is 4.9999999, and ONNX takes the floor of it.
+    sizes = [(7, 5), (5, 6), (11, 13), (3, 3)]
+    image = keras.Input((8, 6, 3), name="image")
+    model = keras.Model(
+        image,
+        {
+            f"{mode} {h} {w}": layers.Resizing(h, w, interpolation=mode)(image)
+            for h, w in sizes
+            for mode in ("bilinear", "nearest")
+        },
+    )
+    assert any(np.floor(6 * float(np.float32(w / 6))) < w for _, w in sizes)
+    x = RNG.normal(size=(5, 8, 6, 3)).astype("float32")
+    want = model.predict(x, verbose=0)
+    for batch in (None, 1):
+        made = exported(
+            model, tmp_path / str(batch), formats="onnx", precisions="float32", evaluation=x,
+            batch=batch,
+        )  # fmt: skip
+        assert made["onnx float32"].passed, made["onnx float32"].reason
+        got = keras_kd.export.load(made["onnx float32"].path)(x)
+        for name, array in want.items():
+            np.testing.assert_allclose(got[name], array, atol=1e-4, err_msg=name)
+
+
 def test_what_cannot_convert_is_named_with_its_layer(tmp_path):
     class Spectrum(layers.Layer):
         def call(self, inputs):
