@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import secrets
 import stat
 import time
@@ -42,11 +43,20 @@ def create(path: str | os.PathLike[str]) -> IO[bytes]:
     return os.fdopen(os.open(path, _NEW, 0o666), "w+b")
 
 
+_DRAWN = 8
+"""Bytes by chance in a temporary name."""
+
+
 def temporary_name(name: str) -> str:
     """A name that nobody can foresee, hidden beside the file that it will become."""
+    return secrets.token_hex(_DRAWN).join(_around(name))
+
+
+def _around(name: str) -> tuple[str, str]:
+    """What stands before and behind the letters by chance in the temporary names of a file."""
     stem, dot, suffix = name.rpartition(".")
-    # Keras knows its files by how their names end.
-    return f".{stem if dot else name}.{secrets.token_hex(8)}.tmp{dot}{suffix if dot else ''}"
+    # Names end at 255 bytes; and Keras knows its files by how their names end.
+    return f".{(stem if dot else name)[:40]}.", f".tmp{dot}{suffix if dot else ''}"
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -64,7 +74,8 @@ def replacing(
     """Open a temporary file that takes the name `file` once it is written and on disk.
 
     If anything fails, the temporary file is removed and an earlier `file` stays as it was; what
-    failed first is what is raised.
+    failed first is what is raised. What a process that was killed has left of the same file is
+    removed first.
 
     Args:
         file: The file that is to be. A link of this name is replaced, not followed.
@@ -74,11 +85,11 @@ def replacing(
     """
     file = pathlib.Path(file)
     if temporary is None:
-        temporary = file.with_name(temporary_name(file.name))
+        stream, temporary = _begun(file)
     else:
         # What a killed attempt left; or a link, of which no more than the name goes.
         remove(temporary)
-    stream = create(temporary)
+        stream = create(temporary)
     try:
         yield stream
         stream.flush()
@@ -94,11 +105,82 @@ def replacing(
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_folder(file.parent)
+    sync(file.parent)
 
 
-def sync_folder(path: str | os.PathLike[str]) -> None:
-    """Make a rename last through a power cut, where folders can be opened."""
+@contextlib.contextmanager
+def replacing_by_name(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Give the name of a new, empty file that takes the name `file` at the end.
+
+    As `replacing`, for writers that open files themselves, such as `keras.Model.save`.
+
+    Args:
+        file: The file that is to be.
+    """
+    file = pathlib.Path(file)
+    stream, temporary = _begun(file)
+    try:
+        # The open file holds the lock that tells this attempt from one that was killed.
+        with stream:
+            yield temporary
+            sync(temporary)
+        os.replace(temporary, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync(file.parent)
+
+
+def _begun(file: pathlib.Path) -> tuple[IO[bytes], pathlib.Path]:
+    """Make a temporary file that others see at work, and remove those of dead processes."""
+    _clear(file)
+    while True:
+        temporary = file.with_name(temporary_name(file.name))
+        stream = create(temporary)
+        try:
+            # Elsewhere a lock keeps others from the bytes, the writer's own library among them.
+            if os.name == "posix":
+                with contextlib.suppress(OSError):
+                    lock(stream.fileno())
+            # Before it was locked it looked like one of a dead process.
+            if is_at(stream, temporary):
+                return stream, temporary
+        except BaseException:
+            stream.close()
+            remove(temporary)
+            raise
+        stream.close()
+
+
+def _clear(file: pathlib.Path) -> None:
+    if os.name != "posix":
+        return
+    first, last = _around(file.name)
+    ours = re.compile(f"{re.escape(first)}[0-9a-f]{{{2 * _DRAWN}}}{re.escape(last)}")
+    try:
+        names = [name for name in os.listdir(file.parent) if ours.fullmatch(name)]
+    except OSError:
+        # A missing folder is told of by who makes a file in it.
+        return
+    for name in names:
+        # Who has no locks cannot tell, and what cannot be opened is somebody else's.
+        with contextlib.suppress(OSError):
+            path = file.with_name(name)
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if stat.S_ISREG(os.fstat(handle).st_mode):
+                    lock(handle)
+                    os.unlink(path)
+            finally:
+                os.close(handle)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Make a file's bytes, or the names in a folder, last through a power cut.
+
+    Not every system opens folders.
+    """
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -151,7 +233,7 @@ def claimed(
     stream = _locked(os.fspath(file), busy, wait)
 
     def require_held() -> None:
-        if not _is_at(stream, file):
+        if not is_at(stream, file):
             raise OSError(
                 errno.ESTALE,
                 f"The lock `{os.fspath(file)}` was removed while it was held, so that another "
@@ -163,7 +245,7 @@ def claimed(
     finally:
         # Removed while it is held, so that no one waits for a dead name.
         with contextlib.suppress(OSError):
-            if _is_at(stream, file):
+            if is_at(stream, file):
                 os.unlink(file)
         stream.close()
 
@@ -173,9 +255,9 @@ def _locked(file: str, busy: Callable[[str], str], wait: float) -> IO[bytes]:
     while True:
         stream = _lock_file(file)
         try:
-            _lock(stream)
+            lock(stream.fileno())
             # Between opening and locking the holder before may have removed it.
-            if _is_at(stream, file):
+            if is_at(stream, file):
                 # Who holds it is told as far as the disk has room for it.
                 with contextlib.suppress(OSError):
                     stream.truncate(0)
@@ -233,7 +315,7 @@ def _foreign(file: str, what: str) -> OSError:
     )
 
 
-def _is_at(stream: IO[bytes], file: str | os.PathLike[str]) -> bool:
+def is_at(stream: IO[bytes], file: str | os.PathLike[str]) -> bool:
     """Whether an open file is the one that has this name."""
     try:
         there = os.stat(file, follow_symlinks=False)
@@ -242,12 +324,20 @@ def _is_at(stream: IO[bytes], file: str | os.PathLike[str]) -> bool:
     return os.path.samestat(os.fstat(stream.fileno()), there)
 
 
-def _lock(stream: IO[bytes]) -> None:
+def lock(handle: int) -> None:
+    """Lock an open file until it is closed or the process ends, without waiting.
+
+    Args:
+        handle: Its descriptor.
+
+    Raises:
+        OSError: If somebody else holds the lock, or the file system has none.
+    """
     try:
         import fcntl
     except ImportError:
         import msvcrt  # Windows has no `fcntl`.
 
-        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         return
-    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd import targets
+from keras_kd import checks, targets
 
 # ---------------------------------------------------------------------- arguments
 
@@ -136,6 +136,47 @@ def _pair(setup: Any, x: Any, y: Any, weight: Any, loss: Any, where: str) -> Non
                         f"`sample_weight`{of} is NaN or infinite in "
                         f"{int((~np.isfinite(array)).sum())} places. Repair them."
                     )
+        _weight_shapes(setup, y, weight, f"`sample_weight`{of}")
+
+
+def _weight_shapes(setup: Any, y: Any, weight: Any, name: str) -> None:
+    """Compare weights with what losses give of an output: a value a sample, or a token, a pixel."""
+    student = setup.student
+    labels = checks.per_output(y, student.template)
+    for i, one in enumerate(checks.per_output(weight, student.template)):
+        output: Any = student.shapes[i] if student.shapes is not None else None
+        # A spec of unknown rank has no shape that could be read.
+        shape = getattr(one, "shape", None)
+        shape = None if getattr(shape, "rank", 0) is None or shape is None else tuple(shape)
+        if output is None or not shape:
+            continue
+        found = shape[:-1] if len(shape) > 1 and shape[-1] == 1 else shape
+        label = getattr(labels[i], "shape", None)
+        # Classes may lie on another axis than the last; labels then tell the places.
+        places = [tuple(output)[:-1], *([tuple(label)] if _indexes(label, output) else [])]
+        if not any(_covers(found, each) for each in places):
+            kinds = " or ".join(
+                f"({', '.join(['samples', *map(str, part)])})"
+                for part in dict.fromkeys(((), tuple(output)[1:-1]))
+            )
+            raise ValueError(
+                f"{name} has the shape {shape}, and the student `{student.model.name}` returns "
+                f"{tuple(output)}. Pass one weight for each sample, or for each place that the "
+                f"loss reads: shape {kinds}."
+            )
+
+
+def _indexes(label: Any, output: Any) -> bool:
+    """Whether labels are class numbers, of one dimension less than the outputs."""
+    return label is not None and getattr(label, "rank", 0) is not None and len(label) < len(output)
+
+
+def _covers(weight: Sequence[Any], values: Sequence[Any]) -> bool:
+    """Whether weights fit the first axes of values, 1 standing for any size."""
+    return len(weight) <= len(values) and all(
+        one in (None, 1) or other is None or one == other
+        for one, other in zip(weight[1:], values[1:])
+    )
 
 
 def _unjoined(spec: Any) -> Any:

@@ -83,12 +83,6 @@ class _Saver:
         """Save under a temporary name and rename; one process of several does."""
         if not writes():
             return
-        folder, name = os.path.split(os.path.abspath(filepath))
-        temporary = os.path.join(folder, atomic.temporary_name(name))
-        # Made here, where nothing was, so that Keras writes into no file that a link leads to.
-        atomic.create(temporary).close()
-        try:
-            self.student.save(temporary, overwrite=True)
-            os.replace(temporary, filepath)
-        finally:
-            atomic.remove(temporary)
+        # Made where nothing was, so that Keras writes into no file that a link leads to.
+        with atomic.replacing_by_name(os.path.abspath(filepath)) as temporary:
+            self.student.save(os.fspath(temporary), overwrite=True)

@@ -8,6 +8,7 @@ import typer
 
 import keras_kd.export
 from keras_kd.cli.console import Terminal
+from keras_kd.shown import plain
 
 
 def verify(
@@ -42,6 +43,11 @@ def verify(
         )
         if failed:
             verdict += f"\n{len(failed)} had failed the export's own check, as the table says."
+    for output, names in report.manifest["evaluation"]["not_measured"].items():
+        verdict += (
+            f"\nNot measured again, and no limit on it: {plain(', '.join(names))} of output "
+            f"`{plain(output)}`, which needs the code or the samples of the export."
+        )
     terminal.result(
         {**report.to_dict(), "problems": problems}, report.table(terminal.width), "", verdict
     )

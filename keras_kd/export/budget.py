@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from . import acceptance
+from . import acceptance, runtimes
 
 # Largest difference from the Keras model over the largest output, and lowest SQNR in dB, that
 # rounding explains. A lost activation or a misread weight lies far beyond.
@@ -269,3 +269,20 @@ def best(rows: list[dict[str, Any]], objective: str) -> str | None:
     passed = [row for row in rows if row["status"] == "passed"]
     passed.sort(key=lambda row: [row[key] for key in ORDER[objective]])
     return passed[0]["file"] if passed else None
+
+
+def choice(rows: list[dict[str, Any]], objective: str, targets: Sequence[str]) -> dict[str, Any]:
+    """Return the part of a manifest that says which file to take.
+
+    Args:
+        rows: Its entries.
+        objective: A key of `ORDER`.
+        targets: Names of runtimes, if only those count.
+
+    Returns:
+        `best`, and with targets `targets`, see `runtimes.chosen`.
+    """
+    if not targets:
+        return {"best": best(rows, objective)}
+    everywhere, each = runtimes.chosen(rows, targets, ORDER[objective])
+    return {"best": everywhere, "targets": each}

@@ -54,11 +54,17 @@ class Chosen:
         name: In reports.
         direction: `"max"` where more is better, `"min"` where less is, `""` where nobody says.
         measure: `(outputs, labels, weights)` to a number; outputs of shape `(samples, ..., units)`.
+        figure: Whether it is one of this package, which anybody can measure again.
     """
 
     name: str
     direction: str
     measure: Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
+    figure: bool = False
+
+    def to_list(self) -> list[str]:
+        """Return its entry in a manifest: name, direction, and `figure` if it is one."""
+        return [self.name, self.direction, *(["figure"] if self.figure else [])]
 
 
 def by_output(given: Any, names: list[str]) -> dict[str, list[Any]]:
@@ -175,6 +181,43 @@ def resolve(
     return found
 
 
+def again(
+    entries: dict[str, list[list[str]]],
+    outputs: Arrays,
+    labels: Arrays,
+    weights: Arrays,
+    kinds: Any,
+) -> tuple[dict[str, list[Chosen]], dict[str, list[str]]]:
+    """Make those metrics of a manifest ready that can be measured from it alone.
+
+    Args:
+        entries: By output, see `Chosen.to_list`.
+        outputs: The Keras model's stored outputs.
+        labels: By output name.
+        weights: By output name.
+        kinds: See `metrics.compare`.
+
+    Returns:
+        The metrics by output name, and the names of those that need the user's own code or more
+        samples than there are.
+    """
+    ready: dict[str, list[Chosen]] = {}
+    missing: dict[str, list[str]] = {}
+    for name, rows in entries.items():
+        for metric, direction, *told in rows:
+            known = "figure" in told and metric in scores.NAMES and name in labels
+            one = {name: [(metric, direction) if direction else metric]}
+            try:
+                found = resolve(one, outputs, labels, kinds, weights, judges=False) if known else {}
+            except ValueError:
+                found = {}
+            if found:
+                ready.setdefault(name, []).extend(found[name])
+            else:
+                missing.setdefault(name, []).append(metric)
+    return ready, missing
+
+
 def measure(
     chosen: dict[str, list[Chosen]], outputs: Arrays, labels: Arrays, weights: Arrays
 ) -> dict[str, dict[str, float]]:
@@ -226,7 +269,7 @@ def _ready(value: Any, direction: str, outputs: np.ndarray, kind: dict[str, Any]
     if isinstance(value, str):
         name = _ALIASES.get(value.lower(), value.lower())
         if name in scores.NAMES:
-            return Chosen(name, direction or scores.NAMES[name], _figure(name, kind))
+            return Chosen(name, direction or scores.NAMES[name], _figure(name, kind), figure=True)
         try:
             value = keras.metrics.get(value)
         except ValueError:
@@ -425,7 +468,7 @@ def add_chosen(row: dict[str, Any], answers: Path, reference: Reference) -> None
         found = measure(reference.chosen, outputs, reference.labels, reference.weights)
     except Exception as error:
         # It worked on the Keras model's answers; a function of the user's may fail on any others.
-        row["notes"].append(f"the chosen metrics fail on its answers ({error})")
+        row.setdefault("notes", []).append(f"the chosen metrics fail on its answers ({error})")
         found = {
             name: dict.fromkeys((each.name for each in chosen), math.nan)
             for name, chosen in reference.chosen.items()

@@ -295,7 +295,7 @@ def export_model(
                 "labeled": bool(reference.labels),
                 "kinds": reference.kinds,
                 "metrics": {
-                    name: [[each.name, each.direction] for each in chosen]
+                    name: [each.to_list() for each in chosen]
                     for name, chosen in reference.chosen.items()
                 },
                 "weighted": sorted(reference.weights),
@@ -306,7 +306,7 @@ def export_model(
             "calibration": None if calibrated is None else _ranges(calibrated),
             "artifacts": rows,
             "layers": work.layers,
-            **_choice(rows, objective, wanted),
+            **budget.choice(rows, objective, wanted),
             "history": curves,
             "versions": used,
         }
@@ -477,13 +477,6 @@ class _Work:
         dense = {key: row[key] for key in ("bytes", "gzip_bytes", "latency_ms", "latency_low_ms")}
         dense["slowdown"] = found["against"]["slowdown"]
         return {**new, "sparsity": facts["sparsity"], "dense": dense}
-
-
-def _choice(rows: list[dict[str, Any]], objective: str, targets: list[str]) -> dict[str, Any]:
-    if not targets:
-        return {"best": budget.best(rows, objective)}
-    best, each = runtimes.chosen(rows, targets, budget.ORDER[objective])
-    return {"best": best, "targets": each}
 
 
 def _beside(path: str) -> str:

@@ -6,6 +6,7 @@ The user's process only writes these. It never runs a converter, whose crash wou
 from __future__ import annotations
 
 import contextlib
+import keyword
 import logging
 import os
 import sys
@@ -119,10 +120,28 @@ def specs(signature: Signature, shapes: Sequence[Sequence[int | None]] | None) -
     import tensorflow as tf
 
     rows: Sequence[Sequence[int | None]] = shapes or [info.shape for info in signature.inputs]
+    names = parameter_names(signature)
     return [
-        tf.TensorSpec(shape, info.dtype, name=info.name)
+        tf.TensorSpec(shape, info.dtype, name=names[info.name])
         for shape, info in zip(rows, signature.inputs, strict=True)
     ]
+
+
+def parameter_names(signature: Signature) -> dict[str, str]:
+    """Return the names that inputs have in TensorFlow, by their own.
+
+    It makes them parameters of a Python function: `in`, `my input` and `X` beside `x` cannot be.
+    """
+    own = [info.name for info in signature.inputs]
+    lower = [name.lower() for name in own]
+    names: dict[str, str] = {}
+    for i, name in enumerate(own):
+        plain = name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+        taken = name if plain and lower.count(name.lower()) == 1 else f"input_{i}"
+        while taken != name and taken in lower:
+            taken += "_"
+        names[name] = taken
+    return names
 
 
 def _classes(config: Any) -> set[tuple[str, str, str | None]]:

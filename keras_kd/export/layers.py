@@ -178,21 +178,31 @@ def onnx_tensors(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]
     # What the next layer reads: an activation such as ReLU may live in the quantization alone.
     readers = {node.input[0]: node for node in model.graph.node if node.op_type in _PAIR}
     order = [name for node in model.graph.node for name in node.output if name]
-    values = dict(
-        zip(
-            [row.name for row in session.get_outputs()],
-            session.run(None, feed),
-            strict=True,
-        )
-    )
+    values = _all_values(session, feed)
     result = {}
     for name in order:
         quantize = readers.get(name)
         read = readers.get(quantize.output[0]) if quantize is not None else None
-        value = values[name if read is None else read.output[0]]
+        value = values.get(name if read is None else read.output[0])
         if isinstance(value, np.ndarray) and value.dtype == np.float32:
             result[name] = value
     return result, readings
+
+
+def _all_values(session: Any, feed: Arrays) -> dict[str, Any]:
+    names = [row.name for row in session.get_outputs()]
+    if not any(isinstance(row.shape[0], int) for row in session.get_inputs() if row.shape):
+        return dict(zip(names, session.run(None, feed), strict=True))
+    # A file of one sample; what its loops make of different length is no tensor of a layer.
+    parts = [
+        session.run(None, {name: x[i : i + 1] for name, x in feed.items()})
+        for i in range(len(next(iter(feed.values()))))
+    ]
+    return {
+        name: np.stack(rows)
+        for name, rows in zip(names, zip(*parts, strict=True), strict=True)
+        if all(isinstance(row, np.ndarray) for row in rows) and _same_shape(rows)
+    }
 
 
 def _level(row: dict[str, Any]) -> float:

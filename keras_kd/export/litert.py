@@ -9,6 +9,7 @@ import numpy as np
 
 from . import reshapes
 from .borders import unsigned
+from .handover import parameter_names
 from .metrics import lowest_sqnr
 from .naming import layer_of, shorten, unique
 from .runtime import TFLiteRuntime, run_all
@@ -40,6 +41,7 @@ class LiteRT:
         batch: int | None = None,
     ) -> None:
         self._source = source
+        self._parameters = parameter_names(source.signature)
         self._normalization = normalization
         self._calibration = calibration
         self._allow_flex = allow_flex
@@ -161,7 +163,7 @@ class LiteRT:
                 denylisted_nodes=raw_names(raw, keep, self._source.signature, self._source.layers)
             ),
         )
-        return bytes(debugger.get_nondebug_quantized_model())
+        return self._with_own_names(debugger.get_nondebug_quantized_model())
 
     def _better(self, blob: bytes, notes: list[str]) -> bytes:
         # A second converter quantizes the float file; which one does better depends on the model.
@@ -268,7 +270,7 @@ class LiteRT:
                 *converter.target_spec.supported_ops,
                 ops.SELECT_TF_OPS,
             ]
-        return converter.convert()
+        return self._with_own_names(converter.convert())
 
     def _representative(self) -> Iterator[dict[str, np.ndarray]]:
         arrays = self._calibration
@@ -276,7 +278,20 @@ class LiteRT:
             raise ValueError("int8 needs calibration data")
         for i in range(len(next(iter(arrays.values())))):
             # By name: a list would have to follow the converter's own order of inputs.
-            yield {name: array[i : i + 1] for name, array in arrays.items()}
+            yield {self._parameters[name]: array[i : i + 1] for name, array in arrays.items()}
+
+    def _with_own_names(self, blob: Any) -> bytes:
+        own = {given: name for name, given in self._parameters.items() if given != name}
+        if not own:
+            return bytes(blob)
+        from ai_edge_litert.tools import flatbuffer_utils
+
+        model = flatbuffer_utils.read_model_from_bytearray(bytearray(blob))
+        for definition in model.signatureDefs:
+            for entry in definition.inputs:
+                given = entry.name.decode()
+                entry.name = own.get(given, given).encode()
+        return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _with_distinct_names(blob: bytes) -> bytes:

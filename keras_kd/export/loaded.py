@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import external
+from . import embedded, external
 from .runtime import ONNXRuntime, TFLiteRuntime, open_file
 from .signature import Arrays
 
@@ -125,7 +125,9 @@ class LoadedModel:
         signature = runtime.signature()
         self._whole = 0
         if path.suffix == ".tflite":
-            order = _metadata_names(path.read_bytes())
+            # The converter orders a signature by name; the metadata know the Keras model's order.
+            found = embedded.metadata(path.read_bytes())
+            order = {key: [row["name"] for row in rows] for key, rows in found.items()}
             scales: dict[str, dict[str, Any]] = {}
         else:
             order, scales = {}, self._onnx()
@@ -308,50 +310,6 @@ def _described(
 ) -> list[dict[str, Any]]:
     known = {row["name"]: {**row, **scales.get(row["name"], {})} for row in rows}
     return [known[name] for name in (order if sorted(order) == sorted(known) else known)]
-
-
-def _metadata_names(blob: bytes) -> dict[str, list[str]]:
-    """The names of inputs and outputs in the Keras model's order, from the file's own metadata.
-
-    The converter orders a signature by name, so the metadata is what knows the order. The numbers
-    of its fields are those of `metadata_schema.fbs` of TensorFlow Lite.
-    """
-    from ai_edge_litert import schema_py_generated as schema
-    from flatbuffers import (  # type: ignore[import-untyped]
-        encode,
-        number_types,
-        packer,
-        table,
-    )
-
-    model = schema.Model.GetRootAs(bytearray(blob), 0)
-    for i in range(model.MetadataLength()):
-        entry = model.Metadata(i)
-        if entry is None or entry.Name() != b"TFLITE_METADATA":
-            continue
-        buffer = model.Buffers(entry.Buffer())
-        if buffer is None or not buffer.DataLength():
-            continue
-        data = bytearray(buffer.DataAsNumpy().tobytes())
-        root = table.Table(data, encode.Get(packer.uoffset, data, 0))
-
-        def tables(parent: Any, slot: int) -> Iterator[Any]:
-            offset = parent.Offset(4 + 2 * slot)
-            for k in range(parent.VectorLen(offset) if offset else 0):
-                place = parent.Vector(offset) + 4 * k
-                yield table.Table(
-                    parent.Bytes, place + parent.Get(number_types.UOffsetTFlags, place)
-                )
-
-        for graph in tables(root, 3):
-            names: dict[str, list[str]] = {}
-            for key, slot in (("inputs", 2), ("outputs", 3)):
-                offsets = [(each, each.Offset(4)) for each in tables(graph, slot)]
-                names[key] = [
-                    each.String(each.Pos + offset).decode() for each, offset in offsets if offset
-                ]
-            return names
-    return {}
 
 
 def _flat(x: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_kd import archives
 
-from . import half, runtimes, scales
+from . import embedded, half, runtimes, scales
 from .benchmark import time_calls
 from .contents import check_onnx, inspect
 from .kernels import apart
@@ -30,7 +30,8 @@ class Measurer:
         job: `signature`, `evaluation` (path of an `.npz` with `x<i>` inputs, `y<i>` outputs of
             Keras, `t<i>` labels and `w<i>` weights), `kinds`, `stored` (how many of the samples
             travel with the files), `threads`, `time` (whether to measure latency), `targets` and
-            `images` (see `runtimes.answers`).
+            `images` (see `runtimes.answers`), and perhaps `about`, what files are to say of
+            themselves, see `embedded.difference`.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -65,7 +66,7 @@ class Measurer:
             of the float file, only `layers`, see `layer_noise`. For a task with `dense` also
             `against`: the greatest `difference` of the two files' answers over
             the greatest answer, with and without XNNPACK, and `slowdown`, how many times slower the
-            file is without.
+            file is without. With `about` in the job also `unlike`, in what the file differs.
         """
         if "float32" in task:
             layers = set(self._job["layers"]) | set(self._references)
@@ -115,6 +116,8 @@ class Measurer:
             result["latency_ms"] = float(np.median(times)) * 1e3
             # What the file can do when nothing else runs: the figure to compare files by.
             result["latency_low_ms"] = float(np.quantile(times, 0.1)) * 1e3
+        if "about" in self._job:
+            result["unlike"] = embedded.difference(path, self._job["about"])
         if "dense" in task:
             result["against"] = self._against(path, Path(task["dense"]))
         return result

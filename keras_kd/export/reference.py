@@ -149,7 +149,7 @@ def answer(
     }
     one = _nest(signature, {name: array[:1] for name, array in inputs.items()}, model)
     measures = resolve(asked, outputs, labels, kinds, counted, judges=judges)
-    figures = _figures(model, _judged(outputs, labels, kinds, counted, measures), one)
+    figures = _figures(model, judged(outputs, labels, kinds, counted, measures), one)
     return Reference(signature, inputs, outputs, labels, kinds, figures, counted, measures)
 
 
@@ -189,7 +189,7 @@ def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any
         for (name, kind), array in zip(reference.kinds.items(), flat, strict=True)
     }
     outputs = {name: np.asarray(a, np.float32) for name, a in zip(kinds, flat, strict=True)}
-    found = _judged(outputs, reference.labels, kinds, reference.weights, reference.chosen)
+    found = judged(outputs, reference.labels, kinds, reference.weights, reference.chosen)
     return _figures(teacher, found, keras.tree.map_structure(lambda array: array[:1], x))
 
 
@@ -314,13 +314,25 @@ def read_normalization(
     return result
 
 
-def _judged(
+def judged(
     outputs: Arrays,
     labels: Arrays,
     kinds: dict[str, dict[str, Any]],
     weights: Arrays,
     chosen: dict[str, list[Chosen]],
 ) -> dict[str, Any]:
+    """Measure a model's own answers against the labels.
+
+    Args:
+        outputs: By name.
+        labels: By output name.
+        kinds: See `metrics.compare`.
+        weights: By output name.
+        chosen: The metrics that were asked for.
+
+    Returns:
+        `accuracy`, and `outputs` with `accuracy`, `scores` and perhaps `chosen` of each.
+    """
     found = metrics.compare(outputs, outputs, labels, kinds, weights, scores=True)
     rows = {
         name: {"accuracy": row["accuracy"], "scores": row["scores"]}

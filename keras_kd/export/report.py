@@ -390,8 +390,10 @@ class Report:
         if best is None:
             return f"* no file passed ({budget})."
         kind = "smallest" if settings["objective"] == "size" else "fastest"
+        targets = settings.get("targets") or []
+        where = f" and runs in {', '.join(targets)}" if targets else ""
         return (
-            f"* {kind} file that passed, {budget}: {best.file} "
+            f"* {kind} file that passed{where}, {budget}: {best.file} "
             f"({self.manifest['evaluation']['samples']} evaluation samples)."
         )
 

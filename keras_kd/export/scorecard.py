@@ -173,7 +173,8 @@ class Scorecard:
             cells = [
                 (
                     f"  {row['class']}" + (f", {row['output']}" if several else ""),
-                    f"{row['support']:g}",
+                    # Of weights, the sum of those of its rows.
+                    f"{row['support']:.{0 if row['support'] == round(row['support']) else 1}f}",
                     *(
                         _digits(row.get(key))
                         for key in ("precision", "recall", "keras_recall", "f1", "auc")

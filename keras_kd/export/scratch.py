@@ -23,6 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from keras_kd import atomic
+
 _MARK = b"keras_kd: a folder of the same name is at work while this file is locked.\n"
 _WAIT = 5.0
 
@@ -54,7 +56,7 @@ def held_folder(parent: Path, prefix: str, *, alone: bool = False) -> Iterator[P
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600)
             with contextlib.suppress(OSError):
                 # A disk without locks keeps what dies on it; nothing else depends on them.
-                locked(handle)
+                atomic.lock(handle)
         try:
             os.write(handle, _MARK)
             folder.mkdir(mode=0o700)
@@ -82,22 +84,6 @@ LOCK = re.compile(rf"\..+-[0-9a-f]{{{_LETTERS}}}(\.lock)?")
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
-def locked(handle: int) -> None:
-    """Lock an open file until it is closed or the process ends.
-
-    Raises:
-        OSError: If somebody else holds the lock.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        import msvcrt  # Windows has no `fcntl`.
-
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        return
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def _clear(parent: Path, prefix: str) -> str:
     """Remove the folders of dead processes; returns the name of one that is alive, if any."""
     alive = ""
@@ -118,7 +104,7 @@ def _clear(parent: Path, prefix: str) -> str:
             if not stat.S_ISREG(about.st_mode) or not mine:
                 continue
             try:
-                locked(handle)
+                atomic.lock(handle)
             except (BlockingIOError, PermissionError):
                 alive = name.removesuffix(".lock")
                 continue
@@ -147,7 +133,7 @@ def _one_at_a_time(parent: Path) -> Iterator[None]:
         end = time.monotonic() + _WAIT
         while handle is not None and time.monotonic() < end:
             try:
-                locked(handle)
+                atomic.lock(handle)
             except (BlockingIOError, PermissionError):
                 time.sleep(0.01)
             except OSError:

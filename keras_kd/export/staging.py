@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from keras_kd import atomic
+
 from . import manifest
 from .scratch import BusyError, held_folder
 from .target import aside, check_folder, check_names_free, left_behind
@@ -111,21 +113,21 @@ def place(stage: Path, target: Path, content: dict[str, Any], *, overwrite: bool
     hashes[content["evaluation"]["file"]] = content["evaluation"]["sha256"]
     check_names_free(target, [*hashes, manifest.FILE])
     for name in hashes:
-        _sync(stage / name)
+        atomic.sync(stage / name)
     manifest.write(content, stage / manifest.FILE)
     if not target.exists():
         whole = stage / ".whole"
         whole.mkdir()
         for name in (*hashes, manifest.FILE):
             os.replace(stage / name, whole / name)
-        _sync(whole)
+        atomic.sync(whole)
         try:
             os.rename(whole, target)
         except OSError:
             # Somebody has made it in the meantime: said as it is where that is the reason.
             check_folder(target, overwrite)
             raise
-        _sync(target.parent)
+        atomic.sync(target.parent)
         return
     earlier = _earlier(target)
     names = {name: aside(name, sha256) for name, sha256 in hashes.items()}
@@ -148,7 +150,7 @@ def place(stage: Path, target: Path, content: dict[str, Any], *, overwrite: bool
         # Ctrl-C and errors come through here at any of the steps above; a process that was killed
         # leaves this to the next export.
         _tidy(target, ours)
-        _sync(target)
+        atomic.sync(target)
 
 
 def first_names(content: dict[str, Any]) -> list[str]:
@@ -198,15 +200,4 @@ def _second_name(path: Path, new: Path) -> None:
     except OSError:
         # Some disks know one name a file.
         shutil.copyfile(path, new)
-        _sync(new)
-
-
-def _sync(path: Path) -> None:
-    # A rename may reach the disk before the bytes of what it renames. Not every system opens
-    # folders.
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        atomic.sync(new)

@@ -13,9 +13,13 @@ import numpy as np
 from keras_kd import archives
 
 from . import budget, manifest, metrics
+from .acceptance import Causes
+from .chosen import add_chosen, again
 from .jobs import Progress, measure
+from .reference import Reference, judged
 from .report import Report
 from .scratch import working_folder
+from .signature import Signature
 
 
 def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
@@ -55,28 +59,42 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
     rows = [row for row in content["artifacts"] if row["file"] is not None]
     manifest.check_files(folder, content)
     stored = Stored.read(folder, content)
+    reference = stored.reference
     with working_folder() as scratch:
-        measured = measure(
-            [{"id": row["file"], "path": str((folder / row["file"]).resolve())} for row in rows],
+        tasks = [
             {
-                "signature": {key: content["model"][key] for key in _SIGNATURE},
+                "id": row["file"],
+                "path": str((folder / row["file"]).resolve()),
+                "outputs": str(scratch / f"answers-{i}.npz"),
+            }
+            for i, row in enumerate(rows)
+        ]
+        measured = measure(
+            tasks,
+            {
+                "signature": reference.signature.to_dict(),
                 "evaluation": str((folder / content["evaluation"]["file"]).resolve()),
-                "kinds": stored.kinds,
-                "stored": stored.count,
+                "kinds": reference.kinds,
+                "stored": reference.count,
                 "threads": 1,
                 "time": True,
                 "targets": content["settings"].get("targets", []),
                 "images": sorted(content["model"].get("normalization", {})),
+                "about": {key: content["model"].get(key) for key in ("labels", "normalization")},
             },
             scratch,
             tell,
         )
+        for task in tasks:
+            found = measured[task["id"]]
+            if "metrics" in found and reference.chosen:
+                add_chosen(found, Path(task["outputs"]), reference)
     figures = {name: result["metrics"] for name, result in measured.items() if "metrics" in result}
     measured = {name: manifest.plain(result) for name, result in measured.items()}
     problems = {
         row["file"]: found
         for row in rows
-        if (found := _difference(row, measured[row["file"]], content, stored.count))
+        if (found := _difference(row, measured[row["file"]], content, reference.count))
     }
     return Report(folder, *_measured(content, measured, figures, problems, stored))
 
@@ -86,18 +104,14 @@ class Stored:
     """The samples that travel with an export.
 
     Args:
-        count: How many there are.
-        kinds: What each output means, see `metrics.compare`: by its labels, or, where it has none,
-            as the manifest says.
-        accuracy: Share of right answers of the Keras model's stored outputs, 0..1; `None` without
-            labels.
-        labeled: Whether any output has labels.
+        reference: The Keras model's stored answers, and what was measured on them. What an output
+            means is said by its labels, or, where it has none, by the manifest.
+        missing: Metrics by output that were chosen and cannot be measured here, since they need
+            code of the program that exported, or more samples than are stored.
     """
 
-    count: int
-    kinds: dict[str, dict[str, Any]]
-    accuracy: float | None
-    labeled: bool
+    reference: Reference
+    missing: dict[str, list[str]]
 
     @classmethod
     def read(cls, folder: Path, content: dict[str, Any]) -> Stored:
@@ -111,13 +125,22 @@ class Stored:
             ManifestError: If they cannot be read or are others.
         """
         arrays = stored_arrays(folder, content)
-        names = [info["name"] for info in content["model"]["outputs"]]
-        answers = {name: arrays[f"y{i}"] for i, name in enumerate(names)}
-        labels, weights = (
-            {name: arrays[f"{key}{i}"] for i, name in enumerate(names) if f"{key}{i}" in arrays}
-            for key in ("t", "w")
+        signature = Signature.from_dict({key: content["model"][key] for key in _SIGNATURE})
+        inputs = {info.name: arrays[f"x{i}"] for i, info in enumerate(signature.inputs)}
+        answers, labels, weights = (
+            {
+                info.name: arrays[f"{key}{i}"]
+                for i, info in enumerate(signature.outputs)
+                if f"{key}{i}" in arrays
+            }
+            for key in ("y", "t", "w")
         )
         said = content["evaluation"]["kinds"]
+        asked = {
+            name: rows
+            for name, rows in content["evaluation"].get("metrics", {}).items()
+            if name in answers
+        }
         try:
             kinds = {
                 name: {
@@ -127,12 +150,15 @@ class Stored:
                 }
                 for name, y in answers.items()
             }
-            figures = metrics.compare(answers, answers, labels, kinds, weights)
+            chosen, missing = again(asked, answers, labels, weights, kinds)
+            figures = judged(answers, labels, kinds, weights, chosen)
         except (ValueError, IndexError, TypeError) as error:
             raise ManifestError(
                 f"The stored samples of the export in `{folder}` do not go together: {error}"
             ) from None
-        return cls(content["evaluation"]["stored"], kinds, figures["accuracy"], bool(labels))
+        return cls(
+            Reference(signature, inputs, answers, labels, kinds, figures, weights, chosen), missing
+        )
 
 
 def stored_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -143,7 +169,8 @@ def stored_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray
         content: The manifest.
 
     Returns:
-        Inputs `x<i>`, outputs of the Keras model `y<i>`, labels `t<i>`, `(samples, ...)` each.
+        Inputs `x<i>`, outputs of the Keras model `y<i>`, labels `t<i>`, weights `w<i>`,
+        `(samples, ...)` each.
 
     Raises:
         ManifestError: If they cannot be read, or are not as many, or not of the shapes, that the
@@ -198,7 +225,10 @@ def _measured(
 
     Of what cannot be measured without the Keras model, such as its latency, nothing is said.
     """
-    limit, problems = content["settings"]["max_drop"], dict(problems)
+    reference, problems = stored.reference, dict(problems)
+    model, settings = content["model"], content["settings"]
+    # Where the metric that judged cannot be measured, accuracy must not judge in its place.
+    limit = None if stored.missing else settings["max_drop"]
     rows = []
     for said in content["artifacts"]:
         kept = {key: said[key] for key in ("format", "precision", "status", "stage", "reason")}
@@ -213,43 +243,59 @@ def _measured(
         rows.append(row)
     # A file that was over its limit on all of the evaluation data may not be on those that are
     # stored, and the other way round: only what chance does not explain counts then.
-    whole = content["evaluation"]["samples"] == stored.count
+    whole = content["evaluation"]["samples"] == reference.count
     # What is judged has its infinities yet, such as the decibels of a file without any noise.
     fresh = [
         {**row, "status": "passed", "metrics": figures.get(row["file"], row.get("metrics"))}
         for row in rows
     ]
-    budget.judge(fresh, limit if whole else None, content["model"]["quantization_aware"])
-    for row, judged in zip(rows, fresh, strict=True):
+    budget.judge(
+        fresh,
+        limit if whole else None,
+        model["quantization_aware"],
+        reference.figures["outputs"],
+        Causes(reference.inputs, reference.outputs, (), {}),
+    )
+    for row, now in zip(rows, fresh, strict=True):
         if row["bytes"] is None:
             continue
-        row.update({key: judged[key] for key in _JUDGED if key in judged})
-        failed = judged["reason"] if judged["status"] == "failed" else ""
-        failed = failed or ("" if whole or limit is None else _over(row, limit, stored.count))
+        row.update({key: now[key] for key in _JUDGED if key in now})
+        failed = "" if whole or limit is None else _over(row, limit, reference.count)
+        failed = failed or (now["reason"] if now["status"] == "failed" else "")
         if failed and row["status"] == "passed":
             problems.setdefault(row["file"], f"it is recorded as passed, and {failed}")
+        elif failed:
+            row["reason"] = failed
     for row in rows:
         if row["file"] in problems:
             row.update(status="failed", stage="verify", reason=problems[row["file"]])
     evaluation = {
-        **content["evaluation"],
-        "samples": stored.count,
-        "labeled": stored.labeled,
-        "kinds": stored.kinds,
+        **{key: content["evaluation"][key] for key in ("file", "stored", "sha256")},
+        "samples": reference.count,
+        "labeled": bool(reference.labels),
+        "kinds": reference.kinds,
+        "metrics": {
+            name: [each.to_list() for each in chosen] for name, chosen in reference.chosen.items()
+        },
+        "weighted": sorted(reference.weights),
+        "not_measured": stored.missing,
     }
     result = {
-        **{key: content[key] for key in ("schema", "model", "settings")},
-        "keras": {"accuracy": stored.accuracy},
+        "schema": content["schema"],
+        "model": model,
+        "settings": {**settings, "max_drop": limit},
+        "keras": reference.figures,
         "teacher": None,
         "evaluation": evaluation,
         "calibration": None,
         "artifacts": rows,
         "layers": {},
-        "best": budget.best(rows, content["settings"]["objective"]),
+        **budget.choice(rows, settings["objective"], settings.get("targets") or []),
         "history": None,
         "versions": manifest.versions(),
     }
-    return result, [f"{name}: {fault}" for name, fault in problems.items()]
+    faults = [f"{name}: {fault}" for name, fault in problems.items()]
+    return manifest.plain(result), faults
 
 
 _MEASURED = (
@@ -261,7 +307,8 @@ _JUDGED = ("drop", "worst_output", "flags")
 
 def _over(row: dict[str, Any], limit: float, samples: int) -> str:
     for name, output in row["metrics"]["outputs"].items():
-        if output["drop"] is None or output["agreement"] is None:
+        # Chance has another size in other metrics than accuracy.
+        if output["drop"] is None or output["agreement"] is None or output.get("chosen"):
             continue
         # Three standard errors of the difference of two shares on these samples.
         chance = 3 * math.sqrt(max(0.0, 1 - output["agreement"]) / samples)
@@ -284,10 +331,13 @@ def _difference(
     """What a file is or answers otherwise than recorded; empty if nothing."""
     if "error" in fresh:
         return str(fresh["error"])
+    fresh = manifest.plain(fresh)
     if fresh["bytes"] != row["bytes"]:
         return f"it has {fresh['bytes']} bytes, and {row['bytes']} are recorded"
     if fresh["signature"] != row["signature"]:
         return "its inputs and outputs are not the recorded ones"
+    if fresh["unlike"]:
+        return str(fresh["unlike"])
     recorded = [row["check"]]
     if content["evaluation"]["samples"] == samples:
         # All samples travel with the files: then both say the same.

@@ -1,13 +1,14 @@
-"""Files that a reader sees whole or not at all, and what is said where a disk is full."""
+"""Files of an export, whole or not at all, and what is said where a disk is full."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+from keras_kd import atomic
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -28,13 +29,8 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> Path:
     """
     path = Path(path)
     blob = content.encode() if isinstance(content, str) else content
-    with replacing(path) as temporary:
-        handle = os.open(temporary, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_BINARY", 0))
-        with os.fdopen(handle, "wb", buffering=0) as file:
-            view = memoryview(blob)
-            while view:
-                view = view[file.write(view) :]
-            os.fsync(file.fileno())
+    with _explaining(path), atomic.replacing(path) as file:
+        file.write(blob)
     return path
 
 
@@ -42,25 +38,22 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Give the name of a new, empty file beside `path` that takes its name at the end.
 
-    The name cannot be guessed, no link is followed, and the file has the rights that the process
-    gives to all its files.
-
     Args:
         path: The file that is to be; its folder must exist.
 
     Raises:
         OSError: If the folder is missing or cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix}")
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-        os.close(os.open(temporary, flags, 0o666))
+    with _explaining(path), atomic.replacing_by_name(path) as temporary:
         yield temporary
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, Exception) and disk_fault(error) is not None:
+
+
+@contextlib.contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if disk_fault(error) is not None:
             raise explained(error, f"`{path}`") from error
         raise
 

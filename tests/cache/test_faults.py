@@ -394,7 +394,7 @@ def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch):
     def none(stream):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(atomic, "_lock", none)
+    monkeypatch.setattr(atomic, "lock", none)
     with (
         pytest.raises(OSError, match="has no locks") as caught,
         atomic.claimed(tmp_path / "lock", busy),

@@ -168,7 +168,8 @@ def test_an_output_that_the_manifest_does_not_name_is_a_problem(copy):
 
 def test_what_an_output_means_is_told_by_its_labels(copy):
     resealed(copy, lambda c: c["evaluation"]["kinds"]["logits"].update(kind="values"))
-    assert verification.Stored.read(copy, manifest.read(copy)).kinds["logits"]["kind"] == "classes"
+    reference = verification.Stored.read(copy, manifest.read(copy)).reference
+    assert reference.kinds["logits"]["kind"] == "classes"
 
 
 def stored(folder, **changes):

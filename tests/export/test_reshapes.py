@@ -211,3 +211,24 @@ def test_the_interpreter_of_a_free_file_takes_any_batch(free):
     for count in (1, 7):
         result = runner(x=np.zeros((count, 4, 6), np.int8))
         assert {len(array) for array in result.values()} == {count}
+
+
+def test_the_inner_results_of_an_onnx_file_of_one_sample_are_read(tmp_path):
+    keras.utils.set_random_seed(1)
+    x = keras.Input((8, 3), name="x")
+    y = layers.LSTM(6, name="lstm")(x)
+    model = keras.Model(x, layers.Dense(2, name="last")(y), name="rnn")
+    given = np.random.default_rng(3).normal(size=(20, 8, 3)).astype("float32")
+    report = keras_kd.export(
+        model,
+        tmp_path,
+        formats=("onnx",),
+        precisions=("float32", "float16", "int8"),
+        calibration=given,
+        batch=1,
+        max_drop=None,
+    )
+    assert [artifact.reason for artifact in report.artifacts] == ["", "", ""]
+    rows = {row["layer"]: row["sqnr"] for row in report.layers().rows()}
+    # The noise of the last layer is that of the file's answers on the same 20 samples.
+    assert rows["last"] == pytest.approx(report.artifacts[2].sqnr, abs=1.0)

@@ -385,6 +385,23 @@ def test_weights_that_are_not_finite():
     )
 
 
+@pytest.mark.parametrize("data", ["arrays", "dataset", "validation"])
+@pytest.mark.parametrize("width", [3, CLASSES])
+def test_weights_of_another_shape_than_what_they_weigh(data, width):
+    student, teacher = pair()
+    x, y = rows()
+    weight = np.ones((len(x), width), "float32")
+    match = rf"has the shape \(\w+, {width}\), and the student `student` returns \(None, {CLASSES}"
+    if data == "arrays":
+        refuses(compiled(student, teacher), x, y, match=match, sample_weight=weight)
+    elif data == "dataset":
+        given = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(4)
+        refuses(compiled(student, teacher), given, match=match)
+    else:
+        given = (x, y, weight)
+        refuses(compiled(student, teacher), x, y, match=match, validation_data=given)
+
+
 @pytest.mark.parametrize("low", [True, False])
 def test_labels_out_of_range(low):
     student, teacher = pair()
