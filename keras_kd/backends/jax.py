@@ -30,3 +30,8 @@ def compiled(function: Callable[[Any], Any], variables: Sequence[Any], x: Any) -
             return function(x)
 
     return run([variable.value for variable in variables], x)
+
+
+def gradient(function: Callable[[list[Any]], Any], x: list[Any], differentiable: bool) -> Any:
+    """The gradient of a scalar function; on JAX it may always be differentiated in turn."""
+    return jax.grad(function)(x)
