@@ -261,10 +261,11 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         explicit = student_loss_weight is not None or distillation_loss_weight is not None
         others = self._known_variables()
         made = penalty_terms.terms(self, compiled_with["penalties"], others)
+        changing = transform.held(batch_transform, others, self.student)
         # Nothing changes unless this succeeds.
         placed = setup.compile(compiled_with, explicit)
         self._books = None
-        self._hold(made, batch_transform, others)
+        self._hold(made, changing, others)
         self.adopt(placed)
         if not self.distills:
             alpha, student_loss_weight = 1.0, None
@@ -286,16 +287,17 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         return known | {id(v) for model in models for v in model.variables}
 
     def _hold(
-        self, terms: list[penalty_terms.PenaltyTerm], batch_transform: Any, others: set[int]
+        self,
+        terms: list[penalty_terms.PenaltyTerm],
+        transforms: list[hooks.Held],
+        others: set[int],
     ) -> None:
         """Take these hooks, in place of those of an earlier `compile`."""
         # As for the transfers in `adopt`, Keras forgets what is cleared in place.
         self.penalties.clear()
         self.batch_transforms.clear()
         self.penalties.extend(terms)
-        if batch_transform is not None:
-            variables = hooks.variables_of(batch_transform, others)
-            self.batch_transforms.append(hooks.Held(batch_transform, variables, "batch_transform"))
+        self.batch_transforms.extend(transforms)
         held = [*self.penalties, *self.batch_transforms]
         self._setup.held = {id(v) for hook in held for v in hook.variables} - others
 
@@ -469,7 +471,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         if answered and (self.distills or self.penalties):
             counted = self._setup.counted(x, y_pred, sample_weight, labeled)
         if answered and self.penalties:
-            batch = hooks.Batch(x.x, y, sample_weight)
+            batch = hooks.Batch(*map(hooks.tensors, (x.x, y, sample_weight)))
             for term, value in penalty_terms.values(self, batch, counted):
                 self._book(term.name, value, size)
                 extra.append(step.times(ops.convert_to_tensor(term.weight), value))

@@ -13,6 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
+
+from keras_kd import backends
 
 HOOKS = ("penalties", "batch_transform")
 """The arguments of `compile` that are hooks."""
@@ -55,6 +58,19 @@ class Held(keras.layers.Layer):
         self.built = True
 
 
+def tensors(part: Any) -> Any:
+    """Arrays of a batch as tensors, where Keras hands them on as they were given."""
+
+    def tensor(leaf: Any) -> Any:
+        if keras.ops.is_tensor(leaf) or not hasattr(leaf, "__array__"):
+            return leaf
+        array = leaf.__array__()
+        dtype = keras.config.floatx() if array.dtype.kind == "f" else None
+        return keras.ops.convert_to_tensor(array, dtype=dtype)
+
+    return keras.tree.map_structure(tensor, part, none_is_leaf=False)
+
+
 def variables_of(hook: Any, others: set[int]) -> list[Any]:
     """The Variables that a hook reads, states of random generators among them.
 
@@ -65,22 +81,51 @@ def variables_of(hook: Any, others: set[int]) -> list[Any]:
         others: Identities of Variables that belong to somebody else.
     """
     found: dict[int, Any] = {}
-    seen: set[int] = set()
+    for thing in _all_parts(hook):
+        if isinstance(thing, keras.Variable):
+            found[id(thing)] = thing
+        elif isinstance(thing, keras.random.SeedGenerator):
+            found[id(thing.state)] = thing.state
+        elif isinstance(thing, _KERAS):
+            found.update((id(v), v) for v in thing.variables)
+    return [v for key, v in found.items() if key not in others]
+
+
+def require_own_memory(what: str, hook: Any, kept: Sequence[Any], student: Any) -> None:
+    """Raise `ValueError` if what a hook remembers of a weight is the weight itself.
+
+    Args:
+        what: The hook, in the words of the message.
+        hook: It.
+        kept: Its Variables.
+        student: The model that is trained.
+    """
+    arrays = [thing for thing in _all_parts(hook) if isinstance(thing, np.ndarray)]
+    if backends.with_memory_of([*kept, *arrays], student.variables):
+        raise ValueError(
+            f"{what} holds a weight of the student `{student.name}` without a copy, which on this "
+            "backend is the weight itself and no record of it. Copy it: "
+            "`keras.Variable(keras.ops.copy(weight))`, or `numpy.array(weight)`."
+        )
+
+
+# Their own Variables are all there is to know of them.
+_KERAS = (keras.layers.Layer, keras.metrics.Metric)
+
+
+def _all_parts(hook: Any) -> Iterator[Any]:
+    """A hook and all that it holds, once each."""
+    # Held here, so that no identity is used twice.
+    seen: dict[int, Any] = {}
     waiting = [hook]
     while waiting:
         thing = waiting.pop()
         if id(thing) in seen:
             continue
-        seen.add(id(thing))
-        if isinstance(thing, keras.Variable):
-            found[id(thing)] = thing
-        elif isinstance(thing, keras.random.SeedGenerator):
-            found[id(thing.state)] = thing.state
-        elif isinstance(thing, keras.layers.Layer | keras.metrics.Metric):
-            found.update((id(v), v) for v in thing.variables)
-        else:
+        seen[id(thing)] = thing
+        yield thing
+        if not isinstance(thing, (keras.Variable, keras.random.SeedGenerator, *_KERAS)):
             waiting.extend(_parts(thing))
-    return [v for key, v in found.items() if key not in others]
 
 
 def _parts(thing: Any) -> Iterator[Any]:

@@ -57,7 +57,7 @@ class Penalty:
         ... class L2ToStart(keras_kd.Penalty):
         ...     def build(self, distiller):
         ...         weights = distiller.student.trainable_variables
-        ...         self.start = [keras.Variable(w, trainable=False) for w in weights]
+        ...         self.start = [keras.Variable(keras.ops.copy(w)) for w in weights]
         ...
         ...     def __call__(self, distiller, batch):
         ...         pairs = zip(distiller.student.trainable_variables, self.start)
@@ -275,7 +275,12 @@ def terms(distiller: Any, penalties: Sequence[Any], others: set[int]) -> list[Pe
             )
         penalty.build(distiller)
         penalty._owner = weakref.ref(distiller.student)
-    return [PenaltyTerm(penalty, others) for penalty in penalties]
+    made = [PenaltyTerm(penalty, others) for penalty in penalties]
+    for term in made:
+        hooks.require_own_memory(
+            f"The penalty `{term.name}`", term.it, term.kept, distiller.student
+        )
+    return made
 
 
 def values(

@@ -21,6 +21,21 @@ def require(transform: Any) -> None:
         hooks.require_called_with(transform, "`batch_transform`", ("batch", "distiller"))
 
 
+def held(transform: Any, others: set[int], student: Any) -> list[hooks.Held]:
+    """The transform with its Variables in a list, or nothing where there is none.
+
+    Args:
+        transform: What `compile` was given.
+        others: Identities of the Variables that belong to somebody else.
+        student: The model that is trained.
+    """
+    if transform is None:
+        return []
+    made = hooks.Held(transform, hooks.variables_of(transform, others), "batch_transform")
+    hooks.require_own_memory("`batch_transform`", transform, made.kept, student)
+    return [made]
+
+
 def transformed(distiller: Any, transform: Any, data: Any, state: Sequence[Any]) -> Any:
     """One batch behind the transform, and the state of the step.
 
@@ -42,7 +57,7 @@ def transformed(distiller: Any, transform: Any, data: Any, state: Sequence[Any])
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(plain)
     setup = distiller._setup
     inner, record = setup.split(x)
-    before = hooks.Batch(inner, y, sample_weight)
+    before = hooks.Batch(*map(hooks.tensors, (inner, y, sample_weight)))
     if state:
         lent = list(zip(setup.teacher_variables(), weights or ()))
         scope = _Scope(distiller, state[0], lent)

@@ -106,6 +106,30 @@ def gradient(fn: Callable[[Any], Any], x: Any, differentiable: bool = False) -> 
     return keras.tree.pack_sequence_as(x, found)
 
 
+def with_memory_of(held: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
+    """Find what was made of weights without a copy, and so is no record of what they were.
+
+    On PyTorch it follows the weight through the training, on JAX it is gone after the first step.
+
+    Args:
+        held: Variables and NumPy arrays.
+        weights: Variables.
+
+    Returns:
+        Those that are a second name for the memory of a weight.
+    """
+    backend = keras.config.backend()
+    if backend == "torch":
+        from keras_kd.backends import torch as backend_torch
+
+        return backend_torch.with_memory_of(held, weights)
+    if backend == "jax":
+        from keras_kd.backends import jax as backend_jax
+
+        return backend_jax.with_memory_of(held, weights)
+    return []
+
+
 def in_one_program(function: Callable[[Any], Any], models: Sequence[Any], x: Any) -> Any:
     """What a function computes of a batch outside of any step.
 

@@ -1,6 +1,6 @@
 """What only the PyTorch backend needs; imported when that backend is in use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -95,3 +95,19 @@ def gradient(
             return [torch.zeros_like(each) for each in x]
         found = torch.autograd.grad(value, x, create_graph=differentiable, allow_unused=True)
     return [torch.zeros_like(a) if g is None else g for a, g in zip(x, found, strict=True)]
+
+
+def with_memory_of(held: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
+    """Those Variables and NumPy arrays that are a second name for the memory of a weight."""
+
+    def place(thing: Any) -> int:
+        tensor = torch.from_numpy(thing) if isinstance(thing, np.ndarray) else thing.value
+        return int(tensor.untyped_storage().data_ptr())
+
+    theirs = {place(weight) for weight in weights}
+    return [
+        thing
+        for thing in held
+        if not (isinstance(thing, np.ndarray) and thing.dtype.kind not in "fiub")
+        and place(thing) in theirs
+    ]
