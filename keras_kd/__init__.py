@@ -9,9 +9,11 @@ __version__ = "0.1.0"
 # Where each public name lives; its module is loaded on first use, so that
 # `import keras_kd` costs no more than `import keras` and loads no backend.
 _PUBLIC = {
+    "Batch": "keras_kd.hooks",
     "Distiller": "keras_kd.distiller",
     "LayerPairs": "keras_kd.match",
     "MutualLearning": "keras_kd.mutual",
+    "Penalty": "keras_kd.penalties",
     "SelfDistillation": "keras_kd.mutual",
     "Transfer": "keras_kd.transfer",
     "born_again": "keras_kd.chain",

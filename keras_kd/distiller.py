@@ -13,6 +13,7 @@ from keras_kd import (
     checks,
     fits,
     fitting,
+    hooks,
     lora,
     objective,
     outputs,
@@ -21,11 +22,14 @@ from keras_kd import (
     summaries,
     targets,
     teachers,
+    transform,
     watch,
     wiring,
 )
+from keras_kd import penalties as penalty_terms
 from keras_kd.guarded import Guarded
 from keras_kd.loading import load_distiller as load_distiller
+from keras_kd.losses import counts
 from keras_kd.measure import Measured
 from keras_kd.outputs import Placed
 from keras_kd.prepare import Prepared
@@ -132,6 +136,9 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         checks.known_keys(from_logits, ("teacher", "student"), "from_logits")
         self.student = student
         self.transfers: list[Transfer] = []
+        self.penalties: list[penalty_terms.PenaltyTerm] = []
+        # The batch transform, if there is one, in a list that Keras tracks.
+        self.batch_transforms: list[hooks.Held] = []
         setup = self._setup = wiring.Wiring(student, from_logits)
         setup.teacher_inputs, setup.student_inputs = teacher_inputs, student_inputs
         setup.teacher_precision = teacher_precision
@@ -183,6 +190,8 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         student_loss_weight: float | None = None,
         distillation_loss_weight: float | None = None,
         evaluate_distillation: bool = False,
+        penalties: Sequence[Any] | None = None,
+        batch_transform: Callable[[hooks.Batch, Any], hooks.Batch] | None = None,
         **kwargs: Any,
     ) -> None:
         """Configure the training.
@@ -218,6 +227,17 @@ class Distiller(Guarded, Prepared, Measured, Saved):
                 reports the distillation loss and the agreement. Without it
                 and with `loss=None` nothing is computed that could be a loss,
                 and `evaluate` and `val_...` logs hold the metrics alone.
+            penalties: Terms of the objective of your own, each a `keras_kd.Penalty`
+                or anything with a `name`, a `weight` and a
+                `__call__(distiller, batch)` that returns a scalar or one value per
+                sample. Their weighted sum is added to the rest; `alpha` does not
+                touch it. They are logged by name.
+            batch_transform: `fn(batch, distiller)`: from one `keras_kd.Batch` to
+                what is trained on in its place, by student and teacher alike. It
+                runs in the compiled training step, before the forward pass, and
+                may run `distiller.student` and `distiller.teacher`; evaluation is
+                left alone. The batch may grow. Beside a `CachedTeacher` the inputs
+                must stay as they are, since its answers are those to them.
             **kwargs: `loss_weights`, `weighted_metrics`, `run_eagerly`,
                 `steps_per_execution`, `jit_compile`, `auto_scale_loss`, as in
                 `keras.Model.compile`.
@@ -226,25 +246,34 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             ValueError: If a value is out of range, `alpha` is given beside an
                 explicit weight, there is no loss at all, nothing tells which
                 distillation loss an output needs, a layer is not found, the
-                outputs do not fit together, or a projector or a loss with
-                layers is another distiller's.
+                outputs do not fit together, a projector or a loss with
+                layers is another distiller's, or two logs would have one name.
+            TypeError: If a penalty or the batch transform is nothing that can be
+                called as one.
         """
         setup = self._setup
         checks.weights(alpha, student_loss_weight, distillation_loss_weight, loss is not None)
         if temperature is not None:
             checks.temperature(temperature)
         fits.student_loss(loss, setup.student)
+        transform.require(batch_transform)
         compiled_with = {
             "loss": loss,
             "metrics": metrics,
             "distillation_loss": distillation_loss,
             "evaluate_distillation": evaluate_distillation,
+            "penalties": penalty_terms.require(penalties, metrics),
+            "batch_transform": batch_transform,
             **kwargs,
         }
         explicit = student_loss_weight is not None or distillation_loss_weight is not None
+        others = self._known_variables()
+        made = penalty_terms.terms(self, compiled_with["penalties"], others)
+        changing = transform.held(batch_transform, others, self.student)
         # Nothing changes unless this succeeds.
         placed = setup.compile(compiled_with, explicit)
         self._books = None
+        self._hold(made, changing, others)
         self.adopt(placed)
         if not self.distills:
             alpha, student_loss_weight = 1.0, None
@@ -258,19 +287,43 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         self.loss, self._compile_loss, self._compile_metrics = None, None, None
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
+    def _known_variables(self) -> set[int]:
+        """Identities of the variables of the distiller and the teacher, but for those of hooks."""
+        setup = self._setup
+        known = {id(v) for v in self.variables} - setup.held
+        models = setup.teacher.models if setup.teacher is not None else []
+        return known | {id(v) for model in models for v in model.variables}
+
+    def _hold(
+        self,
+        terms: list[penalty_terms.PenaltyTerm],
+        transforms: list[hooks.Held],
+        others: set[int],
+    ) -> None:
+        """Take these hooks, in place of those of an earlier `compile`."""
+        # As for the transfers in `adopt`, Keras forgets what is cleared in place.
+        self.penalties.clear()
+        self.batch_transforms.clear()
+        self.penalties.extend(terms)
+        self.batch_transforms.extend(transforms)
+        held = [*self.penalties, *self.batch_transforms]
+        self._setup.held = {id(v) for hook in held for v in hook.variables} - others
+
     def adopt(self, placed: list[Placed]) -> None:
         """Transfer this from now on: `compile` and `load_distiller` call it.
 
         Args:
             placed: Transfers with the outputs that they read.
         """
+        outputs.require_names(placed, self.penalties)
         self._setup.adopt(placed)
         # Clearing the tracked list in place makes Keras forget old projectors.
         self.transfers.clear()
         for transfer in outputs.transfers(placed):
             self.transfers.append(transfer)
         # A step that was traced before writes into the metrics of that time.
-        self._books = step.Books(self._setup.books(), self._books.means if self._books else {})
+        names = [*self._setup.books(), *(term.name for term in self.penalties)]
+        self._books = step.Books(names, self._books.means if self._books else {})
 
     # --------------------------------------------------------------------- step
 
@@ -306,6 +359,12 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             values.extend(zip(self.non_trainable_variables, state[1]))
         return self._setup.answered(x, values), y, sample_weight
 
+    def _transformed(self, data: Any, state: Sequence[Any]) -> Any:
+        """The batch behind the batch transform, and the state with what that keeps."""
+        for held in self.batch_transforms:
+            data, state = transform.transformed(self, held.it, data, state)
+        return data, state
+
     def make_train_function(self, force: bool = False) -> Any:
         """Compile the train step, as `keras.Model` does."""
         before = self.train_function
@@ -334,7 +393,9 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             The logs; on the JAX backend the logs and the new state.
         """
         *state, data = args
-        return super().train_step(*state, self._with_answer(data, *state))
+        data, state = self._transformed(data, state)
+        with penalty_terms.teacher_at_hand(self, data):
+            return super().train_step(*state, self._with_answer(data, *state))
 
     def test_step(self, *args: Any) -> Any:
         """Evaluate one batch: the student alone, unless the teacher was asked for.
@@ -349,7 +410,8 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             *state, data = args
             given = keras.utils.unpack_x_y_sample_weight(backends.supplied(data)[0])[0]
             numbered.require(self._setup.split(given)[1], self.transfers)
-            return super().test_step(*state, self._with_answer(data, *state))
+            with penalty_terms.teacher_at_hand(self, data):
+                return super().test_step(*state, self._with_answer(data, *state))
         result = super().test_step(*args)
         if isinstance(result, tuple):
             logs, *state = result
@@ -413,9 +475,16 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         extra = [self._aggregate_additional_loss(loss) for loss in self.losses]
         if hard is not None:
             self._book("student_loss", hard, size)
+        counted: list[counts.Counted] = []
+        if answered and (self.distills or self.penalties):
+            counted = self._setup.counted(x, y_pred, sample_weight, labeled)
+        if answered and self.penalties:
+            batch = hooks.Batch(*map(hooks.tensors, (x.x, y, sample_weight)))
+            for term, value in penalty_terms.values(self, batch, counted):
+                self._book(term.name, value, size)
+                extra.append(step.times(ops.convert_to_tensor(term.weight), value))
         if not answered or not self.distills:
             return step.total(extra if hard is None else [hard, *extra])
-        counted = self._setup.counted(x, y_pred, sample_weight, labeled)
         values, distillation = objective.distillation(
             self._setup, x, y, y_pred, counted, self.temperature, training
         )

@@ -17,8 +17,11 @@ class Guarded(keras.Model):
 
     @property
     def _frozen(self) -> set[int]:
-        """Identities of the variables that the teacher owns as well."""
-        return self._setup.frozen if self._setup is not None else set()
+        """Identities of the variables that the teacher owns as well, and of those of hooks."""
+        setup = self._setup
+        if setup is None:
+            return set()
+        return setup.frozen | setup.held if setup.held else setup.frozen
 
     @property
     def _shared(self) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd import checks, objective, step, wiring
+from keras_kd import checks, hooks, objective, penalties, step, wiring
 from keras_kd.teachers import numbered
 from keras_kd.transfer import Transfer
 from keras_kd.typing import Tensor
@@ -27,6 +27,7 @@ class Measured(keras.Model):
     temperature: Any
     _setup: Any
     _with_answer: Any
+    _transformed: Any
     _prepare: Any
 
     def _terms(self, data: Any) -> Callable[[], dict[str, Tensor]]:
@@ -36,7 +37,11 @@ class Measured(keras.Model):
         self._setup.require_teacher()
         if not self._setup.prepared:
             self._prepare(checks.first_rows(keras.utils.unpack_x_y_sample_weight(data)[0], True)[0])
-        batch, y, sample_weight = self._with_answer(wiring.plain_batch(data))
+        data = wiring.plain_batch(data)
+        # What the transform draws and keeps is dropped with the scope.
+        with keras.StatelessScope(), _own_random_numbers():
+            data, _ = self._transformed(data, ())
+        batch, y, sample_weight = self._with_answer(data)
         numbered.require({} if batch.indices is None else {"indices": 0}, self.transfers)
 
         def terms() -> dict[str, Tensor]:
@@ -57,7 +62,9 @@ class Measured(keras.Model):
             values, _ = objective.distillation(
                 self._setup, batch, y, answer, counted, self.temperature, True
             )
-            return {**found, **values}
+            of_hooks = hooks.Batch(*map(hooks.tensors, (batch.x, y, sample_weight)))
+            worth = penalties.values(self, of_hooks, counted)
+            return {**found, **values, **{term.name: value for term, value in worth}}
 
         return terms
 
@@ -72,8 +79,8 @@ class Measured(keras.Model):
                 `fit` reads it.
 
         Returns:
-            The value of `student_loss` and of every transfer, by name, with
-            `training=True`.
+            The value of `student_loss`, of every transfer and of every penalty,
+            by name, with `training=True`.
 
         Raises:
             ValueError: If the distiller is not compiled or lacks its teacher.

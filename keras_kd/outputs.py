@@ -311,6 +311,12 @@ def transfers(placed: Sequence[Placed]) -> list[Transfer]:
     return list(dict.fromkeys(each.transfer for each in placed))
 
 
+def require_names(placed: Iterable[Placed], penalties: Iterable[Any]) -> None:
+    """Raise `ValueError` if a penalty has the name of another log of the distiller."""
+    names = [transfer.name for transfer in transfers(list(placed))]
+    checks.unique([*names, *(penalty.name for penalty in penalties)], "penalty")
+
+
 def number(transfers: Sequence[Transfer]) -> None:
     """Number the names that several transfers took from their losses: `hint`, `hint_1`.
 

@@ -5,7 +5,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_kd import lora
+from keras_kd import hooks, lora
 from keras_kd.outputs import Placed
 from keras_kd.teachers.identity import IDENTITY
 from keras_kd.transfer import Transfer
@@ -43,6 +43,21 @@ class Saved(keras.Model):
         """States of the random generators, as of dropout, which Keras does not save."""
         others = {id(v) for v in [*self.weights, *self.metrics_variables]}
         return [v for v in self.variables if id(v) not in others]
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Write the distiller without its teacher, as `keras.Model.save` does.
+
+        Args:
+            filepath: A `.keras` file.
+            *args: As in `keras.Model.save`.
+            **kwargs: As in `keras.Model.save`.
+
+        Raises:
+            ValueError: If no file can name a penalty or the batch transform; a file of before is
+                left as it was.
+        """
+        hooks.require_registered(self.name, self._setup.compiled_with)
+        super().save(filepath, *args, **kwargs)
 
     def save_own_variables(self, store: Any) -> None:
         """Save the live values and the states of the random generators."""
@@ -102,12 +117,23 @@ class Saved(keras.Model):
         return distiller
 
     def get_compile_config(self) -> dict[str, Any] | None:
-        """Return what `compile_from_config` needs, transfers with their shapes included."""
+        """Return what `compile_from_config` needs, transfers with their shapes included.
+
+        Raises:
+            ValueError: If no file can name a penalty or the batch transform.
+        """
+        hooks.require_registered(self.name, self._setup.compiled_with)
+        return self.compile_settings()
+
+    def compile_settings(self) -> dict[str, Any] | None:
+        """Return the arguments of `compile`; hooks that no file can name by their class alone."""
         if not self.compiled:
             return None
         setup = self._setup
         config = {
-            name: keras.saving.serialize_keras_object(value)
+            name: hooks.serialized(value)
+            if name in hooks.HOOKS
+            else keras.saving.serialize_keras_object(value)
             for name, value in setup.compiled_with.items()
             # The transfers made of it, below, hold its weights.
             if name != "distillation_loss"

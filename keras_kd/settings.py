@@ -51,7 +51,9 @@ def of_training(model: Any) -> dict[str, Any]:
     for transfer in getattr(model, "transfers", ()):
         if isinstance(transfer.weight, keras.Variable):
             found[WEIGHT + transfer.name] = _number(ops.convert_to_numpy(transfer.weight))
-    for prefix, read in (("model", model.get_config), ("", model.get_compile_config)):
+    # A distiller tells of its hooks here, those that no file can name among them.
+    of_compile = getattr(model, "compile_settings", model.get_compile_config)
+    for prefix, read in (("model", model.get_config), ("", of_compile)):
         try:
             config = read()
         except Exception:
@@ -73,7 +75,8 @@ def _number(value: Any) -> float:
 
 def is_live(name: str) -> bool:
     """Whether callbacks change this setting while the training runs."""
-    return name in (*LIVE, RATE) or name.startswith(WEIGHT)
+    of_penalty = name.startswith("penalties[") and name.endswith("].weight")
+    return name in (*LIVE, RATE) or name.startswith(WEIGHT) or of_penalty
 
 
 def _flatten(value: Any, path: str, found: dict[str, Any], places: dict[str, int]) -> None:

@@ -53,6 +53,10 @@ class Wiring:
         self.loaded: dict[str, Any] | None = None
         self.maps_inputs: dict[str, bool] = {}
         self.frozen: set[int] = set()
+        # Variables of penalties and of the batch transform, which nobody trains.
+        self.held: set[int] = set()
+        # Variables of the teacher and their values, while penalties may run it.
+        self.lent: list[tuple[Any, Any]] = []
         self.shared: list[Any] = []
         self.live_values: dict[str, float] = {}
         self.trains_on: Callable[[], dict[str, Any]] | None = None
@@ -151,6 +155,7 @@ class Wiring:
         placed = restored or []
         if self.teacher is not None:
             placed = self.plan(distillation_loss, loss)
+        outputs.require_names(placed, compiled_with["penalties"] or ())
         self.explicit, self.labeled = explicit, loss is not None
         self.evaluate_distillation = compiled_with["evaluate_distillation"]
         self.prepared, self.kept = False, restored is not None

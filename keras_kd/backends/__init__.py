@@ -66,6 +66,70 @@ def inference_only(values: Sequence[tuple[Any, Any]] = ()) -> Iterator[None]:
         yield
 
 
+def gradient(fn: Callable[[Any], Any], x: Any, differentiable: bool = False) -> Any:
+    """The gradient of a function with respect to its input, inside or outside of a step.
+
+    Args:
+        fn: `fn(x)`: a tensor of any shape, whose entries are summed. Values per sample so give
+            each sample the gradient of its own value.
+        x: A floating-point tensor, or a structure of them.
+        differentiable: Whether the result may be differentiated in turn, as a penalty on gradients
+            is. Without it no gradient goes through the result.
+
+    Returns:
+        The gradient, structured like `x`; zeros for what `fn` does not read.
+
+    Raises:
+        TypeError: If a tensor of `x` is not of floating point.
+    """
+    flat = [keras.ops.convert_to_tensor(leaf) for leaf in keras.tree.flatten(x)]
+    for leaf in flat:
+        dtype = keras.backend.standardize_dtype(leaf.dtype)
+        if not keras.backend.is_float_dtype(dtype):
+            raise TypeError(
+                f"Only floating-point inputs have a gradient. Received: a tensor of {dtype}."
+            )
+
+    def value(leaves: list[Any]) -> Any:
+        return keras.ops.sum(fn(keras.tree.pack_sequence_as(x, leaves)))
+
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        from keras_kd.backends import tensorflow as own
+    elif backend == "jax":
+        from keras_kd.backends import jax as own
+    else:
+        from keras_kd.backends import torch as own
+    found = own.gradient(value, flat, differentiable)
+    if not differentiable:
+        found = [keras.ops.stop_gradient(leaf) for leaf in found]
+    return keras.tree.pack_sequence_as(x, found)
+
+
+def with_memory_of(held: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
+    """Find what was made of weights without a copy, and so is no record of what they were.
+
+    On PyTorch it follows the weight through the training, on JAX it is gone after the first step.
+
+    Args:
+        held: Variables and NumPy arrays.
+        weights: Variables.
+
+    Returns:
+        Those that are a second name for the memory of a weight.
+    """
+    backend = keras.config.backend()
+    if backend == "torch":
+        from keras_kd.backends import torch as backend_torch
+
+        return backend_torch.with_memory_of(held, weights)
+    if backend == "jax":
+        from keras_kd.backends import jax as backend_jax
+
+        return backend_jax.with_memory_of(held, weights)
+    return []
+
+
 def in_one_program(function: Callable[[Any], Any], models: Sequence[Any], x: Any) -> Any:
     """What a function computes of a batch outside of any step.
 

@@ -30,3 +30,49 @@ def compiled(function: Callable[[Any], Any], variables: Sequence[Any], x: Any) -
             return function(x)
 
     return run([variable.value for variable in variables], x)
+
+
+class _Through(keras.StatelessScope):
+    """Takes note of changes of variables, and reads the others as the scope around it does."""
+
+    def __enter__(self) -> Any:
+        """Begin, with nothing changed."""
+        self.changed: dict[int, Any] = {}
+        return super().__enter__()
+
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        """Note a change."""
+        self.changed[id(update[0])] = update[0]
+        super().add_update(update)
+
+    def get_current_value(self, variable: Any) -> Any:
+        """What a variable holds, or `None` where that is its own value."""
+        if id(variable) in self.changed:
+            return super().get_current_value(variable)
+        around = self.original_scope
+        return None if around is None else around.get_current_value(variable)
+
+
+def gradient(function: Callable[[list[Any]], Any], x: list[Any], differentiable: bool) -> Any:
+    """The gradient of a scalar function; on JAX it may always be differentiated in turn.
+
+    What the function assigns to variables leaves the trace as its result, and is assigned then.
+    """
+    changed: list[Any] = []
+
+    def traced(x: list[Any]) -> tuple[Any, list[Any]]:
+        with _Through() as scope:
+            value = function(x)
+        changed[:] = scope.changed.values()
+        return value, [scope.get_current_value(variable) for variable in changed]
+
+    found, values = jax.grad(traced, has_aux=True)(x)
+    for variable, value in zip(changed, values, strict=True):
+        variable.assign(value)
+    return found
+
+
+def with_memory_of(held: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
+    """Those Variables whose array is also that of a weight, which the step takes as its own."""
+    theirs = {id(weight.value) for weight in weights}
+    return [each for each in held if isinstance(each, keras.Variable) and id(each.value) in theirs]

@@ -58,3 +58,15 @@ def filled(
     for whole, like in zip(wholes, likes, strict=True):
         whole.set_shape(like.shape)
     return tuple(wholes)
+
+
+def gradient(
+    function: Callable[[list[Any]], Any], x: list[Any], differentiable: bool
+) -> list[tf.Tensor]:
+    """The gradient of a scalar function; a tape outside, if there is one, records it."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        value = function(x)
+    found = tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    # Of rows that are gathered a gradient comes row by row.
+    return [tf.convert_to_tensor(each) for each in found]

@@ -1,6 +1,6 @@
 """What only the PyTorch backend needs; imported when that backend is in use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -78,3 +78,36 @@ def random_state() -> np.ndarray:
 def set_random_state(state: np.ndarray) -> None:
     """Go on from a state that `random_state` returned."""
     torch.set_rng_state(torch.from_numpy(np.ascontiguousarray(state)))
+
+
+def gradient(
+    function: Callable[[list[torch.Tensor]], torch.Tensor],
+    x: list[torch.Tensor],
+    differentiable: bool,
+) -> list[torch.Tensor]:
+    """The gradient of a scalar function; that of no weight is touched."""
+    with torch.enable_grad():
+        if not differentiable:
+            x = [each.detach() for each in x]
+        x = [each if each.requires_grad else each.detach().requires_grad_() for each in x]
+        value = function(x)
+        if not value.requires_grad:
+            return [torch.zeros_like(each) for each in x]
+        found = torch.autograd.grad(value, x, create_graph=differentiable, allow_unused=True)
+    return [torch.zeros_like(a) if g is None else g for a, g in zip(x, found, strict=True)]
+
+
+def with_memory_of(held: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
+    """Those Variables and NumPy arrays that are a second name for the memory of a weight."""
+
+    def place(thing: Any) -> int:
+        tensor = torch.from_numpy(thing) if isinstance(thing, np.ndarray) else thing.value
+        return int(tensor.untyped_storage().data_ptr())
+
+    theirs = {place(weight) for weight in weights}
+    return [
+        thing
+        for thing in held
+        if not (isinstance(thing, np.ndarray) and thing.dtype.kind not in "fiub")
+        and place(thing) in theirs
+    ]

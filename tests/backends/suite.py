@@ -13,7 +13,7 @@ import pytest
 from keras import layers, ops
 
 import keras_kd as kd
-from keras_kd import step
+from keras_kd import backends, step
 from keras_kd.reader import Answer
 
 BACKEND = keras.config.backend()
@@ -486,6 +486,217 @@ def test_teacher_leaves_nothing_in_the_step(pair, rows):
         batch = backends.Supplied((x[:25], y[:25]), weights)
         traced = jax.make_jaxpr(distiller.train_step)(state, batch)
         assert all(np.size(constant) < 2 for constant in traced.consts)
+
+
+class L2ToStart(kd.Penalty):
+    def build(self, distiller):
+        weights = distiller.student.trainable_variables
+        self.start = [keras.Variable(ops.copy(w)) for w in weights]
+
+    def __call__(self, distiller, batch):
+        pairs = zip(distiller.student.trainable_variables, self.start, strict=True)
+        return sum(ops.sum(ops.square(w - start)) for w, start in pairs)
+
+
+def test_a_penalty_is_its_value_and_gradient(pair, rows):
+    student, teacher = pair
+    penalty = L2ToStart(weight=0.3)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.1), crossentropy(), penalties=[penalty])
+    start = [np.array(v) for v in map(ops.convert_to_numpy, student.trainable_variables)]
+    held = weights_of(student)
+    rng = np.random.default_rng(3)
+    for w in held:
+        w += rng.uniform(0, 0.2, w.shape)
+    after, logs = [], []
+    for weight in (0.3, 0.0):
+        student.set_weights(held)
+        penalty.weight = weight
+        moved = [np.array(v) for v in map(ops.convert_to_numpy, student.trainable_variables)]
+        logs.append(distiller.train_on_batch(*rows, return_dict=True))
+        distiller.reset_metrics()
+        after.append([np.array(v) for v in map(ops.convert_to_numpy, student.trainable_variables)])
+    value = sum(((a.astype("float64") - b) ** 2).sum() for a, b in zip(moved, start))
+    for log in logs:
+        assert float(log["l2_to_start"]) == pytest.approx(value, rel=1e-5)
+    assert float(logs[0]["loss"] - logs[1]["loss"]) == pytest.approx(0.3 * value, rel=1e-4)
+    for a, b, m, s in zip(*after, moved, start):
+        np.testing.assert_allclose(b - a, 0.1 * 0.3 * 2 * (m - s), rtol=1e-3, atol=2e-6)
+    assert distiller.term_losses(rows)["l2_to_start"] > 0
+    assert len(distiller.trainable_variables) == len(student.trainable_variables)
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow copies")
+def test_a_weight_that_is_no_copy_is_refused(pair):
+    student, teacher = pair
+
+    class Alias(L2ToStart):
+        def build(self, distiller):
+            self.start = [keras.Variable(w) for w in distiller.student.trainable_variables]
+
+    class View(L2ToStart):
+        def build(self, distiller):
+            weights = distiller.student.trainable_variables
+            self.start = [w.value.detach().numpy() for w in weights]
+
+    distiller = kd.Distiller(student, teacher)
+    for penalty in [Alias(), View()] if BACKEND == "torch" else [Alias()]:
+        with pytest.raises(ValueError, match="the weight itself and no record of it"):
+            distiller.compile("sgd", crossentropy(), penalties=[penalty])
+    assert not distiller.compiled
+
+
+class Hostile:
+    """Replayed rows from a Variable, noise, and a gradient step in the mode of training."""
+
+    def __init__(self, x, y):
+        self.x, self.y = keras.Variable(x, name="memory"), y
+        self.calls = keras.Variable(0.0, trainable=False)
+        self.seed = keras.random.SeedGenerator(3)
+        self.noise = 0.0
+
+    def __call__(self, batch, distiller):
+        self.calls.assign_add(1.0)
+
+        def loss(x):
+            logits = distiller.student(x, training=True)
+            return keras.losses.sparse_categorical_crossentropy(batch.y, logits, from_logits=True)
+
+        x = batch.x + self.noise * keras.random.normal((10, 6), seed=self.seed)
+        for _ in range(2):
+            x = x + 0.1 * ops.sign(backends.gradient(loss, x))
+        y = ops.cast(ops.convert_to_tensor(self.y), batch.y.dtype)
+        return kd.Batch(ops.concatenate([x, self.x]), ops.concatenate([batch.y, y]))
+
+
+@pytest.mark.parametrize("way", ["eager", "compiled"])
+def test_a_transform_changes_the_batch_and_not_the_models(pair, rows, way):
+    """The same weights and statistics as training on batches that were made before."""
+    student, teacher = pair
+    x, y = rows
+    start, theirs = weights_of(student), weights_of(teacher)
+    transform = Hostile(x[40:43], y[40:43])
+    options = {"run_eagerly": True}
+    if way == "compiled":
+        options = {} if BACKEND == "torch" else {"jit_compile": True, "steps_per_execution": 2}
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(
+        keras.optimizers.SGD(0.1), crossentropy(), batch_transform=transform, **options
+    )
+    distiller.fit(x[:40], y[:40], batch_size=10, shuffle=False, verbose=0)
+    assert float(ops.convert_to_numpy(transform.calls)) == 4
+    assert same(theirs, weights_of(teacher))
+    found = weights_of(student)
+    student.set_weights(start)
+    plain = kd.Distiller(student, teacher)
+    plain.compile(keras.optimizers.SGD(0.1), crossentropy(), run_eagerly=True)
+    for i in range(0, 40, 10):
+        held = weights_of(student)
+        part = kd.Batch(*map(ops.convert_to_tensor, (x[i : i + 10], y[i : i + 10])))
+        made = [ops.convert_to_numpy(each) for each in transform(part, plain)[:2]]
+        student.set_weights(held)
+        plain.train_on_batch(*made)
+    for a, b in zip(found, weights_of(student)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    # What it keeps is live, and its random numbers go on.
+    losses = []
+    distiller.optimizer.learning_rate = 0.0
+    for x_kept in (x[40:43], 0 * x[40:43]):
+        transform.x.assign(x_kept)
+        losses.append(distiller.fit(x[:10], y[:10], batch_size=10, verbose=0).history["loss"][0])
+    assert losses[0] != losses[1]
+    before = np.array(ops.convert_to_numpy(transform.seed.state))
+    distiller.fit(x[:10], y[:10], batch_size=10, verbose=0)
+    assert (before != ops.convert_to_numpy(transform.seed.state)).any()
+
+
+def test_hooks_run_the_teacher_as_it_is(pair, rows):
+    student, teacher = pair
+    x, y = rows
+
+    def relabel(batch, distiller):
+        answer = distiller.teacher(batch.x, training=False)
+        return batch._replace(y=ops.argmax(answer, axis=-1))
+
+    class Gap(kd.Penalty):
+        def __call__(self, distiller, batch):
+            theirs = ops.stop_gradient(distiller.teacher(batch.x, training=False))
+            return ops.mean(ops.square(theirs), axis=-1)
+
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(
+        keras.optimizers.SGD(0.0), crossentropy(), batch_transform=relabel, penalties=[Gap()]
+    )
+    for factor in (1.0, -1.0):
+        teacher.set_weights(
+            [*teacher.get_weights()[:-2], *(factor * w for w in teacher.get_weights()[-2:])]
+        )
+        history = distiller.fit(x, y, batch_size=50, verbose=0).history
+        logits = teacher.predict(x, verbose=0)
+        assert history["gap"][0] == pytest.approx((logits**2).mean(), rel=1e-4)
+        evaluated = distiller.term_losses((x, logits.argmax(-1)))
+        assert history["student_loss"][0] == pytest.approx(evaluated["student_loss"], rel=1e-4)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="elsewhere what the step assigns is assigned")
+def test_a_variable_that_nobody_could_find_is_refused(pair, rows):
+    import types
+
+    hidden = types.ModuleType("hidden")
+    hidden.count = keras.Variable(0.0)
+
+    def transform(batch, distiller):
+        hidden.count.assign_add(1.0)
+        return batch
+
+    distiller = kd.Distiller(*pair)
+    distiller.compile("sgd", crossentropy(), batch_transform=transform)
+    with pytest.raises(ValueError, match="which the distiller does not know"):
+        distiller.fit(*rows, verbose=0)
+
+
+def test_a_gradient_moves_statistics_and_dropout_as_any_pass_does(rows):
+    inputs = keras.Input((6,))
+    h = layers.Dropout(0.5, seed=3)(layers.BatchNormalization(momentum=0.5)(inputs))
+    model = keras.Model(inputs, layers.Dense(1)(h))
+    x, _ = rows
+    backends.gradient(lambda x: model(x, training=True), x)
+    mean = ops.convert_to_numpy(model.layers[1].moving_mean)
+    np.testing.assert_allclose(mean, 0.5 * x.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_hooks_are_saved(pair, rows, tmp_path):
+    student, teacher = pair
+    x, y = rows
+
+    def begun():
+        distiller = kd.Distiller(student, teacher)
+        distiller.compile(
+            keras.optimizers.SGD(0.1), crossentropy(), penalties=[Pull()], batch_transform=shift
+        )
+        return distiller
+
+    distiller = begun()
+    distiller.fit(x, y, batch_size=25, verbose=0)
+    distiller.save(tmp_path / "d.keras")
+    loaded = kd.load_distiller(tmp_path / "d.keras", teacher=teacher)
+    losses = [d.term_losses(rows) for d in (distiller, loaded)]
+    assert losses[0]["pull"] > 0
+    for name, value in losses[0].items():
+        assert losses[1][name] == pytest.approx(value, rel=1e-5)
+    histories = [d.fit(x, y, batch_size=50, verbose=0).history for d in (distiller, loaded)]
+    for name, (value,) in histories[0].items():
+        assert histories[1][name][0] == pytest.approx(value, rel=1e-4)
+
+
+@keras.saving.register_keras_serializable(package="suite")
+class Pull(L2ToStart):
+    pass
+
+
+@keras.saving.register_keras_serializable(package="suite")
+def shift(batch, distiller):
+    return batch._replace(x=batch.x + 0.1)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX alone compiles each operation by itself")

@@ -1,0 +1,218 @@
+"""What users put into the step: the batch that they are handed, and the variables that they bring.
+
+A hook is a penalty or a batch transform. What it remembers from step to step lies in Keras
+Variables. JAX compiles a step in which any other value is a constant, so the distiller holds these
+Variables as its own: they are arguments and results of the step, and go to disk with it. A new kind
+of hook gets a `Held` and the checks below.
+"""
+
+import functools
+import inspect
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_kd import backends
+
+HOOKS = ("penalties", "batch_transform")
+"""The arguments of `compile` that are hooks."""
+
+
+class Batch(NamedTuple):
+    """One batch, as penalties and batch transforms read it.
+
+    Attributes:
+        x: Inputs, a tensor or a structure of tensors. For a batch transform what the
+            data deliver; for a penalty what the student reads, behind the transform
+            and `student_inputs`.
+        y: Labels, or `None`.
+        sample_weight: `(batch,)` or one for each position, for several outputs a
+            structure of them, or `None`.
+
+    Examples:
+        >>> batch._replace(x=batch.x + 0.1)
+    """
+
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
+
+
+class Held(keras.layers.Layer):
+    """The Variables of a hook, where Keras finds them.
+
+    Args:
+        it: The hook.
+        variables: Those of its Variables that belong to no model of the distiller.
+        name: For its paths in files.
+    """
+
+    def __init__(self, it: Any, variables: Sequence[Any], name: str) -> None:
+        super().__init__(name=name, autocast=False)
+        # Past Keras's tracking: it may hold the models themselves.
+        object.__setattr__(self, "it", it)
+        self.kept = list(variables)
+        self.built = True
+
+
+def tensors(part: Any) -> Any:
+    """Arrays of a batch as tensors, where Keras hands them on as they were given."""
+
+    def tensor(leaf: Any) -> Any:
+        if keras.ops.is_tensor(leaf) or not hasattr(leaf, "__array__"):
+            return leaf
+        array = leaf.__array__()
+        dtype = keras.config.floatx() if array.dtype.kind == "f" else None
+        return keras.ops.convert_to_tensor(array, dtype=dtype)
+
+    return keras.tree.map_structure(tensor, part, none_is_leaf=False)
+
+
+def variables_of(hook: Any, others: set[int]) -> list[Any]:
+    """The Variables that a hook reads, states of random generators among them.
+
+    They are found in its attributes, in what a function encloses or names, and in what these hold.
+
+    Args:
+        hook: A function or any object that is called.
+        others: Identities of Variables that belong to somebody else.
+    """
+    found: dict[int, Any] = {}
+    for thing in _all_parts(hook):
+        if isinstance(thing, keras.Variable):
+            found[id(thing)] = thing
+        elif isinstance(thing, keras.random.SeedGenerator):
+            found[id(thing.state)] = thing.state
+        elif isinstance(thing, _KERAS):
+            found.update((id(v), v) for v in thing.variables)
+    return [v for key, v in found.items() if key not in others]
+
+
+def require_own_memory(what: str, hook: Any, kept: Sequence[Any], student: Any) -> None:
+    """Raise `ValueError` if what a hook remembers of a weight is the weight itself.
+
+    Args:
+        what: The hook, in the words of the message.
+        hook: It.
+        kept: Its Variables.
+        student: The model that is trained.
+    """
+    arrays = [thing for thing in _all_parts(hook) if isinstance(thing, np.ndarray)]
+    if backends.with_memory_of([*kept, *arrays], student.variables):
+        raise ValueError(
+            f"{what} holds a weight of the student `{student.name}` without a copy, which on this "
+            "backend is the weight itself and no record of it. Copy it: "
+            "`keras.Variable(keras.ops.copy(weight))`, or `numpy.array(weight)`."
+        )
+
+
+# Their own Variables are all there is to know of them.
+_KERAS = (keras.layers.Layer, keras.metrics.Metric)
+
+
+def _all_parts(hook: Any) -> Iterator[Any]:
+    """A hook and all that it holds, once each."""
+    # Held here, so that no identity is used twice.
+    seen: dict[int, Any] = {}
+    waiting = [hook]
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen[id(thing)] = thing
+        yield thing
+        if not isinstance(thing, (keras.Variable, keras.random.SeedGenerator, *_KERAS)):
+            waiting.extend(_parts(thing))
+
+
+def _parts(thing: Any) -> Iterator[Any]:
+    """What a value of Python holds, as far as it is told without running any code."""
+    if isinstance(thing, dict):
+        yield from thing.values()
+    elif isinstance(thing, list | tuple | set):
+        yield from thing
+    elif isinstance(thing, functools.partial):
+        yield from (thing.func, thing.args, thing.keywords)
+    elif inspect.ismethod(thing):
+        yield from (thing.__self__, thing.__func__)
+    elif inspect.isfunction(thing):
+        named = inspect.getclosurevars(thing)
+        yield from (named.nonlocals, named.globals)
+    elif not isinstance(thing, type | types.ModuleType) and isinstance(
+        getattr(thing, "__dict__", None), dict
+    ):
+        yield vars(thing)
+        yield from (vars(kind).get("__call__") for kind in type(thing).__mro__)
+
+
+def require_called_with(hook: Any, what: str, arguments: tuple[str, str]) -> None:
+    """Raise `TypeError` unless a hook can be called with two arguments.
+
+    Args:
+        hook: What is called.
+        what: It, in the words of the message.
+        arguments: What it is called with.
+    """
+    if not callable(hook) or isinstance(hook, type):
+        raise TypeError(
+            f"{what} is called with `({', '.join(arguments)})`. Received: {hook!r}."
+            + (" Pass an instance, not the class." if isinstance(hook, type) else "")
+        )
+    try:
+        signature = inspect.signature(hook)
+    except ValueError:
+        # Code in C may tell nothing of its arguments.
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"{what} is called with `({', '.join(arguments)})`, and it takes {signature}."
+        ) from error
+
+
+def require_registered(distiller: str, compiled_with: dict[str, Any]) -> None:
+    """Raise `ValueError` for a hook that could not be found again when the file is loaded.
+
+    Args:
+        distiller: Name of the distiller.
+        compiled_with: The arguments of `compile`.
+    """
+    hooks = [(f"the penalty `{p.name}`", p) for p in compiled_with.get("penalties") or ()]
+    transform = compiled_with.get("batch_transform")
+    hooks += [("the `batch_transform`", transform)] if transform is not None else []
+    for what, hook in hooks:
+        if not is_registered(hook):
+            function = inspect.isroutine(hook)
+            kind = hook if function else type(hook)
+            kind = getattr(kind, "__qualname__", repr(kind))
+            advice = "" if function else " and give it `get_config` and `from_config`"
+            raise ValueError(
+                f"The distiller `{distiller}` cannot be saved: {what} is `{kind}`, which no file "
+                "can name. Decorate it with `@keras.saving.register_keras_serializable"
+                f"(package=...)`{advice}; or save the weights, `distiller.save_weights(path)`, or "
+                "the student alone, `distiller.student.save(path)`."
+            )
+
+
+def is_registered(hook: Any) -> bool:
+    """Whether a file can name this function, or the class of this object."""
+    kind = hook if inspect.isroutine(hook) else type(hook)
+    methods = () if inspect.isroutine(hook) else ("get_config", "from_config")
+    if not all(callable(getattr(hook, method, None)) for method in methods):
+        return False
+    name = keras.saving.get_registered_name(kind)
+    return keras.saving.get_registered_object(name) is kind
+
+
+def serialized(value: Any) -> Any:
+    """Hooks as a file holds them; one that no file can name, by the name of its class alone."""
+    if isinstance(value, list | tuple):
+        return [serialized(each) for each in value]
+    if value is None or is_registered(value):
+        return keras.saving.serialize_keras_object(value)
+    kind = value if inspect.isroutine(value) else type(value)
+    return getattr(kind, "__qualname__", type(value).__name__)
