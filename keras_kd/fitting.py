@@ -153,7 +153,7 @@ def _weight_shapes(setup: Any, y: Any, weight: Any, name: str) -> None:
         found = shape[:-1] if len(shape) > 1 and shape[-1] == 1 else shape
         label = getattr(labels[i], "shape", None)
         # Classes may lie on another axis than the last; labels then tell the places.
-        places = [tuple(output)[:-1], *([tuple(label)] if _indexes(label, output) else [])]
+        places = [tuple(output)[:-1], *([tuple(label or ())] if _indexes(label, output) else [])]
         if not any(_covers(found, each) for each in places):
             kinds = " or ".join(
                 f"({', '.join(['samples', *map(str, part)])})"

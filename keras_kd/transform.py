@@ -114,7 +114,7 @@ class _Scope(keras.StatelessScope):
             )
         super().add_update(update)
 
-    def after(self, state: Sequence[Any]) -> Any:
+    def after(self, state: Any) -> Any:
         """The state with what has changed in the scope."""
         others = [self.get_current_value(v) for v in self._others]
         return type(state)([state[0], others, *state[2:]])

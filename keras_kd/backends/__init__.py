@@ -9,6 +9,7 @@ donates to the step nor returns from it.
 """
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -93,13 +94,7 @@ def gradient(fn: Callable[[Any], Any], x: Any, differentiable: bool = False) -> 
     def value(leaves: list[Any]) -> Any:
         return keras.ops.sum(fn(keras.tree.pack_sequence_as(x, leaves)))
 
-    backend = keras.config.backend()
-    if backend == "tensorflow":
-        from keras_kd.backends import tensorflow as own
-    elif backend == "jax":
-        from keras_kd.backends import jax as own
-    else:
-        from keras_kd.backends import torch as own
+    own = importlib.import_module(f"keras_kd.backends.{keras.config.backend()}")
     found = own.gradient(value, flat, differentiable)
     if not differentiable:
         found = [keras.ops.stop_gradient(leaf) for leaf in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def _decode(array: np.ndarray, row: dict[str, Any]) -> np.ndarray:
     return np.array(array)
 
 
-def _same_shape(arrays: list[np.ndarray]) -> bool:
+def _same_shape(arrays: Sequence[np.ndarray]) -> bool:
     return len({array.shape for array in arrays}) == 1
 
 

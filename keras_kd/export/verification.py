@@ -92,9 +92,9 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
     figures = {name: result["metrics"] for name, result in measured.items() if "metrics" in result}
     measured = {name: manifest.plain(result) for name, result in measured.items()}
     problems = {
-        row["file"]: found
+        row["file"]: fault
         for row in rows
-        if (found := _difference(row, measured[row["file"]], content, reference.count))
+        if (fault := _difference(row, measured[row["file"]], content, reference.count))
     }
     return Report(folder, *_measured(content, measured, figures, problems, stored))
 
