@@ -8,6 +8,7 @@ from keras_kd.shown import code, markdown
 
 from .report import Report, latency, number, percent, size
 from .runtimes import together
+from .scorecard import heading
 
 
 def render(report: Report) -> str:
@@ -79,8 +80,8 @@ def render(report: Report) -> str:
             latency(row["latency_ms"]),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    for heading, table in (("On the labels", judged.rows()), ("Classes", judged.classes())):
-        lines += _table(heading, table)
+    for title, table in (("On the labels", judged.rows()), ("Classes", judged.classes())):
+        lines += _table(title, table)
     remarks = [
         f"- {artifact.format} {markdown(artifact.precision)}: {markdown(text)}"
         for artifact in report.artifacts
@@ -94,6 +95,7 @@ def render(report: Report) -> str:
         groups = together(answers).items()
         said = "; ".join(f"{', '.join(names)}: {answer}" for answer, names in groups)
         lines.append(f"- {code(file)}: {markdown(said)}.")
+    lines += [f"- {name}: {text}." for name, text in report.runtimes().advice().items()]
     lines += [f"- {markdown(sentence.removeprefix('> '))}." for sentence in report.given_up()]
     lines += ["", "## Files", ""]
     for artifact in report.artifacts:
@@ -121,11 +123,11 @@ def render(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(heading: str, rows: list[dict[str, Any]]) -> list[str]:
+def _table(title: str, rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["", f"### {heading}", "", f"| {' | '.join(map(markdown, keys))} |"]
+    lines = ["", f"### {title}", "", f"| {' | '.join(markdown(heading(key)) for key in keys)} |"]
     lines.append(f"|{'---|' * len(keys)}")
     for row in rows:
         values = (row.get(key) for key in keys)

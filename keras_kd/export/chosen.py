@@ -263,13 +263,29 @@ def lost(direction: str, before: float, after: float) -> float:
     return (after - before) / abs(before)
 
 
-def _ready(value: Any, direction: str, outputs: np.ndarray, kind: dict[str, Any]) -> Chosen:
+def check_metrics(asked: dict[str, list[Any]]) -> None:
+    """Refuse what is no metric, before the model answers.
+
+    Args:
+        asked: See `by_output`.
+
+    Raises:
+        TypeError: If something is no metric.
+        ValueError: If a name is unknown.
+    """
+    for entries in asked.values():
+        for entry in entries:
+            _found(entry[0] if _with_direction(entry) else entry)
+
+
+def _found(value: Any) -> Any:
+    """The name of a figure of this package, a Keras metric, or a function."""
     import keras
 
     if isinstance(value, str):
         name = _ALIASES.get(value.lower(), value.lower())
         if name in scores.NAMES:
-            return Chosen(name, direction or scores.NAMES[name], _figure(name, kind), figure=True)
+            return name
         try:
             value = keras.metrics.get(value)
         except ValueError:
@@ -282,17 +298,27 @@ def _ready(value: Any, direction: str, outputs: np.ndarray, kind: dict[str, Any]
             ) from None
     if isinstance(value, type) and issubclass(value, keras.metrics.Metric):
         value = value()
+    if not isinstance(value, keras.metrics.Metric) and not callable(value):
+        raise TypeError(
+            "`metrics` takes names, `keras.metrics.Metric` objects and functions of (labels, "
+            f"outputs), each alone or as (metric, 'max' or 'min'). Received: {value!r}."
+        )
+    return value
+
+
+def _ready(value: Any, direction: str, outputs: np.ndarray, kind: dict[str, Any]) -> Chosen:
+    import keras
+
+    value = _found(value)
+    if isinstance(value, str):
+        way = direction or scores.NAMES[value]
+        return Chosen(value, way, _figure(value, kind), figure=True)
     if isinstance(value, keras.metrics.Metric):
         _check_logits(value, outputs)
         # Keras notes for most metrics which way is better, and its callbacks read it.
         noted = {"up": "max", "down": "min"}.get(getattr(value, "_direction", ""), "")
         return Chosen(
             value.name, direction or noted or _by_name(value.name), _of_keras(value, kind)
-        )
-    if not callable(value):
-        raise TypeError(
-            "`metrics` takes names, `keras.metrics.Metric` objects and functions of (labels, "
-            f"outputs), each alone or as (metric, 'max' or 'min'). Received: {value!r}."
         )
     name = getattr(value, "__name__", type(value).__name__)
     return Chosen(name, direction or _by_name(name), _of_function(value, name, kind))

@@ -20,6 +20,7 @@ from .naming import layer_names
 from .reference import (
     Reference,
     answer,
+    check_arguments,
     check_class_names,
     check_teacher,
     read_normalization,
@@ -175,6 +176,7 @@ def export_model(
     checks.check_model(model)
     arguments.check_texts("The name of the model or of a layer", [model.name, *layer_names(model)])
     quantization_aware = checks.check_quantization_aware(model)
+    check_arguments(model, class_names, normalization, metrics)
     checks.check_data_given(calibration, evaluation, precisions, quantization_aware)
 
     several = not is_symbolic(model) or len(model.inputs) > 1

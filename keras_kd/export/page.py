@@ -14,7 +14,7 @@ from keras_kd.shown import plain
 from .layers import LayerReport
 from .report import Report, latency, number, percent, size
 from .runtimes import together
-from .scorecard import Scorecard
+from .scorecard import Scorecard, heading
 
 _COLORS = {"tflite": "#1f6f8b", "onnx": "#c1553b"}
 _MARKERS = {
@@ -108,6 +108,7 @@ def render(report: Report) -> str:
         card=card,
         columns=lambda table: list(dict.fromkeys(key for row in table for key in row)),
         together=together,
+        heading=heading,
     )
 
 

@@ -14,7 +14,7 @@ from keras_kd import archives
 from . import counting, data, metrics
 from .benchmark import time_calls
 from .checks import check_model, names, number
-from .chosen import Chosen, by_output, measure, resolve
+from .chosen import Chosen, by_output, check_metrics, measure, resolve
 from .decisions import whole_numbers
 from .signature import Arrays, Signature, describe, is_symbolic, pack
 
@@ -230,6 +230,33 @@ def given_figures(teacher: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_arguments(
+    model: Any, labels: Sequence[str] | None, normalization: Any, chosen: Any
+) -> None:
+    """Refuse class names, normalization and metrics that the graph alone shows to be wrong.
+
+    Args:
+        model: A built model; of one without a graph nothing is known yet.
+        labels: Names of the classes.
+        normalization: See `read_normalization`.
+        chosen: The metrics that are asked for, see `chosen.by_output`.
+
+    Raises:
+        TypeError: If something is no metric.
+        ValueError: As `check_class_names`, `read_normalization` and `chosen.by_output`, or if a
+            metric is unknown.
+    """
+    if not is_symbolic(model):
+        return
+    signature = describe(model, None, [_empty(tensor) for tensor in model.outputs])
+    first = signature.outputs[0]
+    # Whole numbers are decisions, whose names only answers can count.
+    if len(first.shape) > 1 and first.shape[-1] is not None and first.dtype.startswith("float"):
+        _check_count(labels, first.name, first.shape[-1])
+    read_normalization(normalization, signature)
+    check_metrics(by_output(chosen, [info.name for info in signature.outputs]))
+
+
 def check_class_names(labels: Sequence[str] | None, reference: Reference) -> None:
     """Refuse class names that are not as many as the first output has classes.
 
@@ -240,18 +267,15 @@ def check_class_names(labels: Sequence[str] | None, reference: Reference) -> Non
     if labels is None:
         return
     name, first = next(iter(reference.outputs.items()))
-    units = first.shape[-1] if first.ndim > 1 else 1
     if reference.kinds[name]["kind"] == "decisions":
         known = int(first.max(initial=0)) + 1
-        if isinstance(labels, str) or len(labels) < known:
+        if len(labels) < known:
             raise ValueError(
                 f"`labels` must name each number that output `{name}` decides for, and it goes up "
                 f"to {known - 1} on the evaluation data. Received: {labels!r}."
             )
-    elif isinstance(labels, str) or len(labels) not in ({units} if units > 1 else {1, 2}):
-        raise ValueError(
-            f"`labels` must name the {units} classes of output `{name}`. Received: {labels!r}."
-        )
+    else:
+        _check_count(labels, name, first.shape[-1] if first.ndim > 1 else 1)
     for label in labels:
         # Files hold one name a line.
         if len(str(label).splitlines()) != 1:
@@ -260,6 +284,13 @@ def check_class_names(labels: Sequence[str] | None, reference: Reference) -> Non
         raise ValueError(
             f"`labels` names classes, and the evaluation labels say that output `{name}` holds "
             f"plain numbers. Leave `labels` out, or pass class indices. Received: {list(labels)!r}."
+        )
+
+
+def _check_count(labels: Sequence[str] | None, name: str, units: int) -> None:
+    if labels is not None and len(labels) not in ({units} if units > 1 else {1, 2}):
+        raise ValueError(
+            f"`labels` must name the {units} classes of output `{name}`. Received: {labels!r}."
         )
 
 

@@ -240,7 +240,9 @@ def chosen(
         each[name] = {
             "best": None if taken is None else taken["file"],
             "gave_up": {
-                row["file"]: row.get("runtimes", {}).get(name, f"no: {row['format']}")
+                row["file"]: row.get("runtimes", {}).get(
+                    name, f"no: it reads no .{row['format']} files"
+                )
                 for row in before
             },
         }
@@ -283,6 +285,24 @@ class RuntimeReport(Mapping[str, Mapping[str, str]]):
             for name, answer in row.get("runtimes", {}).items()
         ]
 
+    def since(self, file: str) -> str:
+        """Return which versions of its own runtime know all of a file, as a person reads it.
+
+        Args:
+            file: Its name.
+
+        Returns:
+            Such as `"TensorFlow Lite 2.17 and newer"`; empty if the manifest does not say.
+        """
+        row = next(row for row in self._rows if row["file"] == file)
+        return f"{_SINCE[row['format']]} {row['since']} and newer" if "since" in row else ""
+
+    def advice(self) -> dict[str, str]:
+        """Return by runtime the settings under which its answers are those of the report."""
+        used = {name for row in self._rows for name in row.get("runtimes", {})}
+        known = {name: find(name) for name in sorted(used)}
+        return {name: each.advice for name, each in known.items() if each and each.advice}
+
     def table(self, width: int = 80) -> str:
         """Return the answers as text: a block for each file, runtimes with one answer together.
 
@@ -291,16 +311,14 @@ class RuntimeReport(Mapping[str, Mapping[str, str]]):
         """
         lines = []
         for row in self._rows:
-            since = f" ({_SINCE[row['format']]} {row['since']} and newer)" if "since" in row else ""
-            lines += textwrap.wrap(f"{row['file']}{since}", width, subsequent_indent="    ")
+            since = self.since(row["file"])
+            text = row["file"] + (f" ({since})" if since else "")
+            lines += textwrap.wrap(text, width, subsequent_indent="    ")
             for answer, names in together(row.get("runtimes", {})).items():
                 text = f"{', '.join(names)}: {answer}"
                 lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      ")
-        used = {name for row in self._rows for name in row.get("runtimes", {})}
-        for name in sorted(used):
-            runtime = find(name)
-            if runtime is not None and runtime.advice:
-                lines += textwrap.wrap(f"{name}: {runtime.advice}", width, subsequent_indent="  ")
+        for name, advice in self.advice().items():
+            lines += textwrap.wrap(f"{name}: {advice}", width, subsequent_indent="  ")
         return "\n".join(lines)
 
     def __str__(self) -> str:

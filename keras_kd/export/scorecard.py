@@ -55,7 +55,7 @@ class Scorecard:
     def heading(self) -> str | None:
         """The same as a person reads it."""
         name = self.name
-        return None if name is None else _HEADINGS.get(name, name)
+        return None if name is None else heading(name)
 
     def of(self, figures: dict[str, Any]) -> float | None:
         """Return the figure of that name.
@@ -164,7 +164,7 @@ class Scorecard:
                 )
                 for row in rows
             ]
-            headings = ["on the labels", *(_HEADINGS.get(key, key) for key in keys)]
+            headings = ["on the labels", *(heading(key) for key in keys)]
             lines += ["", *fitted(headings, cells, width=width, dispensable=headings[:0:-1])]
         classes = self.classes()
         if 0 < len(classes) <= _FEW:
@@ -229,6 +229,14 @@ def labels_of(content: dict[str, Any]) -> dict[str, list[str]]:
     fits = len(names) in (1, 2) if kind == "binary" else len(names) == units
     decides = kind in ("classes", "binary", "multilabel")
     return {first["name"]: list(names)} if decides and fits else {}
+
+
+def heading(key: str) -> str:
+    """Return a key of the scorecard's rows as a person reads it."""
+    of_keras = key.removeprefix("keras_")
+    if of_keras != key and of_keras in _PER_CLASS:
+        return f"Keras {heading(of_keras)}"
+    return _HEADINGS.get(key, key)
 
 
 def points(share: float) -> str:

@@ -126,8 +126,15 @@ def test_targets_choose_the_smallest_file_that_runs_in_all_of_them():
     order = ("bytes", "latency_ms")
     best, each = runtimes.chosen(rows, ["litert", "ethos-u55"], order)
     assert best == "b.tflite"
-    assert each["litert"] == {"best": "a.tflite", "gave_up": {"d.onnx": "no: onnx"}}
-    assert each["ethos-u55"]["gave_up"] == {"d.onnx": "no: onnx", "a.tflite": "no: float"}
+    onnx = "no: it reads no .onnx files"
+    assert each["litert"] == {
+        "best": "a.tflite",
+        "gave_up": {"d.onnx": onnx},
+    }
+    assert each["ethos-u55"]["gave_up"] == {
+        "d.onnx": onnx,
+        "a.tflite": "no: float",
+    }
     best, each = runtimes.chosen(rows, ["litert", "tract"], order)
     assert best is None
     assert [each[name]["best"] for name in ("litert", "tract")] == ["a.tflite", "d.onnx"]

@@ -1,5 +1,6 @@
 """An export with all that reports show, verified: every figure measured, every claim compared."""
 
+import re
 import shutil
 
 import keras
@@ -10,7 +11,7 @@ from sklearn.metrics import f1_score
 
 import keras_kd.export
 from keras_kd.cli import main as command_line
-from keras_kd.export import embedded, manifest
+from keras_kd.export import card, embedded, manifest, page
 
 NAMES = ["ant", "bee", "cat"]
 PIXELS = {"mean": [127.5], "std": [63.1]}
@@ -174,3 +175,44 @@ def test_an_error_may_more_than_double(made):
     content = {key: value for key, value in report.manifest.items() if key != "seal"}
     content["artifacts"][1]["drop"] = 9.5
     manifest.check(content, report.folder)
+
+
+def test_the_page_tells_versions_and_settings_of_runtimes(made):
+    *_, report = made
+    text = " ".join(page.render(report).split())
+    assert "the best file is the one of least size of those that run in tflite-2.14." in text
+    assert "no: it reads no .onnx files" in text
+    assert "TensorFlow Lite" in report.runtimes().since(report.best.file)
+    assert report.runtimes().since(report.best.file) in text
+    for name, advice in report.runtimes().advice().items():
+        assert f"{name}: {advice}" in text
+        assert f"- {name}: {advice}." in card.render(report)
+    for heading in ("macro F1", "Keras recall", "MAE"):
+        assert f"<th>{heading}</th>" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"labels": ["a", "b"]}, "must name the 3 classes of output `kind`"),
+        ({"labels": ["a", "b", "c", "d"]}, "must name the 3 classes"),
+        ({"normalization": (0, 255, 3)}, "must be `(mean, std)`"),
+        ({"normalization": {"my input": (0, 255)}}, "`my input` in `normalization` is no image"),
+        ({"normalization": {"in": ([1, 2], 255)}}, "each a number or 3 of them"),
+        ({"metrics": {"kind": ["macro_f2"]}}, "Did you mean `macro_f1`?"),
+        ({"metrics": {"sise": ["mae"]}}, "Did you mean `size`?"),
+        ({"metrics": {"size": [3]}}, "`metrics` takes names"),
+    ],
+)
+def test_what_the_graph_tells_is_refused_before_the_model_answers(
+    made, tmp_path, monkeypatch, arguments, reason
+):
+    model, x, y, *_ = made
+
+    def answered(*_, **__):
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(model, "predict", answered)
+    with pytest.raises((TypeError, ValueError), match=re.escape(reason)):
+        keras_kd.export(model, tmp_path / "new", calibration=x, evaluation=(x, y), **arguments)
+    assert not (tmp_path / "new").exists()
