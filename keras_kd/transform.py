@@ -117,7 +117,7 @@ class _Scope(keras.StatelessScope):
     def after(self, state: Any) -> Any:
         """The state with what has changed in the scope."""
         others = [self.get_current_value(v) for v in self._others]
-        return type(state)([state[0], others, *state[2:]])
+        return (state[0], others, *state[2:])
 
 
 @contextlib.contextmanager

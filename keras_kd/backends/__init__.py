@@ -94,8 +94,20 @@ def gradient(fn: Callable[[Any], Any], x: Any, differentiable: bool = False) -> 
     def value(leaves: list[Any]) -> Any:
         return keras.ops.sum(fn(keras.tree.pack_sequence_as(x, leaves)))
 
-    own = importlib.import_module(f"keras_kd.backends.{keras.config.backend()}")
-    found = own.gradient(value, flat, differentiable)
+    backend = keras.config.backend()
+    found: Any
+    if backend == "tensorflow":
+        from keras_kd.backends import tensorflow as backend_tensorflow
+
+        found = backend_tensorflow.gradient(value, flat, differentiable)
+    elif backend == "jax":
+        from keras_kd.backends import jax as backend_jax
+
+        found = backend_jax.gradient(value, flat, differentiable)
+    else:
+        from keras_kd.backends import torch as backend_torch
+
+        found = backend_torch.gradient(value, flat, differentiable)
     if not differentiable:
         found = [keras.ops.stop_gradient(leaf) for leaf in found]
     return keras.tree.pack_sequence_as(x, found)
