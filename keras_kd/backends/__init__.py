@@ -9,7 +9,6 @@ donates to the step nor returns from it.
 """
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
