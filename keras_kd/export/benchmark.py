@@ -27,7 +27,7 @@ from .process import run_tasks
 from .scratch import working_folder
 from .writing import write_file
 
-TIMED = 0.1
+TIMED = 0.05
 """Seconds for which an export measures each file's latency, and the Keras model's."""
 
 

@@ -148,7 +148,11 @@ def run_tasks(
     """Run tasks to their end, see `Run`.
 
     Args:
-        job: As for `Run`, and so are `tasks`, `folder`, `timeout` and `done`.
+        job: As for `Run`.
+        tasks: As for `Run`.
+        folder: As for `Run`.
+        timeout: As for `Run`.
+        done: As for `Run`.
         meanwhile: Called again and again while the worker is at work.
 
     Returns:

@@ -33,12 +33,19 @@ from . import limits, worker
 from .absent import without
 from .writing import write_file
 
-_MEASURING = ("onnx", "onnxruntime", "ai_edge_litert.interpreter", "keras_kd.export.measure")
+_MEASURING = (
+    "keras_kd.export.scores",
+    "onnx",
+    "onnxruntime",
+    "ai_edge_litert.interpreter",
+    "keras_kd.export.measure",
+)
 _PRELOADED = {
     "measure": _MEASURING,
     "convert": (
-        *("tensorflow", "tensorflow.lite", "keras", "tf2onnx", "onnxruntime.quantization"),
+        *("tensorflow", "tensorflow.lite", "keras", "tf2onnx.convert", "onnxruntime.quantization"),
         *("onnxruntime.transformers.float16", "ai_edge_quantizer.quantizer"),
+        "tensorflow.saved_model",
         *("keras_kd.export.convert", "keras_kd.export.litert", "keras_kd.export.onnx"),
         *_MEASURING,
     ),
@@ -98,6 +105,9 @@ def _preload(kind: str) -> None:
         from .onnx import import_shape_inference
 
         import_shape_inference()
+        # Sympy imports it in the first comparison of two sizes.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("sympy.tensor.tensor")
 
 
 class _Forks:
