@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_kd import archives
 
-from . import half, runtimes, scales
+from . import external, half, runtimes, scales
 from .benchmark import time_calls
 from .contents import check_onnx, inspect
 from .kernels import apart
@@ -30,7 +30,8 @@ class Measurer:
         job: `signature`, `evaluation` (path of an `.npz` with `x<i>` inputs, `y<i>` outputs of
             Keras, `t<i>` labels and `w<i>` weights), `kinds`, `stored` (how many of the samples
             travel with the files), `threads`, `time` (seconds for which latency is measured),
-            `targets` and `images` (see `runtimes.answers`).
+            `targets` and `images` (see `runtimes.answers`), and perhaps `whole`: whether files
+            that keep weights in other ones are refused, see `external`.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -58,7 +59,8 @@ class Measurer:
                 `timing`, only the latency is measured.
 
         Returns:
-            JSON values: `metrics`, `check` (the same on the samples that travel along), `bytes`,
+            JSON values, or `error` and `outside` of a refused file: `metrics`, `check` (the same on
+            the samples that travel along), `bytes`,
             `gzip_bytes`, `latency_ms`, `signature`, `contents`, `runtimes` (where it runs), `since`
             (the first version of its runtime that knows all of it), `steps`, see `kernels.apart`,
             of a file with integer outputs, `scales` (see `scales.inspect`),
@@ -75,6 +77,11 @@ class Measurer:
         path = Path(task["path"])
         if "timing" in task:
             return self._latency(open_file(path, self._job["threads"]))
+        if self._job.get("whole"):
+            outside = external.problem(path)
+            if outside:
+                # Not even opened: the runtime would read what no hash covers.
+                return {"error": f"it {outside}", "outside": outside}
         blob = path.read_bytes()
         if path.suffix == ".onnx":
             check_onnx(blob)

@@ -179,12 +179,14 @@ def _decided(
     truth: np.ndarray, decisions: np.ndarray, weights: np.ndarray, classes: range
 ) -> dict[str, Any]:
     precision, recall, f1, support = _by_class(truth, decisions, weights, len(classes))
-    met = np.union1d(truth, decisions)
+    met = np.bincount(truth, minlength=len(classes)) + np.bincount(
+        decisions, minlength=len(classes)
+    )
     return {
         "accuracy": float(np.average(truth == decisions, weights=weights)),
         "balanced_accuracy": float(np.mean(recall[support > 0])),
         # As in scikit-learn, of the classes that are there or were answered.
-        "macro_f1": float(np.mean(f1[met])),
+        "macro_f1": float(np.mean(f1[met > 0])),
         "per_class": {
             "support": [_number(value) for value in support],
             "precision": precision.tolist(),
@@ -209,11 +211,9 @@ def _auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> float 
     # Without both there is nothing to tell apart.
     if not positive.any() or positive.all():
         return None
-    _, place = np.unique(score, return_inverse=True)
+    place = _places(score)
     heavy = np.asarray(weights, np.float64)
-    yes, no = (
-        np.bincount(place.reshape(-1), np.where(which, heavy, 0)) for which in (positive, ~positive)
-    )
+    yes, no = (np.bincount(place, np.where(which, heavy, 0)) for which in (positive, ~positive))
     below = np.cumsum(no) - no / 2
     return float(yes @ below / (yes.sum() * no.sum()))
 
@@ -265,8 +265,18 @@ def _spearman(got: np.ndarray, want: np.ndarray, counted: np.ndarray) -> float |
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from the lowest; what is equal shares the mean of its ranks."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place.reshape(-1)]
+    place = _places(values)
+    counts = np.bincount(place)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def _places(values: np.ndarray) -> np.ndarray:
+    """The place of each value among the different ones, for which `np.unique` imports a package."""
+    order = np.argsort(values, kind="stable")
+    rising = values[order]
+    found = np.empty(len(values), np.int64)
+    found[order] = np.concatenate([[0], np.cumsum(rising[1:] != rising[:-1])])
+    return found
 
 
 def _ndcg(outputs: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> float | None:
