@@ -11,7 +11,7 @@ from typing import Any
 
 from . import limits
 from .handover import save_keras, save_tensorflow
-from .process import Run, run_tasks
+from .process import Results, Run, run_tasks
 from .signature import Signature
 from .writing import disk_fault
 
@@ -49,15 +49,19 @@ def convert(
 
     finished: set[str] = set()
 
-    def done(task: dict[str, Any], result: dict[str, Any]) -> None:
+    def done(task: dict[str, Any]) -> None:
         finished.add(task["id"])
         tell("convert", len(finished), len(tasks))
-        if early is not None and "error" not in result:
-            early.add(task, result)
 
-    # On one processor it would only slow down the conversion.
-    both = early is not None and limits.processors() > 1
-    meanwhile = early.advance if early is not None and both else None
+    def meanwhile(results: Results) -> None:
+        if early is None:
+            return
+        for task in tasks:
+            if "error" not in results.get(task["id"], {"error": ""}):
+                early.add(task, results[task["id"]])
+        # On one processor it would only slow down the conversion.
+        if limits.processors() > 1:
+            early.advance()
 
     tell("convert", 0, len(tasks))
     reason = ""
@@ -76,6 +80,7 @@ def convert(
         }
         results = run_tasks(first, tasks, scratch / "jobs", done=done, meanwhile=meanwhile)
         if any(result.get("started", True) for result in results.values()):
+            meanwhile(results)
             return _raise_disk(results)
         # The model never arrived in the other process; its own process may still trace it.
         reason = next(iter(results.values()))["error"]
@@ -106,7 +111,9 @@ def convert(
         "scratch": str(scratch / "convert-traced"),
     }
     folder = scratch / "jobs-traced"
-    return _raise_disk(run_tasks(second, tasks, folder, done=done, meanwhile=meanwhile))
+    results = run_tasks(second, tasks, folder, done=done, meanwhile=meanwhile)
+    meanwhile(results)
+    return _raise_disk(results)
 
 
 class Measuring:
@@ -128,18 +135,21 @@ class Measuring:
         self._job = {**job, "kind": "measure", "time": 0}
         self._scratch = scratch
         self._prepare = prepare
+        self._known: set[str] = set()
         self._waiting: list[dict[str, Any]] = []
         self._run: Run | None = None
         self._batches = 0
 
     def add(self, task: dict[str, Any], converted: dict[str, Any]) -> None:
-        """Measure a file as soon as the ones before it are measured."""
-        self._prepare(task, converted)
-        self._waiting.append(task)
+        """Measure a file, unless it is known, as soon as the ones before it are measured."""
+        if task["id"] not in self._known:
+            self._known.add(task["id"])
+            self._prepare(task, converted)
+            self._waiting.append(task)
 
-    def advance(self) -> bool:
-        """Look at what is being measured; returns whether nothing is left to do."""
-        if self._run is None and self._waiting:
+    def advance(self) -> None:
+        """Look at what is being measured, and begin with what waits once that is worth a job."""
+        if self._run is None and len(self._waiting) >= _BATCH:
             self._batches += 1
             folder = self._scratch / f"early-{self._batches}"
             self._run = Run(self._job, self._waiting, folder)
@@ -147,7 +157,14 @@ class Measuring:
         if self._run is not None and self._run.advance():
             self.results.update(self._run.results)
             self._run = None
-        return self._run is None and not self._waiting
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Wait for what is being measured; returns the results, which may lack some files."""
+        self._waiting = []
+        while self._run is not None:
+            self.advance()
+            time.sleep(_LOOK)
+        return self.results
 
     def close(self) -> None:
         """End what is at work."""
@@ -189,11 +206,7 @@ def measure(
             told.add(name)
             tell("verify", len(told), len(files))
 
-    before: dict[str, dict[str, Any]] = {}
-    if early is not None:
-        while not early.advance():
-            time.sleep(_LOOK)
-        before = early.results
+    before = {} if early is None else early.finish()
     # What failed is not timed, and is not tried again.
     timed = [
         {"id": name, "path": task["path"], "timing": True}
@@ -208,13 +221,16 @@ def measure(
         {**job, "kind": "measure"},
         [*timed, *rest],
         scratch / "measure",
-        done=lambda task, _: finished(task["id"]),
+        done=lambda task: finished(task["id"]),
     )
     for name, result in before.items():
         if "error" not in results.get(name, {}):
             results[name] = {**result, **results.get(name, {})}
     return _raise_disk(results)
 
+
+_BATCH = 4
+"""Files that are worth a job of their own while others are converted."""
 
 _LOOK = 0.02
 """Seconds between looks at files that are being measured."""

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from . import limits, warm
 
-Done = Callable[[dict[str, Any], dict[str, Any]], None]
-"""Called with a finished task and its result."""
+Results = dict[str, dict[str, Any]]
+"""What came of tasks, by id."""
 
 _LOOK = 0.02
 """Seconds between looks at a worker."""
@@ -40,9 +40,9 @@ class Run:
         folder: Path,
         *,
         timeout: float | None = None,
-        done: Done | None = None,
+        done: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        self.results: dict[str, dict[str, Any]] = {}
+        self.results: Results = {}
         """For every id a dict: the task's result, or `{"error": ..., "crashed": bool,
         "started": bool}`, where `started` is false if the worker failed before its first task."""
         self._job = job
@@ -123,7 +123,7 @@ class Run:
         self.results[task["id"]] = result
         self._waiting.remove(task)
         if self._done is not None:
-            self._done(task, result)
+            self._done(task)
 
     def _blame(self, reason: str) -> None:
         # The worker names the task it is at before it begins; none named means that it never came
@@ -142,9 +142,9 @@ def run_tasks(
     folder: Path,
     *,
     timeout: float | None = None,
-    done: Done | None = None,
-    meanwhile: Callable[[], object] | None = None,
-) -> dict[str, dict[str, Any]]:
+    done: Callable[[dict[str, Any]], None] | None = None,
+    meanwhile: Callable[[Results], object] | None = None,
+) -> Results:
     """Run tasks to their end, see `Run`.
 
     Args:
@@ -153,7 +153,7 @@ def run_tasks(
         folder: As for `Run`.
         timeout: As for `Run`.
         done: As for `Run`.
-        meanwhile: Called again and again while the worker is at work.
+        meanwhile: Called with what has come so far, again and again while the worker is at work.
 
     Returns:
         The results by id.
@@ -161,7 +161,7 @@ def run_tasks(
     with Run(job, tasks, folder, timeout=timeout, done=done) as run:
         while not run.advance():
             if meanwhile is not None:
-                meanwhile()
+                meanwhile(run.results)
             time.sleep(_LOOK)
     return run.results
 

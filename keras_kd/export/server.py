@@ -52,7 +52,7 @@ _PRELOADED = {
 }
 """What each kind of job imports. A package that is missing is missed by the job, which says so."""
 
-_UNUSED = ("jax", "matplotlib", "sklearn")
+_UNUSED = ("IPython", "jax", "matplotlib", "pandas", "scipy", "sklearn")
 """What Keras and TensorFlow import wherever it is installed, for tools that no job calls: a third
 of the time of importing them."""
 
@@ -97,10 +97,10 @@ def _end_with(parent: int, imported: threading.Event) -> None:
 
 
 def _preload(kind: str) -> None:
-    with without(_UNUSED):
-        for name in _PRELOADED[kind]:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
+    for name in _PRELOADED[kind]:
+        heavy = name in ("tensorflow", "tensorflow.lite", "keras")
+        with without(_UNUSED if heavy else ()), contextlib.suppress(ImportError):
+            importlib.import_module(name)
     if kind == "convert":
         from .onnx import import_shape_inference
 
