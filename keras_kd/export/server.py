@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,10 @@ class _Forks:
                     os.kill(pid, signal.SIGKILL)
             return
         own = os.getpid()
-        pid = os.fork()
+        with warnings.catch_warnings():
+            # Python warns of the sleeping threads of NumPy's BLAS, which survives forks.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
         if pid == 0:
             _as_a_fork(box, own)
         self._jobs[pid] = box
