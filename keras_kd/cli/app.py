@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -9,33 +10,44 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_kd.cli import bench, cache, demo, export, report, try_page, verify
 from keras_kd.export.scratch import ended_by_signals
 from keras_kd.shown import plain
 
 _FRAMED = 80
 """Columns from which on the help has frames."""
 
-app = typer.Typer(
-    name="keras-kd",
-    add_completion=False,
-    no_args_is_help=False,
-    rich_markup_mode="markdown",
-    help="Distill a Keras model, export it to TFLite and ONNX, and prove that the files work.",
-    epilog="Exit codes: 0 done, 1 a file failed its check, 2 bad input, 130 interrupted.",
-)
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo.demo,
-    "export": export.export,
-    "try": try_page.try_page,
-    "verify": verify.verify,
-    "bench": bench.bench,
-    "report": report.report,
+_COMMANDS = {
+    "demo": "demo",
+    "export": "export",
+    "try": "try_page",
+    "verify": "verify",
+    "bench": "bench",
+    "report": "report",
 }
-for _name, _command in _COMMANDS.items():
-    # Without `short_help` the list of commands in a narrow terminal cuts the sentence.
-    app.command(_name, short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
-app.add_typer(cache.app, name="cache")
+"""The commands, and the module of each: it has a function of its own name."""
+
+
+def _program(asked: str) -> typer.Typer:
+    """The program with the command that is asked for; with all of them if it is none, for help."""
+    app = typer.Typer(
+        name="keras-kd",
+        add_completion=False,
+        no_args_is_help=False,
+        rich_markup_mode="markdown",
+        help="Distill a Keras model, export it to TFLite and ONNX, and prove that the files work.",
+        epilog="Exit codes: 0 done, 1 a file failed its check, 2 bad input, 130 interrupted.",
+    )
+    # Importing the others would take as long as verifying a small file.
+    for name in [asked] if asked in _COMMANDS else _COMMANDS:
+        module = importlib.import_module(f"keras_kd.cli.{_COMMANDS[name]}")
+        command: Callable[..., None] = getattr(module, _COMMANDS[name])
+        # Without `short_help` the list of commands in a narrow terminal cuts the sentence.
+        app.command(name, short_help=(command.__doc__ or "").partition("\n")[0])(command)
+    if asked not in _COMMANDS:
+        app.add_typer(importlib.import_module("keras_kd.cli.cache").app, name="cache")
+    app.callback(invoke_without_command=True)(_keras_kd)
+    return app
+
 
 # Typer's base class of all usage errors is not public under one name in all of its versions; it is
 # the parent of `BadParameter`, which is.
@@ -46,7 +58,6 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 _BAD_INPUT = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
 
 
-@app.callback(invoke_without_command=True)
 def _keras_kd(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -68,6 +79,9 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    # With help or a version asked for, too, since those end before the command.
+    app = _program("" if arguments and arguments[0] != command else command)
     columns = shutil.get_terminal_size().columns
     # Rich's frames leave no room for whole names of options there, and cut them.
     app.rich_markup_mode = "markdown" if columns >= _FRAMED else None
@@ -76,7 +90,6 @@ def run(arguments: Sequence[str]) -> int:
         with ended_by_signals():
             code = app(args=list(arguments), prog_name="keras-kd", standalone_mode=False)
     except _UsageError as error:
-        command = next((word for word in arguments if not word.startswith("-")), "")
         page = f"keras-kd {command} --help" if command in _COMMANDS else "keras-kd --help"
         reason = _one_line(error.format_message()).rstrip(".")
         return _fail(f"{reason}. See `{page}`.", 2)

@@ -10,6 +10,7 @@ import typer
 import keras_kd.export
 from keras_kd.cli import inputs
 from keras_kd.cli.console import Terminal, import_keras
+from keras_kd.export import warm
 from keras_kd.export.checks import KNOWN
 from keras_kd.export.runtimes import check_targets
 from keras_kd.export.target import check_names_free
@@ -103,6 +104,8 @@ def export(
     inputs.check_model_file(student, "model")
     targets = [word for part in target or [] for word in _words(part)]
     check_targets(targets)
+    # The converter imports TensorFlow at the same time.
+    warm.prepare("convert")
     import_keras()
     model = inputs.load_model(student, "model")
     given: dict[str, Any] = {}

@@ -27,6 +27,9 @@ from .process import run_tasks
 from .scratch import working_folder
 from .writing import write_file
 
+TIMED = 0.05
+"""Seconds for which an export measures each file's latency, and the Keras model's."""
+
 
 def time_calls(call: Callable[[], Any], *, seconds: float = 0.3, at_least: int = 30) -> np.ndarray:
     """Time a call again and again after a warm-up.

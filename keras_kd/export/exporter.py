@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from . import arguments, budget, checks, data, jobs, manifest, runtimes
+from . import arguments, budget, checks, data, jobs, manifest, runtimes, warm
 from .acceptance import Causes
+from .benchmark import TIMED
 from .checks import FORMATS, PRECISIONS
 from .chosen import add_chosen
 from .data import CALIBRATION_SAMPLES
@@ -178,6 +179,8 @@ def export_model(
     quantization_aware = checks.check_quantization_aware(model)
     check_arguments(model, class_names, normalization, metrics)
     checks.check_data_given(calibration, evaluation, precisions, quantization_aware)
+    # The converter imports TensorFlow while the Keras model runs.
+    warm.prepare("convert")
 
     several = not is_symbolic(model) or len(model.inputs) > 1
     calibrating = (
@@ -374,7 +377,7 @@ class _Work:
             "kinds": reference.kinds,
             "stored": reference.stored,
             "threads": 1,
-            "time": True,
+            "time": TIMED,
             "targets": targets,
             "images": sorted(options["about"]["normalization"]),
         }
@@ -390,15 +393,23 @@ class _Work:
                 {**task, "sparse": _beside(task["path"])} if task["format"] == "tflite" else task
                 for task in tasks
             ]
-        converted = jobs.convert(
-            self._model, self._signature, tasks, scratch, self._conversion, self._tell
-        )
-        made = {task["id"]: task for task in tasks if "error" not in converted[task["id"]]}
-        for task in made.values():
+
+        def found(task: dict[str, Any], converted: dict[str, Any]) -> None:
             if self._reference.chosen:
                 task["outputs"] = str(scratch / f"{task['id']}.npz")
-            if "full" in converted[task["id"]]:
-                task["full"] = converted[task["id"]]["full"]
+            if "full" in converted:
+                task["full"] = converted["full"]
+
+        with jobs.Measuring(self._measurement, scratch, found) as early:
+            return self._made(tasks, scratch, early)
+
+    def _made(
+        self, tasks: list[dict[str, Any]], scratch: Path, early: jobs.Measuring
+    ) -> list[dict[str, Any]]:
+        converted = jobs.convert(
+            self._model, self._signature, tasks, scratch, self._conversion, self._tell, early
+        )
+        made = {task["id"]: task for task in tasks if "error" not in converted[task["id"]]}
         noise = [
             {
                 "id": f"layers-{fmt}",
@@ -415,7 +426,7 @@ class _Work:
             if "sparse" in converted[name]
         ]
         measured = jobs.measure(
-            [*made.values(), *smaller, *noise], self._measurement, scratch, self._tell
+            [*made.values(), *smaller, *noise], self._measurement, scratch, self._tell, early
         )
         for task in noise:
             self.layers[task["id"].removeprefix("layers-")] = measured[task["id"]].get("layers", [])

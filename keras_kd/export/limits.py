@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -72,15 +73,76 @@ def begin(most: int | None) -> None:
             there with the error of any allocation.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if sys.platform == "linux":
+        _die_with_parent()
+    bound(most)
+
+
+def bound(most: int | None) -> None:
+    """Bind this process to a limit of memory.
+
+    Args:
+        most: As for `begin`.
+    """
+    if sys.platform == "linux" and most is not None:
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (least, hard))
+
+
+def end_with(parent: int) -> None:
+    """Let this process, which `parent` has just forked, end with it."""
+    _die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def own() -> dict[str, Any]:
+    """Return what a process that is started now would get from this one, as JSON values."""
+    found: dict[str, Any] = {}
+    if sys.platform != "linux":
+        return found
+    import resource
+
+    found["resources"] = {
+        name: resource.getrlimit(getattr(resource, name))
+        for name in dir(resource)
+        if name.startswith("RLIMIT_")
+    }
+    found["processors"] = sorted(os.sched_getaffinity(0))
+    # Asking the system for it means setting it, for all threads.
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        found["umask"] = int(status.split("Umask:")[1].split()[0], 8)
+    return found
+
+
+def take_over(given: dict[str, Any]) -> None:
+    """Take what another process has said to be its `own`, as far as the system lets it."""
     if sys.platform != "linux":
         return
     import resource
 
+    for name, values in given["resources"].items():
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(getattr(resource, name), tuple(values))
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, given["processors"])
+    if "umask" in given:
+        os.umask(given["umask"])
+
+
+def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if most is not None:
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (least, hard))
 
 
 _PR_SET_PDEATHSIG = 1

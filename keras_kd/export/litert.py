@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -48,6 +49,7 @@ class LiteRT:
         # Found with the first conversion, kept for the others: whether any batch size works.
         self._static = None if batch is None else True
         self._asked = batch is not None
+        self._converters: dict[tuple[str, str], Any] = {}
         self._float: bytes | None = None
         # The int8 network and what is to be said about it, for both kinds of borders.
         self._quantized: tuple[bytes, list[str]] | None = None
@@ -233,9 +235,12 @@ class LiteRT:
     def _converter(self, endpoint: str, form: str = "float") -> Any:
         import tensorflow as tf
 
-        return tf.lite.TFLiteConverter.from_saved_model(
-            self._source.saved_model(form, endpoint), signature_keys=[endpoint]
-        )
+        # Making one loads the whole model; a copy of one without settings is as good.
+        if (form, endpoint) not in self._converters:
+            self._converters[form, endpoint] = tf.lite.TFLiteConverter.from_saved_model(
+                self._source.saved_model(form, endpoint), signature_keys=[endpoint]
+            )
+        return copy.deepcopy(self._converters[form, endpoint])
 
     def _convert(self, converter: Any, precision: str, *, strict: bool) -> bytes:
         import tensorflow as tf

@@ -155,12 +155,14 @@ def _check_form(content: dict[str, Any], path: Path) -> None:
         )
 
 
-def check_files(folder: Path, content: dict[str, Any]) -> None:
+def check_files(folder: Path, content: dict[str, Any], *, whole: bool = True) -> None:
     """Refuse an export whose files are not the ones that its manifest describes.
 
     Args:
         folder: Holds the files.
         content: Its manifest.
+        whole: Whether to look for weights in other files, which takes the packages of both formats.
+            Without it whoever reads the files must, see `refuse`.
 
     Raises:
         ManifestError: Naming every file that is missing or differs, is no regular file, or keeps
@@ -172,7 +174,8 @@ def check_files(folder: Path, content: dict[str, Any]) -> None:
         path = inside(folder, entry["file"])
         try:
             same = digest(path) == entry["sha256"]
-            reason = "" if not same or entry is content["evaluation"] else external.problem(path)
+            read = whole and same and entry is not content["evaluation"]
+            reason = external.problem(path) if read else ""
         except FileNotFoundError:
             faults.append(f"`{path.name}` is missing")
         except (OSError, ValueError):
@@ -183,6 +186,19 @@ def check_files(folder: Path, content: dict[str, Any]) -> None:
                 reason = "is not the file that was exported (its SHA-256 differs)"
             if reason:
                 faults.append(f"`{path.name}` {reason}")
+    refuse(folder, faults)
+
+
+def refuse(folder: Path, faults: list[str]) -> None:
+    """Refuse an export for the faults of its files, if there are any.
+
+    Args:
+        folder: Holds the files.
+        faults: As in "`model.onnx` is missing".
+
+    Raises:
+        ManifestError: Naming all of them.
+    """
     if faults:
         raise ManifestError(
             f"The export in `{folder}` does not match its manifest: {'; '.join(faults)}. Restore "

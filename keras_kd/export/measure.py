@@ -10,13 +10,13 @@ import numpy as np
 
 from keras_kd import archives
 
-from . import embedded, half, runtimes, scales
+from . import embedded, external, half, runtimes, scales
 from .benchmark import time_calls
 from .contents import check_onnx, inspect
 from .kernels import apart
 from .layers import layer_noise
 from .metrics import compare
-from .runtime import TFLiteRuntime, open_file, run_all
+from .runtime import ONNXRuntime, TFLiteRuntime, open_file, run_all
 from .signature import Signature
 
 # Samples on which two kernels are compared, each with each.
@@ -29,9 +29,10 @@ class Measurer:
     Args:
         job: `signature`, `evaluation` (path of an `.npz` with `x<i>` inputs, `y<i>` outputs of
             Keras, `t<i>` labels and `w<i>` weights), `kinds`, `stored` (how many of the samples
-            travel with the files), `threads`, `time` (whether to measure latency), `targets` and
-            `images` (see `runtimes.answers`), and perhaps `about`, what files are to say of
-            themselves, see `embedded.difference`.
+            travel with the files), `threads`, `time` (seconds for which latency is measured),
+            `targets` and `images` (see `runtimes.answers`), and perhaps `whole`: whether files
+            that keep weights in other ones are refused, see `external`, and `about`, what files are
+            to say of themselves, see `embedded.difference`.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -55,10 +56,12 @@ class Measurer:
         Args:
             task: `path`; of a file that stores the weights of another one without zeros, the
                 path of that one as `dense`; perhaps `outputs`, an archive to write the answers to,
-                `y<i>` by number; and of a float16 file `full`, the path of the float32 one.
+                `y<i>` by number; and of a float16 file `full`, the path of the float32 one. With
+                `timing`, only the latency is measured.
 
         Returns:
-            JSON values: `metrics`, `check` (the same on the samples that travel along), `bytes`,
+            JSON values, or `error` and `outside` of a refused file: `metrics`, `check` (the same on
+            the samples that travel along), `bytes`,
             `gzip_bytes`, `latency_ms`, `signature`, `contents`, `runtimes` (where it runs), `since`
             (the first version of its runtime that knows all of it), `steps`, see `kernels.apart`,
             of a file with integer outputs, `scales` (see `scales.inspect`),
@@ -73,6 +76,13 @@ class Measurer:
             rows = layer_noise(Path(task["float32"]), Path(task["path"]), self._inputs, layers)
             return {"layers": rows}
         path = Path(task["path"])
+        if "timing" in task:
+            return self._latency(open_file(path, self._job["threads"]))
+        if self._job.get("whole"):
+            outside = external.problem(path)
+            if outside:
+                # Not even opened: the runtime would read what no hash covers.
+                return {"error": f"it {outside}", "outside": outside}
         blob = path.read_bytes()
         if path.suffix == ".onnx":
             check_onnx(blob)
@@ -112,15 +122,21 @@ class Measurer:
         )
         result["since"] = runtimes.minimum(path)
         if self._job["time"]:
-            times = time_calls(runtime.prepare({name: x[:1] for name, x in self._inputs.items()}))
-            result["latency_ms"] = float(np.median(times)) * 1e3
-            # What the file can do when nothing else runs: the figure to compare files by.
-            result["latency_low_ms"] = float(np.quantile(times, 0.1)) * 1e3
+            result.update(self._latency(runtime))
         if "about" in self._job:
             result["unlike"] = embedded.difference(path, self._job["about"])
         if "dense" in task:
             result["against"] = self._against(path, Path(task["dense"]))
         return result
+
+    def _latency(self, runtime: TFLiteRuntime | ONNXRuntime) -> dict[str, float]:
+        one = {name: x[:1] for name, x in self._inputs.items()}
+        times = time_calls(runtime.prepare(one), seconds=self._job["time"])
+        return {
+            "latency_ms": float(np.median(times)) * 1e3,
+            # What the file can do when nothing else runs: the figure to compare files by.
+            "latency_low_ms": float(np.quantile(times, 0.1)) * 1e3,
+        }
 
     def _against(self, sparse: Path, dense: Path) -> dict[str, float]:
         feed = {name: x[:64] for name, x in self._inputs.items()}

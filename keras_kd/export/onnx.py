@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import reshapes, resizes
+from .absent import without
 from .contents import check_onnx
 from .graph_def import make_plain, needs_plain
 from .metrics import lowest_sqnr
@@ -224,7 +224,7 @@ class ONNX:
 
         target = self._scratch / "prepared.onnx"
         if not target.exists():
-            _import_shape_inference()
+            import_shape_inference()
             try:
                 # Where it gives up, the inference leaves half a graph in the current folder.
                 with contextlib.chdir(self._scratch):
@@ -240,19 +240,15 @@ class ONNX:
         return target
 
 
-def _import_shape_inference() -> None:
-    # Its package imports PyTorch wherever that is installed, for a tool that nobody calls here:
-    # two thirds of the time that a small int8 file takes.
-    absent = "torch" not in sys.modules
-    if absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        # Missing sympy is met where it is needed.
-        with contextlib.suppress(ImportError):
-            import onnxruntime.tools.symbolic_shape_infer  # noqa: F401
-    finally:
-        if absent:
-            del sys.modules["torch"]
+def import_shape_inference() -> None:
+    """Import ONNX Runtime's symbolic shape inference.
+
+    Its package imports PyTorch wherever that is installed, for a tool that nobody calls here: two
+    thirds of the time that a small int8 file takes.
+    """
+    # Missing sympy is met where it is needed.
+    with without(("torch",)), contextlib.suppress(ImportError):
+        import onnxruntime.tools.symbolic_shape_infer  # noqa: F401
 
 
 def _fitting(graph: Any) -> dict[str, list[dict[str, Any]]]:

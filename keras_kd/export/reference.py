@@ -12,7 +12,7 @@ import numpy as np
 from keras_kd import archives
 
 from . import counting, data, metrics
-from .benchmark import time_calls
+from .benchmark import TIMED, time_calls
 from .checks import check_model, names, number
 from .chosen import Chosen, by_output, check_metrics, measure, resolve
 from .decisions import whole_numbers
@@ -375,11 +375,12 @@ def judged(
 
 
 def _figures(model: Any, judged: dict[str, Any], one: Any) -> dict[str, Any]:
+    times = time_calls(lambda: model.predict_on_batch(one), seconds=TIMED)
     return {
         **judged,
         "parameters": int(model.count_params()),
         "bytes": int(sum(4 * np.prod(weight.shape) for weight in model.weights)),
-        "latency_ms": float(np.median(time_calls(lambda: model.predict_on_batch(one)))) * 1e3,
+        "latency_ms": float(np.median(times)) * 1e3,
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_kd import archives
 
-from . import budget, manifest, metrics
+from . import budget, manifest, metrics, warm
 from .acceptance import Causes
 from .chosen import add_chosen, again
 from .jobs import Progress, measure
@@ -56,8 +56,10 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
     tell = progress or (lambda stage, done, total: None)
     folder = Path(folder)
     content = manifest.read(folder)
+    # It imports the runtimes while the files are hashed.
+    warm.prepare("measure")
     rows = [row for row in content["artifacts"] if row["file"] is not None]
-    manifest.check_files(folder, content)
+    manifest.check_files(folder, content, whole=False)
     stored = Stored.read(folder, content)
     reference = stored.reference
     with working_folder() as scratch:
@@ -77,7 +79,8 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
                 "kinds": reference.kinds,
                 "stored": reference.count,
                 "threads": 1,
-                "time": True,
+                "time": _TIMED,
+                "whole": True,
                 "targets": content["settings"].get("targets", []),
                 "images": sorted(content["model"].get("normalization", {})),
                 "about": {key: content["model"].get(key) for key in ("labels", "normalization")},
@@ -91,12 +94,19 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
                 add_chosen(found, Path(task["outputs"]), reference)
     figures = {name: result["metrics"] for name, result in measured.items() if "metrics" in result}
     measured = {name: manifest.plain(result) for name, result in measured.items()}
+    manifest.refuse(
+        folder, [f"`{name}` {row['outside']}" for name, row in measured.items() if "outside" in row]
+    )
     problems = {
         row["file"]: fault
         for row in rows
         if (fault := _difference(row, measured[row["file"]], content, reference.count))
     }
     return Report(folder, *_measured(content, measured, figures, problems, stored))
+
+
+_TIMED = 0.01
+"""Seconds for which a file's latency is measured here: it is shown, and decides nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,6 @@
 """One small CNN, trained and exported once, for all the facts that can be read off its files."""
 
-import multiprocessing
 import os
-import runpy
-from multiprocessing import forkserver
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -14,62 +10,6 @@ import pytest
 from keras import layers
 
 import keras_kd.export
-from keras_kd.export import process
-
-_FORKS = multiprocessing.get_context("forkserver")
-_IMPORTED = [
-    *("tensorflow", "tensorflow.lite", "keras", "tf2onnx", "sympy", "onnxruntime.quantization"),
-    *("onnxruntime.transformers.float16", "ai_edge_quantizer.quantizer"),
-    *("ai_edge_litert.interpreter", "keras_kd.export.convert", "keras_kd.export.measure"),
-    *("sklearn.metrics", "scipy.special", "scipy.stats"),
-]
-
-
-class _Forked:
-    """A worker process with what `run_tasks` needs of `subprocess.Popen`."""
-
-    def __init__(self, box, log):
-        arguments = {"box": str(box), "log": log.name, "environment": process._environment()}
-        self._child = _FORKS.Process(
-            target=runpy.run_path, args=(str(Path(__file__).with_name("forked.py")), arguments)
-        )
-        self._child.start()
-
-    def poll(self):
-        return self._child.exitcode
-
-    def kill(self):
-        self._child.kill()
-
-    def wait(self):
-        self._child.join()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def forked_workers():
-    """Fork the converting processes from one in which TensorFlow is imported, 8 s each time.
-
-    A worker still is a process of its own: it crashes alone. `bench` keeps fresh ones, whose memory
-    it measures, and `real_workers` brings the real ones back.
-    """
-    start, before = process._start, dict(os.environ)
-    _FORKS.set_forkserver_preload(_IMPORTED)
-    os.environ.update(process._environment())
-    os.environ.pop("TF_USE_LEGACY_KERAS", None)
-    forkserver.ensure_running()
-    os.environ.clear()
-    os.environ.update(before)
-    process._start = lambda box, log: (
-        start(box, log) if box.name.startswith("bench") else _Forked(box, log)
-    )
-    yield start
-    process._start = start
-
-
-@pytest.fixture
-def real_workers(forked_workers, monkeypatch):
-    """Start workers as the package does, by `subprocess.Popen`."""
-    monkeypatch.setattr(process, "_start", forked_workers)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 import keras_kd.export
-from keras_kd.export import arguments, limits, process, writing
+from keras_kd.export import arguments, limits, process, warm, writing
 
 X = np.random.default_rng(0).random((20, 4)).astype("float32")
 Y = np.arange(20) % 3
@@ -172,7 +172,7 @@ worker.main(__import__("pathlib").Path(sys.argv[1]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux alone keeps the limit")
-def test_a_worker_that_asks_for_all_memory_is_told_no(tmp_path, monkeypatch, real_workers):
+def test_a_worker_that_asks_for_all_memory_is_told_no(tmp_path, monkeypatch):
     package = tmp_path / "fake" / "keras_kd" / "export"
     package.mkdir(parents=True)
     for folder in (package.parent, package):
@@ -184,6 +184,6 @@ def test_a_worker_that_asks_for_all_memory_is_told_no(tmp_path, monkeypatch, rea
         f"sys.exit(subprocess.call([sys.executable, '-P', '-c', {LIMITED.format(root=root)!r}, "
         f"sys.argv[1]]))\n"
     )
-    monkeypatch.setattr(process, "_PACKAGE_ROOT", tmp_path / "fake")
+    monkeypatch.setattr(warm, "_PACKAGE_ROOT", tmp_path / "fake")
     result = process.run_tasks({"kind": "test"}, [{"id": "a"}], tmp_path / "jobs")
     assert result["a"]["error"].startswith("it asks for more memory than this machine has")

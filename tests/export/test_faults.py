@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import keras_kd.export
-from keras_kd.export import budget, metrics, process
+from keras_kd.export import budget, metrics, process, warm
 
 X = np.random.default_rng(0).random((20, 4)).astype("float32")
 Y = np.arange(20) % 3
@@ -164,7 +164,7 @@ def tasks(*names):
 
 
 @pytest.fixture
-def worker(tmp_path, monkeypatch, real_workers):
+def worker(tmp_path, monkeypatch):
     """Replaces the worker by a script that crashes on some tasks."""
 
     def install(body):
@@ -175,7 +175,7 @@ def worker(tmp_path, monkeypatch, real_workers):
         head = "import json, os, signal, sys, time\nbox = sys.argv[1]\n"
         head += "job = json.load(open(box + '/job.json'))\n"
         (package / "worker.py").write_text(head + textwrap.dedent(body))
-        monkeypatch.setattr(process, "_PACKAGE_ROOT", tmp_path / "fake")
+        monkeypatch.setattr(warm, "_PACKAGE_ROOT", tmp_path / "fake")
 
     return install
 

@@ -222,7 +222,8 @@ def workers(folder):
         with contextlib.suppress(OSError):
             words = path.read_bytes().decode(errors="replace").split("\0")
             state = (path.parent / "stat").read_text().rpartition(")")[2].split()[0]
-            if "keras_kd.export.worker" in words and words[-2].startswith(str(folder)):
+            here = f"TMPDIR={folder}/".encode() in (path.parent / "environ").read_bytes()
+            if here and {"keras_kd.export.server", "keras_kd.export.worker"} & set(words):
                 found |= {path.parent.name} if state != "Z" else set()
     return found
 
