@@ -86,9 +86,9 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
             tell,
         )
         for task in tasks:
-            found = measured[task["id"]]
-            if "metrics" in found and reference.chosen:
-                add_chosen(found, Path(task["outputs"]), reference)
+            result = measured[task["id"]]
+            if "metrics" in result and reference.chosen:
+                add_chosen(result, Path(task["outputs"]), reference)
     problems = {
         row["file"]: found
         for row in rows

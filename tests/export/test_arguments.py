@@ -10,7 +10,8 @@ import pytest
 from keras import layers
 
 import keras_kd.export
-from keras_kd.export import arguments, limits, process, writing
+from keras_kd import atomic
+from keras_kd.export import arguments, limits, process, target, writing
 
 X = np.random.default_rng(0).random((20, 4)).astype("float32")
 Y = np.arange(20) % 3
@@ -187,3 +188,16 @@ def test_a_worker_that_asks_for_all_memory_is_told_no(tmp_path, monkeypatch, rea
     monkeypatch.setattr(process, "_PACKAGE_ROOT", tmp_path / "fake")
     result = process.run_tasks({"kind": "test"}, [{"id": "a"}], tmp_path / "jobs")
     assert result["a"]["error"].startswith("it asks for more memory than this machine has")
+
+
+def test_a_place_where_no_file_can_be_made_is_found_at_once(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic, "create", full)
+    with pytest.raises(OSError, match=r"Nothing can be written to `.*new` \(No space") as caught:
+        target.check_writable(tmp_path / "new")
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    target.check_writable(tmp_path / "new")
+    assert os.listdir(tmp_path) == []
