@@ -126,12 +126,20 @@ def _start(box: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
     return _Worker(
         # -P: a file named like a package in the current folder must not be imported for it.
         [sys.executable, "-P", "-m", "keras_kd.export.worker", str(box)],
-        env=_environment(),
+        env={**_environment(), **_temporary(box)},
         # Nothing is ever written: its end tells the worker that this process is no more.
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
     )
+
+
+def _temporary(box: Path) -> dict[str, str]:
+    # TensorFlow's traced functions and ONNX Runtime leave files where the system keeps what is
+    # temporary, the more so if they are ended: these go with the box.
+    folder = box / "temporary"
+    folder.mkdir(exist_ok=True)
+    return dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder.resolve()))
 
 
 def _environment() -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -201,3 +203,16 @@ def test_a_place_where_no_file_can_be_made_is_found_at_once(tmp_path, monkeypatc
     monkeypatch.undo()
     target.check_writable(tmp_path / "new")
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_worker_leaves_as_temporary_goes_with_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "system"))
+    (tmp_path / "system").mkdir()
+    (tmp_path / "box").mkdir()
+    environment = {**process._environment(), **process._temporary(tmp_path / "box")}
+    code = "import tempfile; print(tempfile.mkstemp()[1])"
+    made = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (tmp_path / "box") in Path(made.stdout.strip()).parents
+    assert os.listdir(tmp_path / "system") == []
