@@ -146,12 +146,12 @@ def _weight_shapes(setup: Any, y: Any, weight: Any, name: str) -> None:
     for i, one in enumerate(checks.per_output(weight, student.template)):
         output: Any = student.shapes[i] if student.shapes is not None else None
         # A spec of unknown rank has no shape that could be read.
-        shape = getattr(one, "shape", None)
-        shape = None if getattr(shape, "rank", 0) is None or shape is None else tuple(shape)
+        given: Any = getattr(one, "shape", None)
+        shape = () if given is None or getattr(given, "rank", 0) is None else tuple(given)
         if output is None or not shape:
             continue
         found = shape[:-1] if len(shape) > 1 and shape[-1] == 1 else shape
-        label = getattr(labels[i], "shape", None)
+        label: Any = getattr(labels[i], "shape", None)
         # Classes may lie on another axis than the last; labels then tell the places.
         places = [tuple(output)[:-1], *([tuple(label or ())] if _indexes(label, output) else [])]
         if not any(_covers(found, each) for each in places):

@@ -96,6 +96,17 @@ def export(
     Exit code 0 if a file passed, 1 if none did, 2 for bad input.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
+    for option, text in (
+        ("--metrics", metrics),
+        ("--labels", labels),
+        *(("--target", one) for one in target or []),
+    ):
+        if text is not None and not _words(text):
+            raise ValueError(
+                f"`{option}` names nothing. Received: {text!r}. Leave it out for its default."
+            )
+    if name == "" or out == "":
+        raise ValueError(f"`{'--name' if name == '' else '--out'}` is empty. Leave it out.")
     folder = Path(out) if out is not None else Path("exported") / Path(student).stem
     pixels = _normalization(mean, std)
     # The cheap check comes first: Keras and its backend take seconds to import.

@@ -95,7 +95,7 @@ def bench(
         ValueError: If `threads` or `seconds` is not positive, or not finite, or there are more than
             1,024 threads.
         FileNotFoundError: If there is no file `model`.
-        ValueError: If `model` is no `.keras` file.
+        ValueError: If `model` is no `.keras` file, or takes other inputs than the exported model.
 
     Examples:
         >>> print(keras_kd.export.bench("exported/digits").table())  # doctest: +SKIP
@@ -149,6 +149,12 @@ def bench(
             job = {"kind": "bench"}
             settings = {"threads": threads, "seconds": seconds, "sample": sample, "names": names}
             result = run_tasks(job, [{**task, **settings}], scratch / str(i))[task["id"]]
+            if task["id"] == "keras" and "error" in result:
+                # It comes first: nothing was measured yet, and nothing is written.
+                raise ValueError(
+                    f"The Keras model `{path}` is not the one that was exported to "
+                    f"`{folder}`: {result['error']}. Pass the model that was exported."
+                )
             row = {**dict.fromkeys(_COLUMNS), "name": task["id"], "bytes": task["bytes"]}
             rows.append({**row, **{key: result[key] for key in _COLUMNS if key in result}})
     if progress is not None:
@@ -271,7 +277,11 @@ def bench_file(task: dict[str, Any]) -> dict[str, Any]:
     path = Path(task["path"])
     arrays = archives.arrays(task["sample"])
     feed = {name: arrays[f"x{i}"][:1] for i, name in enumerate(task["names"])}
-    start = _keras_starter(path, feed) if path.suffix == ".keras" else _starter(path, task, feed)
+    if path.suffix == ".keras":
+        start = _keras_starter(path, feed)
+        _check_answers(start()(), arrays)
+    else:
+        start = _starter(path, task, feed)
     _forget_peak()
     before = _peak()
     began = time.perf_counter()
@@ -320,6 +330,15 @@ def _keras_starter(path: Path, feed: dict[str, np.ndarray]) -> Callable[[], Call
         return lambda: model.predict_on_batch(x)
 
     return start
+
+
+def _check_answers(result: Any, arrays: dict[str, np.ndarray]) -> None:
+    import keras
+
+    got = [np.shape(array) for array in keras.tree.flatten(result)]
+    want = [arrays[f"y{i}"][:1].shape for i in range(sum(name[0] == "y" for name in arrays))]
+    if got != want:
+        raise ValueError(f"its outputs have the shapes {got}, and {want} are stored")
 
 
 def _forget_peak() -> None:

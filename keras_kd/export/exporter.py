@@ -32,7 +32,7 @@ from .scratch import working_folder
 from .signature import Arrays, is_symbolic
 from .sparse import refusal
 from .staging import place, staging
-from .target import check_folder, check_names_free
+from .target import check_folder, check_names_free, check_writable
 
 
 def export_model(
@@ -164,6 +164,7 @@ def export_model(
     checks.check_packages(formats)
     target = Path(folder)
     check_folder(target, overwrite)
+    check_writable(target)
     check_names_free(
         target,
         [

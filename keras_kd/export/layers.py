@@ -200,7 +200,7 @@ def _all_values(session: Any, feed: Arrays) -> dict[str, Any]:
     ]
     return {
         name: np.stack(rows)
-        for name, rows in zip(names, zip(*parts, strict=True), strict=True)
+        for name, rows in zip(names, map(list, zip(*parts, strict=True)), strict=True)
         if all(isinstance(row, np.ndarray) for row in rows) and _same_shape(rows)
     }
 

@@ -202,7 +202,7 @@ class Fresh(subprocess.Popen[bytes]):
             super().__init__(
                 # -P: a file named like a package in the current folder must not be imported for it.
                 [sys.executable, "-P", "-m", "keras_kd.export.worker", str(box)],
-                env=warm.environment(),
+                env={**warm.environment(), **_temporary(box)},
                 # Nothing is ever written: its end tells the worker that this process is no more.
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -215,6 +215,14 @@ class Fresh(subprocess.Popen[bytes]):
         if self.stdin is not None:
             self.stdin.close()
         return code
+
+
+def _temporary(box: Path) -> dict[str, str]:
+    # TensorFlow's traced functions and ONNX Runtime leave files where the system keeps what is
+    # temporary, the more so if they are ended: these go with the box.
+    folder = box / "temporary"
+    folder.mkdir(exist_ok=True)
+    return dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder.resolve()))
 
 
 def _name(code: int) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from keras_kd import folders
+from keras_kd import atomic, folders
 
 from . import manifest
 from .scratch import LOCK
@@ -54,6 +54,25 @@ def check_folder(target: Path, overwrite: bool) -> None:
             f"The `{manifest.FILE}` in `{target}` is none that `keras_kd.export` wrote, and an "
             "export would replace it. Choose another folder, or move that file away."
         )
+
+
+def check_writable(target: Path) -> None:
+    """Make a file where an export will, and remove it: rights do not tell of every file system.
+
+    Args:
+        target: The folder, which may not exist yet.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    try:
+        atomic.require_writable(target)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Nothing can be written to `{target}` ({error.strerror}). Choose another folder, or "
+            "mend its disk",
+        ) from error
 
 
 def check_names_free(target: Path, names: Iterable[str]) -> None:

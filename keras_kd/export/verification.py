@@ -89,9 +89,9 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
             tell,
         )
         for task in tasks:
-            found = measured[task["id"]]
-            if "metrics" in found and reference.chosen:
-                add_chosen(found, Path(task["outputs"]), reference)
+            result = measured[task["id"]]
+            if "metrics" in result and reference.chosen:
+                add_chosen(result, Path(task["outputs"]), reference)
     figures = {name: result["metrics"] for name, result in measured.items() if "metrics" in result}
     measured = {name: manifest.plain(result) for name, result in measured.items()}
     manifest.refuse(

@@ -55,6 +55,13 @@ def tree(folder):
         (["demo", "--teacher", "missing.keras"], "`missing.keras` does not exist"),
         (["export"], "Missing argument 'STUDENT.keras'"),
         (["export", "missing.keras"], "`missing.keras` does not exist"),
+        *(
+            (["export", "missing.keras", option, given], f"`{option}` names nothing")
+            for option in ("--metrics", "--labels", "--target")
+            for given in ("", " ,")
+        ),
+        (["export", "missing.keras", "--name", ""], "`--name` is empty"),
+        (["export", "missing.keras", "--out", ""], "`--out` is empty"),
         (["verify"], "Missing argument 'DIR'"),
         (["verify", "missing"], "`missing` has no manifest.json"),
         (["verify", "."], "has no manifest.json"),

@@ -149,3 +149,12 @@ def test_report_refuses_an_edited_manifest(run, digits):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "changed after the export" in err
     assert not (digits / "report.html").exists()
+
+
+def test_another_model_than_the_exported_one_is_refused(run, digits, models):
+    before = {path.name: path.read_bytes() for path in digits.iterdir()}
+    code, out, err = run("bench", digits, "--model", models["good"], "--quiet")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1, err
+    assert "is not the one that was exported to" in err
+    assert {path.name: path.read_bytes() for path in digits.iterdir()} == before

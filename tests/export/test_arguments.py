@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -10,7 +12,8 @@ import pytest
 from keras import layers
 
 import keras_kd.export
-from keras_kd.export import arguments, limits, process, warm, writing
+from keras_kd import atomic
+from keras_kd.export import arguments, limits, process, target, warm, writing
 
 X = np.random.default_rng(0).random((20, 4)).astype("float32")
 Y = np.arange(20) % 3
@@ -187,3 +190,29 @@ def test_a_worker_that_asks_for_all_memory_is_told_no(tmp_path, monkeypatch):
     monkeypatch.setattr(warm, "_PACKAGE_ROOT", tmp_path / "fake")
     result = process.run_tasks({"kind": "test"}, [{"id": "a"}], tmp_path / "jobs")
     assert result["a"]["error"].startswith("it asks for more memory than this machine has")
+
+
+def test_a_place_where_no_file_can_be_made_is_found_at_once(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic, "create", full)
+    with pytest.raises(OSError, match=r"Nothing can be written to `.*new` \(No space") as caught:
+        target.check_writable(tmp_path / "new")
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    target.check_writable(tmp_path / "new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_worker_leaves_as_temporary_goes_with_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "system"))
+    (tmp_path / "system").mkdir()
+    (tmp_path / "box").mkdir()
+    environment = {**process._environment(), **process._temporary(tmp_path / "box")}
+    code = "import tempfile; print(tempfile.mkstemp()[1])"
+    made = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (tmp_path / "box") in Path(made.stdout.strip()).parents
+    assert os.listdir(tmp_path / "system") == []
