@@ -209,7 +209,7 @@ def test_what_a_worker_leaves_as_temporary_goes_with_its_folder(tmp_path, monkey
     monkeypatch.setenv("TMPDIR", str(tmp_path / "system"))
     (tmp_path / "system").mkdir()
     (tmp_path / "box").mkdir()
-    environment = {**process._environment(), **process._temporary(tmp_path / "box")}
+    environment = {**warm.environment(), **process._temporary(tmp_path / "box")}
     code = "import tempfile; print(tempfile.mkstemp()[1])"
     made = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
