@@ -286,7 +286,8 @@ class Report:
         where = self.runtimes()
         if any(where.values()):
             lines += ["", "Where they run:", where.table(min(width, 80))]
-        return "\n".join(lines)
+        # Names of tensors and classes come from anywhere.
+        return "\n".join(map(plain, lines))
 
     def scorecard(self) -> Scorecard:
         """Return the figures that the task asks for: AUC, macro F1, classes, errors, ranks.

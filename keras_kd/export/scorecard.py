@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from keras_kd.table import fitted
@@ -132,10 +132,10 @@ class Scorecard:
                 found.append(
                     {
                         "output": output,
-                        "class": names[k],
+                        "class": names[k] if k < len(names) else str(k),
                         "support": support,
-                        **{key: table[key][k] for key in _PER_CLASS},
-                        **{f"keras_{key}": earlier[key][k] for key in _PER_CLASS if earlier},
+                        **{key: _at(table[key], k) for key in _PER_CLASS},
+                        **{f"keras_{key}": _at(earlier[key], k) for key in _PER_CLASS if earlier},
                     }
                 )
         return found
@@ -255,3 +255,8 @@ def _digits(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if abs(value) <= 1 else f"{value:.4g}"
+
+
+def _at(values: Sequence[Any], k: int) -> Any:
+    """An entry of a list of classes; a manifest of others may have fewer in one than in another."""
+    return values[k] if k < len(values) else None

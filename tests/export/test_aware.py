@@ -173,5 +173,6 @@ def test_halves_are_rounded_as_in_keras(between, tmp_path):
     step = np.diff(np.unique(want)).min()
     for artifact in report.artifacts:
         off = np.abs(keras_kd.export.load(artifact.path)(data) - want) / step
-        assert off.max() <= 1.01, artifact.format
+        # LiteRT's kernels may be two steps off, as `quantize_aware` says.
+        assert off.max() <= (2.01 if artifact.format == "tflite" else 1.01), artifact.format
         assert np.mean(off > 0.5) < 0.01, artifact.format

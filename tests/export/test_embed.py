@@ -279,6 +279,7 @@ def test_unusable_normalization_is_refused(value, message):
 def test_class_names_are_single_lines():
     class Answers:
         outputs = {"kind": np.zeros((1, 2))}  # noqa: RUF012
+        kinds = {"kind": {"kind": "classes"}}  # noqa: RUF012
 
     with pytest.raises(ValueError, match="must be one line"):
         check_class_names(["a", "b\nc"], Answers)
