@@ -287,7 +287,7 @@ class Report:
         if any(where.values()):
             lines += ["", "Where they run:", where.table(min(width, 80))]
         # Names of tensors and classes come from anywhere.
-        return "\n".join(map(plain, lines))
+        return "\n".join(plain(line, "\n") for line in lines)
 
     def scorecard(self) -> Scorecard:
         """Return the figures that the task asks for: AUC, macro F1, classes, errors, ranks.
