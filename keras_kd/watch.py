@@ -110,7 +110,10 @@ def _temperatures(distiller: Any) -> dict[str, float]:
             named[f"{transfer.name}_temperature"] = float(own)
     if follows:
         return {"temperature": live, **named}
-    return named if len(named) != 1 else {"temperature": sum(named.values())}
+    if len(named) == 1:
+        (only,) = named.values()
+        return {"temperature": only}
+    return named
 
 
 def teacher_failed(name: str, where: str) -> FloatingPointError:

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_kd.losses import counts
-from keras_kd.losses.counts import joint_mask as joint_mask
+from keras_kd.losses.counts import joint_mask
 from keras_kd.losses.temperatures import AdaptiveTemperature
 from keras_kd.typing import Shape, Tensor
 

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 from keras_kd import losses
-from keras_kd.losses.base import joint_mask
+from keras_kd.losses.counts import joint_mask
 from keras_kd.masks import with_keras_mask
 
 TEACHER = np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 0.5]])
