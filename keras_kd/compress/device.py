@@ -178,9 +178,10 @@ def inverse_root(values: Tensor, input_step: Any, step: Any) -> Tensor:
 
 
 def halves_from_zero(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
-    """Move halves between two negative integers so that rounding takes them down.
+    """Move halves between two integers so that rounding takes them away from zero.
 
-    `AVERAGE_POOL_2D` rounds halves away from the integer zero, as an int8 has it.
+    `AVERAGE_POOL_2D` rounds halves away from the integer zero, as an int8 has it. A float mean may
+    lie on either side of the half.
 
     Args:
         values: Tensor, means of dequantized values.
@@ -191,14 +192,12 @@ def halves_from_zero(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
         Tensor of the same shape and dtype.
     """
 
-    def exact(means: Tensor, up: float = 0.0) -> Tensor:
+    def exact(means: Tensor) -> Tensor:
         zero = (128.0 - ops.round(-low / step)) * step
-        down = ops.cast(means, "float32") < zero
-        return means - ops.cast(ops.where(down, 1e-3 * step, -up * step), means.dtype)
+        out = ops.where(ops.cast(means, "float32") < zero, -1e-3 * step, 1e-3 * step)
+        return means + ops.cast(out, means.dtype)
 
-    if _becomes_onnx():
-        return exact(values, 1e-3)
-    return when_run(values, exact)
+    return exact(values) if _becomes_onnx() else when_run(values, exact)
 
 
 def halves_up(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
