@@ -9,17 +9,17 @@ __version__ = "0.1.0"
 # Where each public name lives; its module is loaded on first use, so that
 # `import keras_kd` costs no more than `import keras` and loads no backend.
 _PUBLIC = {
-    "Batch": "keras_kd.hooks",
-    "Distiller": "keras_kd.distiller",
-    "LayerPairs": "keras_kd.match",
-    "MutualLearning": "keras_kd.mutual",
-    "Penalty": "keras_kd.penalties",
-    "SelfDistillation": "keras_kd.mutual",
-    "Transfer": "keras_kd.transfer",
-    "born_again": "keras_kd.chain",
-    "distill_chain": "keras_kd.chain",
-    "load_distiller": "keras_kd.distiller",
-    "match_layers": "keras_kd.match",
+    "Batch": "keras_kd.distill.hooks",
+    "Distiller": "keras_kd.distill.distiller",
+    "LayerPairs": "keras_kd.transfers.layer_matching",
+    "MutualLearning": "keras_kd.distill.mutual",
+    "Penalty": "keras_kd.distill.penalties",
+    "SelfDistillation": "keras_kd.distill.mutual",
+    "Transfer": "keras_kd.transfers.transfer",
+    "born_again": "keras_kd.distill.chain",
+    "distill_chain": "keras_kd.distill.chain",
+    "load_distiller": "keras_kd.distill.loading",
+    "match_layers": "keras_kd.transfers.layer_matching",
 }
 _MODULES = (
     "cache",
@@ -39,7 +39,7 @@ def _announce() -> None:
     # A `.keras` file with layers of this package then loads without their module being imported by
     # hand. Keras itself is not loaded for it: reading a cache needs none.
     if "keras" in sys.modules:
-        from keras_kd.stand_ins import register
+        from keras_kd.utils.lazy_registration import register
 
         register(sys.modules["keras"])
 

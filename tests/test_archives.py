@@ -13,8 +13,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from keras_kd import archives, checks, datasets, folders
+from keras_kd import datasets
 from keras_kd.cli import inputs
+from keras_kd.utils import archives, checks, folders
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no FIFOs")
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from keras_kd import atomic
+from keras_kd.utils import files
 
 PROGRAM = """
 import os, sys, time
@@ -34,7 +34,7 @@ def begun(writer, path):
 
 
 def write(writer, path, content=b"new"):
-    with getattr(atomic, writer)(path) as given:
+    with getattr(files, writer)(path) as given:
         if isinstance(given, os.PathLike):
             given.write_bytes(content)
         else:
@@ -83,7 +83,7 @@ def test_an_error_leaves_the_file_before_and_nothing_else(writer, tmp_path):
     class StopError(Exception):
         pass
 
-    with pytest.raises(StopError), getattr(atomic, writer)(path):
+    with pytest.raises(StopError), getattr(files, writer)(path):
         raise StopError
     assert os.listdir(tmp_path) == ["a.json"]
     assert path.read_bytes() == b"old"
@@ -104,7 +104,7 @@ def test_a_file_system_without_locks_is_written_all_the_same(writer, tmp_path, m
 
     left = tmp_path / ".a.0123456789abcdef.tmp.txt"
     left.write_bytes(b"")
-    monkeypatch.setattr(atomic, "lock", none)
+    monkeypatch.setattr(files, "lock", none)
     write(writer, tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_bytes() == b"new"
     # Nobody can tell whether it is still being written.

@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 import keras_kd as kd
-from keras_kd import taps
-from keras_kd.match import LayerPairs, match_layers
+from keras_kd.models import taps
+from keras_kd.transfers.layer_matching import LayerPairs, match_layers
 
 
 def _cnn(stages, per_stage=2, width=4, size=32, name="cnn"):

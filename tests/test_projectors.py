@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_kd as kd
-from keras_kd import projectors
+from keras_kd.transfers import projectors
 
 RNG = np.random.default_rng(7)
 

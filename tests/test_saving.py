@@ -12,7 +12,7 @@ from keras import layers
 from small_models import CLASSES, FEATURES, crossentropy, mlp, rows
 
 import keras_kd as kd
-from keras_kd import stand_ins
+from keras_kd.utils import lazy_registration
 
 
 def dropping(width, name):
@@ -475,13 +475,15 @@ def test_compressed_models_load_before_their_module(tmp_path):
     known = keras.saving.get_custom_objects()
     before = {name: value for name, value in known.items() if name.startswith("keras_kd>")}
     layers_ = {n for n, value in before.items() if value.__module__.startswith("keras_kd.compress")}
-    assert layers_ == {f"keras_kd>{n}" for names in stand_ins.LAYERS.values() for n in names}
+    assert layers_ == {
+        f"keras_kd>{n}" for names in lazy_registration.LAYERS.values() for n in names
+    }
     for name in layers_:
         del known[name]
     try:
         with pytest.raises(TypeError, match="Could not locate class"):
             keras.models.load_model(tmp_path / "m.keras")
-        stand_ins.register(keras)
+        lazy_registration.register(keras)
         again = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
     finally:
         known.update(before)
@@ -489,5 +491,5 @@ def test_compressed_models_load_before_their_module(tmp_path):
     x = np.random.default_rng(0).normal(size=(4, FEATURES)).astype("float32")
     np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
     # A class that is there already stays.
-    stand_ins.register(keras)
+    lazy_registration.register(keras)
     assert known["keras_kd>QuantizedLayer"] is kd.compress.QuantizedLayer

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_kd.table import fitted
+from keras_kd.utils.tables import fitted
 
 HEADINGS = ["", "accuracy %", "size", "ms"]
 ROWS = [

@@ -6,8 +6,8 @@ import pytest
 from keras import layers, ops
 from small_models import CLASSES, FEATURES, Counted, mlp, rows
 
-from keras_kd import endings, taps
-from keras_kd.masks import keras_mask
+from keras_kd.models import output_kinds, taps
+from keras_kd.utils.masks import keras_mask
 
 
 def seen(model, x, *paths, training=False):
@@ -257,7 +257,7 @@ def test_messages():
 )
 def test_how_an_output_is_made(last, kind):
     inputs = keras.Input((FEATURES,))
-    assert [o.kind for o in endings.outputs_of(keras.Model(inputs, last(inputs)))] == [kind]
+    assert [o.kind for o in output_kinds.outputs_of(keras.Model(inputs, last(inputs)))] == [kind]
 
 
 def test_inference_holds_for_the_shared_layers_alone():

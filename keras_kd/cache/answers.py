@@ -7,10 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import meaning, teachers
+from keras_kd import teachers
 from keras_kd.cache import layout, samples
 from keras_kd.cache.layout import Layout, Output
-from keras_kd.masks import keras_mask
+from keras_kd.models import meaning
+from keras_kd.utils.masks import keras_mask
 
 
 class _Compiled(keras.Model):

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.folders import CACHE_FORMAT
-from keras_kd.folders import MANIFEST as MANIFEST
+from keras_kd.utils.folders import CACHE_FORMAT
+from keras_kd.utils.folders import MANIFEST as MANIFEST
 
 FORMAT = CACHE_FORMAT
 VERSION = 4

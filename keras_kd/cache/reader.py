@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd import archives
 from keras_kd.cache import claims, layout, storage
 from keras_kd.cache.layout import Manifest
-from keras_kd.typing import Tensor
+from keras_kd.utils import archives
+from keras_kd.utils.types import Tensor
 
 CHECKED_AT_OPENING = 1 << 30
 """Bytes up to which a cache is compared with its checksums when it is opened: about a second."""

@@ -12,8 +12,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from keras_kd import archives, atomic
 from keras_kd.cache import remote
+from keras_kd.utils import archives, files
 
 
 def folder(path: Any) -> Any:
@@ -85,7 +85,7 @@ def replacing(file: Any, before: Callable[[], None]) -> Iterator[Any]:
     """
     if not is_remote(file):
         temporary = file.with_name(f"{file.name}.tmp")
-        with atomic.replacing(file, temporary, before) as stream:
+        with files.replacing(file, temporary, before) as stream:
             yield stream
         return
     stream = file.open("wb")
@@ -129,7 +129,7 @@ def claimed(file: Any, what: str, wait: float = 0.0) -> Iterator[Callable[[], No
             "each process its own shards with `process_index` and `process_count`."
         )
 
-    with atomic.claimed(file, busy, wait) as require_held:
+    with files.claimed(file, busy, wait) as require_held:
         yield require_held
 
 
@@ -148,7 +148,7 @@ def clear(root: Any) -> None:
     names = [file.name for file in root.iterdir()]
     for name in names:
         if _PROBE.fullmatch(name):
-            atomic.remove(root / name)
+            files.remove(root / name)
         elif _LOCK.fullmatch(name):
             # Taken and given back it is gone.
             with contextlib.suppress(OSError), claimed(root / name, name):
@@ -156,7 +156,7 @@ def clear(root: Any) -> None:
     held = {_part(name) for name in names if _LOCK.fullmatch(name) and (root / name).exists()}
     for name in names:
         if _TEMPORARY.fullmatch(name) and _part(name) not in held:
-            atomic.remove(root / name)
+            files.remove(root / name)
 
 
 def _part(name: str) -> str:
@@ -215,7 +215,7 @@ class Local:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         copy = pathlib.Path(self._folder) / file.name
         if not copy.exists():
-            with file.open("rb") as source, atomic.replacing(copy) as target:
+            with file.open("rb") as source, files.replacing(copy) as target:
                 while piece := source.read(1 << 22):
                     target.write(piece)
         return copy

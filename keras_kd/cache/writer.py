@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_kd import atomic, fitting, teachers
+from keras_kd import teachers
 from keras_kd.cache import earlier as earlier_calls
 from keras_kd.cache import layout, reader, samples, shards, sources, storage
 from keras_kd.cache.answers import Answers
 from keras_kd.cache.layout import Manifest
 from keras_kd.cache.reader import has_manifest, read_manifest
+from keras_kd.utils import checks, files
 
 LOCK_SECONDS = 30.0
 """How long one process waits for another that is writing the manifest, which takes milliseconds."""
@@ -118,8 +119,8 @@ def write(
         seed=seed,
     )
     layout.require_dtype(dtype)
-    fitting.logits_flags(from_logits)
-    fitting.functions(teacher_inputs=teacher_inputs)
+    checks.logits_flags(from_logits)
+    checks.functions(teacher_inputs=teacher_inputs)
     if augment is not None and not callable(augment):
         raise TypeError(
             f"`augment` is a function of one sample and a seed. Received: augment={augment!r}."
@@ -191,7 +192,7 @@ def _writable(root: Any) -> Any:
             probe.write_text("")
             probe.unlink()
         else:
-            atomic.require_writable(root)
+            files.require_writable(root)
     except OSError as error:
         raise type(error)(
             error.errno,

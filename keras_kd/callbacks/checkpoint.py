@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_kd import atomic
 from keras_kd.callbacks.resume import require_writable, writes
+from keras_kd.utils import files
 
 
 class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
@@ -84,5 +84,5 @@ class _Saver:
         if not writes():
             return
         # Made where nothing was, so that Keras writes into no file that a link leads to.
-        with atomic.replacing_by_name(os.path.abspath(filepath)) as temporary:
+        with files.replacing_by_name(os.path.abspath(filepath)) as temporary:
             self.student.save(os.fspath(temporary), overwrite=True)

@@ -12,7 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import archives, atomic, settings
+from keras_kd.distill import settings
+from keras_kd.utils import archives, files
 
 FILE = "state.npz"
 
@@ -260,7 +261,7 @@ class ResumableBackup(keras.callbacks.Callback):
         _INTERRUPTED.pop(self.model, None)
         if os.path.exists(self._path) and writes():
             for path in (self._path, self._temporary):
-                atomic.remove(path)
+                files.remove(path)
             if not os.listdir(self.folder):
                 os.rmdir(self.folder)
 
@@ -278,7 +279,7 @@ class ResumableBackup(keras.callbacks.Callback):
         arrays["settings"] = np.array(json.dumps(self._settings))
         try:
             os.makedirs(self.folder, exist_ok=True)
-            with atomic.replacing(self._path, self._temporary) as file:
+            with files.replacing(self._path, self._temporary) as file:
                 np.savez(file, **arrays)
         except OSError as error:
             raise OSError(
@@ -302,7 +303,7 @@ def require_writable(folder: str, callback: str) -> None:
         callback: Whose it is, for the message.
     """
     try:
-        atomic.require_writable(folder)
+        files.require_writable(folder)
     except OSError as error:
         raise type(error)(
             error.errno,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from keras_kd.export.scratch import ended_by_signals
-from keras_kd.shown import plain
+from keras_kd.utils.escaping import plain
 
 _FRAMED = 80
 """Columns from which on the help has frames."""

@@ -11,7 +11,7 @@ import typer
 
 from keras_kd.cli import inputs
 from keras_kd.cli.console import Terminal, Work, import_keras
-from keras_kd.table import fitted
+from keras_kd.utils.tables import fitted
 
 _HELP = "Run a teacher once over its data and keep its answers on disk."
 

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from keras_kd.shown import plain
+from keras_kd.utils.escaping import plain
 
 
 class Terminal:

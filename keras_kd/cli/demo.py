@@ -17,7 +17,7 @@ from keras_kd.cli import inputs, trial
 from keras_kd.cli.console import Terminal, import_keras, native_silence
 from keras_kd.export.target import check_names_free
 from keras_kd.export.writing import replacing
-from keras_kd.table import fitted
+from keras_kd.utils.tables import fitted
 
 
 def demo(
@@ -162,7 +162,7 @@ def _result(
     proof: Any,
 ) -> dict[str, Any]:
     """Everything that was measured, as plain JSON values."""
-    from keras_kd.export.runtime import open_file, run_all
+    from keras_kd.export.formats.runtime import open_file, run_all
 
     answers = trial.decide(teacher, data.x_test)
     keras_rows = {row["name"]: row for row in report.rows() if row["name"] in ("teacher", "keras")}
@@ -244,7 +244,7 @@ def table(result: dict[str, Any], width: int = 80) -> str:
     Returns:
         The text.
     """
-    from keras_kd.export.report import latency, size
+    from keras_kd.export.report.export_report import latency, size
 
     models = result["models"]
     teacher = models["teacher"]
@@ -309,7 +309,7 @@ def remarks(result: dict[str, Any], folder: Path) -> list[str]:
     Returns:
         One paragraph each.
     """
-    from keras_kd.export.scorecard import points
+    from keras_kd.export.report.scorecard import points
 
     samples = result["data"]["samples"]
     lines = [_verdict(result)]

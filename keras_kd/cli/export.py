@@ -12,7 +12,7 @@ from keras_kd.cli import inputs
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import warm
 from keras_kd.export.checks import KNOWN
-from keras_kd.export.runtimes import check_targets
+from keras_kd.export.formats.device_table import check_targets
 from keras_kd.export.target import check_names_free
 
 _PRECISIONS = ", ".join(dict.fromkeys(name for known in KNOWN.values() for name in known))

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd import archives, datasets
+from keras_kd import datasets
 from keras_kd.datasets import files
+from keras_kd.utils import archives
 
 _ADVICE = "Expected a file that `model.save('name.keras')` wrote"
 
@@ -51,7 +52,7 @@ def load_model(path: str, what: str) -> Any:
     check_model_file(path, what)
     import keras
 
-    from keras_kd import checks
+    from keras_kd.utils import checks
 
     checks.keras_file(path)
     with zipfile.ZipFile(path) as archive:
@@ -140,8 +141,8 @@ def check_inputs(x: Any, what: str, model: Any) -> None:
     """
     import keras
 
-    from keras_kd.export import data
     from keras_kd.export.signature import Signature, TensorInfo, is_symbolic
+    from keras_kd.export.source import data
 
     infos: tuple[TensorInfo, ...] = ()
     if is_symbolic(model):
@@ -174,7 +175,7 @@ def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
     """
     import keras
 
-    from keras_kd.teachers import output_template
+    from keras_kd.models.output_kinds import output_template
 
     if not path.endswith(".npz"):
         return _of_dataset(path, role)

@@ -27,13 +27,14 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import typer
 
-from keras_kd import archives
 from keras_kd.cli import inputs
 from keras_kd.cli.connections import BoundedServer
 from keras_kd.cli.console import Terminal, import_keras
-from keras_kd.export import manifest, metrics, verification
-from keras_kd.export.scorecard import labels_of
+from keras_kd.export import manifest
+from keras_kd.export.report.scorecard import labels_of
 from keras_kd.export.signature import Arrays, Signature, is_symbolic, pack
+from keras_kd.export.verify import metrics, reverify
+from keras_kd.utils import archives
 
 _PAGE = files("keras_kd.cli") / "page"
 _NPM = {
@@ -139,7 +140,7 @@ class Export:
             )
         model = content["model"]
         self.signature = Signature.from_dict(model)
-        arrays = verification.stored_arrays(folder, content)
+        arrays = reverify.stored_arrays(folder, content)
         self.inputs: Arrays = {
             info.name: arrays[f"x{i}"] for i, info in enumerate(self.signature.inputs)
         }
@@ -350,7 +351,7 @@ class Teacher:
     def _run(self, feed: Arrays) -> list[np.ndarray]:
         import keras
 
-        from keras_kd.teachers import output_template
+        from keras_kd.models.output_kinds import output_template
 
         # A teacher may be built in another way than the student that was exported.
         structure = self._export.signature.structure

@@ -8,7 +8,7 @@ import typer
 
 import keras_kd.export
 from keras_kd.cli.console import Terminal
-from keras_kd.shown import plain
+from keras_kd.utils.escaping import plain
 
 
 def verify(

@@ -6,8 +6,7 @@ from keras_kd.compress.cluster import ClusteredLayer, cluster, kmeans
 from keras_kd.compress.describe import summary
 from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights
 from keras_kd.compress.finalize import finalize, sparsity
-from keras_kd.compress.fold import fold_batch_normalization
-from keras_kd.compress.observe import (
+from keras_kd.compress.observers import (
     FreezeObservers,
     activation_ranges,
     calibrate,
@@ -28,6 +27,7 @@ from keras_kd.compress.quantized_sequences import (
     QuantizedLayerNormalization,
     QuantizedRecurrent,
 )
+from keras_kd.models.folding import fold_batch_normalization
 
 __all__ = [
     "Annotation",

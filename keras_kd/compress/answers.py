@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd.compress.device import without_rounding
 from keras_kd.compress.fake_quantize import FakeQuantize
-from keras_kd.graph import is_graph
-from keras_kd.taps import calls, run
+from keras_kd.compress.tflite_rounding import without_rounding
+from keras_kd.models.graph import is_graph
+from keras_kd.models.taps import calls, run
 
 LEAST_DECIBELS = 5.0
 """Signal to rounding noise below which an output has lost its signal."""

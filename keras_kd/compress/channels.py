@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd.compress.fold import CHANNEL_AXIS
 from keras_kd.compress.selection import chosen_layers
-from keras_kd.graph import OUTPUT, Graph, copy_layer, give_weights, is_graph
+from keras_kd.models.folding import CHANNEL_AXIS
+from keras_kd.models.graph import OUTPUT, Graph, copy_layer, give_weights, is_graph
 
 SLICED = {
     keras.layers.Conv1D,

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.compress.fold import require_built
 from keras_kd.compress.selection import chosen_layers
-from keras_kd.compress.wrap import WeightWrapper, effective_weights, kernels
-from keras_kd.graph import Graph, copy_built, rebuild
-from keras_kd.typing import Tensor
+from keras_kd.models.folding import require_built
+from keras_kd.models.graph import Graph, copy_built, rebuild
+from keras_kd.models.weight_wrapper import WeightWrapper, effective_weights, kernels
+from keras_kd.utils.types import Tensor
 
 
 def kmeans(values: np.ndarray, clusters: int, iterations: int = 50) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.typing import Tensor
+from keras_kd.utils.types import Tensor
 
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 

@@ -11,18 +11,18 @@ from keras import ops
 from keras_kd.compress.cluster import ClusteredLayer
 from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.float_regions import FloatRegions
-from keras_kd.compress.fold import require_built
 from keras_kd.compress.masking import masked_layers
-from keras_kd.compress.observe import has_activation_quantization
+from keras_kd.compress.observers import has_activation_quantization
 from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantize import QUANTIZED, is_quantize_aware
 from keras_kd.compress.quantized_layers import QuantizedLayer
 from keras_kd.compress.quantized_model import FloatBorder
 from keras_kd.compress.quantized_sequences import _Stepwise
 from keras_kd.compress.selection import require_graph
-from keras_kd.compress.support import INT8_ACTIVATIONS, several_outputs
-from keras_kd.compress.wrap import WeightWrapper, effective_weights, kernels
-from keras_kd.graph import Graph, is_graph
+from keras_kd.compress.treatment import INT8_ACTIVATIONS, several_outputs
+from keras_kd.models.folding import require_built
+from keras_kd.models.graph import Graph, is_graph
+from keras_kd.models.weight_wrapper import WeightWrapper, effective_weights, kernels
 
 
 def summary(model: keras.Model) -> str:

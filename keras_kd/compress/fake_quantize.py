@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.compress.device import halves_from_zero, halves_up, rounds, traced_for_onnx
-from keras_kd.typing import Tensor
+from keras_kd.compress.tflite_rounding import halves_from_zero, halves_up, rounds, traced_for_onnx
+from keras_kd.utils.types import Tensor
 
 FIXED_RANGES = {
     "log_softmax": (-255.0 / 16.0, 0.0),

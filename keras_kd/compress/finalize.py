@@ -10,19 +10,14 @@ from keras import ops
 
 from keras_kd.compress.cluster import zero_share
 from keras_kd.compress.fake_quantize import FakeQuantize
-from keras_kd.compress.fold import folded_weights, require_built, scale_and_shift
 from keras_kd.compress.quantized_layers import QuantizedLayer
 from keras_kd.compress.quantized_model import FloatBorder
 from keras_kd.compress.quantized_sequences import _Stepwise
 from keras_kd.compress.selection import require_graph
-from keras_kd.compress.wrap import (
-    WeightWrapper,
-    base_layer,
-    every_layer,
-    kernels,
-)
-from keras_kd.graph import Graph, copy_built, give_weights, rebuild
-from keras_kd.typing import Tensor
+from keras_kd.models.folding import folded_weights, require_built, scale_and_shift
+from keras_kd.models.graph import Graph, copy_built, give_weights, rebuild
+from keras_kd.models.weight_wrapper import WeightWrapper, base_layer, every_layer, kernels
+from keras_kd.utils.types import Tensor
 
 
 def finalize(model: keras.Model) -> keras.Model:

@@ -13,9 +13,9 @@ from typing import Any
 
 import keras
 
-from keras_kd.compress.support import Treatment, several_outputs, treatment
-from keras_kd.compress.wrap import base_layer
-from keras_kd.graph import OUTPUT, Graph, is_graph, tensors_of
+from keras_kd.compress.treatment import Treatment, several_outputs, treatment
+from keras_kd.models.graph import OUTPUT, Graph, is_graph, tensors_of
+from keras_kd.models.weight_wrapper import base_layer
 
 STEEP = {
     "Cbrt",

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_kd.compress.wrap import base_layer
-from keras_kd.graph import Graph, is_graph
+from keras_kd.models.graph import Graph, is_graph
+from keras_kd.models.weight_wrapper import base_layer
 
 
 def masked_layers(model: keras.Model) -> frozenset[int]:

@@ -7,10 +7,10 @@ from typing import Any
 import keras
 
 from keras_kd.compress.float_regions import FloatRegions
-from keras_kd.compress.fold import CHANNEL_AXIS, foldable_into
 from keras_kd.compress.operators import ELEMENTWISE
-from keras_kd.compress.wrap import base_layer
-from keras_kd.graph import OUTPUT, Graph
+from keras_kd.models.folding import CHANNEL_AXIS, foldable_into
+from keras_kd.models.graph import OUTPUT, Graph
+from keras_kd.models.weight_wrapper import base_layer
 
 _SILENT = ("moves", "repeats")
 _MOVING = (*_SILENT, "keeps")

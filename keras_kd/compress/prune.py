@@ -11,11 +11,11 @@ import numpy as np
 from keras import ops
 
 from keras_kd.compress.channels import remove_channels
-from keras_kd.compress.fold import require_built
 from keras_kd.compress.selection import chosen_layers, paths
-from keras_kd.compress.wrap import WeightWrapper, effective_weights, kernels
-from keras_kd.graph import Graph, copy_built, rebuild
-from keras_kd.typing import Tensor
+from keras_kd.models.folding import require_built
+from keras_kd.models.graph import Graph, copy_built, rebuild
+from keras_kd.models.weight_wrapper import WeightWrapper, effective_weights, kernels
+from keras_kd.utils.types import Tensor
 
 PATTERNS = (None, "2:4", "channels")
 
@@ -352,7 +352,7 @@ def _shares(
     model: keras.Model, chosen: dict[int, str], sparsity: float, scope: str, named: bool
 ) -> dict[int, float]:
     """The final sparsity of each layer by `id`."""
-    from keras_kd.compress.wrap import every_layer
+    from keras_kd.models.weight_wrapper import every_layer
 
     values: dict[int, np.ndarray] = {}
     for _, layer in every_layer(model):

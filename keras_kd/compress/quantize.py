@@ -7,10 +7,8 @@ from typing import Any
 
 import keras
 
-from keras_kd.compress.device import source_of
 from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.float_regions import FloatRegions
-from keras_kd.compress.fold import require_built
 from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.operators import rewritten, rounds_halves
 from keras_kd.compress.plan import Plan
@@ -33,9 +31,11 @@ from keras_kd.compress.quantized_sequences import (
     QuantizedRecurrent,
 )
 from keras_kd.compress.selection import look_up, require_graph
-from keras_kd.compress.wrap import WeightWrapper, base_layer, every_layer, kernels
-from keras_kd.graph import Graph, copy_built, occurrences, rebuild
-from keras_kd.typing import Tensor
+from keras_kd.compress.tflite_rounding import source_of
+from keras_kd.models.folding import require_built
+from keras_kd.models.graph import Graph, copy_built, occurrences, rebuild
+from keras_kd.models.weight_wrapper import WeightWrapper, base_layer, every_layer, kernels
+from keras_kd.utils.types import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ def quantize_aware(
     maker = _Maker(model, weight_bits, activation_bits, by_layer, momentum, keep_zeros)
     quantized = maker.finish(rebuild(model, maker.make, maker.call))
     if calibration is not None and activation_bits is not None:
-        from keras_kd.compress.observe import calibrate
+        from keras_kd.compress.observers import calibrate
 
         calibrate(quantized, calibration)
     return quantized

@@ -9,17 +9,17 @@ from keras import ops
 
 from keras_kd.compress.cluster import is_clustered
 from keras_kd.compress.convolutions import convolve, has_single_form
-from keras_kd.compress.device import (
+from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights, swish
+from keras_kd.compress.tflite_rounding import (
     ReadsIntegers,
     channel_steps,
     for_tflite,
     rounded_bias,
     where_run,
 )
-from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights, swish
-from keras_kd.compress.fold import kernel_scale
-from keras_kd.compress.wrap import WeightWrapper, base_layer, kernels, run_with
-from keras_kd.typing import Tensor
+from keras_kd.models.folding import kernel_scale
+from keras_kd.models.weight_wrapper import WeightWrapper, base_layer, kernels, run_with
+from keras_kd.utils.types import Tensor
 
 FUSED_ACTIVATIONS = {"linear", "relu", "relu6"}
 """Activations that TFLite computes inside the operator before them."""

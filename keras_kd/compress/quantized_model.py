@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.compress.device import where_run
-from keras_kd.typing import Tensor
+from keras_kd.compress.tflite_rounding import where_run
+from keras_kd.utils.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

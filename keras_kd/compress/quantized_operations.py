@@ -7,10 +7,10 @@ import math
 import keras
 from keras import ops
 
-from keras_kd.compress.device import where_run
 from keras_kd.compress.fake_quantize import swish
-from keras_kd.compress.wrap import WeightWrapper
-from keras_kd.typing import Tensor
+from keras_kd.compress.tflite_rounding import where_run
+from keras_kd.models.weight_wrapper import WeightWrapper
+from keras_kd.utils.types import Tensor
 
 MOST_POSITIONS = 64
 """Positions up to which a mean is computed as a product."""

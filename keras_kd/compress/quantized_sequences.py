@@ -9,14 +9,6 @@ import keras
 from keras import ops
 
 from keras_kd.compress.cluster import is_clustered
-from keras_kd.compress.device import (
-    ReadsIntegers,
-    channel_steps,
-    inverse_root,
-    rounded_bias,
-    rounded_twice,
-    rounds,
-)
 from keras_kd.compress.fake_quantize import (
     FIXED_RANGES,
     FakeQuantize,
@@ -25,8 +17,16 @@ from keras_kd.compress.fake_quantize import (
 )
 from keras_kd.compress.quantized_layers import per_channel_affine
 from keras_kd.compress.quantized_operations import mean_of_rows
-from keras_kd.compress.wrap import WeightWrapper, base_layer, kernels
-from keras_kd.typing import Tensor
+from keras_kd.compress.tflite_rounding import (
+    ReadsIntegers,
+    channel_steps,
+    inverse_root,
+    rounded_bias,
+    rounded_twice,
+    rounds,
+)
+from keras_kd.models.weight_wrapper import WeightWrapper, base_layer, kernels
+from keras_kd.utils.types import Tensor
 
 
 class _Stepwise(ReadsIntegers, WeightWrapper):

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from keras_kd.compress.wrap import base_layer, every_layer, kernels
-from keras_kd.graph import is_graph
+from keras_kd.models.graph import is_graph
+from keras_kd.models.weight_wrapper import base_layer, every_layer, kernels
 
 
 def require_graph(model: keras.Model, action: str) -> None:

@@ -22,9 +22,9 @@ import keras
 import numpy as np
 
 from keras_kd.compress import tfmot_worker
-from keras_kd.compress.fold import require_built
 from keras_kd.compress.selection import require_graph
-from keras_kd.graph import Graph, is_graph
+from keras_kd.models.folding import require_built
+from keras_kd.models.graph import Graph, is_graph
 
 TIMEOUT = 1800
 """Seconds after which a process that hangs is given up."""

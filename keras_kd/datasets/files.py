@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from keras_kd import archives
 from keras_kd.datasets.dataset import Array, Dataset, Pair, assemble
+from keras_kd.utils import archives
 
 
 def load(path: str | os.PathLike[str]) -> Dataset:

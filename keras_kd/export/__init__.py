@@ -12,31 +12,31 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .benchmark import BenchReport, bench
-    from .exporter import export_model
-    from .layers import LayerReport
-    from .loaded import LoadedModel, load
-    from .manifest import ManifestError
-    from .report import Artifact, Report
-    from .runtimes import RuntimeReport
-    from .scorecard import Scorecard
-    from .target import check_folder
-    from .verification import verify
+    from keras_kd.export.exporter import export_model
+    from keras_kd.export.formats.device_table import RuntimeReport
+    from keras_kd.export.loaded import LoadedModel, load
+    from keras_kd.export.manifest import ManifestError
+    from keras_kd.export.report.export_report import Artifact, Report
+    from keras_kd.export.report.scorecard import Scorecard
+    from keras_kd.export.target import check_folder
+    from keras_kd.export.verify.benchmark import BenchReport, bench
+    from keras_kd.export.verify.layer_noise import LayerReport
+    from keras_kd.export.verify.reverify import verify
 
 _HOME = {
-    "Artifact": "report",
-    "BenchReport": "benchmark",
-    "LayerReport": "layers",
+    "Artifact": "report.export_report",
+    "BenchReport": "verify.benchmark",
+    "LayerReport": "verify.layer_noise",
     "LoadedModel": "loaded",
     "ManifestError": "manifest",
-    "Report": "report",
-    "Scorecard": "scorecard",
-    "RuntimeReport": "runtimes",
-    "bench": "benchmark",
+    "Report": "report.export_report",
+    "Scorecard": "report.scorecard",
+    "RuntimeReport": "formats.device_table",
+    "bench": "verify.benchmark",
     "check_folder": "target",
     "export_model": "exporter",
     "load": "loaded",
-    "verify": "verification",
+    "verify": "verify.reverify",
 }
 
 __all__ = [
@@ -61,7 +61,7 @@ class _CallableModule(ModuleType):
     # same name for the rest. Importing the package binds it over any function called `export`, so
     # the package itself has to be callable.
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from .exporter import export_model
+        from keras_kd.export.exporter import export_model
 
         return export_model(*args, **kwargs)
 
@@ -75,7 +75,7 @@ class _CallableModule(ModuleType):
         if name == "__signature__":
             import inspect
 
-            from .exporter import export_model
+            from keras_kd.export.exporter import export_model
 
             return inspect.signature(export_model)
         raise AttributeError(f"module `{__name__}` has no attribute `{name}`")

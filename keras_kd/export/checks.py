@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from .arguments import check_name
+from keras_kd.export.arguments import check_name
 
 FORMATS = ("tflite", "onnx")
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
@@ -192,9 +191,9 @@ def check_quantization_aware(model: Any) -> bool:
     Raises:
         ValueError: If it does and has never seen data.
     """
-    # Such a model cannot exist before the package that makes it was imported.
-    compress = sys.modules.get("keras_kd.compress")
-    if compress is None or not compress.has_activation_quantization(model):
+    from keras_kd import compress
+
+    if not compress.has_activation_quantization(model):
         return False
     if not compress.is_calibrated(model):
         raise ValueError(

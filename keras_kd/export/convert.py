@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from . import embed, sparse
-from .signature import Arrays
-from .source import Source
-from .writing import write_file
+from keras_kd.export.formats import metadata
+from keras_kd.export.formats.tflite import sparsity
+from keras_kd.export.signature import Arrays
+from keras_kd.export.source.source_model import Source
+from keras_kd.export.writing import write_file
 
 
 class Converter:
@@ -48,7 +49,7 @@ class Converter:
         """
         if task["format"] == "tflite":
             if self._litert is None:
-                from .litert import LiteRT
+                from keras_kd.export.formats.tflite.converter import LiteRT
 
                 self._litert = LiteRT(
                     self._source,
@@ -60,10 +61,10 @@ class Converter:
             blob, result = self._litert.convert(task["precision"], task.get("keep", ()))
             if "sparse" in task:
                 self._without_zeros(blob, task, result)
-            blob = embed.tflite(blob, self._job["about"], task["precision"])
+            blob = metadata.tflite(blob, self._job["about"], task["precision"])
         else:
             if self._onnx is None:
-                from .onnx import ONNX
+                from keras_kd.export.formats.onnx.converter import ONNX
 
                 self._onnx = ONNX(
                     self._source,
@@ -72,7 +73,7 @@ class Converter:
                     Path(self._job["scratch"]) / f"attempt-{self._job['attempt']}",
                 )
             blob, result = self._onnx.convert(task["precision"], task.get("keep", ()))
-            blob = embed.onnx(blob, self._job["about"], task["precision"])
+            blob = metadata.onnx(blob, self._job["about"], task["precision"])
         write_file(task["path"], blob)
         if task["precision"] == "float16":
             result["full"] = str(self._full(task["format"]))
@@ -88,16 +89,16 @@ class Converter:
 
     def _without_zeros(self, blob: bytes, task: dict[str, Any], result: dict[str, Any]) -> None:
         try:
-            smaller, facts = sparse.encode(blob)
+            smaller, facts = sparsity.encode(blob)
         except Exception as error:
             # The file itself is made and may be all that is wanted.
             result["notes"].append(f"its zeros could not be left out ({type(error).__name__})")
             return
         if smaller is not None:
-            smaller = embed.tflite(smaller, self._job["about"], task["precision"])
+            smaller = metadata.tflite(smaller, self._job["about"], task["precision"])
             write_file(task["sparse"], smaller)
             result["sparse"] = facts
-        if facts["refused"] > sparse.LEAST_SAVING * len(blob):
+        if facts["refused"] > sparsity.LEAST_SAVING * len(blob):
             result["notes"].append(
                 f"{facts['refused']} bytes of zeros stay in weights that LiteRT does not run "
                 "sparse, such as int8 ones that multiply floats"

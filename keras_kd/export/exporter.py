@@ -9,16 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from . import arguments, budget, checks, data, jobs, manifest, runtimes, warm
-from .acceptance import Causes
-from .benchmark import TIMED
-from .checks import FORMATS, PRECISIONS
-from .chosen import add_chosen
-from .data import CALIBRATION_SAMPLES
-from .jobs import Progress
-from .mixed import quietly, try_mixed
-from .naming import layer_names
-from .reference import (
+from keras_kd.export import arguments, checks, jobs, manifest, warm
+from keras_kd.export.checks import FORMATS, PRECISIONS
+from keras_kd.export.formats import device_table
+from keras_kd.export.formats.tflite.sparsity import refusal
+from keras_kd.export.jobs import Progress
+from keras_kd.export.mixed import quietly, try_mixed
+from keras_kd.export.report.export_report import Report
+from keras_kd.export.scratch import working_folder
+from keras_kd.export.signature import Arrays, is_symbolic
+from keras_kd.export.source import data
+from keras_kd.export.source.data import CALIBRATION_SAMPLES
+from keras_kd.export.staged_folder import place, staging
+from keras_kd.export.target import check_folder, check_names_free, check_writable
+from keras_kd.export.tensor_names import layer_names
+from keras_kd.export.verify import acceptance
+from keras_kd.export.verify.benchmark import TIMED
+from keras_kd.export.verify.chosen_metrics import add_chosen
+from keras_kd.export.verify.reference import (
     Reference,
     answer,
     check_arguments,
@@ -27,12 +35,7 @@ from .reference import (
     read_normalization,
     teacher_figures,
 )
-from .report import Report
-from .scratch import working_folder
-from .signature import Arrays, is_symbolic
-from .sparse import refusal
-from .staging import place, staging
-from .target import check_folder, check_names_free, check_writable
+from keras_kd.export.verify.useless_files import Causes
 
 
 def export_model(
@@ -160,7 +163,7 @@ def export_model(
     precisions = checks.check_precisions(precisions, formats)
     checks.check_settings(max_drop, objective, opset, name)
     checks.check_batch(batch)
-    wanted = runtimes.check_targets(targets)
+    wanted = device_table.check_targets(targets)
     checks.check_packages(formats)
     target = Path(folder)
     check_folder(target, overwrite)
@@ -257,7 +260,7 @@ def export_model(
         )
 
         def judge(entries: list[dict[str, Any]]) -> None:
-            budget.judge(
+            acceptance.judge(
                 entries,
                 max_drop,
                 quantization_aware,
@@ -312,7 +315,7 @@ def export_model(
             "calibration": None if calibrated is None else _ranges(calibrated),
             "artifacts": rows,
             "layers": work.layers,
-            **budget.choice(rows, objective, wanted),
+            **acceptance.choice(rows, objective, wanted),
             "history": curves,
             "versions": used,
         }

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import limits
-from .handover import save_keras, save_tensorflow
-from .process import Results, Run, run_tasks
-from .signature import Signature
-from .writing import disk_fault
+from keras_kd.export import limits
+from keras_kd.export.signature import Signature
+from keras_kd.export.source.model_files import save_keras, save_tensorflow
+from keras_kd.export.worker_pool import Results, Run, run_tasks
+from keras_kd.export.writing import disk_fault
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how many steps of it are done, and how many there are."""

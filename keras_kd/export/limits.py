@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from keras_kd import archives
+from keras_kd.utils import archives
 
 _LEAST_MEMORY = 4 << 30
 _MEMORY_PER_CORE = 32 << 20

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from . import embedded, external
-from .runtime import ONNXRuntime, TFLiteRuntime, open_file
-from .signature import Arrays
+from keras_kd.export.formats import metadata_reader
+from keras_kd.export.formats.onnx import external_data
+from keras_kd.export.formats.runtime import ONNXRuntime, TFLiteRuntime, open_file
+from keras_kd.export.signature import Arrays
 
 _BATCH = 64
 """Samples that a file with a free batch is given at once: memory stays bounded."""
@@ -45,7 +46,7 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, integers: bool = Fal
         >>> classify = keras_kd.export.load("exported/digits/model_int8.tflite")  # doctest: +SKIP
         >>> classify(images).argmax(axis=-1)  # doctest: +SKIP
     """
-    from .checks import number
+    from keras_kd.export.checks import number
 
     number("threads", threads, whole=True)
     if threads < 1:
@@ -64,7 +65,7 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, integers: bool = Fal
             "`keras.saving.load_model`."
         )
     try:
-        outside = external.problem(given)
+        outside = external_data.problem(given)
         runtime = open_file(given, int(threads))
     except ImportError as error:
         raise ImportError(
@@ -126,7 +127,7 @@ class LoadedModel:
         self._whole = 0
         if path.suffix == ".tflite":
             # The converter orders a signature by name; the metadata know the Keras model's order.
-            found = embedded.metadata(path.read_bytes())
+            found = metadata_reader.metadata(path.read_bytes())
             order = {key: [row["name"] for row in rows] for key, rows in found.items()}
             scales: dict[str, dict[str, Any]] = {}
         else:
@@ -176,7 +177,7 @@ class LoadedModel:
     def _onnx(self) -> dict[str, dict[str, Any]]:
         import onnx
 
-        from .embed import border_scales
+        from keras_kd.export.formats.metadata import border_scales
 
         model = onnx.load(self.path)
         if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
@@ -216,7 +217,7 @@ class LoadedModel:
 
     def _real(self, value: Any, row: dict[str, Any]) -> np.ndarray:
         """One input as the runtime takes it: real numbers, or whole ones as they are."""
-        from .data import as_array
+        from keras_kd.export.source.data import as_array
 
         try:
             array = as_array(value)
@@ -292,7 +293,7 @@ class LoadedModel:
 
 
 def _best(folder: Path) -> Path:
-    from . import manifest
+    from keras_kd.export import manifest
 
     content = manifest.read(folder)
     manifest.check_files(folder, content)

@@ -11,12 +11,11 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
-from keras_kd import archives
-
-from . import external
-from .claims import contradiction
-from .form import fault
-from .writing import write_file
+from keras_kd.export.claims import contradiction
+from keras_kd.export.formats.onnx import external_data
+from keras_kd.export.json_schema import fault
+from keras_kd.export.writing import write_file
+from keras_kd.utils import archives
 
 FILE = "manifest.json"
 VERSION = 1
@@ -175,7 +174,7 @@ def check_files(folder: Path, content: dict[str, Any], *, whole: bool = True) ->
         try:
             same = digest(path) == entry["sha256"]
             read = whole and same and entry is not content["evaluation"]
-            reason = external.problem(path) if read else ""
+            reason = external_data.problem(path) if read else ""
         except FileNotFoundError:
             faults.append(f"`{path.name}` is missing")
         except (OSError, ValueError):

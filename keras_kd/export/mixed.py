@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from .layers import LayerReport
+from keras_kd.export.verify.layer_noise import LayerReport
 
 
 class Work(Protocol):

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from keras_kd import atomic
+from keras_kd.utils import files
 
 _MARK = b"keras_kd: a folder of the same name is at work while this file is locked.\n"
 _WAIT = 5.0
@@ -56,7 +56,7 @@ def held_folder(parent: Path, prefix: str, *, alone: bool = False) -> Iterator[P
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600)
             with contextlib.suppress(OSError):
                 # A disk without locks keeps what dies on it; nothing else depends on them.
-                atomic.lock(handle)
+                files.lock(handle)
         try:
             os.write(handle, _MARK)
             folder.mkdir(mode=0o700)
@@ -104,7 +104,7 @@ def _clear(parent: Path, prefix: str) -> str:
             if not stat.S_ISREG(about.st_mode) or not mine:
                 continue
             try:
-                atomic.lock(handle)
+                files.lock(handle)
             except (BlockingIOError, PermissionError):
                 alive = name.removesuffix(".lock")
                 continue
@@ -133,7 +133,7 @@ def _one_at_a_time(parent: Path) -> Iterator[None]:
         end = time.monotonic() + _WAIT
         while handle is not None and time.monotonic() < end:
             try:
-                atomic.lock(handle)
+                files.lock(handle)
             except (BlockingIOError, PermissionError):
                 time.sleep(0.01)
             except OSError:

@@ -30,16 +30,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from . import limits, worker
-from .absent import without
-from .writing import write_file
+from keras_kd.export import limits, worker
+from keras_kd.export.absent_packages import without
+from keras_kd.export.writing import write_file
 
 _MEASURING = (
-    "keras_kd.export.scores",
+    "keras_kd.export.verify.scores",
     "onnx",
     "onnxruntime",
     "ai_edge_litert.interpreter",
-    "keras_kd.export.measure",
+    "keras_kd.export.verify.measurer",
 )
 _PRELOADED = {
     "measure": _MEASURING,
@@ -47,7 +47,11 @@ _PRELOADED = {
         *("tensorflow", "tensorflow.lite", "keras", "tf2onnx.convert", "onnxruntime.quantization"),
         *("onnxruntime.transformers.float16", "ai_edge_quantizer.quantizer"),
         "tensorflow.saved_model",
-        *("keras_kd.export.convert", "keras_kd.export.litert", "keras_kd.export.onnx"),
+        *(
+            "keras_kd.export.convert",
+            "keras_kd.export.formats.tflite.converter",
+            "keras_kd.export.formats.onnx.converter",
+        ),
         *_MEASURING,
     ),
 }
@@ -103,7 +107,7 @@ def _preload(kind: str) -> None:
         with without(_UNUSED if heavy else ()), contextlib.suppress(ImportError):
             importlib.import_module(name)
     if kind == "convert":
-        from .onnx import import_shape_inference
+        from keras_kd.export.formats.onnx.converter import import_shape_inference
 
         import_shape_inference()
         # Sympy imports it in the first comparison of two sizes.

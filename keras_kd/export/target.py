@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from keras_kd import atomic, folders
-
-from . import manifest
-from .scratch import LOCK
+from keras_kd.export import manifest
+from keras_kd.export.scratch import LOCK
+from keras_kd.utils import files, folders
 
 _LENGTH = 16
 _ASIDE = re.compile(rf".+\.([0-9a-f]{{{_LENGTH}}})\.(tflite|onnx|npz)")
@@ -66,7 +65,7 @@ def check_writable(target: Path) -> None:
         OSError: If it cannot be made.
     """
     try:
-        atomic.require_writable(target)
+        files.require_writable(target)
     except OSError as error:
         raise OSError(
             error.errno,

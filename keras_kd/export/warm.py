@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from . import limits
-from .writing import write_file
+from keras_kd.export import limits
+from keras_kd.export.writing import write_file
 
 IDLE = 900.0
 """Seconds without a job after which a process ends and gives its memory back."""

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import limits
-from .reasons import explain
-from .writing import disk_fault, write_file
+from keras_kd.export import limits
+from keras_kd.export.formats.reasons import explain
+from keras_kd.export.writing import disk_fault, write_file
 
 
 def main(folder: Path) -> None:
@@ -57,14 +57,14 @@ def main(folder: Path) -> None:
 
 def _worker(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     if job["kind"] == "convert":
-        from .convert import Converter
+        from keras_kd.export.convert import Converter
 
         return Converter(job).convert
     if job["kind"] == "bench":
-        from .benchmark import bench_file
+        from keras_kd.export.verify.benchmark import bench_file
 
         return bench_file
-    from .measure import Measurer
+    from keras_kd.export.verify.measurer import Measurer
 
     return Measurer(job).measure
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_kd import atomic
+from keras_kd.utils import files
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -29,7 +29,7 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> Path:
     """
     path = Path(path)
     blob = content.encode() if isinstance(content, str) else content
-    with _explaining(path), atomic.replacing(path) as file:
+    with _explaining(path), files.replacing(path) as file:
         file.write(blob)
     return path
 
@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If the folder is missing or cannot be written, or the disk is full.
     """
-    with _explaining(path), atomic.replacing_by_name(path) as temporary:
+    with _explaining(path), files.replacing_by_name(path) as temporary:
         yield temporary
 
 

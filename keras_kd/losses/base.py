@@ -10,7 +10,7 @@ from keras import ops
 from keras_kd.losses import counts
 from keras_kd.losses.counts import joint_mask
 from keras_kd.losses.temperatures import AdaptiveTemperature
-from keras_kd.typing import Shape, Tensor
+from keras_kd.utils.types import Shape, Tensor
 
 
 def require_positive(name: str, value: float) -> None:
@@ -71,6 +71,9 @@ class DistillationLoss(keras.losses.Loss):
 
     reads_indices: bool = False
     """Whether `call` needs `self.indices`, the row numbers of the batch in the data."""
+
+    samples: int | None = None
+    """How many rows of the data the loss remembers, where it remembers them."""
 
     single_layer: bool = False
     """Whether `call` compares one tensor with one, so that lists of layers are refused."""

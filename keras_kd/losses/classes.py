@@ -10,7 +10,7 @@ from keras_kd.losses.divergences import squared_temperature
 from keras_kd.losses.geometry import rounding
 from keras_kd.losses.logits import LogitLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
-from keras_kd.typing import Tensor
+from keras_kd.utils.types import Tensor
 
 
 def true_class(labels: Tensor, logits: Tensor, name: str) -> Tensor:

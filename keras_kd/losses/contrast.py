@@ -10,7 +10,7 @@ from keras_kd.losses.base import require_positive
 from keras_kd.losses.geometry import precise, unit
 from keras_kd.losses.learned import layer_precision
 from keras_kd.losses.relations import RelationLoss
-from keras_kd.typing import Shape, Tensor
+from keras_kd.utils.types import Shape, Tensor
 
 
 def noise_contrast(log_p: Tensor, noise: float) -> Tensor:

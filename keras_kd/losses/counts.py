@@ -13,8 +13,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_kd.masks import keras_mask
-from keras_kd.typing import Shape, Tensor
+from keras_kd.utils.masks import keras_mask
+from keras_kd.utils.types import Shape, Tensor
 
 
 class Counted(NamedTuple):

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, NamedTuple
 import keras
 from keras import ops
 
-from keras_kd import meaning
 from keras_kd.losses.logits import LogitLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
 from keras_kd.losses.vocabulary import in_parts, is_half, is_large
-from keras_kd.typing import Tensor
+from keras_kd.models import meaning
+from keras_kd.utils.types import Tensor
 
 
 class Divergence(NamedTuple):

@@ -8,7 +8,7 @@ from keras import ops
 from keras_kd.losses import counts
 from keras_kd.losses.base import FeatureLoss, require_positive
 from keras_kd.losses.geometry import common_grid, flattened, require_maps, scaled, unit
-from keras_kd.typing import Shape, Tensor
+from keras_kd.utils.types import Shape, Tensor
 
 
 def same_shape(name: str, teacher: Shape, student: Shape) -> None:

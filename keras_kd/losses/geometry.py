@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.typing import Tensor
+from keras_kd.utils.types import Tensor
 
 
 def precise(x: Tensor) -> Tensor:

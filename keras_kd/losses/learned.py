@@ -17,7 +17,7 @@ from keras_kd.losses.geometry import (
     require_maps,
     unit,
 )
-from keras_kd.typing import Shape, Tensor
+from keras_kd.utils.types import Shape, Tensor
 
 
 def layer_precision(dtype: str) -> Any:

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_kd import meaning
 from keras_kd.losses.base import DistillationLoss, last_axis_equal, require_positive
 from keras_kd.losses.geometry import huber
 from keras_kd.losses.temperatures import AdaptiveTemperature
-from keras_kd.typing import Tensor
+from keras_kd.models import meaning
+from keras_kd.utils.types import Tensor
 
 
 def standardized(logits: Tensor) -> Tensor:

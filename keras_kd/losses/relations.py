@@ -9,7 +9,7 @@ from keras import ops
 from keras_kd.losses.base import FeatureLoss, require_positive, require_weights
 from keras_kd.losses.counts import zeroed
 from keras_kd.losses.geometry import flattened, huber, unit
-from keras_kd.typing import Tensor
+from keras_kd.utils.types import Tensor
 
 
 def among(values: Tensor, rows: Tensor, axis: int | tuple[int, ...] = -1) -> Tensor:

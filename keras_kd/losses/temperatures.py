@@ -7,7 +7,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_kd.typing import Tensor
+from keras_kd.utils.types import Tensor
 
 
 class AdaptiveTemperature:

@@ -10,7 +10,7 @@ from keras_kd.losses import counts
 from keras_kd.losses.base import FeatureLoss, require_positive
 from keras_kd.losses.features import paired_layers, same_shape
 from keras_kd.losses.geometry import unit
-from keras_kd.typing import Shape, Tensor
+from keras_kd.utils.types import Shape, Tensor
 
 
 def hidden_mse(teacher: Tensor, student: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.typing import Tensor
+from keras_kd.utils.types import Tensor
 
 LARGE = 4096
 """Classes from which on the logits of tokens are compared in parts."""

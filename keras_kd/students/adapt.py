@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from keras_kd import lora
-from keras_kd.taps import find, sublayers
+from keras_kd.models import lora
+from keras_kd.models.taps import find, sublayers
 
 
 def freeze(student: Any, train: Sequence[str] = ()) -> int:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_kd.graph import OUTPUT, Graph
+from keras_kd.models.graph import OUTPUT, Graph
 
 _TAILS = {
     "Activation",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_kd.graph import Graph
+from keras_kd.models.graph import Graph
 from keras_kd.students.blocks import Block
 
 

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_kd import lora, table
+from keras_kd.models import lora
+from keras_kd.models.taps import find, sublayers
 from keras_kd.students.align import aligned
 from keras_kd.students.shrink import require_graph
 from keras_kd.students.widths import Dim, Site, Width, expand, trace, variable_at, weight_at
-from keras_kd.taps import find, sublayers
+from keras_kd.utils import tables
 
 CHOICES = ("every_other", "names", "importance")
 
@@ -49,7 +50,7 @@ class Copied(list[CopiedLayer]):
 
     def __str__(self) -> str:
         total = sum(row.of for row in self)
-        return table.render(
+        return tables.render(
             ("Student", "Teacher", "Copied", "Parameters", "Of"),
             self,
             f"{self.parameters:,} of {total:,} parameters of the student come from the teacher",

@@ -7,11 +7,11 @@ from typing import Any
 
 import keras
 
-from keras_kd.graph import Graph, copy_layer, is_graph
+from keras_kd.models.graph import Graph, copy_layer, is_graph
 from keras_kd.students import chains
 from keras_kd.students.blocks import Block, dropped, repeated
 from keras_kd.students.widths import Site, Width, trace
-from keras_kd.typing import Tensor
+from keras_kd.utils.types import Tensor
 
 
 def shrink(

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_kd import lora
-from keras_kd.graph import Graph, is_graph
+from keras_kd.models import lora
+from keras_kd.models.graph import Graph, is_graph
 
 Resolve = Callable[["Width"], int]
 Dim = tuple[tuple["Width", int], ...]

@@ -9,13 +9,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import backends, checks, meaning
-from keras_kd.masks import keras_mask, with_joint_mask
-from keras_kd.reader import Answer
+from keras_kd import backends
+from keras_kd.models import meaning
+from keras_kd.models.model_reader import Answer
 from keras_kd.teachers import mixtures
 from keras_kd.teachers.mixtures import mixture_weights, returned
 from keras_kd.teachers.model import ModelTeacher, Teacher
-from keras_kd.typing import Tensor
+from keras_kd.utils import checks
+from keras_kd.utils.masks import keras_mask, with_joint_mask
+from keras_kd.utils.types import Tensor
 
 
 class Ensemble(Teacher):

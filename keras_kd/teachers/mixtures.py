@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_kd import meaning
-from keras_kd.typing import Tensor
+from keras_kd.models import meaning
+from keras_kd.utils.types import Tensor
 
 CONFIDENCE = "confidence"
 
@@ -93,7 +93,7 @@ def of_units(logits: Sequence[Tensor], weights: Any, combine: str, unit: str) ->
         logits: One tensor a teacher, all of one shape.
         weights: One float a teacher, of sum 1, or `"confidence"`.
         combine: `"probabilities"` or `"logits"`, for all but values.
-        unit: What the output means, as in `keras_kd.meaning`.
+        unit: What the output means, as in `keras_kd.models.meaning`.
 
     Returns:
         A float32 tensor of the same shape.

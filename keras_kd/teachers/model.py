@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_kd import checks
-from keras_kd.reader import Answer, Reader
-from keras_kd.teachers import numbered
-from keras_kd.teachers.identity import fingerprint
+from keras_kd.models.fingerprint import fingerprint
+from keras_kd.models.model_reader import Answer, Reader
+from keras_kd.teachers import row_numbers
+from keras_kd.utils import checks
 
 
 class Teacher:
@@ -85,7 +84,7 @@ class Teacher:
             The models' input, and a record of what was joined, as the row
             numbers, or `None`.
         """
-        return numbered.split(x)
+        return row_numbers.split(x)
 
     def join_fit(
         self,
@@ -165,7 +164,7 @@ class Teacher:
         Args:
             x: What the teacher reads.
             record: What `split` found.
-            units: What each flat output means, as in `keras_kd.meaning`.
+            units: What each flat output means, as in `keras_kd.models.meaning`.
 
         Returns:
             Output, logits and tapped tensors.
@@ -190,7 +189,7 @@ class ModelTeacher(Teacher):
     """
 
     def __init__(self, model: Any, from_logits: bool | None = None) -> None:
-        require_model(model, "teacher")
+        checks.require_model(model, "teacher")
         if not model.built:
             raise ValueError(
                 f"The teacher `{model.name}` has no weights yet: it was never built. Load its "
@@ -257,18 +256,3 @@ class ModelTeacher(Teacher):
     def fingerprint(self) -> str:
         """Identify the teacher by its layers, how they are joined, and its weights."""
         return fingerprint(self.model)
-
-
-def require_model(model: Any, side: str) -> None:
-    """Raise `TypeError` unless `model` is a Keras 3 model."""
-    if isinstance(model, keras.Model):
-        return
-    if any(base.__module__.split(".")[0] == "tf_keras" for base in type(model).__mro__):
-        raise TypeError(
-            f"The {side} `{getattr(model, 'name', model)}` is a tf_keras (Keras 2) model. "
-            "Rebuild it with Keras 3 and copy its weights: "
-            "`new.set_weights(old.get_weights())`."
-        )
-    raise TypeError(
-        f"The {side} must be a `keras.Model`. Received: {side} of type {type(model).__name__}."
-    )

@@ -13,12 +13,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.graph import give_weights
 from keras_kd.losses.divergences import softened_kl
-from keras_kd.masks import with_joint_mask
-from keras_kd.reader import Answer, Reader
+from keras_kd.models.graph import give_weights
+from keras_kd.models.model_reader import Answer, Reader
 from keras_kd.teachers.ensemble import Ensemble
 from keras_kd.teachers.model import ModelTeacher, Teacher
+from keras_kd.utils.masks import with_joint_mask
 
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 AS_GIVEN = "as given"
@@ -78,7 +78,7 @@ def inference_copy(model: Any, dtype: str) -> Any:
         ValueError: If the model has no graph of layers that can be copied, or
             is quantized.
     """
-    from keras_kd.graph import is_graph
+    from keras_kd.models.graph import is_graph
 
     if not is_graph(model):
         raise ValueError(
@@ -105,7 +105,7 @@ def inference_copy(model: Any, dtype: str) -> Any:
 
 
 def _copied(model: Any, dtype: str) -> Any:
-    from keras_kd.compress.fold import fold_batch_normalization
+    from keras_kd.models.folding import fold_batch_normalization
 
     folded = fold_batch_normalization(model)
     if dtype == "float32":

@@ -13,8 +13,9 @@ import pytest
 from keras import layers, ops
 
 import keras_kd as kd
-from keras_kd import backends, step
-from keras_kd.reader import Answer
+from keras_kd import backends
+from keras_kd.distill import batch as step
+from keras_kd.models.model_reader import Answer
 
 BACKEND = keras.config.backend()
 FOLDER = Path(os.environ["KERAS_KD_SUITE"])

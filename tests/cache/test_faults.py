@@ -12,10 +12,11 @@ import threading
 import numpy as np
 import pytest
 
-from keras_kd import atomic, cache
+from keras_kd import cache
 from keras_kd.cache import layout, reader, samples, storage
 from keras_kd.cache.reader import Records
 from keras_kd.teachers import CachedTeacher
+from keras_kd.utils import files
 
 OPTIONS = {"dtype": "float32", "taps": ["hidden"], "batch_size": 32, "shard_size": 64}
 
@@ -337,15 +338,15 @@ def busy(owner):
 
 def test_a_lock_has_one_holder_whoever_removes_its_file(tmp_path):
     file = tmp_path / "lock"
-    with atomic.claimed(file, busy) as first_holds:
+    with files.claimed(file, busy) as first_holds:
         first_holds()
         with (
             pytest.raises(BlockingIOError, match=f"{os.getpid()} is at it"),
-            atomic.claimed(file, busy),
+            files.claimed(file, busy),
         ):
             pass
         file.unlink()
-        with atomic.claimed(file, busy) as second_holds:
+        with files.claimed(file, busy) as second_holds:
             second_holds()
             with pytest.raises(OSError, match="removed while it was held"):
                 first_holds()
@@ -356,7 +357,7 @@ def test_a_lock_has_one_holder_whoever_removes_its_file(tmp_path):
 
 def test_who_waits_for_a_lock_does_not_get_the_file_that_was_removed(tmp_path, monkeypatch):
     file = tmp_path / "lock"
-    lock_file = atomic._lock_file
+    lock_file = files._lock_file
     opened, go_on = threading.Event(), threading.Event()
 
     def slow(path):
@@ -366,21 +367,21 @@ def test_who_waits_for_a_lock_does_not_get_the_file_that_was_removed(tmp_path, m
             go_on.wait(20)
         return stream
 
-    monkeypatch.setattr(atomic, "_lock_file", slow)
+    monkeypatch.setattr(files, "_lock_file", slow)
     held, order = threading.Event(), []
 
     def wait():
-        with atomic.claimed(file, busy, wait=20) as require_held:
+        with files.claimed(file, busy, wait=20) as require_held:
             order.append("waiting")
             require_held()
             held.set()
 
     thread = threading.Thread(target=wait, name="waiting")
-    with atomic.claimed(file, busy):
+    with files.claimed(file, busy):
         thread.start()
         # It has opened the very file that is removed now.
         assert opened.wait(20)
-    with atomic.claimed(file, busy) as require_held:
+    with files.claimed(file, busy) as require_held:
         go_on.set()
         assert not held.wait(0.3)
         require_held()
@@ -394,10 +395,10 @@ def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch):
     def none(stream):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(atomic, "lock", none)
+    monkeypatch.setattr(files, "lock", none)
     with (
         pytest.raises(OSError, match="has no locks") as caught,
-        atomic.claimed(tmp_path / "lock", busy),
+        files.claimed(tmp_path / "lock", busy),
     ):
         pass
     assert not isinstance(caught.value, BlockingIOError)
@@ -428,13 +429,13 @@ class _FullWhenClosed(io.BufferedIOBase):
 
 
 def test_the_advice_of_a_full_disk_outlives_a_second_error(tmp_path, teacher, x, monkeypatch):
-    create = atomic.create
+    create = files.create
 
     def full(path):
         stream = create(path)
         return _FullWhenClosed(stream) if "records-000-00002" in str(path) else stream
 
-    monkeypatch.setattr(atomic, "create", full)
+    monkeypatch.setattr(files, "create", full)
     with pytest.raises(OSError, match="2 finished shards are untouched; mend the disk") as caught:
         cache.write(teacher, x, tmp_path / "cache", **OPTIONS)
     assert caught.value.errno == errno.ENOSPC

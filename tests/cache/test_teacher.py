@@ -7,9 +7,9 @@ import pytest
 import keras_kd as kd
 from keras_kd import cache
 from keras_kd.cache import reader, samples
-from keras_kd.cache.join import Joined
+from keras_kd.cache import teacher as cached_teacher
+from keras_kd.cache.join_datasets import Joined
 from keras_kd.teachers import CachedTeacher, Ensemble
-from keras_kd.teachers import cached as cached_teacher
 
 _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 

@@ -11,13 +11,14 @@ import tensorflow as tf
 from small_models import crossentropy, mlp, rows
 
 import keras_kd as kd
-from keras_kd import atomic, settings
 from keras_kd.callbacks import (
     AlphaAnnealing,
     ResumableBackup,
     StudentCheckpoint,
     TemperatureAnnealing,
 )
+from keras_kd.distill import settings
+from keras_kd.utils import files
 
 
 class KilledError(Exception):
@@ -315,7 +316,7 @@ def test_links_in_a_backup_are_not_followed(tmp_path, name):
 def test_a_full_disk_keeps_the_backup_before_and_its_advice(killed, monkeypatch):
     folder = killed()
     before = (folder / "state.npz").read_bytes()
-    create = atomic.create
+    create = files.create
 
     class Full:
         def __init__(self, path):
@@ -334,7 +335,7 @@ def test_a_full_disk_keeps_the_backup_before_and_its_advice(killed, monkeypatch)
     def full(path):
         return Full(path) if os.fspath(path).endswith("state.npz.tmp") else create(path)
 
-    monkeypatch.setattr(atomic, "create", full)
+    monkeypatch.setattr(files, "create", full)
     match = "The backup .* could not be written: No space left.*The one before is untouched"
     with pytest.raises(OSError, match=match) as caught:
         Program(folder).run()

@@ -8,8 +8,8 @@ import pytest
 
 import keras_kd.export
 from keras_kd import datasets
+from keras_kd.export.formats.runtime import open_file, run_all
 from keras_kd.export.manifest import digest
-from keras_kd.export.runtime import open_file, run_all
 
 FOLDER = Path(__file__).parents[2] / "exported" / "digits"
 TEXT = (FOLDER.parent / "README.md").read_text(encoding="utf-8")

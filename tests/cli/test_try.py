@@ -24,7 +24,7 @@ from keras_kd import datasets
 from keras_kd.cli import try_page
 from keras_kd.cli.try_page import Export, Teacher, TryServer, npm_packages
 from keras_kd.export import Report, manifest
-from keras_kd.export.runtime import open_file, run_all
+from keras_kd.export.formats.runtime import open_file, run_all
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"
 PAGE = Path(try_page.__file__).parent / "page"

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_kd.compress.fold import fold_batch_normalization
+from keras_kd.models.folding import fold_batch_normalization
 
 
 def randomize(model, seed=0):

@@ -22,9 +22,9 @@ from keras_kd.compress import (
 )
 from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.quantized_sequences import QuantizedRecurrent
-from keras_kd.endings import outputs_of
-from keras_kd.export.metrics import sqnr
-from keras_kd.taps import find, read
+from keras_kd.export.verify.metrics import sqnr
+from keras_kd.models.output_kinds import outputs_of
+from keras_kd.models.taps import find, read
 
 
 def mask_goes_in():

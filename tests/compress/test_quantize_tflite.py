@@ -8,7 +8,7 @@ from keras import layers
 from litert_files import COMPUTE, convert, float_compute, on_grid, run, shake
 
 from keras_kd.compress import quantize_aware
-from keras_kd.export.metrics import sqnr
+from keras_kd.export.verify.metrics import sqnr
 
 pytest.importorskip("tensorflow")
 pytest.importorskip("ai_edge_litert.interpreter")
@@ -208,7 +208,7 @@ def test_tokens_exported_by_keras_are_onnx_that_loads(tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rounding_by_arithmetic_is_that_of_the_operator(bits):
-    from keras_kd.compress import device, fake_quantize
+    from keras_kd.compress import fake_quantize, tflite_rounding
 
     x = np.random.default_rng(2).normal(0, 3, 4000).astype("float32")
     for low, high in ((-1.0, 2.0), (0.0, 5.0), (-4.0, 0.0), (-0.003, 6.1)):
@@ -218,7 +218,7 @@ def test_rounding_by_arithmetic_is_that_of_the_operator(bits):
         want = fake_quantize.fake_quantized(values, low, high, bits)
 
         def export_onnx(values=values, low=low, high=high):
-            assert device.traced_for_onnx()
+            assert tflite_rounding.traced_for_onnx()
             return fake_quantize.fake_quantized(values, low, high, bits)
 
         off = np.abs(np.asarray(export_onnx()) - np.asarray(want)) / step

@@ -6,8 +6,8 @@ import pytest
 from small_models import crossentropy, hard_loss, kl
 
 import keras_kd as kd
-from keras_kd import taps
-from keras_kd.masks import keras_mask
+from keras_kd.models import taps
+from keras_kd.utils.masks import keras_mask
 
 keras_hub = pytest.importorskip("keras_hub")
 VOCABULARY, LENGTH, COUNT = 30, 8, 4

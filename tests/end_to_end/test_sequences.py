@@ -7,7 +7,7 @@ from keras import layers, ops
 from small_models import crossentropy, hard_loss, kl, log_softmax
 
 import keras_kd as kd
-from keras_kd import step
+from keras_kd.distill import batch
 
 VOCABULARY, TAGS, LENGTH, COUNT = 9, 4, 6, 5
 
@@ -115,11 +115,11 @@ def test_a_weight_for_every_sentence(masked):
 def test_weights_by_output_are_spread_over_the_tokens_of_theirs():
     weights = {"tags": ops.ones((3,)), "topic": ops.ones((3,))}
     outputs = {"tags": ops.ones((3, 5, 2)), "topic": ops.ones((3, 2))}
-    fitted = step.for_positions(weights, outputs)
+    fitted = batch.for_positions(weights, outputs)
     assert {name: tuple(w.shape) for name, w in fitted.items()} == {"tags": (3, 5), "topic": (3,)}
     one = ops.ones((3,))
-    assert step.for_positions(one, outputs) is one
-    assert step.for_positions(None, outputs) is None
+    assert batch.for_positions(one, outputs) is one
+    assert batch.for_positions(None, outputs) is None
 
 
 def test_batches_of_different_lengths():

@@ -13,7 +13,7 @@ from keras import layers, ops
 from small_models import hard_loss, kl
 
 import keras_kd as kd
-from keras_kd.masks import with_keras_mask
+from keras_kd.utils.masks import with_keras_mask
 
 WORDS, TAGS, LENGTH = 9, 4, 6
 REDUCTIONS = ("sum_over_batch_size", "sum", "mean_with_sample_weight")

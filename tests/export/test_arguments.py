@@ -12,8 +12,8 @@ import pytest
 from keras import layers
 
 import keras_kd.export
-from keras_kd import atomic
-from keras_kd.export import arguments, limits, process, target, warm, writing
+from keras_kd.export import arguments, limits, target, warm, worker_pool, writing
+from keras_kd.utils import files
 
 X = np.random.default_rng(0).random((20, 4)).astype("float32")
 Y = np.arange(20) % 3
@@ -102,8 +102,8 @@ def test_a_name_that_no_file_can_hold_is_refused():
 def test_data_without_end_are_told_to_have_none(monkeypatch):
     import itertools
 
-    from keras_kd import archives
-    from keras_kd.export import data
+    from keras_kd.export.source import data
+    from keras_kd.utils import archives
 
     monkeypatch.setattr(archives, "memory_available", lambda: 100_000)
     for what in ("evaluation", "calibration"):
@@ -188,7 +188,7 @@ def test_a_worker_that_asks_for_all_memory_is_told_no(tmp_path, monkeypatch):
         f"sys.argv[1]]))\n"
     )
     monkeypatch.setattr(warm, "_PACKAGE_ROOT", tmp_path / "fake")
-    result = process.run_tasks({"kind": "test"}, [{"id": "a"}], tmp_path / "jobs")
+    result = worker_pool.run_tasks({"kind": "test"}, [{"id": "a"}], tmp_path / "jobs")
     assert result["a"]["error"].startswith("it asks for more memory than this machine has")
 
 
@@ -196,7 +196,7 @@ def test_a_place_where_no_file_can_be_made_is_found_at_once(tmp_path, monkeypatc
     def full(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic, "create", full)
+    monkeypatch.setattr(files, "create", full)
     with pytest.raises(OSError, match=r"Nothing can be written to `.*new` \(No space") as caught:
         target.check_writable(tmp_path / "new")
     assert caught.value.errno == errno.ENOSPC
@@ -209,7 +209,7 @@ def test_what_a_worker_leaves_as_temporary_goes_with_its_folder(tmp_path, monkey
     monkeypatch.setenv("TMPDIR", str(tmp_path / "system"))
     (tmp_path / "system").mkdir()
     (tmp_path / "box").mkdir()
-    environment = {**warm.environment(), **process._temporary(tmp_path / "box")}
+    environment = {**warm.environment(), **worker_pool._temporary(tmp_path / "box")}
     code = "import tempfile; print(tempfile.mkstemp()[1])"
     made = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

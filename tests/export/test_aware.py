@@ -10,7 +10,7 @@ from keras import layers
 
 import keras_kd.export
 from keras_kd import compress
-from keras_kd.export import onnx_aware
+from keras_kd.export.formats.onnx import quantization_aware
 
 RNG = np.random.default_rng(5)
 X = RNG.random((40, 8, 8, 2)).astype("float32")
@@ -55,7 +55,7 @@ def test_weights_of_any_trained_width_are_stored_as_integers(bits):
         [onnx.numpy_helper.from_array(trained, "w")],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
-    assert onnx_aware.quantize_on_grid(model) == 1
+    assert quantization_aware.quantize_on_grid(model) == 1
     kept = {entry.name: onnx.numpy_helper.to_array(entry) for entry in model.graph.initializer}
     steps, step, zero = (kept[f"w__y__{part}"] for part in ("steps", "scale", "zero"))
     # Signed where no two of one sign exceed 16 bits with the largest input; 2 bits are +-127 here.

@@ -15,7 +15,10 @@ import pytest
 
 import keras_kd.export
 from keras_kd.cli.try_page import Export
-from keras_kd.export import ManifestError, Report, external, manifest, page, verification
+from keras_kd.export import ManifestError, Report, manifest
+from keras_kd.export.formats.onnx import external_data
+from keras_kd.export.report import html_page
+from keras_kd.export.verify import reverify
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"
 
@@ -168,7 +171,7 @@ def test_an_output_that_the_manifest_does_not_name_is_a_problem(copy):
 
 def test_what_an_output_means_is_told_by_its_labels(copy):
     resealed(copy, lambda c: c["evaluation"]["kinds"]["logits"].update(kind="values"))
-    reference = verification.Stored.read(copy, manifest.read(copy)).reference
+    reference = reverify.Stored.read(copy, manifest.read(copy)).reference
     assert reference.kinds["logits"]["kind"] == "classes"
 
 
@@ -272,15 +275,15 @@ def test_a_tflite_file_with_weights_elsewhere_is_refused(copy):
     from ai_edge_litert.tools import flatbuffer_utils
 
     path = copy / "digits_int8.tflite"
-    assert external.problem(path) == ""
+    assert external_data.problem(path) == ""
     model = flatbuffer_utils.read_model(path)
     group, buffer = schema.ExternalBufferGroupT(), schema.ExternalBufferT()
     group.name = b"weights.bin"
     model.externalBufferGroups, model.externalBuffers = [group], [buffer]
     flatbuffer_utils.write_model(model, path)
-    assert "other files" in external.problem(path)
+    assert "other files" in external_data.problem(path)
     path.write_bytes(b"no flatbuffer")
-    assert external.problem(path) == ""
+    assert external_data.problem(path) == ""
 
 
 # ------------------------------------------------------------------ a full schema
@@ -323,7 +326,7 @@ def changed(rng, content):
 
 def test_any_manifest_is_read_or_is_one_error(copy, tmp_path, monkeypatch):
     """Three hundred manifests with something odd in them, sealed anew, all of their uses."""
-    monkeypatch.setattr(page, "svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr(html_page, "svg", lambda figure: "<svg></svg>")
     whole = manifest.read(copy)
     whole["history"] = {"loss": [1.0, None], "val_loss": [2.0, 1.0]}
     whole["teacher"] = {"accuracy": 0.5}
@@ -354,7 +357,7 @@ def test_any_manifest_is_read_or_is_one_error(copy, tmp_path, monkeypatch):
             Export(copy).describe(None)
         with contextlib.suppress(ManifestError):
             manifest.check_files(copy, report.manifest)
-            verification.Stored.read(copy, report.manifest)
+            reverify.Stored.read(copy, report.manifest)
     assert 20 <= read <= 280
 
 

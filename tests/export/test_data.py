@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from keras_kd.export import data
 from keras_kd.export.signature import Signature, TensorInfo
+from keras_kd.export.source import data
 
 X = np.random.default_rng(0).random((10, 4, 3)).astype("float32")
 Y = np.arange(10) % 3

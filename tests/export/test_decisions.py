@@ -7,8 +7,8 @@ from keras import layers, ops
 from sklearn import metrics as sk
 
 import keras_kd.export
-from keras_kd.export import budget, metrics, reference, scores
-from keras_kd.export.decisions import whole_numbers
+from keras_kd.export.verify import acceptance, metrics, reference, scores
+from keras_kd.export.verify.decisions import whole_numbers
 
 rng = np.random.default_rng(4)
 
@@ -72,7 +72,7 @@ def row(before, after, labels=None, weights=None, precision="int8", max_drop=0.0
         "contents": {"flex": [], "weight_bits": {"8": 9}, "float_operators": []},
     }
     figures = metrics.compare({"y": before}, {"y": before}, given, kinds, weights, scores=True)
-    budget.judge([entry], max_drop, False, figures["outputs"])
+    acceptance.judge([entry], max_drop, False, figures["outputs"])
     return entry
 
 

@@ -13,9 +13,10 @@ from ai_edge_litert.tools import flatbuffer_utils
 from flatbuffers import encode, number_types, table
 
 import keras_kd.export
-from keras_kd.export import borders, embed
-from keras_kd.export.reference import check_class_names, read_normalization
+from keras_kd.export.formats import metadata as embed
+from keras_kd.export.formats.tflite import uint8_io
 from keras_kd.export.signature import Signature, TensorInfo
+from keras_kd.export.verify.reference import check_class_names, read_normalization
 
 TFLITE = ("float32", "int8", "uint8")
 
@@ -235,7 +236,7 @@ def test_two_names_for_one_number_are_names_of_its_values(images):
 def test_uint8_is_refused_where_one_scale_cannot_say_it(images, pixels, message):
     blob = artifact(images, "tflite int8").path.read_bytes()
     with pytest.raises(ValueError, match=message):
-        borders.unsigned(blob, {"image": pixels})
+        uint8_io.unsigned(blob, {"image": pixels})
 
 
 SIGNATURE = Signature(

@@ -13,7 +13,8 @@ import pytest
 from keras import layers
 
 import keras_kd.export
-from keras_kd.export import budget, metrics, process, warm
+from keras_kd.export import warm, worker_pool
+from keras_kd.export.verify import acceptance, metrics
 
 X = np.random.default_rng(0).random((20, 4)).astype("float32")
 Y = np.arange(20) % 3
@@ -192,7 +193,7 @@ def test_the_tasks_after_a_crash_go_on_in_a_fresh_process(worker, tmp_path):
         """
     )
     seen = []
-    results = process.run_tasks(
+    results = worker_pool.run_tasks(
         {"kind": "test"},
         tasks(*"abc"),
         tmp_path / "jobs",
@@ -209,7 +210,7 @@ def test_the_tasks_after_a_crash_go_on_in_a_fresh_process(worker, tmp_path):
 
 def test_a_worker_that_never_starts_fails_all_tasks_once(worker, tmp_path):
     worker("raise SystemExit('no such package')")
-    results = process.run_tasks({"kind": "test"}, tasks(*"ab"), tmp_path / "jobs")
+    results = worker_pool.run_tasks({"kind": "test"}, tasks(*"ab"), tmp_path / "jobs")
     assert len(list((tmp_path / "jobs").iterdir())) == 1
     for result in results.values():
         assert result["error"] == "the process crashed (exit code 1): no such package"
@@ -226,7 +227,7 @@ def test_a_worker_that_hangs_is_stopped(worker, tmp_path):
         os.replace(box + "/b.tmp", box + "/b.json")
         """
     )
-    results = process.run_tasks({"kind": "test"}, tasks(*"ab"), tmp_path / "jobs", timeout=3)
+    results = worker_pool.run_tasks({"kind": "test"}, tasks(*"ab"), tmp_path / "jobs", timeout=3)
     assert results["a"]["error"] == "stopped after 3 s without a result"
     assert results["b"] == {"ok": True}
 
@@ -263,7 +264,7 @@ def row(precision, **changes):
 
 def judged(*rows, max_drop=0.01):
     entries = list(rows)
-    budget.judge(entries, max_drop, False)
+    acceptance.judge(entries, max_drop, False)
     return entries
 
 
@@ -299,7 +300,7 @@ def test_the_budget_decides_on_accuracy_agreement_or_noise():
     values = {"accuracy": None, "agreement": None}
     good, bad = (row("int8", metrics={**values, "sqnr": noise}) for noise in (25.0, 15.0))
     assert [entry["status"] for entry in judged(good, bad)] == ["passed", "failed"]
-    assert budget.best([beyond], "size") is None
+    assert acceptance.best([beyond], "size") is None
 
 
 def test_every_output_is_judged_by_itself():
@@ -339,8 +340,8 @@ def test_best_follows_the_objective():
     small = row("int8", bytes=10, latency_ms=2.0)
     fast = row("float16", bytes=20, latency_ms=1.0)
     failed = row("dynamic", bytes=1, latency_ms=0.1, status="failed")
-    assert budget.best([failed, fast, small], "size") == small["file"]
-    assert budget.best([failed, fast, small], "latency") == fast["file"]
+    assert acceptance.best([failed, fast, small], "size") == small["file"]
+    assert acceptance.best([failed, fast, small], "latency") == fast["file"]
 
 
 def test_a_quantization_that_did_nothing_or_harm_is_flagged():

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from keras_kd.export import onnx_int4
+from keras_kd.export.formats.onnx import int4
 
 RNG = np.random.default_rng(0)
 
 
 def unpacked(matrix):
     """`w' = (q - 8) s` from what the file holds."""
-    packed, scales = onnx_int4.blocks(matrix)
+    packed, scales = int4.blocks(matrix)
     steps = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
     values = (steps.astype("float32") - 8) * scales.reshape(steps.shape[0], -1, 1)
     return values.reshape(len(values), -1).T[: len(matrix)]

@@ -8,7 +8,8 @@ from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
 import keras_kd.export
-from keras_kd.export import acceptance, budget, metrics, scores
+from keras_kd.export.verify import acceptance as budget
+from keras_kd.export.verify import metrics, scores, useless_files
 
 rng = np.random.default_rng(5)
 
@@ -149,7 +150,7 @@ def test_units_of_another_size_are_judged_one_by_one():
     got[:, 1] = 0
     row, before = rows(before=values, after=got, kind="values")
     assert row["metrics"]["sqnr"] > 40
-    causes = acceptance.Causes({}, {"y": values}, [], {})
+    causes = useless_files.Causes({}, {"y": values}, [], {})
     status, reason = judge(row, before, 0.01, causes=causes)
     assert status == "failed"
     assert "unit 1 hardly change" in reason
@@ -170,7 +171,7 @@ def test_scales_that_are_no_numbers_fail():
         "inputs": {},
         "broken": [{"tensor": "cell/add", "scale": "inf", "finite": False}],
     }
-    causes = acceptance.Causes({}, {"y": logits}, ["cell"], {})
+    causes = useless_files.Causes({}, {"y": logits}, ["cell"], {})
     status, reason = judge(row, before, None, causes=causes)
     assert status == "failed"
     assert "`cell/add` of layer `cell` is inf" in reason

@@ -5,7 +5,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from keras_kd.export import ManifestError, form, manifest
+from keras_kd.export import ManifestError, json_schema, manifest
 from keras_kd.export.writing import write_file
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_sealed_manifest_of_another_form_is_refused_as_jsonschema_does(tmp_path, change):
     wanted = manifest.schema()
-    assert form.fault(manifest.seal(content()), wanted, wanted) == ""
+    assert json_schema.fault(manifest.seal(content()), wanted, wanted) == ""
     manifest.write(changed(change), tmp_path / manifest.FILE)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(json.loads((tmp_path / manifest.FILE).read_text()), wanted)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import keras_kd.export
 from keras_kd.compress import quantize_aware
-from keras_kd.export import onnx_exact
+from keras_kd.export.formats.onnx import exact_products
 
 RNG = np.random.default_rng(11)
 
@@ -36,7 +36,7 @@ def test_the_emulator_is_the_instruction(depth):
     a = RNG.integers(0, 256, (5, depth)).astype("uint8")
     b = RNG.integers(-128, 128, (depth, 6)).astype("int8")
     a[0], b[:, 0], b[:, 1] = 255, 127, -128
-    np.testing.assert_array_equal(onnx_exact.saturating_product(a, b), widest(a, b))
+    np.testing.assert_array_equal(exact_products.saturating_product(a, b), widest(a, b))
 
 
 def test_what_fits_never_saturates_in_any_order():
@@ -49,7 +49,7 @@ def test_what_fits_never_saturates_in_any_order():
             if i != j and (w := weights[0, [i, j]]) is not None
         ]
         inside = min(pairs) >= -32768 and max(pairs) <= 32767
-        assert onnx_exact.fits(weights, 0) == inside
+        assert exact_products.fits(weights, 0) == inside
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_what_fits_never_saturates_in_any_order():
 )
 def test_the_limit_is_128_for_two_of_one_sign(weights, fits):
     column = np.array(weights, "int8")[:, None]
-    assert onnx_exact.fits(column, 1) == fits
-    assert onnx_exact.fits(column.T, 0) == fits
+    assert exact_products.fits(column, 1) == fits
+    assert exact_products.fits(column.T, 0) == fits
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 4, 8), (20, 8), (1, 8)])
@@ -75,9 +75,9 @@ def test_scales_are_the_finest_that_fit(shape):
     # One far outlier leaves 8 bits, two of a kind leave 7, a channel of zeros has any scale.
     flat = weights.reshape(-1, 8)
     flat[0, 0], flat[:, 2] = 1e3, 0.0
-    scales = onnx_exact.fitting_scales(weights, weights.ndim - 1)
-    steps = onnx_exact.rounded(weights, scales)
-    assert onnx_exact.fits(steps, weights.ndim - 1)
+    scales = exact_products.fitting_scales(weights, weights.ndim - 1)
+    steps = exact_products.rounded(weights, scales)
+    assert exact_products.fits(steps, weights.ndim - 1)
     assert np.abs(steps * scales - weights).max() <= scales.max() / 2 * 1.0001
     for channel in range(8):
         ends = np.sort(flat[:, channel].astype("float64"))
@@ -114,11 +114,11 @@ def test_a_bad_file_is_found_and_mended():
     model = product(weights)
     x = np.full((3, 32), 255, "uint8")
     exact = x.astype("int64") @ weights.astype("int64")
-    assert (onnx_exact.saturating_product(x, weights) != exact).any()
+    assert (exact_products.saturating_product(x, weights) != exact).any()
     with pytest.raises(ValueError, match=r"without VNNI: at `y` \(two of its signed weights"):
-        onnx_exact.prove(model)
-    assert onnx_exact.make_unsigned(model) == 1
-    assert onnx_exact.prove(model) == {"uint8": 1}
+        exact_products.prove(model)
+    assert exact_products.make_unsigned(model) == 1
+    assert exact_products.prove(model) == {"uint8": 1}
     # Unsigned by unsigned bytes are exact wherever this runs.
     np.testing.assert_array_equal(run(model, {"x": x})[0], exact)
 
@@ -127,7 +127,7 @@ def test_signed_weights_that_fit_are_exact_wherever_this_runs():
     weights = RNG.integers(-64, 65, (37, 16)).astype("int8")
     weights[:, 0], weights[:, 1] = 64, -64
     model = product(weights)
-    assert onnx_exact.prove(model) == {"int8": 1}
+    assert exact_products.prove(model) == {"int8": 1}
     for rows in (1, 5):
         x = np.vstack([np.full((1, 37), 255), RNG.integers(0, 256, (rows - 1, 37))]).astype("uint8")
         np.testing.assert_array_equal(
@@ -170,14 +170,14 @@ def test_float_weights_between_integers_stay_float(operator, shape):
     weights = RNG.normal(size=shape) * np.logspace(-3, 0, 5).reshape(channels)
     model = between(weights.astype("float32"), operator)
     with pytest.raises(ValueError, match="rounds its float weights by itself"):
-        onnx_exact.prove(model)
+        exact_products.prove(model)
     x = {"x": RNG.normal(size=(3, 4, 6, 6) if operator == "Conv" else (3, 4)).astype("float32")}
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    assert onnx_exact.keep_float(model) == 1
+    assert exact_products.keep_float(model) == 1
     onnx.checker.check_model(model, full_check=True)
-    assert onnx_exact.prove(model) == {}
+    assert exact_products.prove(model) == {}
     (want,) = plain.run(None, x)
     (got,) = run(model, x)
     # At most one value in a hundred lies where two orders of a float sum round apart.
@@ -185,11 +185,11 @@ def test_float_weights_between_integers_stay_float(operator, shape):
 
 
 def test_products_of_two_activations_must_be_unsigned():
-    assert onnx_exact.prove(between(None, "MatMul")) == {"uint8": 1}
+    assert exact_products.prove(between(None, "MatMul")) == {"uint8": 1}
     model = between(None, "MatMul", "uint8")
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.array(0, "int8"), "z"))
     with pytest.raises(ValueError, match="signed bytes that is no constant"):
-        onnx_exact.prove(model)
+        exact_products.prove(model)
 
 
 def cnn():
@@ -252,7 +252,8 @@ def check_emulated(model):
             # The largest input where weights are of one sign, nothing where they are of the other.
             x[0], x[1] = 255 * (mixed[:, 0] > 0), 255 * (mixed[:, 0] < 0)
             np.testing.assert_array_equal(
-                onnx_exact.saturating_product(x, mixed), x.astype("int64") @ mixed.astype("int64")
+                exact_products.saturating_product(x, mixed),
+                x.astype("int64") @ mixed.astype("int64"),
             )
     return found
 
@@ -283,7 +284,7 @@ def test_every_exported_file_is_exact_on_every_processor(made):
         for artifact in report.artifacts:
             assert artifact.passed, artifact.reason
             model = onnx.load(artifact.path)
-            counts = onnx_exact.prove(model)
+            counts = exact_products.prove(model)
             facts = artifact.details["integer_products"]
             assert facts["weights"] == counts
             assert sum(counts.values()) > 0
@@ -310,7 +311,7 @@ def test_the_float_arithmetic_of_a_file_is_what_its_kernels_compute(made):
                 session = onnxruntime.InferenceSession(artifact.path, options)
                 outputs += session.run(None, {session.get_inputs()[0].name: made[2]})
             # Kernels round halves otherwise; sums that saturate leave 9 to 23 dB.
-            assert keras_kd.export.metrics.sqnr(*outputs) > 30
+            assert keras_kd.export.verify.metrics.sqnr(*outputs) > 30
 
 
 @pytest.mark.skipif(keras.config.backend() == "torch", reason="needs torch's own exporter")
@@ -318,9 +319,9 @@ def test_what_keras_exports_of_quantized_models_multiplies_no_integers(made, tmp
     _, aware, x, _, _ = made
     aware.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
     model = onnx.load(tmp_path / "model.onnx")
-    assert onnx_exact.products(model) == []
+    assert exact_products.products(model) == []
     (outputs,) = run(model, {model.graph.input[0].name: x})
-    assert keras_kd.export.metrics.sqnr(aware.predict(x, verbose=0), outputs) > 35
+    assert keras_kd.export.verify.metrics.sqnr(aware.predict(x, verbose=0), outputs) > 35
 
 
 def test_seven_bit_training_gives_signed_weights(tmp_path):
@@ -356,4 +357,4 @@ def test_layers_kept_float_are_not_rounded_by_the_runtime(tmp_path):
     )  # fmt: skip
     for artifact in report.artifacts:
         if artifact.path is not None:
-            onnx_exact.prove(onnx.load(artifact.path))
+            exact_products.prove(onnx.load(artifact.path))

@@ -8,7 +8,8 @@ import pytest
 from keras import layers, ops
 
 import keras_kd.export
-from keras_kd.export import contents, onnx_graph, reasons, runtime
+from keras_kd.export.formats import contents, reasons, runtime
+from keras_kd.export.formats.onnx import graph as onnx_graph
 
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(16, 8, 8, 6)).astype("float32")

@@ -12,7 +12,9 @@ import jsonschema
 import pytest
 
 import keras_kd.export
-from keras_kd.export import benchmark, checks, manifest, page, snippet
+from keras_kd.export import checks, manifest
+from keras_kd.export.report import html_page, snippets
+from keras_kd.export.verify import benchmark
 
 
 def test_the_manifest_follows_its_schema(report):
@@ -120,12 +122,12 @@ def test_bench_refuses_what_it_cannot_time(report, tmp_path):
 
 
 def test_the_axis_of_a_share_ends_at_100_percent(monkeypatch):
-    monkeypatch.setattr(page, "svg", lambda figure: figure)
+    monkeypatch.setattr(html_page, "svg", lambda figure: figure)
     rows = [
         {"name": f"f{i}", "best": False, "bytes": 10 * (i + 1), "accuracy": accuracy}
         for i, accuracy in enumerate((0.9, 1.0))
     ]
-    low, high = page._scatter(rows, "bytes", "size", 1.0)["svg"].axes[0].get_ylim()
+    low, high = html_page._scatter(rows, "bytes", "size", 1.0)["svg"].axes[0].get_ylim()
     assert low < 90
     assert high == 100
 
@@ -134,7 +136,7 @@ def test_the_plot_of_files_that_do_not_run_is_empty_and_no_error():
     figures = ("bytes", "p50_ms", "p90_ms", "cold_start_ms", "warm_start_ms", "peak_memory_bytes")
     row = {**dict.fromkeys(figures), "name": "onnx int8", "error": "it crashed. " * 20}
     result = benchmark.BenchReport([row], 1)
-    assert page.png(page.bench_figure(result.rows())).startswith(b"\x89PNG")
+    assert html_page.png(html_page.bench_figure(result.rows())).startswith(b"\x89PNG")
     lines = result.table(46).splitlines()
     assert max(map(len, lines)) <= 46
     assert " ".join(lines).count("crashed.") == 20
@@ -150,7 +152,7 @@ def artifact(fmt, inputs, outputs):
 def test_swift_addresses_tensors_by_name():
     # The order of the signature is that of the names, that of the interpreter is the model's.
     inputs = [{"name": name, "shape": ["batch", 3], "dtype": "float32"} for name in ("a", "z")]
-    code = snippet.snippets(artifact("tflite", inputs, inputs[:1]), None)["swift"]
+    code = snippets.snippets(artifact("tflite", inputs, inputs[:1]), None)["swift"]
     assert 'toInputNamed: "a"' in code
     assert 'toInputNamed: "z"' in code
     assert 'output(named: "a")' in code
@@ -160,7 +162,7 @@ def test_swift_addresses_tensors_by_name():
 @pytest.mark.parametrize("fmt", ["tflite", "onnx"])
 def test_names_are_written_as_each_language_reads_them(fmt):
     tensor = {"name": 'é "$x" 🙂', "shape": [1, 2], "dtype": "float32"}
-    code = snippet.snippets(artifact(fmt, [tensor], [tensor]), ["a $5 note", "b"])
+    code = snippets.snippets(artifact(fmt, [tensor], [tensor]), ["a $5 note", "b"])
     assert '"a \\$5 note"' in code["kotlin"]
     assert '"é \\"\\$x\\" 🙂"' in code["kotlin"]
     for language in ("swift", "cpp", "javascript", "python"):
@@ -172,7 +174,7 @@ def test_kotlin_buffers_have_the_type_of_the_input():
     tensors = [
         {"name": kind, "shape": [1, 4], "dtype": kind} for kind in ("uint8", "int64", "float32")
     ]
-    code = snippet.snippets(artifact("onnx", tensors, tensors[2:]), None)
+    code = snippets.snippets(artifact("onnx", tensors, tensors[2:]), None)
     assert "ByteBuffer.allocateDirect(4)" in code["kotlin"]
     assert "OnnxJavaType.UINT8," in code["kotlin"]
     assert "LongBuffer.wrap(LongArray(4))" in code["kotlin"]
@@ -180,15 +182,15 @@ def test_kotlin_buffers_have_the_type_of_the_input():
     for kind in ("OnnxJavaType", "ByteBuffer", "LongBuffer", "FloatBuffer"):
         assert len(re.findall(rf"import \S+\.{kind}\n", code["kotlin"])) == 1
     assert "elementType: .uInt8" in code["swift"]
-    assert "it.rewind()" in snippet.snippets(artifact("tflite", tensors, tensors), None)["kotlin"]
+    assert "it.rewind()" in snippets.snippets(artifact("tflite", tensors, tensors), None)["kotlin"]
 
 
 @pytest.mark.parametrize("values", [(0.0014, 0.02), (0.03, 0.2), (0.002, 8.0), (0.001, 900.0)])
 def test_labels_of_a_logarithmic_axis_do_not_overlap(values):
-    figure = page._figure(3.3, 1.6)
+    figure = html_page._figure(3.3, 1.6)
     axes = figure.subplots()
     axes.scatter(values, [0] * len(values))
-    page._log_scale(axes)
+    html_page._log_scale(axes)
     axes.tick_params(labelsize=7, which="both")
     figure.draw_without_rendering()
     labels = [*axes.get_xticklabels(which="major"), *axes.get_xticklabels(which="minor")]
@@ -204,5 +206,5 @@ def test_labels_of_a_logarithmic_axis_do_not_overlap(values):
 
 
 def test_each_precision_has_its_own_marker():
-    assert set(page._MARKERS) == {name for known in checks.KNOWN.values() for name in known}
-    assert len(set(page._MARKERS.values())) == len(page._MARKERS)
+    assert set(html_page._MARKERS) == {name for known in checks.KNOWN.values() for name in known}
+    assert len(set(html_page._MARKERS.values())) == len(html_page._MARKERS)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_kd.export import manifest, scratch, staging, target
+from keras_kd.export import manifest, scratch, staged_folder, target
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"
 STEPS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
@@ -45,7 +45,7 @@ def which(folder):
     """`"old"` or `"new"`, after every file has been compared with the manifest."""
     content = manifest.read(folder)
     manifest.check_files(folder, content)
-    texts = {(folder / name).read_text().split()[1] for name in staging.first_names(content)}
+    texts = {(folder / name).read_text().split()[1] for name in staged_folder.first_names(content)}
     assert len(texts) == 1
     (suffix,) = texts
     assert content["settings"]["opset"] == (17 if suffix == "old" else 18)
@@ -92,7 +92,7 @@ def test_every_moment_finds_a_whole_export(tmp_path, monkeypatch, earlier, after
             goal.mkdir()
         if earlier == "old":
             content = staged(folder / "first", "old", ["int8", "float16"])
-            staging.place(folder / "first", goal, content, overwrite=False)
+            staged_folder.place(folder / "first", goal, content, overwrite=False)
             assert which(goal) == "old"
         if earlier in ("old", "foreign"):
             (goal / "notes.txt").write_text("mine")
@@ -102,7 +102,7 @@ def test_every_moment_finds_a_whole_export(tmp_path, monkeypatch, earlier, after
         ended = False
         overwrite = earlier in ("old", "foreign")
         with stop_at(monkeypatch, step, after, clear), contextlib.suppress(Killed):
-            staging.place(folder / "second", goal, content, overwrite=overwrite)
+            staged_folder.place(folder / "second", goal, content, overwrite=overwrite)
             ended = True
         if earlier == "old":
             assert which(goal) in ("old", "new")
@@ -115,7 +115,7 @@ def test_every_moment_finds_a_whole_export(tmp_path, monkeypatch, earlier, after
         # The next export finds nothing in its way and leaves nothing of this one.
         content = staged(folder / "third", "new", ["int8", "float32"])
         again = earlier in ("old", "foreign") or (goal / manifest.FILE).exists()
-        staging.place(folder / "third", goal, content, overwrite=again)
+        staged_folder.place(folder / "third", goal, content, overwrite=again)
         assert which(goal) == "new"
         names = {"m_int8.tflite", "m_float32.tflite", "evaluation.npz", manifest.FILE}
         names |= {"notes.txt"} if earlier in ("old", "foreign") else set()
@@ -128,9 +128,9 @@ def test_every_moment_finds_a_whole_export(tmp_path, monkeypatch, earlier, after
 
 
 def test_a_long_name_is_no_obstacle_and_a_like_one_no_other(tmp_path):
-    with staging.staging(tmp_path / "out-2"), staging.staging(tmp_path / "out"):
+    with staged_folder.staging(tmp_path / "out-2"), staged_folder.staging(tmp_path / "out"):
         assert len(os.listdir(tmp_path)) == 4
-    with staging.staging(tmp_path / ("ü" * 120)) as stage:
+    with staged_folder.staging(tmp_path / ("ü" * 120)) as stage:
         assert stage.is_dir()
     assert os.listdir(tmp_path) == []
 
@@ -151,7 +151,7 @@ def test_the_stage_of_a_dead_process_goes_with_the_next_export(tmp_path):
     mine.mkdir()
     (tmp_path / ".out-0123456789ab.lock").write_text("a file of somebody's, not locked")
     (tmp_path / ".out-0123456789ab").mkdir()
-    with staging.staging(goal):
+    with staged_folder.staging(goal):
         pass
     assert sorted(os.listdir(tmp_path)) == [
         ".out-0123456789ab",
@@ -165,7 +165,7 @@ def test_a_link_at_the_place_of_a_lock_is_not_followed(tmp_path):
     precious.write_bytes(scratch._MARK)
     (tmp_path / ".out-0123456789ab.lock").symlink_to(precious)
     (tmp_path / ".out-0123456789ab").mkdir()
-    with staging.staging(tmp_path / "out"):
+    with staged_folder.staging(tmp_path / "out"):
         pass
     assert precious.read_bytes() == scratch._MARK
     assert (tmp_path / ".out-0123456789ab").is_dir()
@@ -173,18 +173,18 @@ def test_a_link_at_the_place_of_a_lock_is_not_followed(tmp_path):
 
 def test_two_exports_into_one_folder_are_one_and_an_error(tmp_path):
     goal = tmp_path / "out"
-    with staging.staging(goal) as stage:
+    with staged_folder.staging(goal) as stage:
         with (
             pytest.raises(FileExistsError, match="Another export is being written"),
-            staging.staging(goal),
+            staged_folder.staging(goal),
         ):
             raise AssertionError("two stages at once")
         content = staged(stage / "files", "new", ["int8", "float32"])
         # Somebody else has put one there by other means.
         other = staged(tmp_path / "other", "old", ["int8", "float16"])
-        staging.place(tmp_path / "other", goal, other, overwrite=False)
+        staged_folder.place(tmp_path / "other", goal, other, overwrite=False)
         with pytest.raises(FileExistsError, match="is not empty"):
-            staging.place(stage / "files", goal, content, overwrite=False)
+            staged_folder.place(stage / "files", goal, content, overwrite=False)
     assert which(goal) == "old"
 
 
@@ -224,12 +224,12 @@ def test_a_full_disk_is_told_whatever_error_takes_its_place(tmp_path):
     for fail in (full, closing, in_text):
         with (
             pytest.raises(OSError, match=r"disk is full.*Free some space") as caught,
-            staging.staging(tmp_path / "deep" / "out"),
+            staged_folder.staging(tmp_path / "deep" / "out"),
         ):
             fail()
         assert caught.value.errno == errno.ENOSPC
         assert os.listdir(tmp_path) == []
-    with pytest.raises(ValueError, match="a bug"), staging.staging(tmp_path / "out"):
+    with pytest.raises(ValueError, match="a bug"), staged_folder.staging(tmp_path / "out"):
         raise ValueError("a bug")
 
 
@@ -300,7 +300,7 @@ def test_an_export_that_is_ended_leaves_nothing_at_work(tmp_path, number):
     else:
         assert code == -signal.SIGKILL
         assert len(list(tmp_path.glob(".out-*"))) == 2
-        with staging.staging(goal):
+        with staged_folder.staging(goal):
             assert len(list(tmp_path.glob(".out-*"))) == 2
         with scratch.held_folder(temporary, "keras-kd-"):
             assert len(list(temporary.glob("keras-kd-*"))) == 2

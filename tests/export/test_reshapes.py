@@ -9,8 +9,8 @@ from ai_edge_litert.tools import flatbuffer_utils
 from keras import layers, ops
 
 import keras_kd.export
-from keras_kd.export import reshapes
-from keras_kd.export.runtime import open_file, run_all
+from keras_kd.export.formats.runtime import open_file, run_all
+from keras_kd.export.source import reshapes
 
 ARITHMETIC = {"SHAPE", "PACK", "Shape"}
 

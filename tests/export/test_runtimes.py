@@ -8,7 +8,9 @@ import pytest
 from keras import layers
 
 import keras_kd.export
-from keras_kd.export import manifest, onnx_runtimes, runtimes
+from keras_kd.export import manifest
+from keras_kd.export.formats import device_table
+from keras_kd.export.formats.onnx import onnx_devices
 
 
 def entry(report, fmt, precision):
@@ -56,13 +58,13 @@ def test_an_image_classifier_in_mediapipe_and_a_quantized_softmax_in_tract(image
 
 def test_other_versions_of_a_family_follow_from_the_operators(report):
     _, dynamic = entry(report, "tflite", "dynamic")
-    found = runtimes.answers(dynamic.path, ["tflite-2.16", "tflite-2.17"])
+    found = device_table.answers(dynamic.path, ["tflite-2.16", "tflite-2.17"])
     assert found["tflite-2.16"].startswith("no: FULLY_CONNECTED version 12")
     assert found["tflite-2.17"].startswith("yes")
-    assert runtimes.minimum(dynamic.path) == dynamic.details["since"] == "2.17"
+    assert device_table.minimum(dynamic.path) == dynamic.details["since"] == "2.17"
     _, float32 = entry(report, "onnx", "float32")
     # Opset 17 came with ONNX Runtime 1.12.
-    found = runtimes.answers(float32.path, ["onnxruntime-1.11", "onnxruntime-1.12"])
+    found = device_table.answers(float32.path, ["onnxruntime-1.11", "onnxruntime-1.12"])
     assert found["onnxruntime-1.11"] == "no: operator set 17, IR 8, since 1.12"
     assert found["onnxruntime-1.12"] == "yes"
 
@@ -124,7 +126,7 @@ def test_targets_choose_the_smallest_file_that_runs_in_all_of_them():
         row("d.onnx", 8, {"tract": "yes"}),
     ]
     order = ("bytes", "latency_ms")
-    best, each = runtimes.chosen(rows, ["litert", "ethos-u55"], order)
+    best, each = device_table.chosen(rows, ["litert", "ethos-u55"], order)
     assert best == "b.tflite"
     onnx = "no: it reads no .onnx files"
     assert each["litert"] == {
@@ -135,10 +137,10 @@ def test_targets_choose_the_smallest_file_that_runs_in_all_of_them():
         "d.onnx": onnx,
         "a.tflite": "no: float",
     }
-    best, each = runtimes.chosen(rows, ["litert", "tract"], order)
+    best, each = device_table.chosen(rows, ["litert", "tract"], order)
     assert best is None
     assert [each[name]["best"] for name in ("litert", "tract")] == ["a.tflite", "d.onnx"]
-    best, each = runtimes.chosen(rows, ["ncnn"], order)
+    best, each = device_table.chosen(rows, ["ncnn"], order)
     assert best is None
     assert each["ncnn"]["best"] is None
 
@@ -201,19 +203,19 @@ def test_4_bit_blocks_that_tract_misreads(tmp_path, sizes, block, relu, wrong):
         nodes, "g", [info("x", 1, [1, *sizes])], [info("y", 1, [1, 2])], []
     )
     onnx.save(onnx.helper.make_model(graph, ir_version=8), tmp_path / "m.onnx")
-    answer = runtimes.answers(tmp_path / "m.onnx")["tract"]
+    answer = device_table.answers(tmp_path / "m.onnx")["tract"]
     assert answer.startswith("no: MatMulNBits") == wrong
 
 
 def test_every_runtime_is_documented_by_how_it_was_tried():
-    for name, runtime in runtimes.RUNTIMES.items():
+    for name, runtime in device_table.RUNTIMES.items():
         assert runtime.name == name
         assert runtime.formats
         assert runtime.tried
-        assert runtimes.find(name) is runtime
-    assert runtimes.find("tflite-x") is None
+        assert device_table.find(name) is runtime
+    assert device_table.find("tflite-x") is None
 
 
 def test_the_first_runtime_of_an_operator_set_grows_with_it():
-    opsets = [version for _, version in onnx_runtimes._OPSETS]
+    opsets = [version for _, version in onnx_devices._OPSETS]
     assert opsets == sorted(opsets)

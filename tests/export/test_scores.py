@@ -7,8 +7,8 @@ from scipy.special import expit, softmax
 from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
-from keras_kd.export import chosen, counting, metrics, scores
 from keras_kd.export.signature import Signature, TensorInfo
+from keras_kd.export.verify import chosen_metrics, counting, metrics, scores
 
 rng = np.random.default_rng(7)
 LOGITS = rng.normal(size=(300, 4)).astype("float32")
@@ -216,10 +216,15 @@ def test_minus_one_is_no_label_and_other_numbers_are_refused():
 def _measure(asked, outputs, labels, kind, weights=None, probabilities=False, judges=True):
     kinds = {"a": {"kind": kind, "probabilities": probabilities}}
     heavy = {} if weights is None else {"a": weights}
-    found = chosen.resolve(
-        chosen.by_output(asked, ["a"]), {"a": outputs}, {"a": labels}, kinds, heavy, judges=judges
+    found = chosen_metrics.resolve(
+        chosen_metrics.by_output(asked, ["a"]),
+        {"a": outputs},
+        {"a": labels},
+        kinds,
+        heavy,
+        judges=judges,
     )
-    values = chosen.measure(found, {"a": outputs}, {"a": labels}, heavy)["a"]
+    values = chosen_metrics.measure(found, {"a": outputs}, {"a": labels}, heavy)["a"]
     return [(each.name, each.direction, values[each.name]) for each in found["a"]]
 
 
@@ -312,9 +317,9 @@ def test_metrics_that_do_not_work_are_refused_at_once(asked, message):
 
 def test_several_outputs_say_which_one_is_meant():
     with pytest.raises(ValueError, match="does not say which"):
-        chosen.by_output("auc", ["a", "b"])
-    assert chosen.by_output(["auc", None], ["a", "b"]) == {"a": ["auc"]}
-    assert chosen.by_output({"b": ["mae", "rmse"]}, ["a", "b"]) == {"b": ["mae", "rmse"]}
+        chosen_metrics.by_output("auc", ["a", "b"])
+    assert chosen_metrics.by_output(["auc", None], ["a", "b"]) == {"a": ["auc"]}
+    assert chosen_metrics.by_output({"b": ["mae", "rmse"]}, ["a", "b"]) == {"b": ["mae", "rmse"]}
 
 
 @pytest.mark.parametrize(
@@ -331,7 +336,7 @@ def test_several_outputs_say_which_one_is_meant():
     ],
 )
 def test_losses_are_shares_in_the_right_direction(direction, before, after, share):
-    assert chosen.lost(direction, before, after) == pytest.approx(share)
+    assert chosen_metrics.lost(direction, before, after) == pytest.approx(share)
 
 
 def test_a_metric_that_counts_in_integers_loses_no_weight():
@@ -356,4 +361,4 @@ def test_directions_come_from_keras_or_from_the_name():
         (keras.metrics.MeanMetricWrapper(lambda y, z: y, name="word_error"), "min"),
         (keras.metrics.MeanMetricWrapper(lambda y, z: y, name="error_accuracy"), ""),
     ):
-        assert chosen._ready(metric, "", ONE, {"kind": "values"}).direction == direction
+        assert chosen_metrics._ready(metric, "", ONE, {"kind": "values"}).direction == direction

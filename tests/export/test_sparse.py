@@ -10,7 +10,9 @@ from keras import layers
 
 import keras_kd.export
 from keras_kd import compress
-from keras_kd.export import budget, exporter, manifest, sparse
+from keras_kd.export import exporter, manifest
+from keras_kd.export.formats.tflite import sparsity
+from keras_kd.export.verify import acceptance
 
 DTYPES = {0: np.float32, 1: np.float16, 9: np.int8}
 
@@ -85,7 +87,7 @@ def test_the_file_is_smaller_and_answers_bit_for_bit(report, blobs, precision, b
         a.path for a in report.artifacts if (a.format, a.precision) == ("tflite", precision)
     )
     whole = pruned_file(path.read_bytes(), 0.8, block)
-    smaller, facts = sparse.encode(whole)
+    smaller, facts = sparsity.encode(whole)
     assert facts["sparsity"] == pytest.approx(0.8, abs=0.02)
     assert facts["tensors"] >= 2
     # Of four values and one index byte, of two and one, of one and one, a fifth is left.
@@ -111,7 +113,7 @@ def test_int8_weights_that_multiply_floats_keep_their_zeros(report):
     path = next(
         a.path for a in report.artifacts if (a.format, a.precision) == ("tflite", "dynamic")
     )
-    smaller, facts = sparse.encode(pruned_file(path.read_bytes(), 0.8))
+    smaller, facts = sparsity.encode(pruned_file(path.read_bytes(), 0.8))
     assert smaller is None
     assert facts["refused"] > 3000
 
@@ -121,7 +123,7 @@ def test_files_of_models_that_are_not_pruned_stay_as_they_are(report):
         assert artifact.sparsity is None
         assert "dense" not in artifact.details
         if artifact.format == "tflite":
-            assert sparse.encode(artifact.path.read_bytes())[0] is None
+            assert sparsity.encode(artifact.path.read_bytes())[0] is None
             assert "DENSIFY" not in artifact.details["contents"]["operators"]
 
 
@@ -129,9 +131,9 @@ def test_indices_take_the_fewest_bytes_and_runs_where_zeros_are_blocks():
     rng = np.random.default_rng(0)
     scattered = (rng.random((300, 64)) > 0.8).astype("int8")
     # 64 places fit into a byte, 300 do not.
-    assert sparse.smallest(scattered).axis == 1
+    assert sparsity.smallest(scattered).axis == 1
     blocks = np.repeat((rng.random((64, 16)) > 0.8).astype("int8"), 4, axis=1)
-    layout = sparse.smallest(blocks)
+    layout = sparsity.smallest(blocks)
     assert (layout.axis, layout.run) == (1, 4)
     kept = int(blocks.sum())
     assert layout.bytes == kept + kept // 4 + (64 + 1) * (1 if kept // 4 < 256 else 2)
@@ -151,7 +153,7 @@ FOUND = {"latency_low_ms": 2.0, "against": {"difference": 0.0, "slowdown": 1.0}}
     ],
 )
 def test_a_smaller_file_must_run_and_answer_the_same(found, objective, reason):
-    got = sparse.refusal({"latency_low_ms": 1.0}, found, objective)
+    got = sparsity.refusal({"latency_low_ms": 1.0}, found, objective)
     assert reason in got
     assert bool(got) == bool(reason)
 
@@ -220,5 +222,5 @@ def test_a_file_slower_than_with_its_zeros_is_flagged(exported):
         ({**quick, "slowdown": 3.0}, "3.0 times slower than with its zeros stored where XNNPACK"),
     ):
         row["dense"] = dense
-        budget.judge([row], None, True)
+        acceptance.judge([row], None, True)
         assert any(flag in text for text in row["flags"]) if flag else row["flags"] == []

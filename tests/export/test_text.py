@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import keras_kd.export
-from keras_kd import shown
 from keras_kd.cli.console import Terminal
-from keras_kd.export import Report, layers, manifest, page, snippet
+from keras_kd.export import Report, manifest
+from keras_kd.export.report import html_page, snippets
+from keras_kd.export.verify import layer_noise
+from keras_kd.utils import escaping
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"
 WHOLE = manifest.read(DIGITS)
@@ -132,17 +134,17 @@ def decoded(literal, language):
     return re.sub(rb"\\(.)", rb"\1", blob).decode()
 
 
-@pytest.mark.parametrize("language", snippet.LANGUAGES)
+@pytest.mark.parametrize("language", snippets.LANGUAGES)
 def test_a_literal_is_the_text_in_every_language(language):
     for text in (*NAMES.values(), "", "\U000e0041", "a\x1bb1", "\\u0041", "\\\\"):
-        assert decoded(shown.quoted(text, language), language) == text
+        assert decoded(escaping.quoted(text, language), language) == text
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_node_reads_the_literals(tmp_path):
     texts = list(NAMES.values())
     code = "console.log(JSON.stringify([" + ",".join(
-        shown.quoted(text, "javascript") for text in texts
+        escaping.quoted(text, "javascript") for text in texts
     )
     (tmp_path / "a.js").write_text(code + "]));\n", encoding="utf-8")
     said = subprocess.run(
@@ -156,9 +158,9 @@ def test_a_compiler_of_cpp_reads_the_literals_and_comments(tmp_path):
     texts = list(NAMES.values())
     lines = ["#include <cstdio>", "int main() {"]
     for text in texts:
-        lines += [f"  // {shown.comment(text)}", f"  // {shown.comment(text)}: end"]
+        lines += [f"  // {escaping.comment(text)}", f"  // {escaping.comment(text)}: end"]
         size = len(text.encode()) + 1
-        literal = shown.quoted(text, "cpp")
+        literal = escaping.quoted(text, "cpp")
         lines += [f"  static_assert(sizeof({literal}) == {size});"]
         lines += [f"  fwrite({literal}, 1, {size}, stdout);"]
     (tmp_path / "a.cpp").write_text("\n".join([*lines, "}"]) + "\n", encoding="utf-8")
@@ -169,13 +171,13 @@ def test_a_compiler_of_cpp_reads_the_literals_and_comments(tmp_path):
 
 
 def test_a_code_span_keeps_its_backticks_and_a_cell_its_bars():
-    assert shown.code("a") == "`a`"
-    assert shown.code("a`b") == "``a`b``"
-    assert shown.code("`a``") == "``` `a`` ```"
-    assert shown.code("a|b", cell=True) == "`a\\|b`"
-    assert shown.code("a|b") == "`a|b`"
-    assert shown.code("") == "`   `"
-    assert shown.markdown("a_b http://c") == "a\\_b http\\://c"
+    assert escaping.code("a") == "`a`"
+    assert escaping.code("a`b") == "``a`b``"
+    assert escaping.code("`a``") == "``` `a`` ```"
+    assert escaping.code("a|b", cell=True) == "`a\\|b`"
+    assert escaping.code("a|b") == "`a|b`"
+    assert escaping.code("") == "`   `"
+    assert escaping.markdown("a_b http://c") == "a\\_b http\\://c"
 
 
 def test_formulas_and_underscores_in_a_plot_are_drawn_as_letters():
@@ -184,11 +186,11 @@ def test_formulas_and_underscores_in_a_plot_are_drawn_as_letters():
             {"layer": name, "tensor": "t", "sqnr": 9.0} for name in (r"$\frac$", "_hidden", "$x^2$")
         ]
     }
-    text = page.layer_plot(layers.LayerReport(rows))
+    text = html_page.layer_plot(layer_noise.LayerReport(rows))
     xml.etree.ElementTree.fromstring(text)
     for name in (r"$\frac$", "_hidden", "$x^2$"):
         assert f"<!-- {name} -->" in text or f"<!--  {name} -->" in text
-    curves = page._curves({"_loss": [1.0, 2.0], "$loss$": [2.0, 1.0]})[0]["svg"]
+    curves = html_page._curves({"_loss": [1.0, 2.0], "$loss$": [2.0, 1.0]})[0]["svg"]
     assert "_loss" in curves
     assert "$loss$" in curves
 
@@ -197,8 +199,8 @@ def test_a_user_who_writes_with_tex_gets_the_plots_all_the_same():
     import matplotlib
 
     with matplotlib.rc_context({"text.usetex": True}):
-        assert page.layer_plot(
-            layers.LayerReport({"onnx": [{"layer": "a_b", "tensor": "t", "sqnr": 9.0}]})
+        assert html_page.layer_plot(
+            layer_noise.LayerReport({"onnx": [{"layer": "a_b", "tensor": "t", "sqnr": 9.0}]})
         ).startswith("<svg")
 
 

@@ -11,7 +11,9 @@ from sklearn.metrics import f1_score
 
 import keras_kd.export
 from keras_kd.cli import main as command_line
-from keras_kd.export import card, embedded, manifest, page
+from keras_kd.export import manifest
+from keras_kd.export.formats import metadata_reader
+from keras_kd.export.report import card, html_page
 
 NAMES = ["ant", "bee", "cat"]
 PIXELS = {"mean": [127.5], "std": [63.1]}
@@ -93,7 +95,7 @@ def test_inputs_of_any_name_become_files(made):
 def test_a_file_says_what_is_recorded_of_it(made):
     *_, report = made
     for artifact in report.artifacts:
-        labels, pixels = embedded.labels_and_normalization(artifact.path)
+        labels, pixels = metadata_reader.labels_and_normalization(artifact.path)
         assert labels == NAMES
         assert list(pixels) == ["in"]
         np.testing.assert_allclose(pixels["in"]["mean"], PIXELS["mean"])
@@ -179,7 +181,7 @@ def test_an_error_may_more_than_double(made):
 
 def test_the_page_tells_versions_and_settings_of_runtimes(made):
     *_, report = made
-    text = " ".join(page.render(report).split())
+    text = " ".join(html_page.render(report).split())
     assert "the best file is the one of least size of those that run in tflite-2.14." in text
     assert "no: it reads no .onnx files" in text
     assert "TensorFlow Lite" in report.runtimes().since(report.best.file)

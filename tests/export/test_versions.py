@@ -6,7 +6,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import quantizer, recipe
 
-from keras_kd.export import embed, tflite_versions
+from keras_kd.export.formats import metadata
+from keras_kd.export.formats.tflite import operator_versions
 
 KINDS = schema.TensorType
 
@@ -81,11 +82,11 @@ INT8, ANSWER8 = tensor(KINDS.INT8, (1, 8), 1), tensor(KINDS.INT8, (1, 4), 1)
 )
 def test_a_stale_version_is_raised_to_what_the_tensors_need(name, inputs, output, version, since):
     model = file_of(name, inputs, output)
-    tflite_versions.mend(model)
+    operator_versions.mend(model)
     (code,) = model.operatorCodes
     assert code.version == version
     assert code.builtinCode == code.deprecatedBuiltinCode == getattr(schema.BuiltinOperator, name)
-    assert tflite_versions.said(model) == since
+    assert operator_versions.said(model) == since
 
 
 def test_a_version_is_never_lowered_and_unused_entries_go():
@@ -94,7 +95,7 @@ def test_a_version_is_never_lowered_and_unused_entries_go():
     unused.builtinCode, unused.deprecatedBuiltinCode, unused.version = 9, 9, 12
     model.operatorCodes = [unused, *model.operatorCodes]
     model.subgraphs[0].operators[0].opcodeIndex = 1
-    tflite_versions.mend(model)
+    operator_versions.mend(model)
     (code,) = model.operatorCodes
     assert (code.builtinCode, code.version) == (schema.BuiltinOperator.SOFTMAX, 3)
     assert model.subgraphs[0].operators[0].opcodeIndex == 0
@@ -102,7 +103,7 @@ def test_a_version_is_never_lowered_and_unused_entries_go():
 
 def test_an_operator_beyond_the_older_field_keeps_its_placeholder():
     model = file_of("GELU", [ROWS], ROWS)
-    tflite_versions.mend(model)
+    operator_versions.mend(model)
     (code,) = model.operatorCodes
     assert code.builtinCode == schema.BuiltinOperator.GELU > 127 == code.deprecatedBuiltinCode
 
@@ -112,14 +113,14 @@ def test_files_of_tensorflows_converter_say_what_the_table_says(report):
     for artifact in report.artifacts:
         if artifact.format == "tflite":
             model = flatbuffer_utils.read_model(str(artifact.path))
-            for operator in tflite_versions.operators(model):
-                need = tflite_versions.needed(operator)
+            for operator in operator_versions.operators(model):
+                need = operator_versions.needed(operator)
                 # Dynamic files keep the version of weights that stayed float in the end.
                 kept = artifact.precision == "dynamic" and operator.version > need
                 assert operator.version == need or kept, operator.name
-            least, unknown = tflite_versions.minimum(model)
+            least, unknown = operator_versions.minimum(model)
             assert unknown == []
-            assert tflite_versions.said(model) == "{}.{}.0".format(*least)
+            assert operator_versions.said(model) == "{}.{}.0".format(*least)
 
 
 @pytest.mark.parametrize("make", ["weight_only_wi8_afp32", "weight_only_wi4_afp32", "dynamic"])
@@ -130,7 +131,9 @@ def test_what_ai_edge_quantizer_leaves_unsaid(report, make):
     chosen = recipe.dynamic_wi8_afp32() if make == "dynamic" else getattr(recipe, make)()
     tool = quantizer.Quantizer(bytearray(path.read_bytes()), chosen)
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(tool.quantize().quantized_model))
-    stale = [o for o in tflite_versions.operators(model) if o.version < tflite_versions.needed(o)]
+    stale = [
+        o for o in operator_versions.operators(model) if o.version < operator_versions.needed(o)
+    ]
     assert stale
     about = {
         "name": "corners",
@@ -141,19 +144,19 @@ def test_what_ai_edge_quantizer_leaves_unsaid(report, make):
         "versions": {},
     }
     about["signature"]["outputs"] = report.manifest["model"]["outputs"]
-    blob = embed.tflite(
+    blob = metadata.tflite(
         bytes(flatbuffer_utils.convert_object_to_bytearray(model)), about, "dynamic"
     )
     mended = flatbuffer_utils.read_model_from_bytearray(bytearray(blob))
-    for operator in tflite_versions.operators(mended):
-        assert operator.version >= tflite_versions.needed(operator)
+    for operator in operator_versions.operators(mended):
+        assert operator.version >= operator_versions.needed(operator)
     for code in mended.operatorCodes:
         assert code.deprecatedBuiltinCode == min(code.builtinCode, 127)
-    versions = {o.name: o.version for o in tflite_versions.operators(mended)}
+    versions = {o.name: o.version for o in operator_versions.operators(mended)}
     wanted = {
         "weight_only_wi8_afp32": ("DEQUANTIZE", 5, "2.7.0"),
         "weight_only_wi4_afp32": ("DEQUANTIZE", 6, "2.18.0"),
         "dynamic": ("FULLY_CONNECTED", 12, "2.17.0"),
     }[make]
     assert versions[wanted[0]] == wanted[1]
-    assert tflite_versions.said(mended) == wanted[2]
+    assert operator_versions.said(mended) == wanted[2]

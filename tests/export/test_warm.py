@@ -17,7 +17,7 @@ import pytest
 from keras import layers
 
 import keras_kd.export
-from keras_kd.export import process, warm
+from keras_kd.export import warm, worker_pool
 
 DIGITS = Path(keras_kd.__file__).parents[1] / "exported" / "digits"
 FILES = ("digits_int8.onnx", "digits_int8.tflite")
@@ -98,9 +98,9 @@ def good(results):
 
 @linux
 def test_jobs_share_a_process_and_none_is_that_process(tmp_path):
-    assert good(process.run_tasks(job(), tasks(), tmp_path / "a"))
+    assert good(worker_pool.run_tasks(job(), tasks(), tmp_path / "a"))
     first = pid()
-    assert good(process.run_tasks(job(), tasks(), tmp_path / "b"))
+    assert good(worker_pool.run_tasks(job(), tasks(), tmp_path / "b"))
     assert pid() == first
     numbers = [begun(tmp_path / name / "measure-1") for name in "ab"]
     assert len({first, *numbers}) == 3
@@ -151,7 +151,7 @@ def test_files_are_those_of_a_process_of_their_own(tmp_path, monkeypatch):
 
 @linux
 def test_a_job_that_crashes_takes_no_other_with_it(tmp_path):
-    run = process.Run(job(**ENDLESS), tasks(), tmp_path / "a")
+    run = worker_pool.Run(job(**ENDLESS), tasks(), tmp_path / "a")
     run.advance()
     os.kill(begun(tmp_path / "a" / "measure-1"), signal.SIGSEGV)
     server = pid()
@@ -163,24 +163,24 @@ def test_a_job_that_crashes_takes_no_other_with_it(tmp_path):
     for row in crashed:
         assert row["error"] == "the process crashed (signal 11, SIGSEGV)"
         assert row["crashed"]
-    assert good(process.run_tasks(job(), tasks(), tmp_path / "b"))
+    assert good(worker_pool.run_tasks(job(), tasks(), tmp_path / "b"))
     assert pid() == server
 
 
 @linux
 def test_a_job_that_hangs_is_ended_and_the_process_waits_on(tmp_path):
-    results = process.run_tasks(job(**ENDLESS), tasks()[:1], tmp_path / "a", timeout=3)
+    results = worker_pool.run_tasks(job(**ENDLESS), tasks()[:1], tmp_path / "a", timeout=3)
     assert results[FILES[0]]["error"] == "stopped after 3 s without a result"
     server = pid()
     assert gone(begun(tmp_path / "a" / "measure-1"))
-    assert good(process.run_tasks(job(), tasks(), tmp_path / "b"))
+    assert good(worker_pool.run_tasks(job(), tasks(), tmp_path / "b"))
     assert pid() == server
 
 
 @linux
 @pytest.mark.parametrize("at_work", [False, True])
 def test_a_process_that_is_killed_is_replaced(tmp_path, at_work):
-    run = process.Run(job(**(ENDLESS if at_work else {})), tasks()[:1], tmp_path / "a")
+    run = worker_pool.Run(job(**(ENDLESS if at_work else {})), tasks()[:1], tmp_path / "a")
     run.advance()
     child = begun(tmp_path / "a" / "measure-1")
     server = pid()
@@ -192,17 +192,17 @@ def test_a_process_that_is_killed_is_replaced(tmp_path, at_work):
     if not at_work:
         os.kill(server, signal.SIGKILL)
     assert gone(child)
-    assert good(process.run_tasks(job(), tasks(), tmp_path / "b"))
+    assert good(worker_pool.run_tasks(job(), tasks(), tmp_path / "b"))
     assert pid() != server
 
 
 @linux
 def test_a_process_ends_when_nothing_is_asked_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(warm, "IDLE", 0.5)
-    assert good(process.run_tasks(job(), tasks(), tmp_path / "a"))
+    assert good(worker_pool.run_tasks(job(), tasks(), tmp_path / "a"))
     server = pid()
     assert gone(server)
-    assert good(process.run_tasks(job(), tasks(), tmp_path / "b"))
+    assert good(worker_pool.run_tasks(job(), tasks(), tmp_path / "b"))
     assert pid() != server
 
 
@@ -210,7 +210,7 @@ def test_two_threads_at_once(tmp_path):
     found = {}
 
     def work(name):
-        found[name] = process.run_tasks(job(), tasks(), tmp_path / name)
+        found[name] = worker_pool.run_tasks(job(), tasks(), tmp_path / name)
 
     threads = [threading.Thread(target=work, args=[name]) for name in "ab"]
     for thread in threads:
@@ -220,19 +220,19 @@ def test_two_threads_at_once(tmp_path):
     assert good(found["a"])
     assert good(found["b"])
     # The thread that started it has ended.
-    assert good(process.run_tasks(job(), tasks(), tmp_path / "c"))
+    assert good(worker_pool.run_tasks(job(), tasks(), tmp_path / "c"))
 
 
 @linux
 def test_a_job_is_done_as_the_caller_is_now(tmp_path, monkeypatch):
-    assert good(process.run_tasks(job(), tasks(), tmp_path / "a"))
+    assert good(worker_pool.run_tasks(job(), tasks(), tmp_path / "a"))
     server = pid()
     # The folder and the rights of new files: of each job.
     monkeypatch.chdir(DIGITS)
     relative = [{"id": FILES[0], "path": FILES[0], "outputs": str(tmp_path / "y.npz")}]
     before = os.umask(0o077)
     try:
-        results = process.run_tasks(job(), relative, tmp_path / "b")
+        results = worker_pool.run_tasks(job(), relative, tmp_path / "b")
     finally:
         os.umask(before)
     assert "error" not in results[FILES[0]]
@@ -240,7 +240,7 @@ def test_a_job_is_done_as_the_caller_is_now(tmp_path, monkeypatch):
     assert pid() == server
     # Variables that imports may depend on: another process.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert good(process.run_tasks(job(), tasks(), tmp_path / "c"))
+    assert good(worker_pool.run_tasks(job(), tasks(), tmp_path / "c"))
     assert pid() != server
     assert gone(server)
 
@@ -249,10 +249,10 @@ def test_without_forks_a_process_does_one_job(tmp_path, monkeypatch):
     monkeypatch.setattr(warm, "FORKS", False)
     warm.prepare("measure")
     prepared = pid()
-    assert good(process.run_tasks(job(), tasks(), tmp_path / "a"))
+    assert good(worker_pool.run_tasks(job(), tasks(), tmp_path / "a"))
     assert begun(tmp_path / "a" / "measure-1") == prepared
     assert gone(prepared)
-    results = process.run_tasks(job(**ENDLESS), tasks()[:1], tmp_path / "b", timeout=3)
+    results = worker_pool.run_tasks(job(**ENDLESS), tasks()[:1], tmp_path / "b", timeout=3)
     assert results[FILES[0]]["error"] == "stopped after 3 s without a result"
     assert gone(begun(tmp_path / "b" / "measure-1"))
 

@@ -16,7 +16,7 @@ import keras_kd as kd
 import keras_kd.cache
 import keras_kd.export
 from keras_kd.cli import main as command_line
-from keras_kd.export import manifest, scratch, staging
+from keras_kd.export import manifest, scratch, staged_folder
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"
 
@@ -167,16 +167,16 @@ def variant(folder, which):
 
 def place_again_and_again(folder):
     for which in range(12):
-        with staging.staging(folder / "out") as stage:
+        with staged_folder.staging(folder / "out") as stage:
             content = variant(stage, which)
-            staging.place(stage, folder / "out", content, overwrite=True)
+            staged_folder.place(stage, folder / "out", content, overwrite=True)
 
 
 def is_whole(folder):
     """The names that the manifest describes; raises if they do not belong together."""
     content = manifest.read(folder)
     manifest.check_files(folder, content)
-    return set(staging.first_names(content)) | {manifest.FILE}
+    return set(staged_folder.first_names(content)) | {manifest.FILE}
 
 
 def check_placing(folder, whole, number, code):
@@ -185,8 +185,8 @@ def check_placing(folder, whole, number, code):
         texts = {(folder / "out" / n).read_text() for n in named - {manifest.FILE}}
         if len(texts) > 1:
             yield f"files of {len(texts)} exports lie together"
-    with staging.staging(folder / "out") as stage:
-        staging.place(stage, folder / "out", variant(stage, 7), overwrite=True)
+    with staged_folder.staging(folder / "out") as stage:
+        staged_folder.place(stage, folder / "out", variant(stage, 7), overwrite=True)
     named = is_whole(folder / "out")
     for name in sorted(set(os.listdir(folder / "out")) - named):
         yield f"`{name}` is left over in the folder"
@@ -249,7 +249,7 @@ def check_export(folder, whole, number, code):
         for name in os.listdir(folder / "tmp"):
             yield f"`{name}` is left over in the folder for what is temporary"
     # What a killed one could not clear goes with the next one.
-    with staging.staging(folder / "out"), scratch.held_folder(folder / "tmp", "keras-kd-"):
+    with staged_folder.staging(folder / "out"), scratch.held_folder(folder / "tmp", "keras-kd-"):
         pass
     yield from _around(folder, {"out", "model.keras", "data.npz"})
     for name in os.listdir(folder / "tmp"):

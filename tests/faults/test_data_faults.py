@@ -12,7 +12,7 @@ from keras import layers
 from small_models import CLASSES, crossentropy, mlp, pair, rows
 
 import keras_kd as kd
-from keras_kd import fitting
+from keras_kd.distill import data_checks
 
 
 class Steps(keras.callbacks.Callback):
@@ -123,7 +123,7 @@ def test_text_goes_to_a_student_that_reads_text():
     distiller = kd.Distiller(reader("student"), reader("teacher"))
     distiller.compile("sgd", loss=crossentropy())
     setup = distiller._setup
-    fitting.data(setup, tf.constant(text), np.array([0, 1, 2, 3]), {}, distiller.loss)
+    data_checks.data(setup, tf.constant(text), np.array([0, 1, 2, 3]), {}, distiller.loss)
 
 
 # ------------------------------------------------------------------- labels

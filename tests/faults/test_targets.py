@@ -10,7 +10,8 @@ from keras import layers
 from small_models import CLASSES, crossentropy, hard_loss, mlp, pair, rows
 
 import keras_kd as kd
-from keras_kd import meaning, targets
+from keras_kd.distill import label_checks
+from keras_kd.models import meaning
 
 sparse = keras.losses.sparse_categorical_crossentropy
 
@@ -164,8 +165,8 @@ def test_what_a_loss_was_given_is_read_however_it_is_given():
     assert meaning.option(functools.partial(given, ignore_class=3), "ignore_class") == 3
     assert meaning.option(crossentropy(ignore_class=4), "ignore_class") == 4
     assert meaning.option(keras.losses.SparseCategoricalCrossentropy, "ignore_class") is None
-    assert [targets.Expected(loss).is_sparse for loss, _ in SPARSE.values()] == [True] * 7
-    assert not targets.Expected("mse").is_sparse
+    assert [label_checks.Expected(loss).is_sparse for loss, _ in SPARSE.values()] == [True] * 7
+    assert not label_checks.Expected("mse").is_sparse
 
 
 @pytest.mark.parametrize("given", ["name of the class", "class"])

@@ -10,7 +10,7 @@ from keras import layers, ops
 from small_models import CLASSES, FEATURES, crossentropy, mlp, pair, rows
 
 import keras_kd as kd
-from keras_kd import step
+from keras_kd.distill import batch
 
 
 def compiled(student, teacher, **options):
@@ -582,7 +582,7 @@ def test_a_batch_that_fails_changes_no_weight():
 )
 def test_what_counts_as_finite(numbers, finite, dtype):
     tensors = [ops.ones((2,)), ops.cast(np.array(numbers), dtype)]
-    assert bool(step.all_finite(tensors)) is finite
+    assert bool(batch.all_finite(tensors)) is finite
 
 
 def test_a_teacher_whose_weights_are_nan_is_refused_at_once():

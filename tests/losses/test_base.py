@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_kd import losses
 from keras_kd.losses.counts import joint_mask
-from keras_kd.masks import with_keras_mask
+from keras_kd.utils.masks import with_keras_mask
 
 TEACHER = np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 0.5]])
 STUDENT = np.array([[1.0, 0.5, 0.0], [1.0, 1.0, -2.0]])

@@ -9,7 +9,7 @@ from test_conformance import SEQUENCES, TIGHT, mapped, numpy, rows
 
 from keras_kd import losses
 from keras_kd.losses import counts
-from keras_kd.masks import with_keras_mask
+from keras_kd.utils.masks import with_keras_mask
 
 # Samples that count, and their weights.
 KEPT = np.array([True, False, True, True, False, True, True])

@@ -13,7 +13,7 @@ from keras import layers
 import keras_kd.export
 from keras_kd import compress
 from keras_kd.export.checks import KNOWN
-from keras_kd.export.runtime import open_file
+from keras_kd.export.formats.runtime import open_file
 
 TEST = 200
 PRECISIONS = tuple(dict.fromkeys(name for known in KNOWN.values() for name in known))

@@ -184,7 +184,7 @@ def test_a_distiller_of_an_earlier_identity_says_so(tmp_path, monkeypatch):
     teacher = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     distiller = kd.Distiller(student, teacher)
     distiller.compile("sgd", loss=None)
-    monkeypatch.setattr("keras_kd.saving.IDENTITY", 1)
+    monkeypatch.setattr("keras_kd.distill.saving.IDENTITY", 1)
     distiller.save(tmp_path / "d.keras")
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"by an earlier version.*`distiller.student`"):

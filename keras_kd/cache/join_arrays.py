@@ -1,0 +1,292 @@
+"""Arrays and a cache, joined row by row for `fit` and `evaluate`."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_kd.cache import reader
+from keras_kd.cache.join_datasets import (
+    Joined,
+    check_views,
+    packed,
+    require_joined,
+    tf_fetch,
+    tf_view,
+)
+from keras_kd.utils.data import are_arrays
+
+
+def for_fit(
+    teacher: Any,
+    x: Any,
+    y: Any,
+    batch_size: int | None,
+    arguments: dict[str, Any],
+    asked: bool = False,
+) -> tuple[Any, Any, int | None, dict[str, Any]]:
+    """What `keras.Model.fit` is given in place of what the user gave.
+
+    Args:
+        teacher: The `CachedTeacher`.
+        x: What `fit` was given.
+        y: Labels.
+        batch_size: Samples a step.
+        arguments: The other arguments of `fit`.
+        asked: Whether rows that are split off for validation are joined too.
+
+    Returns:
+        The same four.
+
+    Raises:
+        ValueError: If the data are not those of the cache, or are not joined.
+    """
+    if not are_arrays(x):
+        require_joined(x)
+        return x, y, batch_size, arguments
+    arguments = dict(arguments)
+    weight = arguments.pop("sample_weight", None)
+    split = arguments.pop("validation_split", 0.0)
+    classes = arguments.pop("class_weight", None)
+    data = _row_data(x, y, weight)
+    if classes is not None:
+        data = (*data[:2], _class_weights(classes, data[1], data[2]))
+    _check_arrays(teacher, data)
+    used = teacher.count
+    if split and arguments.get("validation_data") is None:
+        used = _split(split, teacher.count)
+        if not asked:
+            arguments["validation_data"] = _cut(data, used, teacher.count)
+    steps = arguments.get("steps_per_epoch")
+    size = batch_size or (math.ceil(used / steps) if steps else 32)
+    if are_arrays(keras.tree.flatten(arguments.get("validation_data"))[:1]):
+        # Keras would fall back to its default size beside a dataset.
+        arguments["validation_batch_size"] = arguments.get("validation_batch_size") or size
+    shuffle = arguments.pop("shuffle", True)
+    arguments["shuffle"] = False
+    if asked and used < teacher.count:
+        _require_no_views(teacher)
+        rest = arguments.pop("validation_batch_size", None) or size
+        held = _Rows(teacher, data, range(used, teacher.count), rest, False)
+        arguments["validation_data"] = held.dataset()
+    return _Rows(teacher, data, range(used), size, shuffle).dataset(), None, None, arguments
+
+
+def for_evaluation(
+    teacher: Any, x: Any, y: Any, sample_weight: Any, batch_size: int | None
+) -> tuple[Any, Any, Any, int | None]:
+    """What `keras.Model.evaluate` is given where the teacher is asked.
+
+    Args:
+        teacher: The `CachedTeacher`.
+        x: What `evaluate` was given.
+        y: Labels.
+        sample_weight: Weights.
+        batch_size: Samples a step.
+
+    Returns:
+        The same four.
+
+    Raises:
+        ValueError: If the data are not those of the cache, or are not joined.
+    """
+    if not are_arrays(x):
+        require_joined(x)
+        return x, y, sample_weight, batch_size
+    _require_no_views(teacher)
+    data = _row_data(x, y, sample_weight)
+    try:
+        _check_arrays(teacher, data)
+    except ValueError as error:
+        raise ValueError(
+            "`evaluate_distillation=True` asks the teacher about the validation data, and its "
+            f"answers are read from a cache. {error} For other data write a cache of them and pass "
+            "`CachedTeacher(path).join(dataset)`, or compile with `evaluate_distillation=False`."
+        ) from error
+    rows = _Rows(teacher, data, range(teacher.count), batch_size or 32, False)
+    return rows.dataset(), None, None, None
+
+
+def _row_data(x: Any, y: Any, weight: Any) -> Any:
+    """Arrays `(x, y, sample_weight)` as Keras would take them."""
+    if weight is not None and keras.tree.is_nested(y) and not keras.tree.is_nested(weight):
+        weight = keras.tree.map_structure(lambda _: weight, y)
+    return keras.tree.map_structure(_plain, (x, y, weight), none_is_leaf=False)
+
+
+def _require_no_views(teacher: Any) -> None:
+    """Raise `ValueError` where the cache answers augmented samples, and none as they are."""
+    if teacher.augment is not None:
+        raise ValueError(
+            "`evaluate_distillation=True` asks the teacher about the validation data as they are, "
+            f"and the cache `{teacher.caches[0].root}` holds its answers to augmented views. Pass "
+            "`validation_data=CachedTeacher(path).join(dataset)` from a cache without "
+            "augmentation, or compile with `evaluate_distillation=False`."
+        )
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    """An array as Keras would take it: floats in its own precision, float32 in place of halves.
+
+    By the numbers in float32 a cache knows its rows, and the layers that read them in half
+    precision round them alike.
+    """
+    array = keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else np.asarray(leaf)
+    floats = keras.backend.result_type("float32", keras.config.floatx())
+    if array.dtype.kind == "f" and array.dtype.name != floats:
+        return array.astype(floats)
+    return array
+
+
+def _check_arrays(teacher: Any, data: Any) -> None:
+    x = data[0]
+    lengths = {len(leaf) for leaf in keras.tree.flatten(data) if leaf is not None}
+    for length in sorted(lengths):
+        reader.require_count(teacher.caches[0], length)
+    for start in range(0, teacher.count, 4096):
+        reader.require_inputs(teacher.caches[0], _cut((x,), start, start + 4096)[0], start)
+    check_views(teacher, x, np.arange(teacher.count))
+
+
+def _class_weights(classes: dict[int, float], y: Any, weight: Any) -> np.ndarray:
+    """A weight for each row from its class, 1 for classes that have none."""
+    if weight is not None or not isinstance(y, np.ndarray):
+        raise ValueError(
+            "`class_weight` is for one output with labels, and not beside `sample_weight`. "
+            f"Received: class_weight={classes}, labels of type {type(y).__name__}, sample_weight "
+            f"{'given' if weight is not None else 'not given'}."
+        )
+    if y.ndim > 1 and y.shape[-1] > 1:
+        y = np.argmax(y, axis=-1)
+    labels = np.round(y).astype("int64").reshape(len(y), -1)[:, 0]
+    known, place = np.unique(labels, return_inverse=True)
+    of_class = np.array([classes.get(int(label), 1.0) for label in known])
+    return of_class.astype(keras.config.floatx())[place]
+
+
+def _split(fraction: float, count: int) -> int:
+    """How many rows are left for training, as Keras counts them."""
+    used = math.floor(count * (1.0 - fraction))
+    if not 0 < used < count:
+        raise ValueError(
+            f"`validation_split` leaves no rows on one side. Received: validation_split={fraction} "
+            f"for {count} samples."
+        )
+    return used
+
+
+def _cut(data: Any, start: int, stop: int) -> Any:
+    return keras.tree.map_structure(lambda leaf: leaf[start:stop], data, none_is_leaf=False)
+
+
+class _Rows:
+    """Arrays and a cache, drawn together by row."""
+
+    def __init__(
+        self, teacher: Any, data: Any, drawn: range, batch_size: int, shuffle: Any
+    ) -> None:
+        self.teacher = teacher
+        self.data = data
+        self.first = drawn.start
+        self.count = len(drawn)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.steps = math.ceil(self.count / batch_size)
+
+    def dataset(self) -> Any:
+        """What the backend reads fastest."""
+        if keras.backend.backend() == "tensorflow":
+            return self.tf_dataset()
+        return self.py_dataset()
+
+    def batch(self, rows: np.ndarray) -> tuple[Any, ...]:
+        """The batch of these rows, as `fit` reads it."""
+        epoch = self.teacher.epoch
+        x, y, weight = keras.tree.map_structure(
+            lambda leaf: leaf[rows], self.data, none_is_leaf=False
+        )
+        record = self.teacher.fetch(rows, epoch)
+        return packed(Joined(self.teacher.view(x, rows, epoch), record), y, weight)
+
+    def py_dataset(self) -> Any:
+        """For the backends that read NumPy."""
+        rows = self
+
+        class Drawn(keras.utils.PyDataset):
+            """Batches by row; the order is drawn as Keras draws it for arrays."""
+
+            order: Any = np.arange(rows.count)
+
+            @property
+            def num_batches(self) -> int:
+                return rows.steps
+
+            def on_epoch_begin(self) -> None:
+                if rows.shuffle and rows.shuffle != "batch":
+                    # PyTorch draws when the first batch is asked for.
+                    on_torch = keras.backend.backend() == "torch"
+                    self.order = None if on_torch else np.random.permutation(rows.count)
+
+            def __getitem__(self, index: int) -> Any:
+                if self.order is None:
+                    from keras_kd.backends import torch as backend_torch
+
+                    self.order = backend_torch.permutation(rows.count)
+                chosen = self.order[index * rows.batch_size : (index + 1) * rows.batch_size]
+                if rows.shuffle == "batch":
+                    chosen = np.random.permutation(chosen)
+                return rows.batch(rows.first + chosen)
+
+        return Drawn()
+
+    def tf_dataset(self) -> Any:
+        """For TensorFlow: rows in the order in which Keras draws those of arrays.
+
+        The permutation is the first random operation of its function, as it is
+        in Keras, so that one seed gives one order with and without a cache.
+        """
+        import tensorflow as tf
+
+        # There is nothing in these functions for AutoGraph, which would rewrite the cache's own.
+        @tf.autograph.experimental.do_not_convert
+        def permutation(_: Any) -> Any:
+            rows = tf.range(self.first, self.first + self.count, dtype=tf.int64)
+            return tf.random.shuffle(rows) if self.shuffle and self.shuffle != "batch" else rows
+
+        @tf.autograph.experimental.do_not_convert
+        def batches(rows: Any) -> Any:
+            return tf.data.Dataset.from_tensor_slices(rows).batch(self.batch_size)
+
+        chosen = tf.data.Dataset.range(1).map(permutation).prefetch(1).flat_map(batches)
+        if self.shuffle == "batch":
+            chosen = chosen.map(tf.random.shuffle)
+        x, y, weight = self.data
+        held = keras.tree.map_structure(tf.constant, (x, y, weight), none_is_leaf=False)
+        zipped = tf.data.Dataset.zip((chosen, tf.data.Dataset.from_tensors(held).repeat()))
+        augmented = self.teacher.augment is not None
+
+        @tf.autograph.experimental.do_not_convert
+        def gather(rows: Any, held: Any) -> Any:
+            drawn = keras.tree.map_structure(
+                lambda leaf: tf.gather(leaf, rows), held, none_is_leaf=False
+            )
+            x, y, weight = drawn
+            record = tf_fetch(
+                self.teacher, lambda rows: (rows, self.teacher.epoch), [rows], rows.shape[0]
+            )
+            if augmented:
+                x = tf_view(self.teacher, x, rows)
+            return packed(Joined(x, record), y, weight)
+
+        dataset = zipped.map(gather, num_parallel_calls=2)
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.steps))
+        options = tf.data.Options()
+        # An epoch would end only when the autotuner next looks up: 0.35 s takes 0.63.
+        options.autotune.enabled = False
+        # Graph rewriting costs more than it saves here; Keras turns it off too.
+        options.experimental_optimization.apply_default_optimizations = False
+        options.experimental_distribute.auto_shard_policy = (
+            tf.data.experimental.AutoShardPolicy.DATA
+        )
+        return dataset.prefetch(2).with_options(options)

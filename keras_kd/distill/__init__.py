@@ -1,0 +1,1 @@
+"""One batch in, one optimizer step out, and what is kept, shown and checked around it."""

@@ -1,0 +1,297 @@
+"""One step: the batch with the teacher's answer, the sum of the losses, and the books."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_kd.distill import hard_loss as labels
+from keras_kd.losses.counts import joint_mask
+from keras_kd.losses.vocabulary import fills, is_large, label_or_rest
+from keras_kd.models.model_reader import Answer
+from keras_kd.transfers.output_pairing import Match
+from keras_kd.utils.masks import keras_mask, remasked, with_keras_mask
+from keras_kd.utils.types import Tensor
+
+
+class Batch(NamedTuple):
+    """What one step of the distiller reads: a pytree, so that any backend passes it on.
+
+    Attributes:
+        x: What the student reads.
+        answer: What the teacher says of the batch.
+        indices: `(batch,)` row numbers in the data, where they are known.
+        finite: Whether the teacher's tensors are all finite, a boolean scalar.
+    """
+
+    x: Any
+    answer: Answer
+    indices: Any
+    finite: Any
+
+
+class Books:
+    """The distiller's own metrics, kept where Keras does not track them twice."""
+
+    def __init__(self, names: Sequence[str], known: dict[str, Any]) -> None:
+        # A count in float16 ends at 65504.
+        dtype = keras.backend.result_type("float32", keras.config.floatx())
+        self.means = {
+            name: known.get(name) or keras.metrics.Mean(name=name, dtype=dtype) for name in names
+        }
+
+    def add(self, name: str, values: Tensor, weight: Tensor) -> None:
+        """Book values with their weights; no gradient goes through the books."""
+        self.means[name].update_state(ops.stop_gradient(values), sample_weight=weight)
+
+
+def paired(match: Match, teacher: Answer, student: Answer) -> list[tuple[Any, Any]]:
+    """For each flat output the teacher's logits, `None` where it has no such output, and ours."""
+    pairs: list[tuple[Any, Any]] = []
+    for i, ours in enumerate(student.logits):
+        index = match.order[i] if i < len(match.order) else None
+        known = index is not None and index < len(teacher.logits)
+        pairs.append((teacher.logits[index or 0] if known else None, ours))
+    return pairs
+
+
+def hard_loss(
+    loss: Any,
+    y: Any,
+    output: Any,
+    sample_weight: Any,
+    given: Any = None,
+    theirs: Sequence[Any] = (),
+) -> tuple[Tensor, Any, list[Any]]:
+    """The student's loss on the labels, by what Keras made of the compiled loss.
+
+    Args:
+        loss: Keras's container of the losses given to `compile`.
+        y: Labels, structured like the outputs.
+        output: What the student returned.
+        sample_weight: Weights, for all outputs or for each, or `None`; one of
+            `(batch,)` weighs every token or pixel of its sample.
+        given: What was given to `compile`.
+        theirs: For each flat output the teacher's, whose Keras mask counts as the student's
+            does; `None` for some, or nothing where no teacher was asked.
+
+    Returns:
+        A scalar; the output, for whatever else reads its logits, so that the
+        gradient of this loss is added to that of the other in place; and for each flat output
+        where labels are read, as in `keras_kd.losses.counts.counted`.
+    """
+    weight = apart(for_positions(sample_weight, output))
+    if _is_crossentropy(given) and ops.is_tensor(output) and is_large(output) and fills():
+        # The same loss of two classes, the label and the rest, spares the copies of all logits
+        # that Keras's crossentropy keeps for its gradient.
+        own = keras_mask(output)
+        mask = joint_mask(theirs[0], output) if theirs else own
+        halves, output = label_or_rest(y, output)
+        value = loss(ops.zeros_like(y), with_keras_mask(halves, mask), weight)
+        return value, with_keras_mask(output, own), [None]
+    read = output
+    if any(keras_mask(tensor) is not None for tensor in theirs if tensor is not None):
+        flat = keras.tree.flatten(output)
+        for i, tensor in enumerate(theirs):
+            if tensor is not None and keras_mask(tensor) is not None:
+                flat[i] = remasked(flat[i], joint_mask(tensor, flat[i]))
+        read = keras.tree.pack_sequence_as(output, flat)
+    with labels.read_by_compiled(loss, output) as labeled:
+        value = loss(y, read, weight)
+    return value, output, labeled
+
+
+def read_on(answer: Answer, before: Any, after: Any) -> Answer:
+    """The student's answer with its output replaced as logits, not as what the model returned."""
+    if after is before:
+        return answer
+    return answer._replace(logits=[after if z is before else z for z in answer.logits])
+
+
+def _is_crossentropy(loss: Any) -> bool:
+    """Whether this is Keras's crossentropy of integer labels and logits, with no option."""
+    if type(loss) is not keras.losses.SparseCategoricalCrossentropy or loss.dtype != "float32":
+        return False
+    config = loss.get_config()
+    options = (config["from_logits"], config["ignore_class"], config.get("axis", -1))
+    return options == (True, None, -1)
+
+
+def for_positions(sample_weight: Any, output: Any) -> Any:
+    """Weights `(batch,)` or `(batch, 1)` as one for every position of outputs with positions.
+
+    Keras broadcasts weights over the last axes only where they have as many axes as
+    the values of the loss.
+
+    Args:
+        sample_weight: A tensor, or one for each output in their structure, or `None`.
+        output: What the student returned.
+
+    Returns:
+        The weights; one tensor for several outputs stays as it is.
+    """
+    if sample_weight is None:
+        return None
+
+    def fitted(tensor: Any, weight: Any) -> Any:
+        if weight is None or len(tensor.shape) < 3:
+            return weight
+        column = all(length == 1 for length in weight.shape[1:])
+        if not column or tuple(weight.shape[1:]) == tuple(tensor.shape[1:-1]):
+            return weight
+        weight = ops.reshape(weight, (-1, *[1] * (len(tensor.shape) - 2)))
+        # For every position, since Keras multiplies a mask into it, on PyTorch in place.
+        return weight * ops.ones_like(tensor[..., 0], dtype=weight.dtype)
+
+    if ops.is_tensor(output) and ops.is_tensor(sample_weight):
+        return fitted(output, sample_weight)
+    outputs, weights = keras.tree.flatten(output), keras.tree.flatten(sample_weight)
+    if len(outputs) != len(weights):
+        return sample_weight
+    fit = [fitted(tensor, weight) for tensor, weight in zip(outputs, weights)]
+    return keras.tree.pack_sequence_as(sample_weight, fit)
+
+
+def apart(sample_weight: Any) -> Any:
+    """Weights that a loss of Keras may change: on PyTorch it multiplies a mask into them."""
+    if sample_weight is None or keras.config.backend() != "torch":
+        return sample_weight
+    return keras.tree.map_structure(ops.copy, sample_weight, none_is_leaf=False)
+
+
+def pick(answer: Answer, taps: Any, output: int, logits: bool) -> Any:
+    """What a transfer reads of one model's answer."""
+    if taps is None:
+        return (answer.logits if logits else keras.tree.flatten(answer.output))[output]
+    if isinstance(taps, list):
+        return [answer.tensors[path] for path in taps]
+    return answer.tensors[taps]
+
+
+def shapes(tensors: Any) -> Any:
+    """The shape of a tensor, or of each of a list of them, for any batch."""
+    if isinstance(tensors, list):
+        return [shapes(tensor) for tensor in tensors]
+    return (None, *tensors.shape[1:])
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """The sum, in float32 or in double precision where a term has it."""
+    if not terms:
+        return ops.zeros(())
+    dtype = keras.backend.result_type("float32", *(term.dtype for term in terms))
+    result: Any = 0.0
+    for term in terms:
+        result = result + ops.cast(term, dtype)
+    return result
+
+
+def times(weight: Tensor, value: Tensor) -> Tensor:
+    """`weight * value`, where the weight is a float32 scalar and the value may be double."""
+    dtype = keras.backend.result_type(weight.dtype, value.dtype)
+    return ops.cast(weight, dtype) * ops.cast(value, dtype)
+
+
+def or_nan(value: Tensor, finite: Tensor) -> Tensor:
+    """A scalar, or NaN in its place, in float32 or in double precision where it has it.
+
+    Args:
+        value: A scalar.
+        finite: Whether to keep it, a boolean scalar.
+    """
+    value = total([value])
+    return value + ops.cast(ops.where(finite, 0.0, float("nan")), value.dtype)
+
+
+def stopped(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
+    """The answer without gradients, zeroed and flagged if anything in it is not finite."""
+    # What nobody reads is left out: each part costs a pass over its tensors.
+    read = Answer(answer.output if with_output else None, answer.logits, answer.tensors)
+    finite = all_finite([answer.logits, answer.tensors])
+    kept = zeros_unless(finite, read)
+
+    def stop(tensor: Any, before: Any) -> Any:
+        return with_keras_mask(ops.stop_gradient(tensor), keras_mask(before))
+
+    return keras.tree.map_structure(stop, kept, read, none_is_leaf=False), finite
+
+
+def all_finite(tensors: Any) -> Tensor:
+    """Whether every number in a structure of tensors is finite, a boolean scalar.
+
+    float32 numbers whose sum overflows are no use to a loss and count as not finite.
+    """
+    finite: Any = ops.convert_to_tensor(True)
+    for tensor in keras.tree.flatten(tensors):
+        if keras.backend.standardize_dtype(tensor.dtype) == "float32":
+            # In one pass and without a tensor of answers. Not by max and min, in which XLA
+            # loses a NaN.
+            each = ops.isfinite(ops.sum(tensor))
+        else:
+            each = ops.all(ops.isfinite(tensor))
+        finite = ops.logical_and(finite, each)
+    return finite
+
+
+def zeros_unless(finite: Tensor, tensors: Any) -> Any:
+    """The tensors as they are, or zeros in their place.
+
+    Args:
+        finite: Whether to keep them, a boolean scalar.
+        tensors: A structure of tensors; `None` stays.
+    """
+    if keras.config.backend() == "tensorflow":
+        # Passed on, where `where` would read and write them once more.
+        return ops.cond(
+            finite,
+            lambda: keras.tree.map_structure(ops.convert_to_tensor, tensors, none_is_leaf=False),
+            lambda: keras.tree.map_structure(ops.zeros_like, tensors, none_is_leaf=False),
+        )
+
+    def gate(tensor: Any) -> Any:
+        # A scalar zero, since `zeros_like` of logits over a vocabulary is no small thing.
+        return ops.where(finite, tensor, ops.zeros((), tensor.dtype))
+
+    return keras.tree.map_structure(gate, tensors, none_is_leaf=False)
+
+
+def top_class(logits: Tensor) -> Tensor:
+    """The index of the greatest logit, `(batch, ...)`."""
+    # TensorFlow's argmax holds the logits once and a half again, its top_k nothing.
+    if is_large(logits):
+        return ops.top_k(logits, k=1)[1][..., 0]
+    return ops.argmax(logits, axis=-1)
+
+
+def spared(finite: Tensor, x: Any) -> Any:
+    """The batch, or zeros where what made the teacher fail would make the student fail as well.
+
+    Args:
+        finite: Whether the teacher's answer is finite.
+        x: What the models read.
+    """
+    flat = keras.tree.flatten(x)
+    places = [i for i, tensor in enumerate(flat) if _holds_floats(tensor)]
+    if not places:
+        return x
+    floats = [flat[i] for i in places]
+    if keras.config.backend() == "tensorflow":
+        # A finite batch does no harm, and a student that need not wait for the teacher's
+        # answer runs beside it.
+        kept = ops.cond(
+            all_finite(floats),
+            lambda: [ops.convert_to_tensor(tensor) for tensor in floats],
+            lambda: zeros_unless(finite, floats),
+        )
+    else:
+        kept = zeros_unless(finite, floats)
+    for i, tensor in zip(places, kept):
+        flat[i] = tensor
+    return keras.tree.pack_sequence_as(x, flat)
+
+
+def _holds_floats(tensor: Any) -> bool:
+    if tensor is None or type(tensor).__name__ in ("RaggedTensor", "SparseTensor"):
+        return False
+    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)))

@@ -1,0 +1,473 @@
+"""What a distiller is made of: the models, what is transferred between them, and their answers."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_kd import backends, teachers
+from keras_kd.distill import batch as step
+from keras_kd.distill import data_checks
+from keras_kd.losses import counts
+from keras_kd.losses.counts import Counted
+from keras_kd.models import meaning
+from keras_kd.models.model_reader import Answer, Reader
+from keras_kd.teachers import Teacher, row_numbers
+from keras_kd.transfers import compatibility, output_pairing
+from keras_kd.transfers.output_pairing import Placed
+from keras_kd.transfers.transfer import Transfer
+from keras_kd.utils import checks
+from keras_kd.utils.data import are_arrays
+from keras_kd.utils.types import Tensor
+
+
+class Wiring:
+    """The models and how they are joined, in a plain object.
+
+    Keras tracks nothing in it: the teacher must take no part in weights,
+    trainable flags, checkpoints and summaries.
+
+    Args:
+        student: The model that is trained.
+        from_logits: For `"teacher"` and `"student"` whether outputs are logits.
+
+    Attributes:
+        student: The `Reader` of the student.
+        teacher: The `Teacher`, or `None`.
+        placed: The transfers, with the output that each reads.
+        match: How the outputs of student and teacher meet.
+    """
+
+    def __init__(self, student: Any, from_logits: dict[str, bool | None]) -> None:
+        self.from_logits = from_logits
+        self.student: Any = Reader(student, "student", from_logits.get("student"))
+        self.teacher: Teacher | None = None
+        self.teacher_inputs: Any = None
+        self.student_inputs: Any = None
+        self.teacher_precision = "float32"
+        self.placed: list[Placed] = []
+        self.restored: list[Placed] | None = None
+        self.match = output_pairing.Match([0], [meaning.CLASSES], [True])
+        self.prepared = False
+        # Transfers that came from a file, with their weights, are not made anew.
+        self.kept = False
+        self.explicit = False
+        self.labeled = False
+        self.evaluate_distillation = False
+        self.compiled_with: dict[str, Any] = {}
+        self.loaded: dict[str, Any] | None = None
+        self.maps_inputs: dict[str, bool] = {}
+        self.frozen: set[int] = set()
+        # Variables of penalties and of the batch transform, which nobody trains.
+        self.held: set[int] = set()
+        # Variables of the teacher and their values, while penalties may run it.
+        self.lent: list[tuple[Any, Any]] = []
+        self.shared: list[Any] = []
+        self.live_values: dict[str, float] = {}
+        self.trains_on: Callable[[], dict[str, Any]] | None = None
+        self.arrays: tuple[Any, Any, Any] | None = None
+        self._baked: dict[str, Any] = {}
+        # Says whose a projector is, and outlives nothing else.
+        self._owner = object()
+
+    def share(self, layers: list[Any]) -> None:
+        """Leave these layers of the student as the teacher has them."""
+        self.shared.extend(layers)
+        self.frozen |= {id(v) for layer in layers for v in layer.variables}
+
+    def attach(self, teacher: Teacher | None) -> None:
+        """Take this teacher, and find what the student shares with it.
+
+        Raises:
+            ValueError: If it is the student itself.
+        """
+        self.teacher = teacher
+        if teacher is None:
+            return
+        student = self.student.model
+        if any(model is student for model in teacher.models):
+            raise ValueError(
+                f"The student `{student.name}` is the teacher itself. Pass a copy, "
+                "`keras.models.clone_model(model)`, to distil a model into its own kind."
+            )
+        theirs = {id(v) for model in teacher.models for v in model.variables}
+        self.share(
+            [
+                layer
+                for layer in student._flatten_layers()
+                if layer.variables and all(id(v) in theirs for v in layer.variables)
+            ]
+        )
+        self.frozen |= theirs & {id(v) for v in student.variables}
+
+    def require_teacher(self) -> None:
+        """Raise `ValueError` if there are transfers and nobody to learn from."""
+        if self.teacher is None and self.placed:
+            raise ValueError(
+                "This distiller was loaded without its teacher. Load it with "
+                "`keras_kd.load_distiller(path, teacher=teacher)` to go on training."
+            )
+
+    def refresh(self) -> None:
+        """Follow weights of the teacher that were set since it was copied."""
+        if self.teacher is not None and self.teacher.refresh():
+            self.prepared = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether shapes alone tell all there is to know of the models."""
+        return self.student.settled and (self.teacher is None or self.teacher.settled)
+
+    def changed(self, kind: str) -> bool:
+        """Whether a compiled step holds what the teacher no longer says, as other weights."""
+        now = self.teacher.baked if self.teacher is not None else None
+        before = self._baked.get(kind, now)
+        self._baked[kind] = now
+        return bool(before != now)
+
+    def teacher_variables(self) -> list[Any]:
+        """The teacher's variables that the student does not share."""
+        models = self.teacher.models if self.teacher is not None else []
+        found = {id(v): v for model in models for v in model.variables}
+        return [v for key, v in found.items() if key not in self.frozen]
+
+    # ---------------------------------------------------------------- transfers
+
+    def compile(self, compiled_with: dict[str, Any], explicit: bool) -> list[Placed]:
+        """Find what is transferred, and note how the distiller was compiled.
+
+        Args:
+            compiled_with: The arguments that are saved with the distiller.
+            explicit: Whether explicit weights take the place of `alpha`.
+
+        Returns:
+            The transfers, with the output that each reads.
+
+        Raises:
+            ValueError: If there is nothing to minimize, a layer is not found,
+                or outputs do not fit together. Nothing has changed then.
+        """
+        loss, distillation_loss = compiled_with["loss"], compiled_with["distillation_loss"]
+        restored = self.restored
+        distills = self.teacher is not None or restored is not None
+        if self.loaded is not None and not distills:
+            raise ValueError(
+                f"This distiller was trained with the teacher `{self.loaded.get('name')}` and was "
+                "made again without it. Load it with `keras_kd.load_distiller(path, "
+                "teacher=teacher)`, or train `distiller.student` on the labels alone."
+            )
+        checks.objective(loss, distillation_loss, distills)
+        placed = restored or []
+        if self.teacher is not None:
+            placed = self.plan(distillation_loss, loss)
+        output_pairing.require_names(placed, compiled_with["penalties"] or ())
+        self.explicit, self.labeled = explicit, loss is not None
+        self.evaluate_distillation = compiled_with["evaluate_distillation"]
+        self.prepared, self.kept = False, restored is not None
+        self.compiled_with = compiled_with
+        return placed
+
+    def plan(self, distillation_loss: Any, hard: Any) -> list[Placed]:
+        """What is transferred where, checked as far as the models are known."""
+        if self.student.template is None and isinstance(distillation_loss, dict):
+            # A model without a graph shows the names of its outputs with the first batch.
+            return []
+        if distillation_loss is None:
+            distillation_loss = output_pairing.default_loss(self.student, self._known_teacher, hard)
+        output_pairing.refuse_spread(distillation_loss, self.student.template, hard)
+        placed = output_pairing.place(distillation_loss, self.student.template)
+        each = output_pairing.transfers(placed)
+        for transfer in each:
+            checks.number_of_layers(transfer)
+        output_pairing.number(each)
+        checks.unique([transfer.name for transfer in each], "transfer")
+        for transfer in each:
+            transfer.require_free(self._owner)
+        student, teacher = copy.copy(self.student), teachers.apart(self._known_teacher)
+        student.reset(output_pairing.paths(p.transfer.student for p in placed))
+        teacher.reset(output_pairing.paths(p.transfer.teacher for p in placed))
+        self._refuse_forms(placed, output_pairing.match(placed, student, teacher, hard), hard)
+        return placed
+
+    def _refuse_forms(self, placed: list[Placed], match: output_pairing.Match, hard: Any) -> None:
+        """Refuse losses of Keras where outputs are known to be of another form."""
+        student, teacher = self.student, self._known_teacher
+        each = checks.per_output(hard, student.template)
+        for transfer, output in placed:
+            if transfer.reads_logits:
+                continue
+            regression = meaning.of_loss(each[output]) == meaning.VALUES
+            index = match.counterpart(output)
+            forms = []
+            for side, tap, name, kinds, place, doubtful in (
+                (
+                    "teacher",
+                    transfer.teacher,
+                    teacher.name,
+                    teacher.kinds,
+                    index,
+                    teacher.is_doubtful(index),
+                ),
+                (
+                    "student",
+                    transfer.student,
+                    student.model.name,
+                    student.kinds(),
+                    output,
+                    student.is_doubtful(output),
+                ),
+            ):
+                if tap is not None:
+                    continue
+                kind = kinds[place] if place < len(kinds) else "unknown"
+                told = self.from_logits.get(side) is False
+                forms.append("probabilities" if told or doubtful else kind)
+                if forms[-1] == "logits":
+                    compatibility.loss_of_probabilities(transfer, side, name)
+            if len(forms) == 2 and not regression:
+                compatibility.same_form(transfer, *forms)
+
+    def adopt(self, placed: list[Placed]) -> None:
+        """Transfer this from now on."""
+        self.placed = placed
+        for transfer in output_pairing.transfers(placed):
+            transfer.claim(self._owner)
+        if self.teacher is not None:
+            self.student.reset(output_pairing.paths(p.transfer.student for p in placed))
+            self.teacher.reset(output_pairing.paths(p.transfer.teacher for p in placed))
+            self.match_outputs()
+
+    def match_outputs(self) -> None:
+        """Match the outputs by what is known of the models now."""
+        hard = self.compiled_with.get("loss")
+        self.match = output_pairing.match(self.placed, self.student, self._known_teacher, hard)
+
+    def inspect(self, rows: Any) -> list[Placed] | None:
+        """Find out from a few rows what the layers alone do not tell.
+
+        Returns:
+            The transfers, if only now it shows what they are.
+        """
+        x, _ = self.split(rows)
+        known = self.student.settled
+        self._known_teacher.inspect(self.for_teacher(x))
+        self.student.inspect(self.for_student(x))
+        if known or self.kept:
+            decides = self.match.decides
+            self.match_outputs()
+            self._refuse_forms(self.placed, self.match, self.compiled_with["loss"])
+            # Other decisions than the layers promised are other logs.
+            return None if self.match.decides == decides else self.placed
+        return self.plan(self.compiled_with["distillation_loss"], self.compiled_with["loss"])
+
+    @property
+    def _known_teacher(self) -> Teacher:
+        if self.teacher is None:
+            raise ValueError("There is no teacher. Pass one: `Distiller(student, teacher)`.")
+        return self.teacher
+
+    def books(self) -> list[str]:
+        """Names of the distiller's own logs."""
+        names = ["student_loss"] if self.labeled else []
+        if self.teacher is not None or self.placed:
+            names += ["distillation_loss", *(t.name for t in output_pairing.transfers(self.placed))]
+            if any(self.match.decides):
+                names.append("agreement")
+        return names
+
+    def _sides(self, placed: Placed, teacher: Answer, student: Answer) -> tuple[Any, Any]:
+        """What a transfer reads on either side; builds it for these shapes at first sight."""
+        transfer, output = placed
+        index = self.match.counterpart(output)
+        theirs = step.pick(teacher, transfer.teacher, index, transfer.reads_logits)
+        ours = step.pick(student, transfer.student, output, transfer.reads_logits)
+        if not transfer.built:
+            transfer.build(step.shapes(theirs), step.shapes(ours))
+        return theirs, ours
+
+    def look(self, rows: Any, real: bool) -> bool:
+        """Run both models on a few rows; build the transfers, refuse what cannot work.
+
+        Args:
+            rows: A few rows of the data.
+            real: Whether they are rows of the data, or zeros in their shape.
+
+        Returns:
+            Whether the teacher could answer, so that all transfers are built.
+
+        Raises:
+            ValueError: If the teacher's outputs are not finite.
+        """
+        teacher = self._known_teacher
+        x, record = self.split(rows)
+        student = backends.in_one_program(
+            lambda x: self.student.read(x, False, self.match.units),
+            [self.student.model],
+            self.for_student(x),
+        )
+        if record is None and not teacher.models:
+            return False
+        answer = backends.in_one_program(
+            lambda x: teacher.read(x, record, self.match.teacher_units),
+            teacher.models,
+            self.for_teacher(x),
+        )
+        if real and checks.finite(x) and not checks.finite((answer.logits, answer.tensors)):
+            raise ValueError(
+                f"The outputs of the teacher `{teacher.name}` are NaN or infinite on the first "
+                "rows of the data, which are finite. Check the teacher's weights: it may have "
+                "diverged, or overflow in half precision."
+            )
+        for placed in self.placed:
+            self._sides(placed, answer, student)
+        return True
+
+    def try_validation(self, given: Any) -> None:
+        """Run the student on one row of validation arrays, where no graph tells what it reads.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        model = self.student.model
+        declared = getattr(model, "inputs", None)
+        if not isinstance(given, list | tuple) or not model.built:
+            return
+        x = keras.utils.unpack_x_y_sample_weight(tuple(given))[0]
+        if not are_arrays(x) or (declared and self.student_inputs is None):
+            return
+        row = keras.tree.map_structure(lambda leaf: leaf[:1], x)
+        try:
+            self.student.run(self.for_student(row), False)
+        except Exception as error:
+            # Whatever the layers, the backend or the user's own code raises.
+            shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"The student `{model.name}` cannot read `validation_data` of shape "
+                f"{', '.join(map(str, shapes))}: {said[:300]} Pass data of the form that it is "
+                "trained on."
+            ) from error
+
+    # -------------------------------------------------------------------- batch
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        """What the models read of one batch, and what was joined to it."""
+        return self.teacher.split(x) if self.teacher is not None else row_numbers.split(x)
+
+    def for_student(self, x: Any) -> Any:
+        """What the student reads of a batch."""
+        if self.student_inputs is None:
+            return x
+        return data_checks.mapped(self.student_inputs(x), "student_inputs")
+
+    def for_teacher(self, x: Any) -> Any:
+        """What the teacher reads of a batch."""
+        if self.teacher_inputs is None:
+            return x
+        return data_checks.mapped(self.teacher_inputs(x), "teacher_inputs")
+
+    def answered(self, x: Any, values: Sequence[tuple[Any, Any]] = ()) -> step.Batch:
+        """The batch with the teacher's answer, computed where no gradient is taken.
+
+        Args:
+            x: The batch as the data deliver it.
+            values: Variables and what they hold in this step, on JAX.
+        """
+        x, record = self.split(x)
+        answer, indices, finite = Answer(None, [], {}), None, None
+        if self.teacher is None:
+            self.require_teacher()
+        else:
+            indices = record.get("indices") if isinstance(record, dict) else None
+            with backends.inference_only(values):
+                answer = self.teacher.read(self.for_teacher(x), record, self.match.teacher_units)
+            # What nobody reads of the answer is not kept.
+            as_it_is = any(
+                p.transfer.teacher is None and not p.transfer.reads_logits for p in self.placed
+            )
+            answer, finite = step.stopped(answer, as_it_is)
+            x = step.spared(finite, x)
+        return step.Batch(self.for_student(x), answer, indices, finite)
+
+    def counted(
+        self, batch: step.Batch, student: Answer, sample_weight: Any, labeled: Sequence[Any] = ()
+    ) -> list[Counted]:
+        """What counts of each flat output of the student.
+
+        Args:
+            batch: The batch with the teacher's answer.
+            student: The student's answer.
+            sample_weight: Weights, as Keras passes them.
+            labeled: For each flat output where the hard loss reads labels, as `step.hard_loss`
+                tells; nothing without one.
+        """
+        weights = checks.per_output(sample_weight, self.student.template)
+        pairs = step.paired(self.match, batch.answer, student)
+        return [
+            counts.counted(
+                theirs,
+                ours,
+                weights[i] if i < len(weights) else None,
+                labeled[i] if i < len(labeled) else None,
+            )
+            for i, (theirs, ours) in enumerate(pairs)
+        ]
+
+    def terms(
+        self,
+        batch: step.Batch,
+        y: Any,
+        student: Answer,
+        counted: Sequence[Counted],
+        temperature: Tensor,
+        training: bool,
+    ) -> list[tuple[Transfer, Tensor]]:
+        """The value of each transfer, one for each output that it reads.
+
+        Args:
+            batch: The batch with the teacher's answer.
+            y: Labels.
+            student: The student's answer.
+            counted: What counts of each flat output of the student.
+            temperature: The distiller's.
+            training: Whether the student is being trained.
+
+        Returns:
+            The transfers with scalars, not yet multiplied by their weights.
+        """
+        labels = checks.per_output(y, self.student.template)
+        found = []
+        for placed in self.placed:
+            theirs, ours = self._sides(placed, batch.answer, student)
+            value = placed.transfer.call(
+                theirs,
+                ours,
+                counted=counted[placed.output],
+                labels=labels[placed.output],
+                indices=batch.indices,
+                temperature=temperature,
+                training=training,
+            )
+            found.append((placed.transfer, value))
+        return found
+
+
+def plain_batch(data: Any) -> tuple[Any, Any, Any]:
+    """One batch `(x, y, sample_weight)` as `fit` would hand it to the step.
+
+    Args:
+        data: `x`, `(x, y)` or `(x, y, sample_weight)`, in arrays or tensors.
+    """
+
+    def tensor(leaf: Any) -> Any:
+        if not hasattr(leaf, "__array__"):
+            return leaf
+        array = keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else leaf.__array__()
+        dtype = keras.config.floatx() if array.dtype.kind == "f" else None
+        return keras.ops.convert_to_tensor(array, dtype=dtype)
+
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(
+        keras.tree.map_structure(tensor, data, none_is_leaf=False)
+    )
+    return x, y, weight

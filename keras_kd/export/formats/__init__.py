@@ -1,0 +1,1 @@
+"""The formats of exported files: a folder each, and what they share."""

@@ -1,0 +1,1 @@
+"""ONNX files: conversion, integer arithmetic, devices."""

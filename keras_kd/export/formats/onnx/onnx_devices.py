@@ -1,0 +1,208 @@
+"""Which runtimes take an ONNX file, told from what is in it.
+
+`make runtimes` runs small students in the runtimes themselves and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_kd.export.formats.contents import MOVERS
+
+
+class ONNXFile:
+    """What the answers need to know of an ONNX file.
+
+    Args:
+        path: The file.
+        steps: How far its answers lie apart with ONNX Runtime's fused kernels and node by node, in
+            steps of the output; `None` where the output is not quantized.
+    """
+
+    def __init__(self, path: Path, steps: float | None) -> None:
+        import onnx
+
+        model = onnx.load(str(path))
+        self.steps = steps
+        self.ir = int(model.ir_version)
+        self.opset = max(
+            (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+            default=1,
+        )
+        self.nodes = list(_nodes(model.graph))
+        self.made = {name: node for node in self.nodes for name in node.output}
+        self.types = {entry.name: int(entry.data_type) for entry in model.graph.initializer}
+        self.kinds = {node.op_type for node in self.nodes}
+        self.contributed = sorted(
+            {node.op_type for node in self.nodes if node.domain not in ("", "ai.onnx")}
+        )
+        self.free = any(
+            entry.type.tensor_type.shape.dim and not entry.type.tensor_type.shape.dim[0].dim_value
+            for entry in model.graph.input
+        )
+        self.half = onnx.TensorProto.FLOAT16 in self.types.values()
+        self._unsigned = int(onnx.TensorProto.UINT8)
+
+    def source(self, name: str, through: frozenset[str]) -> Any:
+        """Return the node behind a tensor, past nodes of some kinds; `None` if there is none."""
+        node = self.made.get(name)
+        while node is not None and node.op_type in through:
+            node = self.made.get(node.input[0])
+        return node
+
+    def float_convolutions(self) -> bool:
+        """Whether quantized convolutions have unsigned weights."""
+        for node in self.nodes:
+            weights = self.made.get(node.input[1]) if node.op_type == "Conv" else None
+            if weights is None or weights.op_type != "DequantizeLinear":
+                continue
+            if self.types.get(weights.input[0]) == self._unsigned:
+                return True
+        return False
+
+    def quantized_softmax(self) -> bool:
+        """Whether a softmax stands between two pairs of quantize and dequantize nodes."""
+        read = {name: node for node in self.nodes for name in node.input}
+        for node in self.nodes:
+            if node.op_type == "Softmax":
+                before = self.source(node.input[0], _MOVERS)
+                after = read.get(node.output[0])
+                if (
+                    before is not None
+                    and before.op_type == "DequantizeLinear"
+                    and after is not None
+                    and after.op_type == "QuantizeLinear"
+                ):
+                    return True
+        return False
+
+    def computed_reshapes(self) -> bool:
+        """Whether a Reshape goes to a size that is computed while running."""
+        return any(
+            node.op_type == "Reshape" and node.input[1] in self.made
+            for node in self.nodes
+            if len(node.input) > 1
+        )
+
+    def turned_blocks(self) -> bool:
+        """Whether 4-bit weights in full blocks of 32 multiply a transposed and flat tensor."""
+        for node in self.nodes:
+            if node.op_type != "MatMulNBits":
+                continue
+            settings = {entry.name: entry.i for entry in node.attribute}
+            last = self.made.get(node.input[0])
+            flat = last is not None and last.op_type in ("Reshape", "Flatten")
+            if flat and settings["block_size"] == 32 and settings["K"] % 32 == 0:
+                while last is not None and last.op_type not in _PRODUCTS:
+                    if last.op_type == "Transpose":
+                        return True
+                    last = self.made.get(last.input[0]) if last.input else None
+        return False
+
+    def rounding(self) -> str:
+        """Say how far integer answers are from ONNX Runtime's where others compute them."""
+        if self.steps is None or round(self.steps) <= 2:
+            return "yes"
+        return f"yes: up to {self.steps:.0f} steps of the output from ONNX Runtime"
+
+
+def minimum(file: ONNXFile) -> tuple[int, int]:
+    """Return the first ONNX Runtime that knows the operator set, the format and the operators."""
+    first = max(
+        next((version for opset, version in _OPSETS if opset >= file.opset), _UNKNOWN),
+        next((version for ir, version in _FORMATS if ir >= file.ir), _UNKNOWN),
+    )
+    # Its own operators came one by one; this is the oldest in which all of ours were run.
+    return max(first, (1, 17)) if file.contributed else first
+
+
+def onnxruntime(file: ONNXFile, version: tuple[int, int]) -> str:
+    """Answer for a version of ONNX Runtime."""
+    first = minimum(file)
+    if first == _UNKNOWN:
+        return f"no: operator set {file.opset} or IR {file.ir}, newer than is known here"
+    if first > version:
+        what = ", ".join(file.contributed) or f"operator set {file.opset}, IR {file.ir}"
+        return "no: {}, since {}.{}".format(what, *first)
+    return "yes"
+
+
+def web(file: ONNXFile) -> str:
+    """Answer for ONNX Runtime in WebAssembly."""
+    if "DynamicQuantizeLSTM" in file.kinds:
+        return "yes: rounds DynamicQuantizeLSTM differently, by up to 2 % of the output"
+    return file.rounding()
+
+
+def openvino(file: ONNXFile) -> str:
+    """Answer for OpenVINO's reader of ONNX files."""
+    known = {"MatMulNBits", "DynamicQuantizeLSTM"}
+    lacking = [name for name in file.contributed if name not in known]
+    if lacking:
+        return f"no: {', '.join(lacking)}"
+    if "Loop" in file.kinds:
+        return "no: Loop"
+    if "DynamicQuantizeLSTM" in file.kinds:
+        return "yes: rounds DynamicQuantizeLSTM differently, by up to 2 % of the output"
+    if file.float_convolutions():
+        return "slow: convolutions with unsigned weights are computed in float"
+    if "QuantizeLinear" in file.kinds:
+        return "only with LP_TRANSFORMS_MODE=NO: else its int8 answers depend on the processor"
+    return "yes"
+
+
+def tract(file: ONNXFile) -> str:
+    """Answer for tract."""
+    lacking = [name for name in file.contributed if name != "MatMulNBits"]
+    if lacking:
+        return f"no: {', '.join(lacking)}"
+    if "Loop" in file.kinds:
+        return "no: Loop"
+    if file.quantized_softmax():
+        return "no: a quantized Softmax, computed wrongly"
+    if file.computed_reshapes():
+        return "no: Reshape to a size that is computed" + (" (batch=1 runs)" if file.free else "")
+    if file.turned_blocks():
+        return "no: MatMulNBits behind Transpose and Reshape, computed wrongly"
+    if file.half and "Gemm" in file.kinds:
+        return "no: Gemm in float16"
+    return file.rounding()
+
+
+def ncnn(file: ONNXFile) -> str:
+    """Answer for ncnn, by way of its converter pnnx."""
+    if file.contributed:
+        return f"no: {', '.join(file.contributed)}"
+    lacking = sorted(file.kinds & {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+    if lacking:
+        return f"no: {', '.join(lacking)}"
+    if "Loop" in file.kinds:
+        return "no: Loop"
+    if file.half:
+        return "no: float16"
+    return "only batch 1" if file.free else "yes"
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+_MOVERS = frozenset(MOVERS)
+
+# Behind these nothing is left of how their inputs lay.
+_PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulNBits", "LSTM", "GRU")
+
+_UNKNOWN = (99, 0)
+
+# The first ONNX Runtime that takes an operator set, and a version of the format (IR).
+_OPSETS = (
+    *((13, (1, 6)), (14, (1, 8)), (15, (1, 9)), (16, (1, 11)), (17, (1, 12)), (18, (1, 14))),
+    *((19, (1, 15)), (20, (1, 17)), (21, (1, 18)), (22, (1, 21)), (23, (1, 22))),
+)
+_FORMATS = ((7, (1, 6)), (8, (1, 9)), (9, (1, 15)), (10, (1, 18)), (11, (1, 22)))

@@ -1,0 +1,1 @@
+"""TFLite files: conversion, contents, versions, devices."""

@@ -1,0 +1,1 @@
+"""What an export tells: tables, the page, the card, snippets."""

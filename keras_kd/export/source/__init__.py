@@ -1,0 +1,1 @@
+"""The model and its data as the converters want them."""

@@ -1,0 +1,1 @@
+"""Exported files against the model that they came from: answers, noise, time, acceptance."""

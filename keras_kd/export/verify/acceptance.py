@@ -1,0 +1,289 @@
+"""Which files pass, what deserves a second look, and which one is best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from keras_kd.export.formats import device_table
+from keras_kd.export.verify import useless_files
+
+# Largest difference from the Keras model over the largest output, and lowest SQNR in dB, that
+# rounding explains. A lost activation or a misread weight lies far beyond.
+_TOLERANCE = {"float32": (1e-3, 60.0), "float16": (3e-2, 35.0)}
+
+# A quantization-aware model rounds its activations in Keras too, and its float files do not.
+_AWARE_TOLERANCE = (0.5, 10.0)
+
+# The share of decisions within the model that near ties explain, beyond which, and beyond two of
+# them, an operator is wrong.
+_TIES = {"float32": 0.01, "float16": 0.05, "aware": 0.5}
+
+# Regression has no accuracy to lose: its files must keep nine tenths of the signal's amplitude, and
+# two thirds of what changes from sample to sample, which a large constant part would hide.
+_LEAST_SQNR = 20.0
+_LEAST_VARIATION = 10.0
+
+# Scales, biases and what a format cannot hold narrower come to less in a model of any size.
+_FLOAT_WEIGHTS = 0.3
+
+SLOWER = 1.25
+"""How many times slower a file must be to be called slower: less is the noise of a machine."""
+
+
+ORDER = {"size": ("bytes", "latency_ms"), "latency": ("latency_ms", "bytes")}
+"""What the best file has least of, by objective."""
+
+
+def judge(
+    rows: list[dict[str, Any]],
+    max_drop: float | None,
+    aware: bool,
+    before: dict[str, dict[str, Any]] | None = None,
+    causes: useless_files.Causes | None = None,
+    labels: dict[str, Sequence[str]] | None = None,
+) -> None:
+    """Mark the rows of measured files that fail, and flag what deserves a second look.
+
+    Args:
+        rows: Entries of the manifest, changed in place.
+        max_drop: What each output may lose, 0..1, or `None`.
+        aware: Whether the Keras model is quantization-aware.
+        before: `scores` of the Keras model by output.
+        causes: Finds what took the signal of a file.
+        labels: Names of the classes by output, where they are known.
+    """
+    floats = {row["format"]: row for row in rows if row["precision"] == "float32" and row["bytes"]}
+    for row in rows:
+        if row["bytes"] is None:
+            continue
+        outputs = row["metrics"]["outputs"]
+        drops = [_drop(output) for output in outputs.values()]
+        row["drop"] = max((drop for drop in drops if drop is not None), default=None)
+        if len(outputs) > 1:
+            row["worst_output"] = max(outputs, key=lambda name: _burden(outputs[name], max_drop))
+        stage, reason = _fault(row, max_drop, aware, before or {}, causes, labels or {})
+        if reason:
+            row.update(status="failed", stage=stage, reason=reason)
+        row["flags"] = _flags(row, floats.get(row["format"]))
+        row["flags"] += _doubts(row, before or {}, causes, labels or {})
+        if row.get("without_mixed"):
+            row["flags"].append(f"`mixed` was not tried: {row['without_mixed']}")
+        unclear = [name for name, output in outputs.items() if output["kind"] == "unknown"]
+        if unclear and max_drop is not None and row["precision"] == "float32":
+            row["flags"].append(
+                f"nothing says whether `{'`, `'.join(unclear)}` holds classes, so files must keep "
+                "its decisions and its values; evaluation data with labels, class names or a "
+                "compiled loss would tell"
+            )
+
+
+def _fault(
+    row: dict[str, Any],
+    max_drop: float | None,
+    aware: bool,
+    before: dict[str, dict[str, Any]],
+    causes: useless_files.Causes | None,
+    labels: dict[str, Sequence[str]],
+) -> tuple[str, str]:
+    figures = row["metrics"]
+    beyond = "" if causes is None else causes.float16(row)
+    if not figures["finite"]:
+        broken = "" if causes is None else causes.broken(row) or causes.scales(row)
+        told = "; ".join(text for text in (beyond, broken) if text)
+        return "verify", "it gives NaN or infinite values on the evaluation data" + (
+            f": {told}" if told else ""
+        )
+    if causes is not None and causes.broken(row):
+        texts = (causes.broken(row), causes.scales(row), causes.instead(row))
+        return "verify", ". ".join(text for text in texts if text)
+    if row["precision"] in _TOLERANCE:
+        relative, decibels = _AWARE_TOLERANCE if aware else _TOLERANCE[row["precision"]]
+        if figures["relative"] > relative or figures["sqnr"] < decibels:
+            return "verify", (
+                f"its outputs differ from the Keras model's by up to {figures['worst']:.3g} "
+                f"({figures['sqnr']:.1f} dB), more than rounding to {row['precision']} explains: "
+                + (beyond or "an operator was converted wrongly")
+            )
+        wrong = _other_decisions(figures["outputs"], row["precision"], aware)
+        if wrong:
+            return "verify", wrong + (beyond or "an operator was converted wrongly")
+    several = len(figures["outputs"]) > 1
+    # One output must not make up for another.
+    for name, output in figures["outputs"].items():
+        where = f"at output `{name}`, " if several else ""
+        told = "" if causes is None else causes.of(row, name)
+        lost = "" if max_drop is None else _loss(output, max_drop)
+        dead = useless_files.useless(output, before.get(name), max_drop)
+        if lost:
+            return "budget", where + lost + (f"; {dead}{told}" if dead else "")
+        if dead:
+            return "verify", where + dead + told
+        # A metric of the user's own decides in place of accuracy and of what stands behind it.
+        if max_drop is not None and not output.get("chosen"):
+            lost = useless_files.class_loss(output, before.get(name), max_drop, labels.get(name))
+            if lost:
+                return "budget", where + lost + told
+    return "", ""
+
+
+def _other_decisions(outputs: dict[str, Any], precision: str, aware: bool) -> str:
+    """Say which output of a float file decides otherwise than near ties explain."""
+    share = _TIES["aware" if aware else precision]
+    for name, output in outputs.items():
+        if output["kind"] == "decisions" and output["changed"] > max(2, share * output["decided"]):
+            return (
+                f"{output['changed']} of {output['decided']} decisions at output `{name}` are not "
+                f"the Keras model's, more than rounding to {precision} explains: "
+            )
+    return ""
+
+
+def _doubts(
+    row: dict[str, Any],
+    before: dict[str, dict[str, Any]],
+    causes: useless_files.Causes | None,
+    labels: dict[str, Sequence[str]],
+) -> list[str]:
+    outputs = row["metrics"]["outputs"]
+    flags = []
+    if row["status"] != "failed" or row["stage"] == "budget":
+        for name, output in outputs.items():
+            where = f"at output `{name}`, " if len(outputs) > 1 else ""
+            doubts = useless_files.doubtful(output, before.get(name), labels.get(name))
+            flags += [where + text for text in doubts]
+    if causes is None or row["stage"] == "verify":
+        return flags
+    if row["metrics"]["sqnr"] < _LEAST_SQNR:
+        flags += causes.lost_features(row)
+    flags += [text for text in (causes.scales(row), causes.elsewhere(row)) if text]
+    return flags
+
+
+def _loss(output: dict[str, Any], max_drop: float) -> str:
+    # Shares of a finite number of samples: a hair's breadth of float error must not decide.
+    limit = max_drop + 1e-9
+    for metric in output.get("chosen", ())[:1]:
+        if metric["lost"] <= limit:
+            return ""
+        side = "below" if metric["direction"] == "max" else "above"
+        share = (
+            f"{100 * metric['lost']:.2f} points"
+            if metric["direction"] == "max" and abs(metric["before"]) <= 1
+            else f"{100 * metric['lost']:.2f} %"
+        )
+        value = "not a number" if metric["value"] is None else f"{metric['value']:.4g}"
+        return (
+            f"{metric['name']} {value} is {share} {side} the Keras model's "
+            f"{metric['before']:.4g}, more than max_drop allows ({100 * max_drop:g})"
+        )
+    if output["drop"] is not None:
+        if output["drop"] <= limit:
+            return ""
+        return (
+            f"accuracy {100 * output['accuracy']:.2f} % is {100 * output['drop']:.2f} points "
+            f"below the Keras model, more than max_drop allows ({100 * max_drop:g})"
+        )
+    unclear = output["kind"] == "unknown"
+    if output["agreement"] is not None and 1 - output["agreement"] > limit:
+        return (
+            f"it changes {100 * (1 - output['agreement']):.2f} % of the Keras model's "
+            f"decisions, more than max_drop allows ({100 * max_drop:g} %)"
+            + ("; if these are no classes, pass labels or compile the model" if unclear else "")
+        )
+    if output["agreement"] is not None and not unclear:
+        return ""
+    if output["sqnr"] < _LEAST_SQNR:
+        return (
+            f"its outputs keep {output['sqnr']:.1f} dB of signal over noise, less than "
+            f"{_LEAST_SQNR:g} dB"
+        )
+    if output["variation"] is not None and output["variation"] < _LEAST_VARIATION:
+        return (
+            f"its outputs keep {output['variation']:.1f} dB of what changes from sample to sample "
+            f"over noise, less than {_LEAST_VARIATION:g} dB"
+        )
+    return ""
+
+
+def _drop(output: dict[str, Any]) -> float | None:
+    chosen = output.get("chosen")
+    drop = chosen[0]["lost"] if chosen else output["drop"]
+    return None if drop is None else float(drop)
+
+
+def _burden(output: dict[str, Any], max_drop: float | None) -> float:
+    # How much of what an output may lose it has lost: above 1 is too much.
+    if not output["finite"]:
+        return math.inf
+    share = _drop(output)
+    if share is None and output["agreement"] is not None:
+        share = 1 - output["agreement"]
+    burden = 0.0 if share is None else share / (max_drop or 0.01)
+    if _drop(output) is None and output["kind"] in ("values", "unknown"):
+        burden = max(burden, 10 ** ((_LEAST_SQNR - output["sqnr"]) / 20))
+        if output["variation"] is not None:
+            burden = max(burden, 10 ** ((_LEAST_VARIATION - output["variation"]) / 20))
+    return burden
+
+
+def _flags(row: dict[str, Any], float32: dict[str, Any] | None) -> list[str]:
+    flags = []
+    contents = row["contents"]
+    if contents["flex"]:
+        flags.append(f"needs TensorFlow operators (Flex): {', '.join(contents['flex'])}")
+    dense = row.get("dense")
+    if dense is not None:
+        times = row["latency_low_ms"] / dense["latency_low_ms"]
+        if times > SLOWER:
+            flags.append(f"{times:.1f} times slower than with its zeros stored")
+        elif dense["slowdown"] > SLOWER:
+            flags.append(
+                f"{dense['slowdown']:.1f} times slower than with its zeros stored where XNNPACK is "
+                "switched off"
+            )
+    if row["precision"] == "float32":
+        return flags
+    # How many weights there are of each width: bytes would make the float ones weigh more.
+    counts = {int(bits): 8 * size / int(bits) for bits, size in contents["weight_bits"].items()}
+    left = counts.get(32, 0) / max(sum(counts.values()), 1)
+    if left == 1:
+        flags.append("quantization did nothing: all weights are still 32-bit floats")
+    elif left > _FLOAT_WEIGHTS and row["precision"] != "mixed":
+        flags.append(f"{100 * left:.0f} % of its weights are still 32-bit floats")
+    if left < 1 and float32 is not None and row["bytes"] >= 0.98 * float32["bytes"]:
+        how = "hardly" if row["bytes"] < float32["bytes"] else "not"
+        flags.append(
+            f"it is {how} smaller than float32 ({row['bytes']} against {float32['bytes']} bytes)"
+        )
+    if row["precision"] in ("int8", "uint8") and contents["float_operators"]:
+        flags.append(f"computes in float: {', '.join(contents['float_operators'])}")
+    times = 0.0 if float32 is None else row["latency_low_ms"] / float32["latency_low_ms"]
+    if times > SLOWER:
+        flags.append(f"{times:.1f} times slower than float32")
+    return flags
+
+
+def best(rows: list[dict[str, Any]], objective: str) -> str | None:
+    """Return the file name of the passed row with the least of the objective, if any passed."""
+    passed = [row for row in rows if row["status"] == "passed"]
+    passed.sort(key=lambda row: [row[key] for key in ORDER[objective]])
+    return passed[0]["file"] if passed else None
+
+
+def choice(rows: list[dict[str, Any]], objective: str, targets: Sequence[str]) -> dict[str, Any]:
+    """Return the part of a manifest that says which file to take.
+
+    Args:
+        rows: Its entries.
+        objective: A key of `ORDER`.
+        targets: Names of runtimes, if only those count.
+
+    Returns:
+        `best`, and with targets `targets`, see `runtimes.chosen`.
+    """
+    if not targets:
+        return {"best": best(rows, objective)}
+    everywhere, each = device_table.chosen(rows, targets, ORDER[objective])
+    return {"best": everywhere, "targets": each}

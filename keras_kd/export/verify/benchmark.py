@@ -1,0 +1,360 @@
+"""How long one inference takes, how much memory it needs, how long a start lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import sys
+import textwrap
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_kd.export import manifest
+from keras_kd.export.checks import number
+from keras_kd.export.scratch import working_folder
+from keras_kd.export.worker_pool import run_tasks
+from keras_kd.export.writing import write_file
+from keras_kd.utils import archives
+from keras_kd.utils.escaping import plain
+from keras_kd.utils.tables import fitted
+
+TIMED = 0.05
+"""Seconds for which an export measures each file's latency, and the Keras model's."""
+
+
+def time_calls(call: Callable[[], Any], *, seconds: float = 0.3, at_least: int = 30) -> np.ndarray:
+    """Time a call again and again after a warm-up.
+
+    Args:
+        call: What to time.
+        seconds: How long to measure, after a third of it for warming up.
+        at_least: Fewest timed calls, however long they take (but no more than 20 times `seconds`).
+
+    Returns:
+        Seconds of each call.
+
+    Raises:
+        ValueError: If `seconds` is no finite number above 0.
+    """
+    number("seconds", seconds)
+    if seconds <= 0:
+        raise ValueError(f"`seconds` must be positive. Received: seconds={seconds!r}.")
+    end = time.perf_counter() + seconds / 3
+    call()
+    while time.perf_counter() < end:
+        call()
+    times: list[float] = []
+    began = time.perf_counter()
+    while True:
+        start = time.perf_counter()
+        call()
+        stop = time.perf_counter()
+        times.append(stop - start)
+        spent = stop - began
+        if (spent >= seconds and len(times) >= at_least) or spent >= 20 * seconds:
+            return np.asarray(times)
+
+
+_MOST_THREADS = 1024
+"""Of 100,000, each with a stack of its own, a machine takes minutes and gigabytes to start."""
+
+
+def bench(
+    folder: str | os.PathLike[str],
+    threads: int = 1,
+    *,
+    model: str | os.PathLike[str] | None = None,
+    seconds: float = 1.0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> BenchReport:
+    """Time every file of an export on this machine, each in a process of its own.
+
+    Args:
+        folder: What `keras_kd.export` wrote.
+        threads: Threads that a runtime may use.
+        model: The Keras model as a `.keras` file, to be timed as well (`predict_on_batch` on the
+            TensorFlow backend). Without it its latency at the time of the export is shown.
+        seconds: How long each file is measured.
+        progress: Called as `progress(stage, done, total)`.
+
+    Returns:
+        The figures.
+
+    Raises:
+        ManifestError: If the folder holds no export, or its files are not the exported ones.
+        TypeError: If `threads` is no integer, or `seconds` no number.
+        ValueError: If `threads` or `seconds` is not positive, or not finite, or there are more than
+            1,024 threads.
+        FileNotFoundError: If there is no file `model`.
+        ValueError: If `model` is no `.keras` file, or takes other inputs than the exported model.
+
+    Examples:
+        >>> print(keras_kd.export.bench("exported/digits").table())  # doctest: +SKIP
+    """
+    number("threads", threads, whole=True)
+    number("seconds", seconds)
+    if threads < 1 or seconds <= 0:
+        raise ValueError(
+            "`threads` and `seconds` must be positive. "
+            f"Received: threads={threads!r}, seconds={seconds!r}."
+        )
+    if threads > _MOST_THREADS:
+        raise ValueError(
+            f"`threads` is at most {_MOST_THREADS}: runtimes start each of them, busy or not. "
+            f"Received: threads={threads!r}; this machine has {os.cpu_count()} processors."
+        )
+    folder = Path(folder)
+    content = manifest.read(folder)
+    manifest.check_files(folder, content)
+    sample = str((folder / content["evaluation"]["file"]).resolve())
+    names = [info["name"] for info in content["model"]["inputs"]]
+    tasks = [
+        {
+            "id": f"{row['format']} {row['precision']}",
+            "path": str((folder / row["file"]).resolve()),
+            "bytes": (folder / row["file"]).stat().st_size,
+        }
+        for row in content["artifacts"]
+        if row["file"] is not None
+    ]
+    if model is not None:
+        path = Path(model)
+        _check_model(path)
+        tasks.insert(0, {"id": "keras", "path": str(path.resolve()), "bytes": path.stat().st_size})
+    rows: list[dict[str, Any]] = []
+    if model is None:
+        recorded = content["keras"]
+        rows.append(
+            {
+                **dict.fromkeys(_COLUMNS),
+                "name": "keras (at export)",
+                "bytes": recorded["bytes"],
+                "p50_ms": recorded["latency_ms"],
+            }
+        )
+    with working_folder() as scratch:
+        for i, task in enumerate(tasks):
+            if progress is not None:
+                progress("bench", i, len(tasks))
+            # A process each: peak memory only ever grows, and a cold start happens once.
+            job = {"kind": "bench"}
+            settings = {"threads": threads, "seconds": seconds, "sample": sample, "names": names}
+            result = run_tasks(job, [{**task, **settings}], scratch / str(i))[task["id"]]
+            if task["id"] == "keras" and "error" in result:
+                # It comes first: nothing was measured yet, and nothing is written.
+                raise ValueError(
+                    f"The Keras model `{path}` is not the one that was exported to "
+                    f"`{folder}`: {result['error']}. Pass the model that was exported."
+                )
+            row = {**dict.fromkeys(_COLUMNS), "name": task["id"], "bytes": task["bytes"]}
+            rows.append({**row, **{key: result[key] for key in _COLUMNS if key in result}})
+    if progress is not None:
+        progress("bench", len(tasks), len(tasks))
+    return BenchReport(rows, threads)
+
+
+def _check_model(path: Path) -> None:
+    problem = archives.file_problem(path)
+    advice = "Pass a file that `model.save('name.keras')` wrote."
+    if problem is not None:
+        raise FileNotFoundError(f"The Keras model `{path}` {problem}. {advice}")
+    try:
+        with archives.archive(path) as found:
+            known = "config.json" in found.namelist()
+    except zipfile.BadZipFile:
+        known = False
+    if not known or path.suffix != ".keras":
+        raise ValueError(f"The Keras model `{path}` is no `.keras` file. {advice}")
+
+
+_STARTS = 5
+_COLUMNS = (
+    *("name", "bytes", "p50_ms", "p90_ms", "cold_start_ms", "warm_start_ms", "peak_memory_bytes"),
+    "error",
+)
+
+
+class BenchReport:
+    """Latency, start and memory of every file.
+
+    Args:
+        rows: One dict a file: `name`, `bytes`, `p50_ms` and `p90_ms` (of one inference, batch of
+            one), `cold_start_ms` (loading the file and one inference, for the first time in the
+            process), `warm_start_ms` (the same again, median of five), `peak_memory_bytes` (more
+            than the process had before loading), `error`. What was not measured is `None`.
+        threads: Threads that the runtimes used.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], threads: int) -> None:
+        self._rows = rows
+        self.threads = threads
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the figures, one dict a file."""
+        return [dict(row) for row in self._rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"threads": self.threads, "rows": manifest.plain(self._rows)}
+
+    def table(self, width: int = 80) -> str:
+        """Return the figures as text.
+
+        Args:
+            width: Most columns of text. Below 80 the least important figures are left out, which
+                the line under them says.
+        """
+        from keras_kd.export.report.export_report import latency, size
+
+        least = {f"{self.threads} thread(s), batch of 1": 24, "size": 9, "p50 ms": 9}
+        least |= {"p90 ms": 9, "cold ms": 9, "warm ms": 9, "memory": 10}
+        cells = [
+            (
+                plain(row["name"]),
+                size(row["bytes"]),
+                *(latency(row[key]) for key in _COLUMNS[2:6]),
+                size(row["peak_memory_bytes"]),
+            )
+            for row in self._rows
+        ]
+        spare = ("warm ms", "memory", "cold ms", "p90 ms")
+        lines = fitted(
+            list(least), cells, width=width, dispensable=spare, least=list(least.values())
+        )
+        for row in self._rows:
+            if row["error"]:
+                text = plain(f"x {row['name']}: {row['error']}")
+                lines += textwrap.wrap(text, min(width, 80), subsequent_indent="    ")
+        return "\n".join(lines)
+
+    def save_csv(self, path: str | Path) -> Path:
+        """Write the figures as comma-separated values and return the path."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, fieldnames=_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        return write_file(path, buffer.getvalue())
+
+    def save_json(self, path: str | Path) -> Path:
+        """Write the figures as JSON and return the path."""
+        return write_file(path, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def save_svg(self, path: str | Path) -> Path:
+        """Write a plot of latency, starts and memory as SVG and return the path."""
+        from keras_kd.export.report.html_page import bench_figure, svg
+
+        return write_file(path, svg(bench_figure(self.rows())))
+
+    def save_png(self, path: str | Path) -> Path:
+        """Write the same plot as PNG and return the path."""
+        from keras_kd.export.report.html_page import bench_figure, png
+
+        return write_file(path, png(bench_figure(self.rows())))
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def bench_file(task: dict[str, Any]) -> dict[str, Any]:
+    """Measure one file in this process, which must be fresh.
+
+    Args:
+        task: `path`, `threads`, `seconds`, `sample` (an `.npz` with inputs `x<i>`), and the
+            `names` of the inputs in that order.
+
+    Returns:
+        `p50_ms`, `p90_ms`, `cold_start_ms`, `warm_start_ms`, `peak_memory_bytes`.
+    """
+    path = Path(task["path"])
+    arrays = archives.arrays(task["sample"])
+    feed = {name: arrays[f"x{i}"][:1] for i, name in enumerate(task["names"])}
+    if path.suffix == ".keras":
+        start = _keras_starter(path, feed)
+        _check_answers(start()(), arrays)
+    else:
+        start = _starter(path, task, feed)
+    _forget_peak()
+    before = _peak()
+    began = time.perf_counter()
+    call = start()
+    call()
+    cold = time.perf_counter() - began
+    times = time_calls(call, seconds=task["seconds"])
+    peak = _peak() - before
+    warm = []
+    for _ in range(_STARTS):
+        began = time.perf_counter()
+        start()()
+        warm.append(time.perf_counter() - began)
+    return {
+        "p50_ms": float(np.median(times)) * 1e3,
+        "p90_ms": float(np.quantile(times, 0.9)) * 1e3,
+        "cold_start_ms": cold * 1e3,
+        "warm_start_ms": float(np.median(warm)) * 1e3,
+        "peak_memory_bytes": int(peak),
+    }
+
+
+def _starter(
+    path: Path, task: dict[str, Any], feed: dict[str, np.ndarray]
+) -> Callable[[], Callable[[], Any]]:
+    # Importing the runtime is no part of a start: an app links it.
+    if path.suffix == ".tflite":
+        import ai_edge_litert.interpreter  # noqa: F401
+    else:
+        import onnxruntime  # noqa: F401
+    from keras_kd.export.formats.runtime import open_file
+
+    return lambda: open_file(path, task["threads"]).prepare(feed)
+
+
+def _keras_starter(path: Path, feed: dict[str, np.ndarray]) -> Callable[[], Callable[[], Any]]:
+    import keras
+
+    from keras_kd.export.signature import is_symbolic
+
+    def start() -> Callable[[], Any]:
+        model = keras.saving.load_model(path, compile=False)
+        graph = is_symbolic(model) and not isinstance(model, keras.Sequential)
+        flat = list(feed.values())
+        x = keras.tree.pack_sequence_as(model.input, flat) if graph else flat[0]
+        return lambda: model.predict_on_batch(x)
+
+    return start
+
+
+def _check_answers(result: Any, arrays: dict[str, np.ndarray]) -> None:
+    import keras
+
+    got = [np.shape(array) for array in keras.tree.flatten(result)]
+    want = [arrays[f"y{i}"][:1].shape for i in range(sum(name[0] == "y" for name in arrays))]
+    if got != want:
+        raise ValueError(f"its outputs have the shapes {got}, and {want} are stored")
+
+
+def _forget_peak() -> None:
+    # Importing a runtime takes more memory for a moment than a small file ever does. Linux lets a
+    # process lower its mark to what it holds now; elsewhere the mark stays.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    # Most memory that the process held since `_forget_peak`, in bytes.
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    import resource
+
+    # macOS counts in bytes, other systems in units of 1,024.
+    value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(value if sys.platform == "darwin" else 1024 * value)
