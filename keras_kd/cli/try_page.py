@@ -33,7 +33,7 @@ from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import manifest
 from keras_kd.export.report.scorecard import labels_of
 from keras_kd.export.signature import Arrays, Signature, is_symbolic, pack
-from keras_kd.export.verify import metrics, reverify
+from keras_kd.export.verification import metrics, reverify
 from keras_kd.utils import archives
 
 _PAGE = files("keras_kd.cli") / "page"

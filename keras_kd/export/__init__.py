@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from keras_kd.export.report.export_report import Artifact, Report
     from keras_kd.export.report.scorecard import Scorecard
     from keras_kd.export.target import check_folder
-    from keras_kd.export.verify.benchmark import BenchReport, bench
-    from keras_kd.export.verify.layer_noise import LayerReport
-    from keras_kd.export.verify.reverify import verify
+    from keras_kd.export.verification.benchmark import BenchReport, bench
+    from keras_kd.export.verification.layer_noise import LayerReport
+    from keras_kd.export.verification.reverify import verify
 
 _HOME = {
     "Artifact": "report.export_report",
-    "BenchReport": "verify.benchmark",
-    "LayerReport": "verify.layer_noise",
+    "BenchReport": "verification.benchmark",
+    "LayerReport": "verification.layer_noise",
     "LoadedModel": "loaded",
     "ManifestError": "manifest",
     "Report": "report.export_report",
     "Scorecard": "report.scorecard",
     "RuntimeReport": "formats.device_table",
-    "bench": "verify.benchmark",
+    "bench": "verification.benchmark",
     "check_folder": "target",
     "export_model": "exporter",
     "load": "loaded",
-    "verify": "verify.reverify",
+    "verify": "verification.reverify",
 }
 
 __all__ = [

@@ -23,10 +23,10 @@ from keras_kd.export.source.data import CALIBRATION_SAMPLES
 from keras_kd.export.staged_folder import place, staging
 from keras_kd.export.target import check_folder, check_names_free, check_writable
 from keras_kd.export.tensor_names import layer_names
-from keras_kd.export.verify import acceptance
-from keras_kd.export.verify.benchmark import TIMED
-from keras_kd.export.verify.chosen_metrics import add_chosen
-from keras_kd.export.verify.reference import (
+from keras_kd.export.verification import acceptance
+from keras_kd.export.verification.benchmark import TIMED
+from keras_kd.export.verification.chosen_metrics import add_chosen
+from keras_kd.export.verification.reference import (
     Reference,
     answer,
     check_arguments,
@@ -35,7 +35,7 @@ from keras_kd.export.verify.reference import (
     read_normalization,
     teacher_figures,
 )
-from keras_kd.export.verify.useless_files import Causes
+from keras_kd.export.verification.useless_files import Causes
 
 
 def export_model(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from keras_kd.export.verify.layer_noise import LayerReport
+from keras_kd.export.verification.layer_noise import LayerReport
 
 
 class Work(Protocol):

@@ -35,11 +35,11 @@ from keras_kd.export.absent_packages import without
 from keras_kd.export.writing import write_file
 
 _MEASURING = (
-    "keras_kd.export.verify.scores",
+    "keras_kd.export.verification.scores",
     "onnx",
     "onnxruntime",
     "ai_edge_litert.interpreter",
-    "keras_kd.export.verify.measurer",
+    "keras_kd.export.verification.measurer",
 )
 _PRELOADED = {
     "measure": _MEASURING,

@@ -61,10 +61,10 @@ def _worker(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
         return Converter(job).convert
     if job["kind"] == "bench":
-        from keras_kd.export.verify.benchmark import bench_file
+        from keras_kd.export.verification.benchmark import bench_file
 
         return bench_file
-    from keras_kd.export.verify.measurer import Measurer
+    from keras_kd.export.verification.measurer import Measurer
 
     return Measurer(job).measure
 

@@ -21,7 +21,7 @@ from keras_kd.compress import (
     sparsity,
     summary,
 )
-from keras_kd.export.verify.metrics import sqnr
+from keras_kd.export.verification.metrics import sqnr
 
 
 def numpy_fake_quant(x, low, high, bits=8):

@@ -22,7 +22,7 @@ from keras_kd.compress import (
 )
 from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.quantized_sequences import QuantizedRecurrent
-from keras_kd.export.verify.metrics import sqnr
+from keras_kd.export.verification.metrics import sqnr
 from keras_kd.models.output_kinds import outputs_of
 from keras_kd.models.taps import find, read
 

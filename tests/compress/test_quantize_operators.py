@@ -8,7 +8,7 @@ from litert_files import convert, float_compute, on_grid, run, shake
 
 from keras_kd.compress import finalize, quantize_aware, summary
 from keras_kd.compress.tflite_rounding import plain_rounding
-from keras_kd.export.verify.metrics import sqnr
+from keras_kd.export.verification.metrics import sqnr
 
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("ai_edge_litert.interpreter")

@@ -8,7 +8,7 @@ from keras import layers
 from litert_files import COMPUTE, convert, float_compute, on_grid, run, shake
 
 from keras_kd.compress import quantize_aware
-from keras_kd.export.verify.metrics import sqnr
+from keras_kd.export.verification.metrics import sqnr
 
 pytest.importorskip("tensorflow")
 pytest.importorskip("ai_edge_litert.interpreter")

@@ -18,7 +18,7 @@ from keras_kd.cli.try_page import Export
 from keras_kd.export import ManifestError, Report, manifest
 from keras_kd.export.formats.onnx import external_data
 from keras_kd.export.report import html_page
-from keras_kd.export.verify import reverify
+from keras_kd.export.verification import reverify
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"
 

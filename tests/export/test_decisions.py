@@ -7,8 +7,8 @@ from keras import layers, ops
 from sklearn import metrics as sk
 
 import keras_kd.export
-from keras_kd.export.verify import acceptance, metrics, reference, scores
-from keras_kd.export.verify.decisions import whole_numbers
+from keras_kd.export.verification import acceptance, metrics, reference, scores
+from keras_kd.export.verification.decisions import whole_numbers
 
 rng = np.random.default_rng(4)
 

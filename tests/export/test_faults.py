@@ -14,7 +14,7 @@ from keras import layers
 
 import keras_kd.export
 from keras_kd.export import warm, worker_pool
-from keras_kd.export.verify import acceptance, metrics
+from keras_kd.export.verification import acceptance, metrics
 
 X = np.random.default_rng(0).random((20, 4)).astype("float32")
 Y = np.arange(20) % 3

@@ -8,8 +8,8 @@ from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
 import keras_kd.export
-from keras_kd.export.verify import acceptance as budget
-from keras_kd.export.verify import metrics, scores, useless_files
+from keras_kd.export.verification import acceptance as budget
+from keras_kd.export.verification import metrics, scores, useless_files
 
 rng = np.random.default_rng(5)
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_kd.export.verify import metrics, reference
+from keras_kd.export.verification import metrics, reference
 
 rng = np.random.default_rng(3)
 LOGITS = rng.normal(size=(50, 4)).astype("float32")

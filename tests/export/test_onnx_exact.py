@@ -311,7 +311,7 @@ def test_the_float_arithmetic_of_a_file_is_what_its_kernels_compute(made):
                 session = onnxruntime.InferenceSession(artifact.path, options)
                 outputs += session.run(None, {session.get_inputs()[0].name: made[2]})
             # Kernels round halves otherwise; sums that saturate leave 9 to 23 dB.
-            assert keras_kd.export.verify.metrics.sqnr(*outputs) > 30
+            assert keras_kd.export.verification.metrics.sqnr(*outputs) > 30
 
 
 @pytest.mark.skipif(keras.config.backend() == "torch", reason="needs torch's own exporter")
@@ -321,7 +321,7 @@ def test_what_keras_exports_of_quantized_models_multiplies_no_integers(made, tmp
     model = onnx.load(tmp_path / "model.onnx")
     assert exact_products.products(model) == []
     (outputs,) = run(model, {model.graph.input[0].name: x})
-    assert keras_kd.export.verify.metrics.sqnr(aware.predict(x, verbose=0), outputs) > 35
+    assert keras_kd.export.verification.metrics.sqnr(aware.predict(x, verbose=0), outputs) > 35
 
 
 def test_seven_bit_training_gives_signed_weights(tmp_path):

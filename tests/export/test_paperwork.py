@@ -14,7 +14,7 @@ import pytest
 import keras_kd.export
 from keras_kd.export import checks, manifest
 from keras_kd.export.report import html_page, snippets
-from keras_kd.export.verify import benchmark
+from keras_kd.export.verification import benchmark
 
 
 def test_the_manifest_follows_its_schema(report):

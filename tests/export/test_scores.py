@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
 from keras_kd.export.signature import Signature, TensorInfo
-from keras_kd.export.verify import chosen_metrics, counting, metrics, scores
+from keras_kd.export.verification import chosen_metrics, counting, metrics, scores
 
 rng = np.random.default_rng(7)
 LOGITS = rng.normal(size=(300, 4)).astype("float32")

@@ -12,7 +12,7 @@ import keras_kd.export
 from keras_kd import compress
 from keras_kd.export import exporter, manifest
 from keras_kd.export.formats.tflite import sparsity
-from keras_kd.export.verify import acceptance
+from keras_kd.export.verification import acceptance
 
 DTYPES = {0: np.float32, 1: np.float16, 9: np.int8}
 

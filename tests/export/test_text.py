@@ -15,7 +15,7 @@ import keras_kd.export
 from keras_kd.cli.console import Terminal
 from keras_kd.export import Report, manifest
 from keras_kd.export.report import html_page, snippets
-from keras_kd.export.verify import layer_noise
+from keras_kd.export.verification import layer_noise
 from keras_kd.utils import escaping
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"

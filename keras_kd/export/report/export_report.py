@@ -11,7 +11,7 @@ from typing import Any
 from keras_kd.export import manifest
 from keras_kd.export.formats.device_table import RuntimeReport
 from keras_kd.export.report.scorecard import Scorecard, labels_of
-from keras_kd.export.verify.layer_noise import LayerReport
+from keras_kd.export.verification.layer_noise import LayerReport
 from keras_kd.export.writing import write_file
 from keras_kd.utils.escaping import plain
 from keras_kd.utils.tables import fitted

@@ -12,7 +12,7 @@ from typing import Any
 from keras_kd.export.formats.device_table import together
 from keras_kd.export.report.export_report import Report, latency, number, percent, size
 from keras_kd.export.report.scorecard import Scorecard, heading
-from keras_kd.export.verify.layer_noise import LayerReport
+from keras_kd.export.verification.layer_noise import LayerReport
 from keras_kd.utils.escaping import plain
 
 _COLORS = {"tflite": "#1f6f8b", "onnx": "#c1553b"}

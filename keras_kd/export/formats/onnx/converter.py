@@ -29,7 +29,7 @@ from keras_kd.export.source import reshapes
 from keras_kd.export.source.graph_def import make_plain, needs_plain
 from keras_kd.export.source.source_model import Source
 from keras_kd.export.tensor_names import layer_of, shorten
-from keras_kd.export.verify.metrics import lowest_sqnr
+from keras_kd.export.verification.metrics import lowest_sqnr
 
 _GOOD = 30.0
 """The SQNR in dB that signed weights are taken with, whatever unsigned ones have."""

@@ -15,7 +15,7 @@ from keras_kd.export.source import reshapes
 from keras_kd.export.source.model_files import parameter_names
 from keras_kd.export.source.source_model import Source
 from keras_kd.export.tensor_names import layer_of, shorten, unique
-from keras_kd.export.verify.metrics import lowest_sqnr
+from keras_kd.export.verification.metrics import lowest_sqnr
 
 _SAMPLES = 64
 """Calibration samples that are enough to compare two files."""

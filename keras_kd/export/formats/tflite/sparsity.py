@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.verify.acceptance import SLOWER
+from keras_kd.export.verification.acceptance import SLOWER
 
 LEAST_SAVING = 0.05
 """Share of the file that must be saved: unpacking weights takes time and memory at the start."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_kd.export.signature import Arrays
 from keras_kd.export.tensor_names import layer_of
-from keras_kd.export.verify.metrics import sqnr
+from keras_kd.export.verification.metrics import sqnr
 from keras_kd.export.writing import write_file
 from keras_kd.utils.escaping import plain
 

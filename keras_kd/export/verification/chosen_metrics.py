@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_kd.export.signature import Arrays
-from keras_kd.export.verify import scores
-from keras_kd.export.verify.metrics import UNLABELED, is_probability, judged, spread, squeeze
+from keras_kd.export.verification import scores
+from keras_kd.export.verification.metrics import UNLABELED, is_probability, judged, spread, squeeze
 
 if TYPE_CHECKING:
-    from keras_kd.export.verify.reference import Reference
+    from keras_kd.export.verification.reference import Reference
 
 _BATCH = 4096
 """Rows that a Keras metric is given at once."""

@@ -15,10 +15,10 @@ from keras_kd.export.jobs import Progress, measure
 from keras_kd.export.report.export_report import Report
 from keras_kd.export.scratch import working_folder
 from keras_kd.export.signature import Signature
-from keras_kd.export.verify import acceptance, metrics
-from keras_kd.export.verify.chosen_metrics import add_chosen, again
-from keras_kd.export.verify.reference import Reference, judged
-from keras_kd.export.verify.useless_files import Causes
+from keras_kd.export.verification import acceptance, metrics
+from keras_kd.export.verification.chosen_metrics import add_chosen, again
+from keras_kd.export.verification.reference import Reference, judged
+from keras_kd.export.verification.useless_files import Causes
 from keras_kd.utils import archives
 
 

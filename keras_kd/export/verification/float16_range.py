@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_kd.export.formats.scales import readers
 from keras_kd.export.signature import Arrays
-from keras_kd.export.verify.layer_noise import onnx_tensors, tflite_tensors
+from keras_kd.export.verification.layer_noise import onnx_tensors, tflite_tensors
 
 GREATEST = 65_504.0
 LEAST = 2.0**-25

@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_kd.export.signature import Arrays
 from keras_kd.export.tensor_names import layer_of
-from keras_kd.export.verify.layer_noise import LayerReport
-from keras_kd.export.verify.metrics import STILL
+from keras_kd.export.verification.layer_noise import LayerReport
+from keras_kd.export.verification.metrics import STILL
 
 LEAST_SIGNAL = 5.0
 """Decibels of signal over noise below which a file's answers are more noise than anything else."""

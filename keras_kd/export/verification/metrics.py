@@ -396,7 +396,7 @@ def compare(
             **(still_columns(reference, got, counted) if finite else {}),
         }
         if scores and finite:
-            from keras_kd.export.verify.scores import scores as measured
+            from keras_kd.export.verification.scores import scores as measured
 
             rows[name]["scores"] = measured(got, truth, kind, probabilities, weight)
     return {
@@ -441,7 +441,7 @@ def _decided(
         "finite": True,
     }
     if scored:
-        from keras_kd.export.verify.scores import scores
+        from keras_kd.export.verification.scores import scores
 
         row["scores"] = scores(got, labels, "decisions", False, weights)
     return row

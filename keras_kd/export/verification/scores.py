@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.verify.metrics import decide, judged, spread, squeeze
+from keras_kd.export.verification.metrics import decide, judged, spread, squeeze
 
 MOST_CLASSES = 256
 """Classes up to which each has figures of its own."""

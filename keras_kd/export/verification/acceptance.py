@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_kd.export.formats import device_table
-from keras_kd.export.verify import useless_files
+from keras_kd.export.verification import useless_files
 
 # Largest difference from the Keras model over the largest output, and lowest SQNR in dB, that
 # rounding explains. A lost activation or a misread weight lies far beyond.

@@ -12,10 +12,16 @@ import numpy as np
 from keras_kd.export.checks import check_model, names, number
 from keras_kd.export.signature import Arrays, Signature, describe, is_symbolic, pack
 from keras_kd.export.source import data
-from keras_kd.export.verify import counting, metrics
-from keras_kd.export.verify.benchmark import TIMED, time_calls
-from keras_kd.export.verify.chosen_metrics import Chosen, by_output, check_metrics, measure, resolve
-from keras_kd.export.verify.decisions import whole_numbers
+from keras_kd.export.verification import counting, metrics
+from keras_kd.export.verification.benchmark import TIMED, time_calls
+from keras_kd.export.verification.chosen_metrics import (
+    Chosen,
+    by_output,
+    check_metrics,
+    measure,
+    resolve,
+)
+from keras_kd.export.verification.decisions import whole_numbers
 from keras_kd.utils import archives
 
 STORED_SAMPLES = 256
