@@ -260,12 +260,12 @@ def test_without_forks_a_process_does_one_job(tmp_path, monkeypatch):
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-from keras_kd.export import process, warm
+from keras_kd.export import warm, worker_pool
 
 given, scratch = json.loads(sys.argv[1]), Path(sys.argv[2])
 
 def run(name, **changes):
-    run = process.Run({**given["job"], **changes}, given["tasks"], scratch / name)
+    run = worker_pool.Run({**given["job"], **changes}, given["tasks"], scratch / name)
     while not run.advance():
         if (scratch / name / "measure-1" / "began").exists() and changes:
             return
@@ -357,7 +357,7 @@ def test_verifying_imports_neither_tensorflow_nor_scikit_learn():
     import sys
     from pathlib import Path
     from keras_kd.cli.app import run
-    from keras_kd.export import process, server, worker
+    from keras_kd.export import server, worker, worker_pool
     server._preload("measure")
     class Here:
         def __init__(self, kind, box, memory):
@@ -366,7 +366,7 @@ def test_verifying_imports_neither_tensorflow_nor_scikit_learn():
             return 0
         def wait(self):
             pass
-    process.start = Here
+    worker_pool.start = Here
     assert run(["verify", sys.argv[1], "--quiet"]) == 0
     heavy = ("tensorflow", "keras", "jax", "torch", "scipy", "sklearn", "matplotlib", "pandas")
     print([name for name in heavy if name in sys.modules])

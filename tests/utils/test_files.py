@@ -11,9 +11,9 @@ from keras_kd.utils import files
 
 PROGRAM = """
 import os, sys, time
-from keras_kd import atomic
+from keras_kd.utils import files
 
-with atomic.{writer}(sys.argv[1]) as given:
+with files.{writer}(sys.argv[1]) as given:
     if isinstance(given, os.PathLike):
         with open(given, "wb") as file:
             file.write(b"half")

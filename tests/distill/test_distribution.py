@@ -51,7 +51,7 @@ print(json.dumps(results))
 
 def test_two_replicas_train_and_report_like_one():
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(Path(__file__).parent)],
+        [sys.executable, "-c", PROGRAM, str(Path(__file__).parents[1])],
         capture_output=True,
         text=True,
         timeout=300,
