@@ -1,7 +1,6 @@
 """Files that are there whole or not at all, on a disk or behind a URL."""
 
 import contextlib
-import difflib
 import hashlib
 import os
 import pathlib
@@ -9,7 +8,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from keras_kd.cache import remote
@@ -219,9 +218,3 @@ class Local:
                 while piece := source.read(1 << 22):
                     target.write(piece)
         return copy
-
-
-def close_names(name: str, known: Iterable[str]) -> str:
-    """A hint at names like the one that was not found."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(f'`{match}`' for match in close)}?" if close else ""

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.cache import join_arrays as rows
-from keras_kd.cache import join_datasets, reader, samples, storage
+from keras_kd.cache import join_datasets, reader, samples
 from keras_kd.cache.layout import Output
 from keras_kd.cache.reader import Records
 from keras_kd.models import meaning
@@ -17,6 +17,7 @@ from keras_kd.models.model_reader import Answer
 from keras_kd.teachers import resolve
 from keras_kd.teachers.mixtures import mixture_weights, of_units, returned
 from keras_kd.teachers.model import Teacher
+from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.masks import with_joint_mask, with_keras_mask
 from keras_kd.utils.types import Tensor
 
@@ -145,7 +146,7 @@ class CachedTeacher(Teacher):
                 raise ValueError(
                     f"`{path}` is not in the cache `{self.caches[0].root}`, which holds "
                     f"{', '.join(f'`{tap}`' for tap in held) or 'no layers'}."
-                    + storage.close_names(path, held)
+                    + did_you_mean(path, held, most=3)
                     + " Write the cache again with `taps=[...]`."
                 )
 

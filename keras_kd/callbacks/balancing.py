@@ -1,11 +1,12 @@
 """Weights of the terms of the objective, from what the terms are worth as training goes on."""
 
-import difflib
 import math
 from typing import Any
 
 import keras
 from keras import ops
+
+from keras_kd.utils.errors import did_you_mean
 
 METHODS = ("uncertainty", "gradient_norm")
 
@@ -66,10 +67,9 @@ class LossBalancing(keras.callbacks.Callback):
     def __init__(self, method: str = "uncertainty", data: Any = None, every: int = 100) -> None:
         super().__init__()
         if method not in METHODS:
-            close = difflib.get_close_matches(str(method), METHODS, n=1)
             raise ValueError(
                 f"`method` of `LossBalancing` is one of {', '.join(map(repr, METHODS))}. "
-                f"Received: method={method!r}." + (f" Did you mean {close[0]!r}?" if close else "")
+                f"Received: method={method!r}." + did_you_mean(method, METHODS, quote="'")
             )
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import keras
 
 from keras_kd.models.graph import is_graph
 from keras_kd.models.weight_wrapper import base_layer, every_layer, kernels
+from keras_kd.utils.errors import did_you_mean
 
 
 def require_graph(model: keras.Model, action: str) -> None:
@@ -61,11 +61,9 @@ def look_up(model: keras.Model, name: str, argument: str) -> Any:
     known = paths(model)
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"Did you mean `{close[0]}`? " if close else ""
     raise ValueError(
-        f"`{name}` in `{argument}` is not a layer of `{model.name}`. {hint}Nested layers are named "
-        "by path, `backbone/block3`."
+        f"`{name}` in `{argument}` is not a layer of `{model.name}`.{did_you_mean(name, known)} "
+        "Nested layers are named by path, `backbone/block3`."
     )
 
 

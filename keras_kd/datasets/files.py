@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from keras_kd.datasets.dataset import Array, Dataset, Pair, assemble
 from keras_kd.utils import archives
+from keras_kd.utils.errors import did_you_mean
 
 
 def load(path: str | os.PathLike[str]) -> Dataset:
@@ -83,8 +83,8 @@ def _check_names(path: str, names: list[str], required: Iterable[str]) -> None:
     if not missing:
         return
     spare = [name for name in names if name not in required]
-    close = difflib.get_close_matches(missing[0], spare, n=1)
-    guess = f" Did you mean `{close[0]}`? Then rename it." if close else ""
+    hint = did_you_mean(missing[0], spare)
+    guess = f"{hint} Then rename it." if hint else ""
     raise ValueError(
         f"`{path}` lacks {_listed(missing)}: it holds {_listed(names) or 'no arrays'}.{guess}"
     )

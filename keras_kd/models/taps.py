@@ -11,7 +11,6 @@ models alike, the model is run once, and nothing of it is rebuilt or copied.
 """
 
 import contextlib
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ import keras
 from keras import ops
 
 from keras_kd.models import attention
+from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.masks import keras_mask, with_keras_mask
 
 KINDS = ("output", "input", "preactivation", *attention.PARTS, "scores")
@@ -69,7 +69,7 @@ def find(model: Any, path: str, side: str) -> Tap:
     if kind not in KINDS:
         raise ValueError(
             f"`{path}` asks for `{kind}` of a layer. Expected one of {', '.join(KINDS)}."
-            + _close(kind, KINDS)
+            + did_you_mean(kind, KINDS, most=3)
         )
     found = model
     for segment in layers.split("/"):
@@ -85,7 +85,7 @@ def find(model: Any, path: str, side: str) -> Tap:
             raise ValueError(
                 f"`{segment}`{f' of `{path}`' if segment != path else ''} is not a layer of the "
                 f"{side} `{found.name}`."
-                + _close(segment, by_name)
+                + did_you_mean(segment, by_name, most=3)
                 + _elsewhere(model, segment)
                 + " Nested layers are named by path, `backbone/block3`."
             )
@@ -116,11 +116,6 @@ def _operation(model: Any, name: str) -> Any:
         if operation.name == name:
             return operation
     return None
-
-
-def _close(name: str, names: Any) -> str:
-    matches = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(f'`{m}`' for m in matches)}?" if matches else ""
 
 
 def _elsewhere(model: Any, name: str) -> str:

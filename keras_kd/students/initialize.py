@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from keras_kd.students.align import aligned
 from keras_kd.students.shrink import require_graph
 from keras_kd.students.widths import Dim, Site, Width, expand, trace, variable_at, weight_at
 from keras_kd.utils import tables
+from keras_kd.utils.errors import did_you_mean
 
 CHOICES = ("every_other", "names", "importance")
 
@@ -131,10 +131,9 @@ def initialize_from(
     elif layers == "importance":
         plan = _by_importance(student, teacher, norm)
     else:
-        close = difflib.get_close_matches(layers, CHOICES, n=1)
         raise ValueError(
             f"`layers={layers!r}` is unknown. Expected a mapping, or one of "
-            f"{', '.join(map(repr, CHOICES))}." + (f" Did you mean {close[0]!r}?" if close else "")
+            f"{', '.join(map(repr, CHOICES))}." + did_you_mean(layers, CHOICES, quote="'")
         )
     if not any(step.values for step in plan):
         raise ValueError(

@@ -1,6 +1,5 @@
 """The teacher at inference speed: a private copy, folded and in lower precision."""
 
-import difflib
 import math
 import statistics
 import time
@@ -18,6 +17,7 @@ from keras_kd.models.graph import give_weights
 from keras_kd.models.model_reader import Answer, Reader
 from keras_kd.teachers.ensemble import Ensemble
 from keras_kd.teachers.model import ModelTeacher, Teacher
+from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.masks import with_joint_mask
 
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
@@ -44,10 +44,9 @@ def at_precision(teacher: Teacher | None, precision: str) -> Teacher | None:
             a model cannot be copied.
     """
     if precision not in PRECISIONS:
-        close = difflib.get_close_matches(str(precision), PRECISIONS, n=1)
         raise ValueError(
             f"`teacher_precision` is one of {', '.join(map(repr, PRECISIONS))}. Received: "
-            f"{precision!r}." + (f" Did you mean {close[0]!r}?" if close else "")
+            f"{precision!r}." + did_you_mean(precision, PRECISIONS, quote="'")
         )
     if precision == "float32" or teacher is None:
         return teacher

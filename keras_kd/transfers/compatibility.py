@@ -1,6 +1,5 @@
 """Losses and outputs that do not fit together: one clear error each, before any work starts."""
 
-import difflib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import keras
 
 from keras_kd.models import meaning, output_kinds
 from keras_kd.utils.checks import per_output
+from keras_kd.utils.errors import did_you_mean
 
 _CROSSENTROPIES = (
     keras.losses.categorical_crossentropy,
@@ -195,11 +195,10 @@ def keras_loss(loss: Any) -> Any:
             return keras.losses.get(loss)
         except ValueError:
             names = [name for name in dir(keras.losses) if not name.startswith("_")]
-            close = difflib.get_close_matches(loss, names, n=1)
             raise TypeError(
                 "`loss` of a transfer is a loss of `keras_kd.losses`, a `keras.losses.Loss`, the "
                 f"name of one of Keras, or a function. Received: loss={loss!r}, which Keras does "
-                "not know." + (f" Did you mean {close[0]!r}?" if close else "")
+                "not know." + did_you_mean(loss, names, quote="'")
             ) from None
     if isinstance(loss, dict):
         return keras.losses.get(loss)

@@ -5,7 +5,6 @@ channels)` or `(batch, depth, height, width, channels)`. A dimension that is `No
 before a batch arrives; it counts as equal to the other side's.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Shape, Tensor
 
 PROJECTORS = ("auto", "linear", "conv", "pool", "tokens", "mlp")
@@ -28,11 +28,10 @@ class _CannotJoinError(ValueError):
 def require_kind(kind: str) -> None:
     """Raise `ValueError` unless `kind` names a projector."""
     if kind not in PROJECTORS:
-        matches = difflib.get_close_matches(kind, PROJECTORS, n=1)
         raise ValueError(
             f"`projector={kind!r}` is unknown. Expected None, "
             f"{', '.join(repr(k) for k in PROJECTORS)} or a layer."
-            + (f" Did you mean {matches[0]!r}?" if matches else "")
+            + did_you_mean(kind, PROJECTORS, quote="'")
         )
 
 

@@ -1,6 +1,5 @@
 """Bad input found before any work starts: one clear error each."""
 
-import difflib
 import math
 import os
 import zipfile
@@ -14,14 +13,14 @@ from keras import ops
 
 from keras_kd.utils import archives
 from keras_kd.utils.data import are_arrays
+from keras_kd.utils.errors import did_you_mean
 
 
 def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> None:
     """Raise `ValueError` for a key that is not known, with close matches."""
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(key, known, quote="'")
             raise ValueError(
                 f"`{argument}` has the unknown key {key!r}. Expected "
                 f"{', '.join(repr(k) for k in known) or 'no keys'}.{hint}"
