@@ -96,7 +96,9 @@ def choose(
     train, held = _split(rows.count)
     teacher_inputs, student_inputs = distiller.teacher_inputs, distiller.student_inputs
     from_logits = distiller._setup.from_logits
-    fit = {name: arguments[name] for name in ("class_weight", "shuffle") if name in arguments}
+    fit: dict[str, Any] = {
+        name: arguments[name] for name in ("class_weight", "shuffle") if name in arguments
+    }
     keep = ("run_eagerly", "steps_per_execution", "jit_compile", "auto_scale_loss", "loss_weights")
     student = distiller.student
     with _unharmed(student, rows.taken(slice(0, 2)).x, student_inputs), distiller._scope():

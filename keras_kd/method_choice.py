@@ -9,6 +9,7 @@ only where the lower bound of what it gains over plain training is above zero.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from keras_kd import checks, endings, meaning, paired
 from keras_kd.candidates import PLAIN, Candidate, Made, Situation
 from keras_kd.row_errors import RowErrors, row_errors
-from keras_kd.table import render
+from keras_kd.table import fitted
 from keras_kd.training_rows import Rows
 
 MOST_FEATURES = 1 << 30
@@ -72,7 +73,7 @@ class Setting:
         single = len(output) == 1
         return Situation(
             hard=self.hard,
-            told=_meanings(student, self.hard)[0] if single else None,
+            told=meanings(student, self.hard)[0] if single else None,
             classes=int(output[0].shape[-1]) if single else None,
             student=student,
             teacher=teacher,
@@ -152,12 +153,13 @@ def errors_of(student: Any, answers: Sequence[Any], rows: Rows, hard: Any) -> Ro
     template = endings.output_template(student)
     labels = checks.per_output(rows.y, template)
     weight = None if rows.weight is None else checks.per_output(rows.weight, template)
-    told = _meanings(student, hard)
+    told = meanings(student, hard)
     losses = checks.per_output(hard, template)
     return row_errors(told, answers, labels, losses, weight)
 
 
-def _meanings(student: Any, hard: Any) -> list[str | None]:
+def meanings(student: Any, hard: Any) -> list[str | None]:
+    """What each flat output of a model means, see `keras_kd.meaning`."""
     losses = checks.per_output(hard, endings.output_template(student))
     kinds = [output.kind for output in endings.outputs_of(student)]
     kinds += ["unknown"] * (len(losses) - len(kinds))
@@ -260,21 +262,28 @@ class MethodChoice:
         Args:
             width: Most columns of text.
         """
-        unit = "" if self.regression else " %"
-        columns = ["Method", f"Error{unit}", "Gain", "Lower bound", "Seeds", "s", ""]
+        headings = ["", "error" if self.regression else "error %", "gain", "lower bound", "seeds"]
+        rows = self.rows()
         cells = [
             [
                 ("* " if row["best"] else "  ") + row["method"],
                 _spread(row["error"], row["std"], self.scale),
                 _signed(row["gain"], self.scale),
                 _signed(row["bound"], self.scale),
-                row["seeds"],
+                str(row["seeds"]),
                 f"{row['seconds']:.1f}",
-                row["reason"],
             ]
-            for row in self.rows()
+            for row in rows
+            if row["seeds"]
         ]
-        return f"{render(columns, cells, width=width)}\n\n{self.verdict}"
+        lines = fitted([*headings, "s"], cells, width=width, dispensable=("s", "seeds"))
+        lines += ["", *textwrap.wrap(self.verdict, width)]
+        for row in rows:
+            if row["reason"]:
+                lines += textwrap.wrap(
+                    f"- {row['method']}: {row['reason']}", width, subsequent_indent="  "
+                )
+        return "\n".join(lines)
 
     @property
     def scale(self) -> float:
@@ -368,7 +377,7 @@ def choose(
                     alive.remove(method)
                     total -= len(seeds) - 1
     tell("", total, total)
-    told = _meanings(setting.make_student(seeds[0]), setting.hard)
+    told = meanings(setting.make_student(seeds[0]), setting.hard)
     regression = not any(kind in (meaning.CLASSES, meaning.INDEPENDENT) for kind in told)
     choice = MethodChoice(list(tried.values()), regression)
     choice.student = kept.get(choice.best, (0.0, None))[1]

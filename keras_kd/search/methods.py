@@ -177,10 +177,16 @@ def _kept(
         "validation": task.digest(held.x, held.y, held.weight),
         "settings": list(settings),
         "loss": meaning.name_of(setting.hard),
-        "optimizer": record.plain(setting.make_optimizer().get_config()),
+        "optimizer": _settings_of(setting.make_optimizer()),
     }
     place = record.opened(folder, "methods", about)
     yield place / "answers", _Known(place)
+
+
+def _settings_of(optimizer: Any) -> dict[str, Any]:
+    """What makes an optimizer what it is: its name differs from one to the next."""
+    config = record.plain(optimizer.get_config())
+    return {name: value for name, value in config.items() if name != "name"}
 
 
 class _Known(MutableMapping[tuple[str, int], RowErrors]):

@@ -43,7 +43,7 @@ def opened(folder: str | os.PathLike[str], kind: str, about: dict[str, Any]) -> 
     # Two processes that begin at once must not both think that they were first.
     with atomic.claimed(place / f"{FILE}.lock", lambda owner: _BUSY.format(place, owner), 60.0):
         if (place / FILE).exists():
-            _require_same(_read(place / FILE), said, place)
+            _require_same(read(place / FILE), said, place)
             return place
         names = [name for name in os.listdir(place) if not name.startswith(FILE)]
         if names:
@@ -60,7 +60,15 @@ def opened(folder: str | os.PathLike[str], kind: str, about: dict[str, Any]) -> 
 _BUSY = "The folder `{}` is being opened by process {}. Call this again in a moment."
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """Read what a folder says of itself.
+
+    Args:
+        path: The file in it.
+
+    Raises:
+        ValueError: If it is damaged, or the record of something else.
+    """
     try:
         found = json.loads(archives.read_bytes(path))
     except (ValueError, RecursionError) as error:
