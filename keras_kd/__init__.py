@@ -28,6 +28,7 @@ _MODULES = (
     "datasets",
     "export",
     "losses",
+    "search",
     "students",
     "teachers",
 )

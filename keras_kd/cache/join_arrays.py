@@ -108,6 +108,32 @@ def for_evaluation(
     return rows.dataset(), None, None, None
 
 
+def of_known_rows(
+    teacher: Any, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
+) -> tuple[Any, Any, int | None, dict[str, Any]]:
+    """What `keras.Model.fit` is given for arrays whose rows are known to be the teacher's.
+
+    Args:
+        teacher: Fetches and views rows by their place in these arrays; `count` of them.
+        x: What `fit` was given.
+        y: Labels.
+        batch_size: Samples a step.
+        arguments: The other arguments of `fit`.
+
+    Returns:
+        The same four.
+    """
+    arguments = dict(arguments)
+    data = _row_data(x, y, arguments.pop("sample_weight", None))
+    classes = arguments.pop("class_weight", None)
+    if classes is not None:
+        data = (*data[:2], _class_weights(classes, data[1], data[2]))
+    shuffle = arguments.pop("shuffle", True)
+    arguments["shuffle"] = False
+    rows = _Rows(teacher, data, range(teacher.count), batch_size or 32, shuffle)
+    return rows.dataset(), None, None, arguments
+
+
 def _row_data(x: Any, y: Any, weight: Any) -> Any:
     """Arrays `(x, y, sample_weight)` as Keras would take them."""
     if weight is not None and keras.tree.is_nested(y) and not keras.tree.is_nested(weight):

@@ -10,6 +10,7 @@ from keras import ops
 from keras_kd import backends, teachers
 from keras_kd.distill import (
     agreement,
+    auto,
     hooks,
     label_checks,
     monitor,
@@ -23,6 +24,7 @@ from keras_kd.distill import batch as step
 from keras_kd.distill import batch_transform as transform
 from keras_kd.distill import penalties as penalty_terms
 from keras_kd.distill.diagnostics import Measured
+from keras_kd.distill.method_choice import MethodChoice
 from keras_kd.distill.preparation import Prepared
 from keras_kd.distill.saving import Saved
 from keras_kd.distill.shared_layers import Guarded
@@ -102,6 +104,10 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         - [Hinton et al., 2015](https://arxiv.org/abs/1503.02531), section 2
     """
 
+    chooses_method = False
+    """Whether the next `fit` begins with choosing the method."""
+    method_choice: MethodChoice | None = None
+    """What `compile(distillation_loss="auto")` found, once `fit` has chosen."""
     # Read by properties while Keras is still constructing the model.
     _books: step.Books | None = None
     # Keras's own, made by `make_train_function` and `make_test_function`.
@@ -210,7 +216,10 @@ class Distiller(Guarded, Prepared, Measured, Saved):
                 are reduced as the hard loss is, by `"sum"` too.
                 Without any hard loss, `SoftTargets()` for several linear units.
                 Regressions, and outputs of which nothing tells what they mean,
-                are refused: name their loss, as `LogitMSE()`.
+                are refused: name their loss, as `LogitMSE()`. `"auto"` tries several methods
+                on a tenth of the training rows at the start of the first `fit`, plain training
+                among them, and takes the one that is better beyond chance: see
+                `keras_kd.search.best_method`; `method_choice` then holds what it found.
             alpha: Weight of the hard loss in `[0, 1]`; the distillation loss
                 has `1 - alpha`. Defaults to 0.5.
             temperature: Positive float, dimensionless, for every loss that has
@@ -248,6 +257,17 @@ class Distiller(Guarded, Prepared, Measured, Saved):
                 called as one.
         """
         setup = self._setup
+        chooses = auto.asked(
+            distillation_loss,
+            alpha=alpha,
+            temperature=temperature,
+            student_loss_weight=student_loss_weight,
+            distillation_loss_weight=distillation_loss_weight,
+            penalties=penalties,
+            batch_transform=batch_transform,
+        )
+        if chooses:
+            distillation_loss = auto.stand_in(loss)
         checks.weights(alpha, student_loss_weight, distillation_loss_weight, loss is not None)
         if temperature is not None:
             checks.temperature(temperature)
@@ -282,6 +302,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         # Keras keeps the loss and metrics of an earlier `compile` beside `None`.
         self.loss, self._compile_loss, self._compile_metrics = None, None, None
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+        self.chooses_method, self.method_choice = chooses, None
 
     def _known_variables(self) -> set[int]:
         """Identities of the variables of the distiller and the teacher, but for those of hooks."""
@@ -559,6 +580,8 @@ class Distiller(Guarded, Prepared, Measured, Saved):
                 "`student.trainable = True`, or give it layers that it does not share with the "
                 "teacher."
             )
+        if self.chooses_method:
+            auto.choose(self, x, y, batch_size, epochs, verbose, kwargs)
         setup.arrays = None
         setup.trains_on = functools.partial(settings.of_data, x, y, batch_size, dict(kwargs))
         if self.compiled:

@@ -1,0 +1,222 @@
+"""`compile(distillation_loss="auto")`: the method is chosen at the start of the first `fit`.
+
+A tenth of the training rows is held out; every candidate trains the student on the others, from the
+weights that it has, for the epochs that `fit` was asked for; then the student has its first weights
+again, and trains on all rows by the method that was chosen. See `keras_kd.distill.method_choice`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_kd.cache.asked_once import SomeRows, asked_once
+from keras_kd.cache.teacher import CachedTeacher
+from keras_kd.distill import method_choice
+from keras_kd.distill.candidates import CANDIDATES, Situation
+from keras_kd.distill.method_choice import MethodChoice, Setting
+from keras_kd.distill.training_rows import read
+from keras_kd.losses import LogitMSE
+from keras_kd.models import meaning
+
+NAME = "auto"
+SEEDS = 3
+HELD_OUT = 0.1
+LEAST = 10
+"""Rows that are held out at least: of fewer every single one decides."""
+
+
+def asked(distillation_loss: Any, **others: Any) -> bool:
+    """Whether `compile` is to choose the method, checked as far as it can be before there are data.
+
+    Args:
+        distillation_loss: As given to `compile`.
+        **others: The arguments of `compile` that the choice leaves no room for, by name.
+
+    Raises:
+        ValueError: If one of them is given too.
+    """
+    if not isinstance(distillation_loss, str) or distillation_loss != NAME:
+        return False
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(
+                f'`distillation_loss="{NAME}"` chooses the weights and temperatures too, and tries '
+                f"the methods alone. Received: {name}={value!r}. Leave `{name}` out, or name the "
+                "distillation loss."
+            )
+    return True
+
+
+def stand_in(loss: Any) -> Any:
+    """What is compiled until the choice: `compile`'s default, which a regression has not."""
+    return LogitMSE() if meaning.of_loss(loss) == meaning.VALUES else None
+
+
+def choose(
+    distiller: Any,
+    x: Any,
+    y: Any,
+    batch_size: int | None,
+    epochs: int,
+    verbose: Any,
+    arguments: dict[str, Any],
+) -> MethodChoice:
+    """Choose the method for this training and compile the distiller for it.
+
+    Args:
+        distiller: Compiled with `distillation_loss="auto"`.
+        x: What `fit` was given.
+        y: Labels.
+        batch_size: Samples a step.
+        epochs: Index of the epoch at which training ends.
+        verbose: As for `fit`: 0 says nothing.
+        arguments: The other arguments of `fit`.
+
+    Returns:
+        The choice, which is also `distiller.method_choice`.
+
+    Raises:
+        ValueError: If there are no labels, too few rows, or the data cannot be read twice.
+    """
+    compiled = dict(distiller._setup.compiled_with)
+    given = distiller.teacher
+    if given is None or compiled["loss"] is None:
+        raise ValueError(
+            f'`distillation_loss="{NAME}"` compares methods by the labels, and needs a teacher and '
+            "a hard `loss`. Pass both, or name the distillation loss."
+        )
+    rows, numbers, size = read(x, y, arguments, f'`distillation_loss="{NAME}"`')
+    batch_size = batch_size or size or 32
+    train, held = _split(rows.count)
+    teacher_inputs, student_inputs = distiller.teacher_inputs, distiller.student_inputs
+    from_logits = distiller._setup.from_logits
+    fit: dict[str, Any] = {
+        name: arguments[name] for name in ("class_weight", "shuffle") if name in arguments
+    }
+    keep = ("run_eagerly", "steps_per_execution", "jit_compile", "auto_scale_loss", "loss_weights")
+    student = distiller.student
+    with _unharmed(student, rows.taken(slice(0, 2)).x, student_inputs), distiller._scope():
+        setting = Setting(
+            distiller=type(distiller),
+            make_student=_Again(student),
+            train=rows.taken(train),
+            validation=rows.taken(held),
+            hard=compiled["loss"],
+            make_optimizer=lambda: _fresh(distiller.optimizer),
+            epochs=max(1, epochs - arguments.get("initial_epoch", 0)),
+            batch_size=batch_size,
+            made_with={"student_inputs": student_inputs, "from_logits": dict(from_logits)},
+            compiled_with={name: compiled[name] for name in keep if name in compiled},
+            fitted_with=fit,
+        )
+        mapped = teacher_inputs is not None or student_inputs is not None
+        model = None if mapped else method_choice.model_of(given)
+
+        def situation(student: Any) -> Situation:
+            return setting.situation(student, model)
+
+        methods = method_choice.prepared(CANDIDATES, situation(student), len(train))
+        if verbose != 0:
+            stored = isinstance(given, CachedTeacher)
+            print(f"{NAME}: {method_choice.cost(methods, SEEDS, setting, not stored)}")
+        with tempfile.TemporaryDirectory(prefix="keras_kd-auto-") as folder:
+            taps = method_choice.taps_of(methods)
+            if isinstance(given, CachedTeacher):
+                numbers = np.arange(rows.count) if numbers is None else numbers
+                teacher: Any = SomeRows(given, numbers[train])
+            else:
+                teacher = asked_once(
+                    distiller._setup.teacher,
+                    setting.train.x,
+                    folder,
+                    taps=taps,
+                    teacher_inputs=teacher_inputs,
+                    from_logits=from_logits.get("teacher"),
+                )
+            choice = method_choice.choose(
+                setting, methods, teacher, range(SEEDS), situation=situation
+            )
+            choice.student = None
+    final = choice.arguments
+    if "distillation_loss" not in final:
+        final = {**final, "distillation_loss": stand_in(compiled["loss"])}
+    distiller.compile(optimizer=distiller.optimizer, **{**compiled, **final})
+    distiller.method_choice = choice
+    if verbose != 0:
+        print(f"{NAME}: {choice.verdict}.")
+    return choice
+
+
+class _Again:
+    """The student itself, with its first weights each time."""
+
+    def __init__(self, student: Any) -> None:
+        self.student = student
+        self.values = _values(student)
+
+    def __call__(self, seed: int) -> Any:
+        _assign(self.student, self.values)
+        return self.student
+
+
+def _values(model: Any) -> list[np.ndarray]:
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in model.variables]
+
+
+def _assign(model: Any, values: Sequence[np.ndarray]) -> None:
+    for variable, value in zip(model.variables, values, strict=True):
+        variable.assign(value)
+
+
+@contextlib.contextmanager
+def _unharmed(student: Any, x: Any, student_inputs: Any) -> Iterator[None]:
+    """Leave the student, and the generators of random numbers, as if nothing had happened.
+
+    TensorFlow's own generator cannot be read; where NumPy's was seeded, what it is seeded with
+    follows from that.
+    """
+    if not student.built:
+        student(student_inputs(x) if student_inputs else x)
+    values = _values(student)
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        _assign(student, values)
+        np.random.set_state(numbers)
+        keras.utils.set_random_seed(int(np.random.randint(2**31)))
+        random.setstate(python)
+        np.random.set_state(numbers)
+
+
+def _fresh(optimizer: Any) -> Any:
+    """Another optimizer of the same settings."""
+    try:
+        return type(optimizer).from_config(optimizer.get_config())
+    except Exception as error:
+        # Whatever a class of the user's own raises.
+        raise ValueError(
+            f'`distillation_loss="{NAME}"` makes an optimizer like the given one for every '
+            f"training, and `{type(optimizer).__name__}` cannot be made from its config: {error}. "
+            "Register its classes with `keras.saving.register_keras_serializable`, or name the "
+            "distillation loss."
+        ) from error
+
+
+def _split(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers to train on, and those held out, by a fixed seed."""
+    held = round(HELD_OUT * count)
+    if held < LEAST:
+        raise ValueError(
+            f'`distillation_loss="{NAME}"` holds out a tenth of the training rows, at least '
+            f"{LEAST} of them. Received: {count} rows. Pass more, or name the distillation loss."
+        )
+    order = np.random.default_rng(0).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])

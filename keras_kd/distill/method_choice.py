@@ -1,0 +1,483 @@
+"""Methods tried on rows that were held out, under equal chances, and what is chosen of them.
+
+Every candidate trains the same student from the same seeds on the same batches; the teacher is
+asked once for all of them. Plain training is among them and wins ties: another method is chosen
+only where the lower bound of what it gains over plain training is above zero.
+`keras_kd.search.best_method` and `compile(distillation_loss="auto")` are two doors to this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+import time
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_kd.distill.candidates import PLAIN, Candidate, Made, Situation
+from keras_kd.distill.row_errors import RowErrors, row_errors
+from keras_kd.distill.training_rows import Rows
+from keras_kd.models import meaning, output_kinds
+from keras_kd.utils import checks, paired
+from keras_kd.utils.tables import fitted
+
+MOST_FEATURES = 1 << 30
+"""Bytes of the teacher's layers that are kept for methods that read them."""
+
+Tell = Callable[[str, int, int], None]
+"""Called with what is at work, how many trainings are done, and how many there are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """All that is the same for every candidate.
+
+    Args:
+        distiller: Class of the distillers, `keras_kd.Distiller`.
+        make_student: From a seed to the student as it begins.
+        train: What is trained on.
+        validation: What candidates are compared by.
+        hard: The hard loss.
+        make_optimizer: Makes a fresh optimizer.
+        epochs: Passes over the training rows.
+        batch_size: Rows a step.
+        made_with: More keywords of the distiller, such as `student_inputs`.
+        compiled_with: More keywords of `compile`.
+        fitted_with: More keywords of `fit`.
+    """
+
+    distiller: Any
+    make_student: Callable[[int], Any]
+    train: Rows
+    validation: Rows
+    hard: Any
+    make_optimizer: Callable[[], Any]
+    epochs: int
+    batch_size: int
+    made_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    compiled_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fitted_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def situation(self, student: Any, teacher: Any) -> Situation:
+        """Return what the candidates may look at.
+
+        Args:
+            student: One as it begins.
+            teacher: The teacher's model where its layers see what the student's see, or `None`.
+        """
+        rows = self.train.taken(slice(0, 4)).x
+        mapped = self.made_with.get("student_inputs")
+        output = keras.tree.flatten(student(mapped(rows) if mapped else rows, training=False))
+        single = len(output) == 1
+        return Situation(
+            hard=self.hard,
+            told=meanings(student, self.hard)[0] if single else None,
+            classes=int(output[0].shape[-1]) if single else None,
+            student=student,
+            teacher=teacher,
+            x=rows,
+        )
+
+    def trained(
+        self, method: Callable[[Any], Made] | None, teacher: Any, seed: int
+    ) -> tuple[RowErrors, Any]:
+        """Train one student.
+
+        Args:
+            method: From the student to the method; `None` for plain training.
+            teacher: What it learns from.
+            seed: Of the initial weights, the order of the rows, and dropout.
+
+        Returns:
+            Its errors on the validation rows, and the student.
+
+        Raises:
+            ArithmeticError: If the training diverges.
+        """
+        keras.utils.set_random_seed(seed)
+        student = self.make_student(seed)
+        distiller = self.distiller(student, teacher if method else None, **self.made_with)
+        distiller.compile(
+            optimizer=self.make_optimizer(),
+            loss=self.hard,
+            **(method(student).arguments if method else {}),
+            **self.compiled_with,
+        )
+        # Whatever the layers drew, the rows come in the same order.
+        keras.utils.set_random_seed(seed)
+        distiller.fit(
+            self.train.x,
+            self.train.y,
+            sample_weight=self.train.weight,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            **{"verbose": 0, **self.fitted_with},
+        )
+        answers = answered(distiller, self.validation.x)
+        return errors_of(student, answers, self.validation, self.hard), student
+
+
+def answered(model: Any, x: Any, batch_size: int = 256) -> list[np.ndarray]:
+    """Run a model on all rows.
+
+    Args:
+        model: A `keras.Model`. It is called as it is: `predict` would compile each of many models.
+        x: Arrays of the rows.
+        batch_size: Rows a call.
+
+    Returns:
+        `(rows, ...)` for each flat output.
+    """
+    count = len(keras.tree.flatten(x)[0])
+    rows = Rows(x, None)
+    parts = [
+        keras.tree.flatten(model(rows.taken(slice(i, i + batch_size)).x, training=False))
+        for i in range(0, count, batch_size)
+    ]
+    return [
+        np.concatenate([keras.ops.convert_to_numpy(part) for part in each]) for each in zip(*parts)
+    ]
+
+
+def errors_of(student: Any, answers: Sequence[Any], rows: Rows, hard: Any) -> RowErrors:
+    """Compare a model's answers with the labels.
+
+    Args:
+        student: The model, which tells what its outputs mean.
+        answers: `(rows, ...)` for each flat output.
+        rows: With the labels.
+        hard: The hard loss.
+    """
+    template = output_kinds.output_template(student)
+    labels = checks.per_output(rows.y, template)
+    weight = None if rows.weight is None else checks.per_output(rows.weight, template)
+    told = meanings(student, hard)
+    losses = checks.per_output(hard, template)
+    return row_errors(told, answers, labels, losses, weight)
+
+
+def meanings(student: Any, hard: Any) -> list[str | None]:
+    """What each flat output of a model means, see `keras_kd.models.meaning`."""
+    losses = checks.per_output(hard, output_kinds.output_template(student))
+    kinds = [output.kind for output in output_kinds.outputs_of(student)]
+    kinds += ["unknown"] * (len(losses) - len(kinds))
+    return [meaning.of_output(loss, (kind,)) for loss, kind in zip(losses, kinds)]
+
+
+@dataclasses.dataclass
+class Method:
+    """What became of one candidate.
+
+    Args:
+        name: Its name.
+        made: What it is here; `None` where it does not apply.
+        reason: Why it does not apply, or was not trained to the end.
+        runs: Its errors by seed.
+        seconds: What it took, all seeds.
+    """
+
+    name: str
+    made: Made | None
+    reason: str = ""
+    runs: dict[int, RowErrors] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+    def gains(self, plain: Method) -> list[float]:
+        """How much less wrong it is than plain training with each seed that both have."""
+        seeds = [seed for seed in self.runs if seed in plain.runs]
+        return [plain.runs[seed].mean - self.runs[seed].mean for seed in seeds]
+
+    def bound(self, plain: Method) -> float:
+        """The lower bound of what it gains: over seeds, of a single one over rows."""
+        gains = self.gains(plain)
+        if len(gains) > 1:
+            return paired.lower_bound(gains)
+        seed = next(iter(self.runs))
+        own, other = self.runs[seed], plain.runs[seed]
+        return paired.lower_bound_of_rows(own.errors, other.errors, own.weights)
+
+
+class MethodChoice:
+    """Which method to train a student by, and what it was found by.
+
+    Attributes:
+        best: Name of the method: `"plain"` unless another one is better beyond chance.
+        arguments: Keywords of `Distiller.compile` for it; `{"alpha": 1.0}` for plain training.
+        verdict: The choice in a sentence.
+        regression: Whether errors are mean squared ones, and no shares.
+        student: The student of the best method with the lowest error, where it was kept.
+    """
+
+    def __init__(self, methods: Sequence[Method], regression: bool, student: Any = None) -> None:
+        self._methods = {method.name: method for method in methods}
+        self.regression = regression
+        self.student = student
+        plain = self._methods[PLAIN]
+        better = [
+            method
+            for method in methods
+            # Dropped after the first seed, it was clearly worse there.
+            if method.name != PLAIN
+            and len(method.runs) == len(plain.runs)
+            and method.bound(plain) > 0
+        ]
+        chosen = max(better, key=lambda method: float(np.mean(method.gains(plain))), default=plain)
+        self.best = chosen.name
+        assert chosen.made is not None
+        self.arguments = dict(chosen.made.arguments)
+        self.verdict = self._verdict(chosen, plain)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one dict a method, in the order in which they were tried.
+
+        Keys: `method`, `seeds` (how many), `error` and `std` over seeds, `gain` over plain training
+        with equal seeds and its lower bound `bound` (one-sided, 95 %), `seconds`, `reason`. What
+        does not apply is `None`.
+        """
+        plain = self._methods[PLAIN]
+        found = []
+        for method in self._methods.values():
+            errors = [run.mean for run in method.runs.values()]
+            versus = bool(errors) and method.name != PLAIN
+            found.append(
+                {
+                    "method": method.name,
+                    "best": method.name == self.best,
+                    "seeds": len(errors),
+                    "error": float(np.mean(errors)) if errors else None,
+                    "std": float(np.std(errors, ddof=1)) if len(errors) > 1 else None,
+                    "gain": float(np.mean(method.gains(plain))) if versus else None,
+                    "bound": method.bound(plain) if versus else None,
+                    "seconds": method.seconds,
+                    "reason": method.reason,
+                }
+            )
+        return found
+
+    def table(self, width: int = 80) -> str:
+        """Return the figures as text: errors in percent, of regressions as they are.
+
+        Args:
+            width: Most columns of text.
+        """
+        headings = ["", "error" if self.regression else "error %", "gain", "lower bound", "seeds"]
+        rows = self.rows()
+        cells = [
+            [
+                ("* " if row["best"] else "  ") + row["method"],
+                _spread(row["error"], row["std"], self.scale),
+                _signed(row["gain"], self.scale),
+                _signed(row["bound"], self.scale),
+                str(row["seeds"]),
+                f"{row['seconds']:.1f}",
+            ]
+            for row in rows
+            if row["seeds"]
+        ]
+        lines = fitted([*headings, "s"], cells, width=width, dispensable=("s", "seeds"))
+        lines += ["", *textwrap.wrap(self.verdict, width)]
+        for row in rows:
+            if row["reason"]:
+                lines += textwrap.wrap(
+                    f"- {row['method']}: {row['reason']}", width, subsequent_indent="  "
+                )
+        return "\n".join(lines)
+
+    @property
+    def scale(self) -> float:
+        """What errors are multiplied by where they are shown."""
+        return 1.0 if self.regression else 100.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"best": self.best, "verdict": self.verdict, "methods": self.rows()}
+
+    def _verdict(self, chosen: Method, plain: Method) -> str:
+        seeds = len(plain.runs)
+        how = f"{seeds} seeds" if seeds > 1 else "one seed, so that the rows alone are counted"
+        unit = "of the mean squared error" if self.regression else "points"
+        if chosen is not plain:
+            gain = self.scale * float(np.mean(chosen.gains(plain)))
+            bound = self.scale * chosen.bound(plain)
+            return (
+                f"use {chosen.name}: {gain:.3g} {unit} less error than plain training on the "
+                f"validation rows, at least {bound:.3g} at 95 % ({how})"
+            )
+        others = [m for m in self._methods.values() if m is not plain and m.runs]
+        if not others:
+            return "keep plain training: no other method applies"
+        nearest = max(others, key=lambda method: float(np.mean(method.gains(plain))))
+        gain = self.scale * float(np.mean(nearest.gains(plain)))
+        bound = self.scale * nearest.bound(plain)
+        return (
+            f"keep plain training: the best of the others, {nearest.name}, has {abs(gain):.3g} "
+            f"{unit} {'less' if gain > 0 else 'more'} error, and the lower bound of what it gains "
+            f"is {bound:.3g}, not above zero ({how})"
+        )
+
+
+def choose(
+    setting: Setting,
+    methods: Mapping[str, tuple[Candidate, Made | str]],
+    teacher: Any,
+    seeds: Sequence[int],
+    *,
+    situation: Callable[[Any], Situation],
+    known: MutableMapping[tuple[str, int], RowErrors] | None = None,
+    tell: Tell = lambda stage, done, total: None,
+) -> MethodChoice:
+    """Train every method with every seed, but for those that are clearly worse with the first.
+
+    Args:
+        setting: What is the same for all.
+        methods: By name the candidate and what it is here, see `prepared`.
+        teacher: What knows the teacher's answers to the training rows.
+        seeds: The seeds.
+        situation: Makes the situation of a student, so that each training has losses of its own.
+        known: Errors by method and seed: trainings that it has are not repeated, the others are
+            put into it.
+        tell: Hears of the trainings.
+
+    Returns:
+        The choice.
+    """
+    known = {} if known is None else known
+    tried = {
+        name: Method(
+            name,
+            None if isinstance(made, str) else made,
+            made if isinstance(made, str) else "",
+        )
+        for name, (_, made) in methods.items()
+    }
+    alive = [method for method in tried.values() if method.made is not None]
+    total, done = len(alive) * len(seeds), 0
+    kept: dict[str, tuple[float, Any]] = {}
+    for number, seed in enumerate(seeds):
+        for method in list(alive):
+            tell(f"{method.name}, seed {seed}", done, total)
+            began = time.perf_counter()
+            run = known.get((method.name, seed))
+            if run is None:
+                run, student = _once(
+                    setting, methods[method.name][0], method, teacher, seed, situation
+                )
+                known[method.name, seed] = run
+                if method.name not in kept or run.mean < kept[method.name][0]:
+                    kept[method.name] = run.mean, student
+            method.runs[seed] = run
+            method.seconds += time.perf_counter() - began
+            done += 1
+        if number == 0 and len(seeds) > 1:
+            for method in list(alive):
+                if _clearly_worse(method, tried[PLAIN], seed):
+                    method.reason = "clearly worse with the first seed, not tried again"
+                    alive.remove(method)
+                    total -= len(seeds) - 1
+    tell("", total, total)
+    told = meanings(setting.make_student(seeds[0]), setting.hard)
+    regression = not any(kind in (meaning.CLASSES, meaning.INDEPENDENT) for kind in told)
+    choice = MethodChoice(list(tried.values()), regression)
+    choice.student = kept.get(choice.best, (0.0, None))[1]
+    return choice
+
+
+def _once(
+    setting: Setting,
+    candidate: Candidate,
+    method: Method,
+    teacher: Any,
+    seed: int,
+    situation: Callable[[Any], Situation],
+) -> tuple[RowErrors, Any]:
+    if method.name == PLAIN:
+        return setting.trained(None, None, seed)
+
+    def made(student: Any) -> Made:
+        # Losses with weights, and projectors, belong to one distiller.
+        found = candidate(situation(student))
+        if isinstance(found, str):
+            raise ValueError(f"The method `{method.name}` fits not every student: {found}.")
+        return found
+
+    return setting.trained(made, teacher, seed)
+
+
+def _clearly_worse(method: Method, plain: Method, seed: int) -> bool:
+    if method is plain:
+        return False
+    own, other = method.runs[seed], plain.runs[seed]
+    return paired.lower_bound_of_rows(other.errors, own.errors, own.weights) > 0
+
+
+def prepared(
+    candidates: Mapping[str, Candidate], situation: Situation, rows: int
+) -> dict[str, tuple[Candidate, Made | str]]:
+    """Find out which candidates apply.
+
+    Args:
+        candidates: By name.
+        situation: What they look at.
+        rows: Number of training rows, for each of which the layers that they read are kept.
+
+    Returns:
+        For each name the candidate, and what it is here or why it is not tried.
+    """
+    found: dict[str, tuple[Candidate, Made | str]] = {}
+    for name, candidate in candidates.items():
+        made = candidate(situation)
+        if isinstance(made, Made) and made.taps:
+            size = rows * made.features * 4
+            if size > MOST_FEATURES:
+                made = f"the teacher's layers would take {size / 1e9:.1f} GB"
+        found[name] = candidate, made
+    return found
+
+
+def taps_of(methods: Mapping[str, tuple[Candidate, Made | str]]) -> list[str]:
+    """The layers of the teacher that any of the methods reads."""
+    each = [made for _, made in methods.values() if isinstance(made, Made)]
+    return list(dict.fromkeys(tap for made in each for tap in made.taps))
+
+
+def cost(
+    methods: Mapping[str, tuple[Candidate, Made | str]], seeds: int, setting: Setting, asked: bool
+) -> str:
+    """Say what the choice will cost, before it begins.
+
+    Args:
+        methods: See `prepared`.
+        seeds: How many.
+        setting: What is the same for all.
+        asked: Whether the teacher is asked for it.
+    """
+    names = [name for name, (_, made) in methods.items() if isinstance(made, Made)]
+    count, rows = len(names), setting.train.count
+    once = f"; the teacher is asked once about {rows:,} rows" if asked else ""
+    return (
+        f"Trying {count} methods ({', '.join(names)}) with {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}: at most {count * seeds} trainings of the student, "
+        f"{setting.epochs} {'epoch' if setting.epochs == 1 else 'epochs'} of {rows:,} rows "
+        f"each{once}. {setting.validation.count:,} rows compare them."
+    )
+
+
+def model_of(teacher: Any) -> Any:
+    """The single Keras model behind a teacher, whose layers can be read, or `None`."""
+    if isinstance(teacher, keras.Model):
+        return teacher
+    models = getattr(teacher, "models", [])
+    return models[0] if len(models) == 1 else None
+
+
+def _spread(mean: float | None, std: float | None, scale: float) -> str:
+    if mean is None:
+        return "-"
+    return f"{scale * mean:.2f}" + ("" if std is None else f" ± {scale * std:.2f}")
+
+
+def _signed(value: float | None, scale: float) -> str:
+    return "-" if value is None else f"{scale * value:+.2f}"

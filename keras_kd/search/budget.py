@@ -1,0 +1,79 @@
+"""What a search may spend, and what its file may weigh and take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of a search; `None` sets no limit.
+
+    Args:
+        minutes: Of searching, with the last trainings of the winner in it. What earlier calls on
+            the same folder took counts, pauses between them do not. Trials that have begun are
+            finished, and the two references are always trained.
+        bytes: Most bytes of the exported file.
+        latency_ms: Most milliseconds of one inference on this machine, one thread.
+        trials: Most trials, plain training and the defaults among them; at least 2.
+
+    Raises:
+        ValueError: If a limit is not positive, or neither `minutes` nor `trials` ends the search.
+        TypeError: If a limit is no number.
+
+    Examples:
+        >>> Budget(minutes=10, bytes=20_000, latency_ms=5)
+        Budget(minutes=10, bytes=20000, latency_ms=5, trials=None)
+    """
+
+    minutes: float | None = 60
+    bytes: int | None = None
+    latency_ms: float | None = None
+    trials: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "bytes", "latency_ms", "trials"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise TypeError(f"`{name}` of a budget is a number. Received: {name}={value!r}.")
+            if not 0 < value < math.inf:
+                raise ValueError(
+                    f"`{name}` of a budget is positive and finite. Received: {name}={value!r}. "
+                    "Leave it out to set no limit."
+                )
+        if self.trials is not None and (self.trials < 2 or self.trials != int(self.trials)):
+            raise ValueError(
+                "`trials` counts plain training and the defaults too, and is a whole number of at "
+                f"least 2. Received: trials={self.trials!r}."
+            )
+        if self.minutes is None and self.trials is None:
+            raise ValueError("Nothing ends the search: set `minutes` or `trials`.")
+
+    def excess(self, bytes: float | None, latency_ms: float | None) -> dict[str, float]:
+        """Say by how much a file is beyond the limits.
+
+        Args:
+            bytes: Its size, `None` where it is not known.
+            latency_ms: Its latency, `None` where it is not known.
+
+        Returns:
+            By limit the share beyond it, `value / limit - 1`, which is at most 0 within.
+        """
+        found = {}
+        for name, value, limit in (
+            ("bytes", bytes, self.bytes),
+            ("latency_ms", latency_ms, self.latency_ms),
+        ):
+            if value is not None and limit is not None:
+                found[name] = value / limit - 1
+        return found
+
+    def limits(self) -> dict[str, Any]:
+        """The limits of the file alone."""
+        return {"bytes": self.bytes, "latency_ms": self.latency_ms}

@@ -1,0 +1,359 @@
+"""The last trainings: the winner, plain training and the defaults with seeds that no trial had."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import keras_kd.export
+from keras_kd.export.scratch import working_folder
+from keras_kd.export.writing import write_file
+from keras_kd.search import record
+from keras_kd.search.budget import Budget
+from keras_kd.search.candidate import Trainer
+from keras_kd.search.files import CALIBRATION, Exporter, Times, latencies, spread
+from keras_kd.search.journal import Record
+from keras_kd.utils import archives, paired
+from keras_kd.utils import files as atomic
+
+WINNER, PLAIN, DEFAULTS = "winner", "plain", "defaults"
+ROLES = (WINNER, PLAIN, DEFAULTS)
+
+Say = Callable[[str, int, int, str], None]
+
+
+def within(record: Record) -> bool:
+    """Whether a trial was trained to the end and its file is within the budget."""
+    return record.state == "done" and not record.said.get("stopped") and not record.said["excess"]
+
+
+def measured(record: Record, timed: Mapping[int, Times]) -> dict[str, float]:
+    """The figures of a trial's file, its latency as measured last."""
+    file = record.said["file"]
+    latency = timed[record.slot].median_ms if record.slot in timed else file["latency_ms"]
+    return {
+        "error": float(record.said["error"]),
+        "bytes": float(file["bytes"]),
+        "latency_ms": float(latency),
+    }
+
+
+def front(
+    records: Sequence[Record], minimize: Sequence[str], timed: Mapping[int, Times]
+) -> list[int]:
+    """The trials that no other one is better than in everything.
+
+    Latencies whose quartiles overlap are the same: then the rest decides.
+
+    Args:
+        records: Trials within the budget.
+        minimize: The objectives.
+        timed: Latencies that were measured together, by slot.
+
+    Returns:
+        Their slots, the lowest error first.
+    """
+
+    def compare(one: Record, other: Record, name: str) -> int:
+        a, b = measured(one, timed)[name], measured(other, timed)[name]
+        if name == "latency_ms" and one.slot in timed and other.slot in timed:
+            p, q = timed[one.slot], timed[other.slot]
+            if p.low_ms <= q.high_ms and q.low_ms <= p.high_ms:
+                return 0
+        return (a > b) - (a < b)
+
+    def beats(one: Record, other: Record) -> bool:
+        signs = [compare(one, other, name) for name in minimize]
+        # Of two that are alike the first is kept.
+        return max(signs) <= 0 and (min(signs) < 0 or one.slot < other.slot)
+
+    kept = [
+        record
+        for record in records
+        if not any(beats(other, record) for other in records if other is not record)
+    ]
+    return [r.slot for r in sorted(kept, key=lambda r: (measured(r, timed)["error"], r.slot))]
+
+
+def winner(
+    folder: Path,
+    records: Sequence[Record],
+    minimize: Sequence[str],
+    budget: Budget,
+    exporter: Exporter,
+) -> dict[str, Any]:
+    """Choose the trial that is trained again.
+
+    Args:
+        folder: Of the study.
+        records: All trials.
+        minimize: The objectives.
+        budget: Its limits.
+        exporter: Has the rows that files answer.
+
+    Returns:
+        `trials` (how many there were), `values`, `slot`, `front` and `timed` of the files that were
+        timed together; without a file within the budget `values` is `None` and `verdict` says why.
+    """
+    ended = [record for record in records if record.state != "running"]
+    fitting = [record for record in ended if within(record)]
+    timed: dict[int, Times] = {}
+    if fitting and ("latency_ms" in minimize or budget.latency_ms is not None):
+        # By the latencies of each trial's own time, with room for their noise.
+        near = [r for r in fitting if r.slot in front(fitting, minimize, {})]
+        paths = [folder / "trials" / f"{record.slot}.tflite" for record in near]
+        timed = {r.slot: t for r, t in zip(near, latencies(paths, exporter.validation))}
+        fitting = near
+        if budget.latency_ms is not None:
+            fitting = [r for r in near if timed[r.slot].low_ms <= budget.latency_ms]
+    said: dict[str, Any] = {
+        "trials": len(ended),
+        "front": front(fitting, minimize, timed),
+        "timed": {str(slot): asdict(times) for slot, times in timed.items()},
+    }
+    if not fitting:
+        return {**said, "values": None, "verdict": f"not reachable: {_nearest(ended, budget)}"}
+    chosen = min(
+        fitting,
+        key=lambda r: (
+            measured(r, timed)["error"],
+            measured(r, timed)["bytes"],
+            # Of equals the one that needs no search.
+            ("plain", "defaults", "").index(r.role),
+            r.slot,
+        ),
+    )
+    return {**said, "slot": chosen.slot, "values": chosen.values}
+
+
+def _nearest(records: Sequence[Record], budget: Budget) -> str:
+    """Say which file came nearest to the budget."""
+    known = [r for r in records if (r.said.get("file") or r.said.get("weighed") or {}).get("bytes")]
+    if not known:
+        return "no trial gave a file"
+
+    def file(record: Record) -> dict[str, Any]:
+        return dict(record.said.get("file") or record.said["weighed"])
+
+    def worst(record: Record) -> float:
+        excess = budget.excess(file(record)["bytes"], file(record)["low_ms"])
+        return max(excess.values(), default=0.0)
+
+    best = min(known, key=worst)
+    made = file(best)
+    limits = [
+        f"{made['bytes']:,} bytes" + (f" of {budget.bytes:,}" if budget.bytes else ""),
+        f"{made['latency_ms']:.3g} ms"
+        + (f" of {budget.latency_ms:g}" if budget.latency_ms else ""),
+    ]
+    refused = [f"{name} answers `{said}`" for name, said in made["refused"].items()]
+    return f"the nearest file of {len(records)} trials has {'; '.join(limits + refused)}"
+
+
+class Finals:
+    """The last trainings of a study.
+
+    Args:
+        folder: Of the study.
+        trainer: Trains them.
+        exporter: Makes their files.
+        seeds: How many; the seeds are 1, 2, ...
+        values: Of the winner.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        trainer: Trainer,
+        exporter: Exporter,
+        seeds: int,
+        values: Mapping[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.trainer = trainer
+        self.exporter = exporter
+        self.seeds = range(1, seeds + 1)
+        fixed = {"method": "default", "alpha": 0.5, "temperature": 1.0}
+        self.values = {
+            WINNER: dict(values),
+            PLAIN: {**values, **fixed, "method": "plain", "alpha": 1.0},
+            DEFAULTS: {**values, **fixed},
+        }
+
+    def train(self, say: Say) -> None:
+        """Train what is not trained yet, beside other processes that do the same."""
+        tasks = [(role, seed) for seed in self.seeds for role in ROLES]
+        waits = True
+        while waits:
+            waits = False
+            for number, (role, seed) in enumerate(tasks):
+                path = self._path(role, seed, "json")
+                if path.exists():
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    with atomic.claimed(self._path(role, seed, "lock"), lambda owner: owner):
+                        if not path.exists():
+                            say("train again", number, len(tasks), f"{role}, seed {seed}")
+                            self._run(role, seed)
+                except BlockingIOError:
+                    waits = True
+            if waits:
+                time.sleep(0.2)
+        say("train again", len(tasks), len(tasks), "")
+
+    def result(self, role: str, seed: int) -> dict[str, Any]:
+        """Return what was measured: `error`, and the fields of `Weighed` as `file`."""
+        return dict(json.loads(archives.read_bytes(self._path(role, seed, "json"))))
+
+    def conclude(
+        self, chosen: Mapping[str, Any], regression: bool, budget: Budget, say: Say
+    ) -> dict[str, Any]:
+        """Decide between the three, and export the best student of the one that is kept.
+
+        Args:
+            chosen: See `winner`.
+            regression: Whether errors are mean squared ones.
+            budget: What the file has to keep to.
+            say: Hears of it.
+
+        Returns:
+            The result as plain JSON values.
+        """
+        errors = {role: [self.result(role, seed)["error"] for seed in self.seeds] for role in ROLES}
+        kept, verdict = decide(errors, regression)
+        if self.values[WINNER] == self.values[PLAIN]:
+            kept, verdict = PLAIN, "keep plain training: no trial with the teacher had less error"
+        elif self.values[WINNER] == self.values[DEFAULTS]:
+            gain = paired.lower_bound(np.subtract(errors[PLAIN], errors[DEFAULTS]).tolist())
+            kept = DEFAULTS if gain > 0 else PLAIN
+            verdict = f"keep {'the defaults' if gain > 0 else 'plain training'}: {_THE_SAME}"
+        files = {s: self.result(kept, s)["file"] for s in self.seeds}
+        beyond = {
+            s: max(budget.excess(file["bytes"], file["low_ms"]).values(), default=0.0)
+            for s, file in files.items()
+        }
+        fitting = [s for s in self.seeds if beyond[s] <= 0]
+        said = {**chosen, "kept": kept, "verdict": verdict, "errors": errors}
+        if not fitting:
+            file = files[min(self.seeds, key=lambda s: beyond[s])]
+            return {
+                **said,
+                "verdict": "not reachable: trained again, the nearest file has "
+                f"{file['bytes']:,} bytes and {file['latency_ms']:.3g} ms",
+            }
+        seed = min(fitting, key=lambda s: errors[kept][s - 1])
+        say("export", 0, 1, f"{kept}, seed {seed}")
+        file = self._export(kept, seed)
+        say("export", 1, 1, "")
+        found = self.result(kept, seed)
+        return {
+            **said,
+            "best": {
+                **self.values[kept],
+                "seed": seed,
+                "error": found["error"],
+                "bytes": found["file"]["bytes"],
+                "latency_ms": found["file"]["latency_ms"],
+                "file": file,
+            },
+        }
+
+    def _run(self, role: str, seed: int) -> None:
+        twin = next(r for r in ROLES if self.values[r] == self.values[role])
+        if twin != role and self._path(twin, seed, "json").exists():
+            write_file(self._path(role, seed, "json"), json.dumps(self.result(twin, seed)) + "\n")
+            return
+        student, _ = self.trainer.trained(self.values[role], seed)
+        with working_folder() as scratch:
+            precision = str(self.values[role]["precision"])
+            made, found = self.exporter.export(student, scratch / "file", precision)
+            if made is None:
+                raise ArithmeticError(f"The last training of {role} gave no file: {found.reason}.")
+            error = self.exporter.errors(made, student).mean
+        arrays = {f"w{i}": array for i, array in enumerate(student.get_weights())}
+        write_file(self._path(role, seed, "npz"), record.packed(**arrays))
+        said = {"error": error, "file": asdict(found)}
+        write_file(self._path(role, seed, "json"), json.dumps(said) + "\n")
+
+    def _export(self, role: str, seed: int) -> str:
+        """Export the student of a run in full, with labels, into `best`."""
+        values = self.values[role]
+        student = self.trainer.student(values, seed)
+        twin = next(
+            r for r in ROLES if self._path(r, seed, "npz").exists() and self.values[r] == values
+        )
+        arrays = archives.arrays(self._path(twin, seed, "npz"))
+        student.set_weights([arrays[f"w{i}"] for i in range(len(arrays))])
+        target = self.folder / "best"
+        rows, held = self.trainer.train, self.trainer.validation
+        evaluation = (held.x, held.y) if held.weight is None else (held.x, held.y, held.weight)
+        report = keras_kd.export.export_model(
+            student,
+            target,
+            formats=("tflite",),
+            precisions=(str(values["precision"]),),
+            calibration=rows.taken(spread(rows.count, CALIBRATION)).x,
+            evaluation=evaluation,
+            max_drop=None,
+            mixed=False,
+            batch=1 if self.exporter.targets else None,
+            targets=self.exporter.targets,
+            name="student",
+            overwrite=True,
+        )
+        # Whatever cannot be saved is made by the user's own function again.
+        with (
+            contextlib.suppress(ValueError, TypeError),
+            atomic.replacing_by_name(target / "student.keras") as name,
+        ):
+            student.save(name)
+        return str(Path("best") / (report.artifacts[0].file or ""))
+
+    def _path(self, role: str, seed: int, suffix: str) -> Path:
+        told = json.dumps(self.values[WINNER], sort_keys=True)
+        of_winner = hashlib.sha256(told.encode()).hexdigest()[:16]
+        return self.folder / "finals" / of_winner / f"{role}-{seed}.{suffix}"
+
+
+_THE_SAME = "no trial had less error"
+
+
+def decide(errors: Mapping[str, Sequence[float]], regression: bool) -> tuple[str, str]:
+    """Say what is kept: the winner, the defaults, or plain training.
+
+    Args:
+        errors: Of each role, one a seed, in the same order.
+        regression: Whether they are mean squared ones.
+
+    Returns:
+        The role and the verdict.
+    """
+    scale, unit = (1.0, "of the mean squared error") if regression else (100.0, "points")
+
+    def gain(one: str, other: str) -> tuple[float, float]:
+        differences = [b - a for a, b in zip(errors[one], errors[other])]
+        return scale * float(np.mean(differences)), scale * paired.lower_bound(differences)
+
+    over = {other: gain(WINNER, other) for other in (PLAIN, DEFAULTS)}
+    told = ", ".join(
+        f"{mean:+.3g} {unit} over {_NAMES[other]} (at least {bound:+.3g} at 95 %)"
+        for other, (mean, bound) in over.items()
+    )
+    seeds = f"{len(errors[WINNER])} seeds that no trial had"
+    if all(bound > 0 for _, bound in over.values()):
+        return WINNER, f"take the winner: {told}; {seeds}"
+    bound = gain(DEFAULTS, PLAIN)[1]
+    kept = DEFAULTS if bound > 0 else PLAIN
+    return kept, f"keep {_NAMES[kept]}: the winner gains {told}; {seeds}"
+
+
+_NAMES = {PLAIN: "plain training", DEFAULTS: "the defaults"}

@@ -1,0 +1,180 @@
+"""A study in plots and as one HTML page that opens offline."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_kd.export.report.html_page import png, svg
+from keras_kd.export.writing import write_file
+from keras_kd.utils.escaping import plain
+
+if TYPE_CHECKING:
+    from keras_kd.search.study import Study
+
+KINDS = ("front", "parallel")
+
+_COLORS = {"done": "#1f6f8b", "stopped": "#b9c6cc", "beyond": "#e0d5c8"}
+_LABELS = {"bytes": "bytes of the file", "latency_ms": "ms, one thread, batch of one"}
+
+
+def save(study: Study, path: str | os.PathLike[str], kind: str) -> Path:
+    """Write one plot as PNG or SVG.
+
+    Args:
+        study: What is drawn.
+        path: The file.
+        kind: One of `KINDS`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If kind or suffix is unknown.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"`kind` is one of {', '.join(KINDS)}. Received: kind={kind!r}.")
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".png", ".svg"):
+        raise ValueError(f"A plot is a `.png` or `.svg` file. Received: `{path}`.")
+    figure = front_figure(study) if kind == "front" else parallel_figure(study)
+    return write_file(path, png(figure) if suffix == ".png" else svg(figure))
+
+
+def front_figure(study: Study) -> Any:
+    """Draw the error of each trial's file against its size, or its latency."""
+    figure, axes = _figure()
+    other = "latency_ms" if "latency_ms" in study.minimize else "bytes"
+    rows = [row for row in study.rows() if row["error"] is not None and row[other]]
+    scale = 1.0 if study.regression else 100.0
+    for state, color in _COLORS.items():
+        chosen = [row for row in rows if row["state"] == state]
+        if chosen:
+            x, y = [row[other] for row in chosen], [scale * row["error"] for row in chosen]
+            axes.scatter(x, y, s=18, color=color, label=state, zorder=2)
+    front = sorted(study.front, key=lambda row: row[other] or 0)
+    if front:
+        x, y = [row[other] for row in front], [scale * row["error"] for row in front]
+        axes.step(x, y, where="post", color="#c1553b", lw=1.2, label="front", zorder=3)
+    for row in rows:
+        if row["role"]:
+            axes.annotate(
+                row["role"],
+                (row[other], scale * row["error"]),
+                fontsize=7,
+                xytext=(4, 3),
+                textcoords="offset points",
+            )
+    axes.set_xlabel(_LABELS[other])
+    axes.set_ylabel("mean squared error" if study.regression else "error on validation rows, %")
+    if rows:
+        axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def parallel_figure(study: Study) -> Any:
+    """Draw a line a trial through its values and figures, the front on top."""
+    from keras_kd.search.study import parallel_columns
+
+    figure, axes = _figure()
+    rows = [row for row in study.rows() if row["error"] is not None]
+    names = parallel_columns(study, rows)
+    ticks = {name: _places([row.get(name) for row in rows]) for name in names}
+    for i, row in enumerate(rows):
+        color = "#c1553b" if row["front"] else _COLORS.get(row["state"], "#b9c6cc")
+        heights = [ticks[name][i] for name in names]
+        axes.plot(range(len(names)), heights, color=color, lw=1.2 if row["front"] else 0.6)
+    for place, name in enumerate(names):
+        values = [row.get(name) for row in rows]
+        for height, text in _marks(values, ticks[name]):
+            axes.text(place, height, f" {plain(text)}", fontsize=6, va="center")
+    axes.set_xticks(range(len(names)), [plain(name) for name in names], fontsize=7)
+    axes.set_yticks([])
+    return figure
+
+
+def _places(values: list[Any]) -> list[float]:
+    """Heights in [0, 1]: numbers by their order of magnitude where it differs, names in turn."""
+    if not values:
+        return []
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        known = list(dict.fromkeys(map(str, values)))
+        return [known.index(str(v)) / max(len(known) - 1, 1) for v in values]
+    array = np.asarray(values, "float64")
+    if array.min() > 0 and array.max() > 10 * array.min():
+        array = np.log(array)
+    span = float(np.ptp(array))
+    return ((array - array.min()) / span if span else np.full(len(array), 0.5)).tolist()
+
+
+def _marks(values: list[Any], heights: list[float]) -> list[tuple[float, str]]:
+    """What is written along an axis: each name, or the least and the greatest number."""
+    pairs = sorted({(height, _text(value)) for height, value in zip(heights, values)})
+    names = any(isinstance(value, str) for value in values)
+    return pairs if names or len(pairs) < 3 else [pairs[0], pairs[-1]]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Plots need Matplotlib, which is not installed. Install it with "
+            '`pip install "keras_kd[report]"`.'
+        ) from error
+    figure = Figure(figsize=(7.0, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def render(study: Study) -> str:
+    """Return the page.
+
+    Args:
+        study: What is shown.
+
+    Returns:
+        HTML with its plots as inline SVG and no outside reference.
+
+    Raises:
+        ImportError: If Jinja or Matplotlib is missing.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError(
+            "The HTML page needs Jinja, which is not installed. Install it with "
+            '`pip install "keras_kd[report]"`.'
+        ) from error
+    template = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: plain(value) if type(value) is str else value,
+    ).from_string(files(__package__).joinpath("study.html.j2").read_text(encoding="utf-8"))
+    names = study._parameters()
+    return template.render(
+        study=study,
+        names=names,
+        plots=[_inline(front_figure(study)), _inline(parallel_figure(study))],
+        error=study.error_text,
+        text=_text,
+    )
+
+
+def _inline(figure: Any) -> Any:
+    import markupsafe
+
+    drawn = svg(figure)
+    # What comes before the element has no place inside a page.
+    return markupsafe.Markup(drawn[drawn.index("<svg") :])
