@@ -62,7 +62,7 @@ def demo(
     """
     started = time.monotonic()
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    folder = Path(out) if out is not None else Path("runs") / _slug(data)
+    folder = Path(out) if out is not None else Path("runs") / inputs.slug(data)
     # The cheap checks come first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
     check_names_free(folder, ("student.keras", "teacher.keras", "report.html", "demo.json"))
@@ -95,13 +95,13 @@ def demo(
             calibration=loaded.x_train,
             evaluation=(loaded.x_validation, loaded.y_validation),
             labels=loaded.class_names,
-            name=_slug(data),
+            name=inputs.slug(data),
             history=chosen.history,
             teacher=model,
             overwrite=overwrite,
-            progress=_stages(work, "export: "),
+            progress=inputs.stages(work, "export: "),
         )
-        proof = keras_kd.export.verify(folder, progress=_stages(work, "check again: "))
+        proof = keras_kd.export.verify(folder, progress=inputs.stages(work, "check again: "))
         result = _result(loaded, plan, model, runs, chosen, report, proof)
         result["seconds"] = round(time.monotonic() - started, 1)
         _write(folder / "student.keras", chosen.model.save)
@@ -119,13 +119,6 @@ def demo(
     raise typer.Exit(0 if result["best"] is not None else 1)
 
 
-def _slug(name: str) -> str:
-    stem = Path(name).stem if name.endswith(".npz") else name.removeprefix("tfds:")
-    return (
-        "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem) or "demo"
-    )
-
-
 def _introduction(
     data: datasets.Dataset, plan: trial.Plan, epochs: int | None, seeds: int | None
 ) -> str:
@@ -140,10 +133,6 @@ def _introduction(
         f"{plan.batch_size} images a step.",
     ]
     return "\n".join(lines)
-
-
-def _stages(work: Any, prefix: str) -> Callable[[str, int, int], None]:
-    return lambda stage, done, total: work(f"{prefix}{stage}", done, total)
 
 
 def _write(path: Path, writer: Callable[[str], Any]) -> None:

@@ -385,7 +385,7 @@ def _names(task: str, y: Array, given: Sequence[str] | None, name: str) -> tuple
         return names
     if given is not None and len(given) < 2:
         raise ValueError(
-            f"`{name}` has {len(given)} class, and a classifier needs at least two. Check the labels."
+            f"`{name}` has {len(given)} class, and a classifier needs two. Check the labels."
         )
     known = y[y != UNLABELED]
     highest = int(known.max()) if known.size else -1

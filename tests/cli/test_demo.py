@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from keras_kd import datasets
-from keras_kd.cli import demo, trial
+from keras_kd.cli import demo, inputs, trial
 
 
 def silent(*_):
@@ -180,7 +180,7 @@ def test_without_a_good_file_none_is_named():
     ],
 )
 def test_folders_are_named_after_the_data(name, slug):
-    assert demo._slug(name) == slug
+    assert inputs.slug(name) == slug
 
 
 def test_an_interrupted_training_writes_nothing(run, tmp_path, image_file, monkeypatch):
