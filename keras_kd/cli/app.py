@@ -18,11 +18,13 @@ _FRAMED = 80
 
 _COMMANDS = {
     "demo": "demo",
+    "distill": "distill",
     "export": "export",
     "try": "try_page",
     "verify": "verify",
     "bench": "bench",
     "report": "report",
+    "doctor": "doctor",
 }
 """The commands, and the module of each: it has a function of its own name."""
 

@@ -41,7 +41,7 @@ def demo(
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs of each student.  [default: 3, large data 1]"),
+        typer.Option(min=1, help="Runs of each student.  [default: 5, large data 1]"),
     ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder to write.  [default: runs/DATA]")
@@ -56,13 +56,15 @@ def demo(
 ) -> None:
     """Train a teacher, distill a student, export it, and prove the files.
 
-    The same student is trained with and without the teacher, from equal seeds in equal steps. The
-    distilled one with the highest validation accuracy is exported to TFLite and ONNX, every file
-    is run, and a table shows what each step cost and gained on the test samples.
+    The same student is trained with and without the teacher, from equal seeds in equal steps: once
+    with all labels, and once with one in ten and the other images unlabeled, as where a teacher
+    comes from elsewhere. Of the students with all labels the one with the highest validation
+    accuracy, plain or distilled, is exported to TFLite and ONNX, every file is run, and a table
+    shows what each step cost and gained on the test samples.
     """
     started = time.monotonic()
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    folder = Path(out) if out is not None else Path("runs") / _slug(data)
+    folder = Path(out) if out is not None else Path("runs") / inputs.slug(data)
     # The cheap checks come first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
     check_names_free(folder, ("student.keras", "teacher.keras", "report.html", "demo.json"))
@@ -88,23 +90,24 @@ def demo(
         if model is None:
             model = trial.train_teacher(loaded, plan, work)
         runs = trial.train_students(loaded, model, plan, work)
-        chosen = trial.best_run(runs["distilled"])
+        kind, chosen = trial.best_run({name: runs[name] for name in ("plain", "distilled")})
+        student = trial.restored(loaded, chosen)
         report = keras_kd.export.export_model(
-            chosen.model,
+            student,
             folder,
             calibration=loaded.x_train,
             evaluation=(loaded.x_validation, loaded.y_validation),
             labels=loaded.class_names,
-            name=_slug(data),
+            name=inputs.slug(data),
             history=chosen.history,
             teacher=model,
             overwrite=overwrite,
-            progress=_stages(work, "export: "),
+            progress=inputs.stages(work, "export: "),
         )
-        proof = keras_kd.export.verify(folder, progress=_stages(work, "check again: "))
-        result = _result(loaded, plan, model, runs, chosen, report, proof)
+        proof = keras_kd.export.verify(folder, progress=inputs.stages(work, "check again: "))
+        result = _result(loaded, plan, model, runs, kind, chosen, report, proof)
         result["seconds"] = round(time.monotonic() - started, 1)
-        _write(folder / "student.keras", chosen.model.save)
+        _write(folder / "student.keras", student.save)
         _write(folder / "teacher.keras", model.save)
         report.save_html(folder / "report.html")
         _write(
@@ -119,13 +122,6 @@ def demo(
     raise typer.Exit(0 if result["best"] is not None else 1)
 
 
-def _slug(name: str) -> str:
-    stem = Path(name).stem if name.endswith(".npz") else name.removeprefix("tfds:")
-    return (
-        "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem) or "demo"
-    )
-
-
 def _introduction(
     data: datasets.Dataset, plan: trial.Plan, epochs: int | None, seeds: int | None
 ) -> str:
@@ -137,13 +133,9 @@ def _introduction(
         *data.notes,
         f"{plan.epochs} epochs{'' if epochs else ' (--epochs sets it)'} and {plan.seeds} "
         f"{'seed' if plan.seeds == 1 else 'seeds'}{'' if seeds else ' (--seeds sets it)'}, "
-        f"{plan.batch_size} images a step.",
+        f"{plan.batch_size} images a step; all labels, and {int(trial.labeled(data, 0).sum()):,}.",
     ]
     return "\n".join(lines)
-
-
-def _stages(work: Any, prefix: str) -> Callable[[str, int, int], None]:
-    return lambda stage, done, total: work(f"{prefix}{stage}", done, total)
 
 
 def _write(path: Path, writer: Callable[[str], Any]) -> None:
@@ -157,6 +149,7 @@ def _result(
     plan: trial.Plan,
     teacher: Any,
     runs: dict[str, list[trial.Run]],
+    kind: str,
     chosen: trial.Run,
     report: Any,
     proof: Any,
@@ -172,8 +165,8 @@ def _result(
             **{key: keras_rows["teacher"][key] for key in ("parameters", "bytes", "latency_ms")},
         }
     }
-    for kind, done in runs.items():
-        models[kind] = {
+    for name, done in runs.items():
+        models[name] = {
             "accuracy": trial.spread([run.accuracy for run in done]),
             "agreement": trial.spread([run.agreement for run in done]),
             "runs": [
@@ -187,8 +180,6 @@ def _result(
             ],
             **{key: keras_rows["keras"][key] for key in ("parameters", "bytes", "latency_ms")},
         }
-    pairs = zip(runs["distilled"], runs["plain"], strict=True)
-    gain = trial.spread([distilled.accuracy - plain.accuracy for distilled, plain in pairs])
     proven = {artifact.file: artifact.passed for artifact in proof.artifacts}
     files = []
     for artifact in report.artifacts:
@@ -226,7 +217,12 @@ def _result(
         "seeds": plan.seeds,
         "batch_size": plan.batch_size,
         "models": models,
-        "gain": gain,
+        "gain": trial.gain(runs["distilled"], runs["plain"]),
+        "few_labels": {
+            "labels": int(trial.labeled(data, 0).sum()),
+            "gain": trial.gain(runs["few_distilled"], runs["few_plain"]),
+        },
+        "exported_kind": kind,
         "exported_seed": chosen.seed,
         "files": files,
         "best": best,
@@ -260,11 +256,12 @@ def table(result: dict[str, Any], width: int = 80) -> str:
             "",
         ]
     ]
-    for kind in ("plain", "distilled"):
+    for kind in trial.KINDS:
         row = models[kind]
+        few = kind.startswith("few")
         rows.append(
             [
-                f"student, {kind}",
+                trial.SHORT[kind] if few else f"student, {kind}",
                 _mean(row["accuracy"]),
                 _percent(row["agreement"]["mean"]),
                 f"{row['parameters']:,}",
@@ -276,9 +273,15 @@ def table(result: dict[str, Any], width: int = 80) -> str:
         )
     if result["seeds"] > 1:
         seed = result["exported_seed"]
-        run = models["distilled"]["runs"][seed]
+        kind = result["exported_kind"]
+        run = models[kind]["runs"][seed]
         rows.append(
-            [f"  its seed {seed}", _percent(run["accuracy"]), _percent(run["agreement"])] + [""] * 5
+            [
+                f"  {kind}, seed {seed}",
+                _percent(run["accuracy"]),
+                _percent(run["agreement"]),
+                *[""] * 5,
+            ]
         )
     for row in result["files"]:
         mark = "* " if row["file"] is not None and row["file"] == result["best"] else "  "
@@ -312,7 +315,20 @@ def remarks(result: dict[str, Any], folder: Path) -> list[str]:
     from keras_kd.export.report.scorecard import points
 
     samples = result["data"]["samples"]
-    lines = [_verdict(result)]
+    few = result["few_labels"]
+    lines = [
+        _verdict("All labels", result["gain"], result["seeds"]),
+        _verdict(
+            f"One label in ten ({few['labels']:,} of {samples['train']:,}; of the others the "
+            "distilled student sees image and teacher's answer)",
+            few["gain"],
+            result["seeds"],
+        ),
+    ]
+    lines.append(
+        f"Exported: {result['exported_kind']}, seed {result['exported_seed']}, the highest "
+        "validation accuracy of the students with all labels."
+    )
     if result["best"] is None:
         lines.append("No file passed its check: the reasons are below and in report.html.")
     else:
@@ -339,28 +355,28 @@ def remarks(result: dict[str, Any], folder: Path) -> list[str]:
     return lines
 
 
-def _verdict(result: dict[str, Any]) -> str:
-    gain = result["gain"]
-    points = 100 * gain["mean"]
-    if gain["std"] is None:
+def _verdict(case: str, gain: dict[str, float | None], seeds: int) -> str:
+    mean, error, limit = gain["mean"], gain["standard_error"], gain["limit"]
+    assert mean is not None
+    figure = f"{_signed(100 * mean)} points of accuracy over the plain student"
+    if gain["std"] is None or error is None or limit is None:
+        clear = mean != 0
         how = "one seed, so chance plays a part: --seeds 5 shows the spread"
-        clear = points != 0
     else:
-        how = f"mean and standard deviation of {result['seeds']} seeds, equal steps"
-        # Twice the standard error of the mean: less than that is within the noise of the seeds.
-        clear = abs(gain["mean"]) > 2 * gain["std"] / result["seeds"] ** 0.5
-    figure = (
-        f"{_signed(points)} points"
-        if gain["std"] is None
-        else (f"{_signed(points)} ± {100 * gain['std']:.2f} points")
-    )
-    if points > 0 and clear:
-        word = "Distillation helped"
-    elif points < 0 and clear:
-        word = "Distillation did not help here, the plain student is better"
+        # Less than half of its 95 % interval is within the noise of the seeds.
+        clear = abs(mean) > limit
+        figure = (
+            f"{_signed(100 * mean)} ± {100 * gain['std']:.2f} points of accuracy over the plain "
+            f"student, standard error {100 * error:.2f}"
+        )
+        how = f"{seeds} seeds in pairs, equal steps"
+    if mean > 0 and clear:
+        word = "distillation helped"
+    elif mean < 0 and clear:
+        word = "distillation did not help here, the plain student is better"
     else:
-        word = "Distillation made no clear difference here"
-    return f"{word}: {figure} of accuracy over the plain student ({how})."
+        word = "distillation made no clear difference here"
+    return f"{case}: {word}: {figure} ({how})."
 
 
 def _signed(points: float) -> str:

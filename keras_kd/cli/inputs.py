@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,37 @@ from keras_kd.datasets import files
 from keras_kd.utils import archives
 
 _ADVICE = "Expected a file that `model.save('name.keras')` wrote"
+
+
+def slug(name: str) -> str:
+    """Return a name for the folder and the files of a data set.
+
+    Args:
+        name: Of a TFDS set, or the path of a file or folder.
+    """
+    stem = name.removeprefix("tfds:") if name.startswith("tfds:") else Path(name).name
+    for end in (".gz", ".npz", ".csv", ".tsv", ".conll", ".conllu", ".bio", ".iob"):
+        stem = stem.removesuffix(end)
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem) or (
+        "demo"
+    )
+
+
+def words(text: str | None) -> list[str]:
+    """Return what is separated by commas."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def stages(work: Any, prefix: str) -> Callable[[str, int, int], None]:
+    """Return a progress callback that shows stages under longer names."""
+    return lambda stage, done, total: work(f"{prefix}{stage}", done, total)
+
+
+def first_rows(x: Any, count: int = 32) -> Any:
+    """Return the first rows of an array, or of each of a dict of arrays."""
+    if isinstance(x, dict):
+        return {name: array[:count] for name, array in x.items()}
+    return x[:count]
 
 
 def check_model_file(path: str, what: str) -> None:

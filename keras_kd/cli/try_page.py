@@ -31,7 +31,7 @@ from keras_kd.cli import inputs
 from keras_kd.cli.connections import BoundedServer
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import manifest
-from keras_kd.export.report.scorecard import labels_of
+from keras_kd.export.report.scorecard import Scorecard, labels_of
 from keras_kd.export.signature import Arrays, Signature, is_symbolic, pack
 from keras_kd.export.verification import metrics, reverify
 from keras_kd.utils import archives
@@ -151,6 +151,7 @@ class Export:
         self.count = len(next(iter(self.inputs.values())))
         self.files = {row["file"]: folder / row["file"] for row in rows}
         self._rows = rows
+        self._card = Scorecard(content, content["best"])
 
     def describe(self, teacher: Teacher | None) -> dict[str, Any]:
         """Return what the page needs to know, as JSON values."""
@@ -188,6 +189,7 @@ class Export:
                 "name": "Keras model",
                 "bytes": content["keras"].get("bytes"),
                 "milliseconds": content["keras"].get("latency_ms"),
+                "score": self._score(self._card.of(content["keras"])),
             },
         }
 
@@ -207,12 +209,21 @@ class Export:
             "label": int(label[0]) if label is not None and label.size == 1 else None,
         }
 
+    def _score(self, value: float | None) -> str | None:
+        """What a model is judged by, as text for its column: `accuracy 97.69 %`."""
+        if value is None or self._card.heading is None:
+            return None
+        unit = " %" if self._card.name == "accuracy" else ""
+        return f"{self._card.heading} {self._card.text(value)}{unit}"
+
     def _file(self, row: dict[str, Any]) -> dict[str, Any]:
         signature = row["signature"]
         # The file may leave sizes free; the page runs one input of the stored samples' shape.
         sizes = {name: [1, *x.shape[1:]] for name, x in self.inputs.items()}
+        score = self._card.of(row.get("metrics") or {})
         return {
             **{key: row[key] for key in ("file", "format", "precision", "status")},
+            "score": self._score(score),
             "bytes": self.files[row["file"]].stat().st_size,
             "inputs": [
                 {**tensor, "sizes": sizes[tensor["name"]]} for tensor in signature["inputs"]

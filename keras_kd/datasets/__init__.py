@@ -1,4 +1,4 @@
-"""Image classification data in one form: digits that come along, any TFDS name, `.npz` files."""
+"""Data in one form: images of classes (`load`), and rows of any task (`load_task`)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 
 from keras_kd.datasets import digits, files, tfds
 from keras_kd.datasets.dataset import Dataset
+from keras_kd.datasets.task_data import Rows, TaskData
+from keras_kd.datasets.tasks import load_task
 
-__all__ = ["Dataset", "load"]
+__all__ = ["Dataset", "Rows", "TaskData", "load", "load_task"]
 
 
 def load(

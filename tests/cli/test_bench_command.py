@@ -64,10 +64,10 @@ def test_the_table_fits_80_columns(run, digits):
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == [
-        *("2", "thread(s),", "batch", "of", "1", "size"),
+        *("2", "thread(s),", "batch", "of", "1", "acc", "size"),
         *("p50", "ms", "p90", "ms", "cold", "ms", "warm", "ms", "memory"),
     ]
-    assert len(lines[2].split()) == 10
+    assert len(lines[2].split()) == 11
     assert out.split()[-3:] == ["are", "in", "digits."]
 
 

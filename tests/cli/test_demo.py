@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from keras_kd import datasets
-from keras_kd.cli import demo, trial
+from keras_kd.cli import demo, inputs, trial
 
 
 def silent(*_):
@@ -33,7 +33,7 @@ def small():
 
 def test_the_plan_follows_the_number_of_samples(small):
     plan = trial.make_plan(small)
-    assert (plan.epochs, plan.seeds, plan.batch_size) == (30, 3, 32)
+    assert (plan.epochs, plan.seeds, plan.batch_size) == (30, 5, 32)
     many = datasets.Dataset(**{**vars(small), "x_train": np.zeros((54_000, 1, 1, 1), "uint8")})
     plan = trial.make_plan(many)
     assert (plan.epochs, plan.seeds, plan.batch_size) == (5, 1, 128)
@@ -49,21 +49,34 @@ def test_the_networks_take_any_image(small, shape):
     assert trial.decide(student, data.x_train).shape == (1,)
 
 
-def test_both_students_start_alike(small, monkeypatch):
-    starts = []
+def test_students_of_a_seed_start_alike(small, monkeypatch):
+    starts, seen = [], []
 
-    def untrained(model, student, *_):
+    def untrained(model, student, rows, *_):
         starts.append([weight.copy() for weight in student.get_weights()])
+        seen.append(rows)
+        # What the next one must not begin with.
+        student.set_weights([weight + 1 for weight in student.get_weights()])
         return {}
 
     monkeypatch.setattr(trial, "_fit", untrained)
     teacher = trial.network(small, (8,), "teacher")
     trial.train_students(small, teacher, trial.Plan(1, 2, 32), silent)
-    # Plain and distilled of one seed begin with the same weights, two seeds with different ones.
-    for plain, distilled in ((starts[0], starts[1]), (starts[2], starts[3])):
-        for a, b in zip(plain, distilled, strict=True):
-            np.testing.assert_array_equal(a, b)
-    assert any((a != b).any() for a, b in zip(starts[0], starts[2], strict=True))
+    # All four kinds of one seed begin with the same weights, two seeds with different ones.
+    for first in (0, 4):
+        for other in starts[first + 1 : first + 4]:
+            for a, b in zip(starts[first], other, strict=True):
+                np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(starts[0], starts[4], strict=True))
+    # Plain, distilled, and the same with few labels: equally many rows, so equally many steps.
+    assert {len(x) for x, _ in seen} == {64}
+    np.testing.assert_array_equal(seen[0][1], seen[1][1])
+    few = trial.labeled(small, 0)
+    assert set(small.y_train[few]) == set(small.y_train)
+    np.testing.assert_array_equal(seen[3][1], np.where(few, small.y_train, -1))
+    np.testing.assert_array_equal(seen[2][0], small.x_train[few][np.arange(64) % few.sum()])
+    np.testing.assert_array_equal(seen[2][1], small.y_train[few][np.arange(64) % few.sum()])
+    assert (trial.labeled(small, 0) != trial.labeled(small, 1)).any()
 
 
 def test_runs_repeat(small):
@@ -71,27 +84,76 @@ def test_runs_repeat(small):
     teacher = trial.network(small, (8,), "teacher")
     first = trial.train_students(small, teacher, plan, silent)
     again = trial.train_students(small, teacher, plan, silent)
-    for kind in ("plain", "distilled"):
+    for kind in trial.KINDS:
         for one, two in zip(first[kind], again[kind], strict=True):
-            for a, b in zip(one.model.get_weights(), two.model.get_weights(), strict=True):
+            for a, b in zip(one.weights, two.weights, strict=True):
                 np.testing.assert_array_equal(a, b)
+    student = trial.restored(small, first["plain"][0])
     assert first["plain"][0].accuracy == trial.share(
-        trial.decide(first["plain"][0].model, small.x_test), small.y_test
+        trial.decide(student, small.x_test), small.y_test
     )
+
+
+def test_a_student_that_is_trained_again_is_as_new(small):
+    """Nothing of the optimizer or the statistics of an earlier student is left."""
+    import keras
+
+    plan = trial.Plan(epochs=2, seeds=1, batch_size=32)
+    student = trial.network(small, (4,), "student")
+    trial._compile(student, 64, plan)
+    rows = (small.x_train, small.y_train)
+    start, ends = student.get_weights(), []
+    for _ in range(2):
+        student.set_weights(start)
+        keras.utils.set_random_seed(3)
+        trial._fit(student, student, rows, plan, silent, "student")
+        ends.append(student.get_weights())
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert float(student.optimizer.iterations) == 4
 
 
 def test_validation_chooses_the_exported_student():
     def run(seed, validation, test):
         return trial.Run(None, seed, {}, validation, test, 0.0)
 
-    runs = [run(0, 0.90, 0.99), run(1, 0.95, 0.90), run(2, 0.95, 0.98)]
-    assert trial.best_run(runs).seed == 1
+    plain = [run(0, 0.90, 0.99), run(1, 0.95, 0.90), run(2, 0.95, 0.98)]
+    kind, chosen = trial.best_run({"plain": plain, "distilled": [run(0, 0.94, 1.0)]})
+    assert (kind, chosen.seed) == ("plain", 1)
+    # Of equals the kind that is better in the mean, and plain training where both are alike.
+    better = [run(0, 0.95, 0.1), run(1, 0.94, 0.2), run(2, 0.95, 0.3)]
+    assert trial.best_run({"plain": plain, "distilled": better})[0] == "distilled"
+    assert trial.best_run({"plain": plain, "distilled": plain})[0] == "plain"
+
+
+def test_the_gain_is_paired_and_its_interval_is_students():
+    from scipy import stats
+
+    def runs(values):
+        return [trial.Run(None, i, {}, 0, value, 0) for i, value in enumerate(values)]
+
+    one, other = [0.95, 0.97, 0.96, 0.99], [0.90, 0.93, 0.94, 0.91]
+    found = trial.gain(runs(one), runs(other))
+    difference = np.subtract(one, other)
+    assert found["mean"] == pytest.approx(difference.mean())
+    assert found["standard_error"] == pytest.approx(stats.sem(difference))
+    low, high = stats.t.interval(0.95, 3, difference.mean(), stats.sem(difference))
+    assert found["mean"] - found["limit"] == pytest.approx(low)
+    assert found["mean"] + found["limit"] == pytest.approx(high)
+    assert trial.gain(runs([0.5]), runs([0.4]))["limit"] is None
 
 
 def test_spread_is_mean_and_sample_deviation():
     assert trial.spread([0.5]) == {"mean": 0.5, "std": None}
     values = [0.1, 0.4, 0.7, 0.2]
     assert trial.spread(values)["std"] == pytest.approx(np.std(values, ddof=1))
+
+
+def difference(mean, std, seeds):
+    if std is None:
+        return {"mean": mean, **dict.fromkeys(("std", "standard_error", "limit"))}
+    error = std / seeds**0.5
+    return {"mean": mean, "std": std, "standard_error": error, "limit": 4.303 * error}
 
 
 def result(gain, std, seeds=3):
@@ -127,10 +189,11 @@ def result(gain, std, seeds=3):
         "seeds": seeds,
         "models": {
             "teacher": {**model, "accuracy": 0.99},
-            "plain": student,
-            "distilled": student,
+            **dict.fromkeys(trial.KINDS, student),
         },
-        "gain": {"mean": gain, "std": std},
+        "gain": (gains := difference(gain, std, seeds)),
+        "few_labels": {"labels": 122, "gain": gains},
+        "exported_kind": "distilled",
         "exported_seed": 0,
         "files": [file, failed],
         "best": "digits_float32.tflite",
@@ -152,16 +215,22 @@ def test_the_table_fits_and_hides_nothing(columns):
 @pytest.mark.parametrize(
     ("gain", "std", "seeds", "said"),
     [
-        (0.012, 0.003, 3, "Distillation helped: +1.20 ± 0.30 points"),
-        (-0.018, 0.003, 3, "Distillation did not help here, the plain student is better: -1.80"),
-        (0.002, 0.009, 3, "Distillation made no clear difference here: +0.20 ± 0.90"),
+        (0.012, 0.003, 3, "distillation helped: +1.20 ± 0.30 points of"),
+        (0.012, 0.003, 3, "standard error 0.17 (3 seeds in pairs, equal steps)."),
+        (-0.018, 0.003, 3, "distillation did not help here, the plain student is better: -1.80"),
+        (0.002, 0.009, 3, "distillation made no clear difference here: +0.20 ± 0.90"),
+        # Beyond two standard errors, and within Student's interval of three pairs.
+        (0.006, 0.003, 3, "distillation made no clear difference here: +0.60 ± 0.30"),
         (0.01, None, 1, "(one seed, so chance plays a part: --seeds 5 shows the spread)"),
-        (0.0, None, 1, "Distillation made no clear difference here: +0.00 points"),
+        (0.0, None, 1, "distillation made no clear difference here: +0.00 points"),
     ],
 )
 def test_the_verdict_says_what_was_seen(gain, std, seeds, said):
     lines = demo.remarks(result(gain, std, seeds), Path("runs/digits"))
+    assert lines[0].startswith("All labels: ")
+    assert lines[1].startswith("One label in ten (122 of 1,222; ")
     assert said in lines[0]
+    assert said in lines[1]
     assert "x onnx int8: it fell over." in lines
     assert "! onnx int8: 2.0 times slower than float32." in lines
 
@@ -180,7 +249,7 @@ def test_without_a_good_file_none_is_named():
     ],
 )
 def test_folders_are_named_after_the_data(name, slug):
-    assert demo._slug(name) == slug
+    assert inputs.slug(name) == slug
 
 
 def test_an_interrupted_training_writes_nothing(run, tmp_path, image_file, monkeypatch):
@@ -259,10 +328,18 @@ def test_the_demo_runs_from_end_to_end(tmp_path):
     assert document["best"] in names
     assert all(row["verified"] for row in document["files"] if row["accuracy"] is not None)
     # The files answer like the student they come from, on the test images.
-    exact = document["models"]["distilled"]["runs"][0]["accuracy"]
+    exact = document["models"][document["exported_kind"]]["runs"][0]["accuracy"]
     assert document["files"][0]["accuracy"] == pytest.approx(exact, abs=1.5 / 359)
     stored = json.loads((folder / "demo.json").read_text())
     assert {**stored, "out": document["out"]} == document
+    assert document["few_labels"]["labels"] == 120
+    best = max(
+        run["validation_accuracy"]
+        for kind in ("plain", "distilled")
+        for run in document["models"][kind]["runs"]
+    )
+    exported = document["models"][document["exported_kind"]]["runs"][document["exported_seed"]]
+    assert exported["validation_accuracy"] == best
     # No log line of a library, no half-drawn bar: notes and finished bars alone.
     assert "WARNING" not in err
     assert "I0000" not in err

@@ -216,11 +216,13 @@ def test_the_page_learns_what_the_manifest_says(server):
         assert said["bytes"] == row["bytes"] == (DIGITS / said["file"]).stat().st_size
         assert said["inputs"] == [{**row["signature"]["inputs"][0], "sizes": [1, 8, 8, 1]}]
         assert said["outputs"] == row["signature"]["outputs"]
+        assert said["score"] == f"accuracy {100 * row['metrics']['accuracy']:.2f} %"
     assert about["reference"] == {
         "given": False,
         "name": "Keras model",
         "bytes": content["keras"]["bytes"],
         "milliseconds": content["keras"]["latency_ms"],
+        "score": f"accuracy {100 * content['keras']['accuracy']:.2f} %",
     }
 
 

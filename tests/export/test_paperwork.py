@@ -93,7 +93,7 @@ def test_bench_times_every_file_in_its_own_process(report, tmp_path):
     assert seen[-1] == ("bench", 8, 8)
     assert max(map(len, result.table().splitlines())) <= 80
     assert max(map(len, result.table(60).splitlines())) <= 60
-    assert "Not shown in 60 columns: warm ms, memory." in result.table(60)
+    assert "Not shown in 60 columns: warm ms, memory, cold ms." in result.table(60)
     with open(result.save_csv(tmp_path / "x.csv")) as file:
         assert [row["name"] for row in csv.DictReader(file)] == [row["name"] for row in rows]
     assert json.loads(result.save_json(tmp_path / "x.json").read_text())["rows"] == rows

@@ -207,6 +207,8 @@ function render(input) {
     const parts = [];
     if (size) parts.push(bytes(size));
     if (taken?.milliseconds) parts.push(time(taken.milliseconds));
+    const score = column.kind === "reference" ? page.reference.score : column.file.score;
+    if (score) parts.push(score);
     column.line.replaceChildren(column.error ?? "");
     if (!column.error) parts.forEach((part) => column.line.append(element("span", part), " "));
     column.line.className = column.error ? "failed" : "";
@@ -232,7 +234,8 @@ function note(input) {
   const runs = Math.max(0, ...columns.map((c) => (c.kind !== "reference" && c.figures?.runs) || 0));
   const text =
     "Bytes of the files; latency here in this browser, one thread, numbers in to numbers out, " +
-    `median of ${runs} runs. `;
+    `median of ${runs} runs` +
+    (page.files.some((file) => file.score) ? "; figures of the task as the export measured them. " : ". ");
   if (page.reference.given) return [text, "Reference: float32 weights and Keras in Python, on this computer."];
   if (input.outputs) {
     return [text, "Reference: the Keras model's answer and figures, as recorded at the export. No teacher was given."];

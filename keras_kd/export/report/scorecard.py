@@ -77,9 +77,7 @@ class Scorecard:
 
     def text(self, value: float | None) -> str:
         """Return the figure as text: accuracy in percent, others as they are."""
-        if value is None:
-            return "-"
-        return f"{100 * value:.2f}" if self.name == "accuracy" else f"{value:.4g}"
+        return figure_text(self.name, value)
 
     def limit(self, max_drop: float | None) -> str:
         """Say what a file may lose."""
@@ -229,6 +227,13 @@ def labels_of(content: dict[str, Any]) -> dict[str, list[str]]:
     fits = len(names) in (1, 2) if kind == "binary" else len(names) == units
     decides = kind in ("classes", "binary", "multilabel")
     return {first["name"]: list(names)} if decides and fits else {}
+
+
+def figure_text(name: str | None, value: float | None) -> str:
+    """Return a figure as text: accuracy in percent, others as they are."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f}" if name == "accuracy" else f"{value:.4g}"
 
 
 def heading(key: str) -> str:

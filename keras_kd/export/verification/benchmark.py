@@ -19,6 +19,7 @@ import numpy as np
 
 from keras_kd.export import manifest
 from keras_kd.export.checks import number
+from keras_kd.export.report.scorecard import Scorecard
 from keras_kd.export.scratch import working_folder
 from keras_kd.export.worker_pool import run_tasks
 from keras_kd.export.writing import write_file
@@ -116,6 +117,12 @@ def bench(
     manifest.check_files(folder, content)
     sample = str((folder / content["evaluation"]["file"]).resolve())
     names = [info["name"] for info in content["model"]["inputs"]]
+    card = Scorecard(content, content["best"])
+    scores = {
+        f"{row['format']} {row['precision']}": card.of(row.get("metrics") or {})
+        for row in content["artifacts"]
+    }
+    scores["keras"] = card.of(content["keras"])
     tasks = [
         {
             "id": f"{row['format']} {row['precision']}",
@@ -138,6 +145,7 @@ def bench(
                 "name": "keras (at export)",
                 "bytes": recorded["bytes"],
                 "p50_ms": recorded["latency_ms"],
+                "score": card.of(recorded),
             }
         )
     with working_folder() as scratch:
@@ -155,10 +163,11 @@ def bench(
                     f"`{folder}`: {result['error']}. Pass the model that was exported."
                 )
             row = {**dict.fromkeys(_COLUMNS), "name": task["id"], "bytes": task["bytes"]}
+            row["score"] = scores.get(task["id"])
             rows.append({**row, **{key: result[key] for key in _COLUMNS if key in result}})
     if progress is not None:
         progress("bench", len(tasks), len(tasks))
-    return BenchReport(rows, threads)
+    return BenchReport(rows, threads, card.name)
 
 
 def _check_model(path: Path) -> None:
@@ -178,7 +187,7 @@ def _check_model(path: Path) -> None:
 _STARTS = 5
 _COLUMNS = (
     *("name", "bytes", "p50_ms", "p90_ms", "cold_start_ms", "warm_start_ms", "peak_memory_bytes"),
-    "error",
+    *("score", "error"),
 )
 
 
@@ -189,13 +198,17 @@ class BenchReport:
         rows: One dict a file: `name`, `bytes`, `p50_ms` and `p90_ms` (of one inference, batch of
             one), `cold_start_ms` (loading the file and one inference, for the first time in the
             process), `warm_start_ms` (the same again, median of five), `peak_memory_bytes` (more
-            than the process had before loading), `error`. What was not measured is `None`.
+            than the process had before loading), `score` (what files are judged by, as the export
+            measured it), `error`. What was not measured is `None`.
         threads: Threads that the runtimes used.
+        metric: Name of the score, such as `"accuracy"` or `"ndcg@10"`; `None` where files are
+            judged by no figure of the task.
     """
 
-    def __init__(self, rows: list[dict[str, Any]], threads: int) -> None:
+    def __init__(self, rows: list[dict[str, Any]], threads: int, metric: str | None = None) -> None:
         self._rows = rows
         self.threads = threads
+        self.metric = metric
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the figures, one dict a file."""
@@ -203,7 +216,11 @@ class BenchReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"threads": self.threads, "rows": manifest.plain(self._rows)}
+        return {
+            "threads": self.threads,
+            "metric": self.metric,
+            "rows": manifest.plain(self._rows),
+        }
 
     def table(self, width: int = 80) -> str:
         """Return the figures as text.
@@ -213,22 +230,33 @@ class BenchReport:
                 the line under them says.
         """
         from keras_kd.export.report.export_report import latency, size
+        from keras_kd.export.report.scorecard import figure_text, heading
 
-        least = {f"{self.threads} thread(s), batch of 1": 24, "size": 9, "p50 ms": 9}
-        least |= {"p90 ms": 9, "cold ms": 9, "warm ms": 9, "memory": 10}
+        headings = [f"{self.threads} thread(s), batch of 1", "size", "p50 ms", "p90 ms", "cold ms"]
+        headings += ["warm ms", "memory"]
+        least = [24, 8, 8, 8, 8, 8, 8]
+        spare = ["warm ms", "memory", "cold ms", "p90 ms"]
         cells = [
-            (
+            [
                 plain(row["name"]),
                 size(row["bytes"]),
                 *(latency(row[key]) for key in _COLUMNS[2:6]),
                 size(row["peak_memory_bytes"]),
-            )
+            ]
             for row in self._rows
         ]
-        spare = ("warm ms", "memory", "cold ms", "p90 ms")
-        lines = fitted(
-            list(least), cells, width=width, dispensable=spare, least=list(least.values())
-        )
+        if self.metric is not None:
+            # What a file is worth beside what it costs.
+            name = "acc" if self.metric == "accuracy" else plain(heading(self.metric))
+            headings.insert(1, name)
+            least.insert(1, max(len(name) + 1, 7))
+            for row, cell in zip(self._rows, cells, strict=True):
+                cell.insert(1, figure_text(self.metric, row["score"]))
+        lines = fitted(headings, cells, width=width, dispensable=spare, least=least)
+        if self.metric is not None:
+            unit = " in %" if self.metric == "accuracy" else ""
+            text = f"{plain(heading(self.metric))}{unit}: as measured at the export."
+            lines += textwrap.wrap(text, min(width, 80))
         for row in self._rows:
             if row["error"]:
                 text = plain(f"x {row['name']}: {row['error']}")

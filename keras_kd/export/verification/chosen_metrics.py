@@ -359,8 +359,9 @@ def _figure(
     name: str, kind: dict[str, Any]
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]:
     def measured(outputs: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> float:
+        ranks = name == "ndcg@10"
         found = scores.scores(
-            outputs, labels, kind["kind"], kind["probabilities"], weights, ranks=True
+            outputs, labels, kind["kind"], kind["probabilities"], weights, ranks=ranks
         )
         if found.get(name) is None:
             known = [key for key in scores.NAMES if found.get(key) is not None]

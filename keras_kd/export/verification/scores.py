@@ -57,7 +57,8 @@ def scores(
         probabilities: Whether outputs are probabilities rather than logits.
         weights: Of the samples, or of each of their first axes; `None` for ones. Rank correlation
             has no weights: it is that of the rows that count.
-        ranks: Whether NDCG is asked for, which is otherwise measured on more than 10 units.
+        ranks: Whether NDCG is asked for, which is otherwise measured on more than 10 numbers or yes
+            and no. Of classes it is that of the right one among the others.
 
     Returns:
         Empty without labels. Of decisions `accuracy`, `balanced_accuracy` (mean recall of the
@@ -87,6 +88,9 @@ def scores(
     listed = outputs.ndim == 2 and outputs.shape[-1] > (1 if ranks else LIST)
     if listed and kind in ("values", "multilabel"):
         found["ndcg@10"] = _ndcg(outputs, squeeze(labels, outputs), weights)
+    elif listed and ranks and kind == "classes" and outputs.size <= MOST_NUMBERS:
+        right = np.arange(outputs.shape[-1]) == truth[:, None]
+        found["ndcg@10"] = _ndcg(outputs, right.astype(np.float32), heavy)
     return found
 
 

@@ -1,0 +1,276 @@
+"""What `keras-kd distill` measured on the test rows: the document, the tables and the remarks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_kd.cli.console import native_silence
+from keras_kd.cli.recipes import RECIPES
+from keras_kd.cli.teachers import NamedTeacher
+from keras_kd.datasets import TaskData
+from keras_kd.datasets.task_data import UNLABELED, Array
+from keras_kd.utils.tables import fitted
+
+_FEW = 20
+"""Classes up to which the table shows each; `distill.json` has all of them."""
+
+
+def figures(task: str, outputs: Array, y: Array) -> dict[str, Any]:
+    """Measure answers by the task's figures, see `keras_kd.export.verification.scores`.
+
+    Args:
+        task: One of `keras_kd.datasets.task_data.TASKS`.
+        outputs: `(rows, ..., units)`.
+        y: As in `Rows.y`.
+
+    Returns:
+        Figures by name, and `per_class`, lists of `support`, `precision`, `recall`, `f1`.
+    """
+    from keras_kd.export.verification.metrics import is_probability
+    from keras_kd.export.verification.scores import scores
+
+    kind = {"multilabel": "multilabel", "regression": "values", "ranking": "values"}.get(task)
+    if kind is None:
+        kind = "binary" if outputs.shape[-1] == 1 else "classes"
+    outputs = np.asarray(outputs, np.float32)
+    found = scores(outputs, y, kind, is_probability(outputs), ranks=task == "ranking")
+    wanted = {"ndcg@10"} if task == "ranking" else None
+    return {name: value for name, value in found.items() if wanted is None or name in wanted}
+
+
+def collect(
+    data: TaskData, student: Any, found: Sequence[NamedTeacher], report: Any, proof: Any
+) -> dict[str, Any]:
+    """Measure teacher, student and files on the test rows.
+
+    Args:
+        data: The data.
+        student: The trained student.
+        found: The teachers.
+        report: Of the export.
+        proof: Of the verification.
+
+    Returns:
+        Plain JSON values.
+    """
+    from keras_kd.export.formats.runtime import open_file, run_all
+    from keras_kd.export.signature import describe
+
+    rows = {row["name"]: row for row in report.rows() if row["name"] in ("teacher", "keras")}
+    sizes = ("parameters", "bytes", "latency_ms")
+    models: dict[str, Any] = {}
+    for one in found:
+        answers = one.test_answers(data)
+        models[f"teacher {one.name}" if len(found) > 1 else "teacher"] = {
+            "name": one.name,
+            **({} if answers is None else figures(data.task, answers, data.test.y)),
+            **{key: rows.get("teacher", {}).get(key) for key in sizes},
+        }
+    outputs = np.asarray(student.predict(data.test.x, batch_size=256, verbose=0))
+    models["student"] = {
+        "name": student.name,
+        **figures(data.task, outputs, data.test.y),
+        **{key: rows["keras"].get(key) for key in sizes},
+    }
+    feed = _by_name(student, data.test.x, outputs, describe)
+    proven = {artifact.file: artifact.passed for artifact in proof.artifacts}
+    files = []
+    for artifact in report.artifacts:
+        row: dict[str, Any] = {
+            "name": f"{artifact.format} {artifact.precision}",
+            "file": artifact.file,
+            "bytes": artifact.bytes,
+            "gzip_bytes": artifact.gzip_bytes,
+            "latency_ms": artifact.latency_ms,
+            "verified": artifact.passed and proven[artifact.file],
+            "reason": artifact.reason,
+            "flags": list(artifact.flags),
+        }
+        if artifact.passed:
+            with native_silence():
+                answers = next(iter(run_all(open_file(artifact.path), feed).values()))
+            row |= figures(data.task, answers, data.test.y)
+        files.append(row)
+    judged = report.manifest["evaluation"].get("metrics") or {}
+    metric = next((rows[0][0] for rows in judged.values() if rows), RECIPES[data.task].judges[0])
+    return {
+        "data": {
+            "name": data.name,
+            "task": data.task,
+            "samples": data.sizes,
+            "classes": list(data.class_names),
+            "notes": list(data.notes),
+        },
+        "metric": metric,
+        "models": models,
+        "files": files,
+        "best": None if proof.best is None else proof.best.file,
+        "max_drop": report.manifest["settings"]["max_drop"],
+        "trivial": trivial(data),
+    }
+
+
+def _by_name(student: Any, x: Any, outputs: Array, describe: Any) -> dict[str, Array]:
+    from keras_kd.export.source import data as export_data
+
+    return export_data.by_name(x, describe(student, x, outputs), "test")
+
+
+def trivial(data: TaskData) -> dict[str, float] | None:
+    """Return what answering the same for every row is worth on the test rows, where that is told.
+
+    The most frequent class of the training rows for `classification` and `tokens` (`accuracy`), the
+    mean target for `regression` (`mae`).
+    """
+    if data.task in ("classification", "tokens"):
+        known = data.train.y[data.train.y != UNLABELED]
+        often = int(np.bincount(known.reshape(-1)).argmax())
+        truth = data.test.y[data.test.y != UNLABELED]
+        return {"accuracy": float(np.mean(truth == often))}
+    if data.task == "regression":
+        mean = data.train.y.mean(axis=0, dtype=np.float64)
+        return {"mae": float(np.abs(data.test.y - mean).mean())}
+    return None
+
+
+def tables(result: dict[str, Any], width: int = 80) -> list[str]:
+    """Lay the figures out as tables.
+
+    Args:
+        result: What `distill.json` holds.
+        width: Most columns of text. Where they are few, the least important figures are left out.
+
+    Returns:
+        The texts: models and files, and the classes of the best file where they are few.
+    """
+    from keras_kd.export.report.export_report import latency, size
+    from keras_kd.export.report.scorecard import heading
+
+    recipe = RECIPES[result["data"]["task"]]
+    shown = list(dict.fromkeys([result["metric"], *recipe.shown]))
+    measured = [*result["models"].values(), *result["files"]]
+    shown = [name for name in shown if any(row.get(name) is not None for row in measured)]
+    rows = []
+    for name, row in result["models"].items():
+        rows.append(
+            [
+                name,
+                *(digits(row.get(key)) for key in shown),
+                "" if row["parameters"] is None else f"{row['parameters']:,}",
+                size(row["bytes"]),
+                "",
+                latency(row["latency_ms"]),
+                "",
+            ]
+        )
+    for row in result["files"]:
+        mark = "* " if row["file"] is not None and row["file"] == result["best"] else "  "
+        rows.append(
+            [
+                mark + row["name"],
+                *(digits(row.get(key)) for key in shown),
+                "",
+                size(row["bytes"]),
+                size(row["gzip_bytes"]),
+                latency(row["latency_ms"]),
+                "yes" if row["verified"] else "no",
+            ]
+        )
+    headings = ["on the test rows", *map(heading, shown)]
+    headings += ["params", "size", "gzip", "ms", "verified"]
+    spare = ["params", "verified", "gzip", *[heading(key) for key in shown[:0:-1]]]
+    texts = ["\n".join(fitted(headings, rows, width=width, dispensable=spare))]
+    best = _best(result)
+    table = (best or {}).get("per_class")
+    names = result["data"]["classes"]
+    if best is not None and table and len(table["support"]) <= _FEW:
+        student = result["models"]["student"]["per_class"]
+        cells = [
+            [
+                f"  {names[k] if k < len(names) else k}",
+                f"{table['support'][k]:,}",
+                *(digits(table[key][k]) for key in ("precision", "recall", "f1")),
+                digits(student["f1"][k]),
+            ]
+            for k in range(len(table["support"]))
+        ]
+        headings = [
+            f"classes of {best['name']}",
+            "support",
+            "precision",
+            "recall",
+            "F1",
+            "Keras F1",
+        ]
+        texts += ["", "\n".join(fitted(headings, cells, width=width, dispensable=headings[:3:-1]))]
+    return texts
+
+
+def _best(result: dict[str, Any]) -> dict[str, Any] | None:
+    for row in result["files"]:
+        if row["file"] is not None and row["file"] == result["best"]:
+            return dict(row)
+    return None
+
+
+def remarks(result: dict[str, Any], folder: Path) -> list[str]:
+    """Say which file to take, and what was seen on the way.
+
+    Args:
+        result: What `distill.json` holds.
+        folder: Where the files are.
+
+    Returns:
+        One paragraph each.
+    """
+    from keras_kd.export.report.scorecard import heading, points
+
+    samples = result["data"]["samples"]
+    best, teacher = _best(result), result["models"].get("teacher")
+    lines = []
+    if best is None:
+        lines.append("No file passed its check: the reasons are below and in report.html.")
+    else:
+        limit = result["max_drop"]
+        lines.append(
+            f"* Take {best['file']}: the smallest that lost at most {points(limit)} of "
+            f"{heading(result['metric'])} on the {samples['validation']:,} validation rows."
+        )
+    for what, row in result["models"].items():
+        for name, value in (result["trivial"] or {}).items():
+            mine = row.get(name)
+            better = math.inf if mine is None else mine - value if name != "mae" else value - mine
+            if better <= 0:
+                same = "the mean target" if name == "mae" else "the most frequent class"
+                lines.append(
+                    f"! {what}: its {heading(name)} of {digits(mine)} is no better than answering "
+                    f"{same} every time ({digits(value)}). Was it made for inputs of another scale?"
+                )
+    if teacher is not None and teacher.get(result["metric"]) is None:
+        lines.append("The teacher was not asked about the test rows, so it has no figures.")
+    for row in result["files"]:
+        lines.extend(f"! {row['name']}: {flag}." for flag in row["flags"])
+        if row["reason"]:
+            lines.append(f"x {row['name']}: {row['reason']}.")
+    lines.append(
+        f"Figures: on the {samples['test']:,} test rows, which chose nothing. Size: the file, for "
+        "Keras models the float32 weights. Time: one row, one thread, median."
+    )
+    lines.append(
+        f"Written to {folder} in {result['seconds']:.0f} s. Open {folder / 'report.html'}, check "
+        f"the files anywhere with: keras-kd verify {folder}, and do it all again with: "
+        f"keras-kd distill --config {folder / 'distill.toml'} --overwrite"
+    )
+    return lines
+
+
+def digits(value: float | None) -> str:
+    """Return a figure as text."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) <= 1 else f"{value:.4g}"

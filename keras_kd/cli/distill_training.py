@@ -1,0 +1,245 @@
+"""The training behind `keras-kd distill`: the student, how long, and the loss of the task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_kd.cli import inputs, recipes
+from keras_kd.cli.console import Work
+from keras_kd.cli.teachers import NamedTeacher
+from keras_kd.datasets import TaskData
+
+_SMALL = 10_000
+_SAMPLES_SEEN = 60_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much is trained.
+
+    Args:
+        epochs: Passes over the training rows.
+        batch_size: Rows a step.
+        learning_rate: Of Adam in the first step; it falls to 0 by a cosine.
+        seed: Of the weights and the order of the rows.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+
+def make_plan(
+    data: TaskData, epochs: int | None, batch_size: int | None, learning_rate: float, seed: int
+) -> Plan:
+    """Choose what was not asked for by the number of training rows.
+
+    Args:
+        data: What is trained on.
+        epochs: `None` takes as many as show 60,000 rows, from 5 to 100.
+        batch_size: `None` takes 32 under 10,000 rows, else 128.
+        learning_rate: As asked for.
+        seed: As asked for.
+
+    Returns:
+        The plan.
+    """
+    rows = len(data.train)
+    return Plan(
+        epochs or min(100, max(5, round(_SAMPLES_SEEN / rows))),
+        batch_size or (32 if rows < _SMALL else 128),
+        learning_rate,
+        seed,
+    )
+
+
+def check_student(name: str) -> tuple[float, float] | None:
+    """Refuse what names no student, before Keras is imported.
+
+    Args:
+        name: `FILE.keras`, `shrink:WIDTH` or `shrink:WIDTH,DEPTH`.
+
+    Returns:
+        Width and depth, or `None` for a file.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if not name.startswith("shrink"):
+        inputs.check_model_file(name, "student")
+        return None
+    _, _, numbers = name.partition(":")
+    try:
+        width, depth = ([float(part) for part in numbers.split(",")] + [1.0])[:2]
+        fits = 0 < width <= 1 and 0 < depth <= 1 and numbers.count(",") < 2
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"`--student {name}` is no student. Expected `FILE.keras`, or the fractions of width "
+            "and depth that are kept, above 0 and at most 1: `shrink:0.5` or `shrink:0.5,0.5`."
+        )
+    return width, depth
+
+
+def make_student(name: str, found: Sequence[NamedTeacher], data: TaskData, seed: int) -> Any:
+    """Load the student, or derive it from the first Keras teacher.
+
+    Args:
+        name: See `check_student`.
+        found: The teachers.
+        data: What it is trained on.
+        seed: Of its first weights, where it is derived.
+
+    Returns:
+        A built `keras.Model`.
+
+    Raises:
+        ValueError: If there is no Keras teacher to derive it from, or it does not fit the data.
+    """
+    import keras
+
+    sizes = check_student(name)
+    if sizes is None:
+        student = inputs.load_model(name, "student")
+    else:
+        model = next((one.model for one in found if one.model is not None), None)
+        if model is None:
+            raise ValueError(
+                f"`--student {name}` derives the student from a Keras teacher, and "
+                f"`{found[0].name}` is none. Pass a student of your own, `FILE.keras`."
+            )
+        from keras_kd.students import shrink
+
+        keras.utils.set_random_seed(seed)
+        student = shrink(model, width=sizes[0], depth=sizes[1], name="student")
+    recipes.check_output(student, "student", data)
+    inputs.check_inputs(inputs.first_rows(data.train.x), "student's", student)
+    _check_words(student, data)
+    return student
+
+
+def _check_words(model: Any, data: TaskData) -> None:
+    import keras
+
+    if "vocabulary" not in data.inputs:
+        return
+    words = len(data.inputs["vocabulary"])
+    tables = [layer for layer in model.layers if isinstance(layer, keras.layers.Embedding)]
+    for layer in tables:
+        if len(tables) == 1 and layer.input_dim < words:
+            raise ValueError(
+                f"The embedding `{layer.name}` of `{model.name}` has {layer.input_dim:,} rows, and "
+                f"the vocabulary of `{data.name}` {words:,} words. Pass the vocabulary that the "
+                "model was made for (`--vocabulary FILE`), or a larger model."
+            )
+
+
+def introduction(data: TaskData, plan: Plan, teacher: Sequence[str], method: str) -> str:
+    """Say what is going to be done."""
+    sizes = data.sizes
+    units = f", {data.units} {'classes' if data.task != 'regression' else 'targets'}"
+    lines = [
+        f"{data.name}: {sizes['train']:,} training, {sizes['validation']:,} validation and "
+        f"{sizes['test']:,} test rows{units if data.units else ''}.",
+        *data.notes,
+        f"Teacher {', '.join(teacher)}; method {method}; {plan.epochs} epochs, {plan.batch_size} "
+        f"rows a step, learning rate {plan.learning_rate:g}, seed {plan.seed}.",
+    ]
+    return "\n".join(lines)
+
+
+def train(
+    student: Any,
+    teacher: Any,
+    data: TaskData,
+    plan: Plan,
+    compiled: dict[str, Any] | None,
+    work: Work,
+) -> dict[str, Sequence[float]]:
+    """Train the student.
+
+    Args:
+        student: Changed in place.
+        teacher: What `Distiller` takes.
+        data: Rows and labels.
+        plan: How much is trained.
+        compiled: How `Distiller.compile` distills, see `recipes.distillation`; `None` trains on the
+            labels alone.
+        work: Hears of every epoch.
+
+    Returns:
+        Losses, one value an epoch.
+
+    Raises:
+        ValueError: If models, data and method do not fit together.
+        ArithmeticError: If the weights end as NaN.
+    """
+    import keras
+
+    import keras_kd
+
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # The process is the command's own, and a rerun is to give the same files.
+        tf.config.experimental.enable_op_determinism()
+    x, y = data.train.x, recipes.targets(data.task, data.train.y)
+    unlabeled = bool((~data.labeled).any())
+    if compiled is None and unlabeled:
+        from keras_kd.datasets.task_data import rows_of
+
+        x, y = rows_of(x, data.labeled), y[data.labeled]
+        unlabeled = False
+    loss = recipes.hard_loss(data.task, student, inputs.first_rows(x), unlabeled)
+    steps = plan.epochs * -(-len(y) // plan.batch_size)
+    keras.utils.set_random_seed(plan.seed)
+    distiller = keras_kd.Distiller(student, None if compiled is None else teacher)
+    distiller.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(plan.learning_rate, steps)),
+        loss=loss,
+        **(compiled or {}),
+    )
+    work("distill", 0, plan.epochs)
+    history = distiller.fit(
+        x,
+        y,
+        batch_size=plan.batch_size,
+        epochs=plan.epochs,
+        validation_data=(data.validation.x, recipes.targets(data.task, data.validation.y)),
+        callbacks=[
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: work(
+                    "distill", epoch + 1, plan.epochs, f"validation loss {logs['val_loss']:.4g}"
+                )
+            )
+        ],
+        verbose=0,
+    )
+    if not all(np.isfinite(weight).all() for weight in student.get_weights()):
+        raise ArithmeticError(
+            "The training ended with NaN or infinite weights. Lower `--learning-rate`, or check "
+            "the scale of the inputs (`--standardize` for tables)."
+        )
+    return {name: [float(value) for value in values] for name, values in history.history.items()}
+
+
+def judges(data: TaskData, student: Any, asked: Sequence[str]) -> list[str]:
+    """Return the metrics by which files are judged: as asked for, or the task's.
+
+    Args:
+        data: Validation rows judge.
+        student: The trained student.
+        asked: Names of metrics.
+    """
+    if asked:
+        return list(asked)
+    from keras_kd.cli.distill_result import figures
+
+    outputs = np.asarray(student.predict(data.validation.x, batch_size=256, verbose=0))
+    return [recipes.judged_by(data.task, figures(data.task, outputs, data.validation.y))]

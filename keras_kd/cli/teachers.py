@@ -1,0 +1,208 @@
+"""Teachers by name: a file of any kind, a cache of answers, or an estimator trained here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_kd.cli import inputs, recipes
+from keras_kd.datasets import TaskData, files
+from keras_kd.datasets.task_data import Array
+from keras_kd.utils import archives
+
+ESTIMATORS = ("gradient-boosting", "random-forest")
+"""Estimators of scikit-learn that are trained on the training rows, for rows of plain numbers."""
+
+_FILES = (".keras", ".npz", ".onnx", ".tflite")
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedTeacher:
+    """A teacher from the command line.
+
+    Args:
+        name: As it was given.
+        teacher: What the distiller takes.
+        model: The Keras model, if it is one.
+        answers: Its answers to every row of the data's file, if that is all it is.
+    """
+
+    name: str
+    teacher: Any
+    model: Any = None
+    answers: Array | None = None
+
+    def test_answers(self, data: TaskData) -> Array | None:
+        """Return its answers to the test rows, or `None` if nobody can ask it."""
+        if self.model is not None:
+            return np.asarray(self.model.predict(data.test.x, batch_size=256, verbose=0))
+        if self.answers is not None and (data.test.index >= 0).all():
+            return self.answers[data.test.index]
+        return None
+
+
+def check(name: str) -> None:
+    """Refuse a name behind which there is no teacher, before Keras is imported.
+
+    Raises:
+        ValueError: If there is no such file, folder or estimator.
+    """
+    if name in ESTIMATORS or Path(name).is_dir():
+        return
+    if name.endswith(".keras"):
+        inputs.check_model_file(name, "teacher")
+        return
+    problem = archives.file_problem(name)
+    if problem is None and name.endswith(_FILES):
+        return
+    if problem is not None and name.endswith(_FILES):
+        raise ValueError(f"The teacher `{name}` {problem}. Pass the path of its file.")
+    close = difflib.get_close_matches(name, ESTIMATORS, 1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+    raise ValueError(
+        f"`{name}` is no teacher. Expected a file that ends in {', '.join(_FILES)}, the folder of "
+        f"a cache, or {' or '.join(ESTIMATORS)}, trained on your rows.{hint}"
+    )
+
+
+def load(name: str, data: TaskData, stack: contextlib.ExitStack) -> NamedTeacher:
+    """Load a teacher by its name.
+
+    Args:
+        name: See `check`.
+        data: What it is asked about.
+        stack: Holds what must live as long as the teacher.
+
+    Returns:
+        The teacher.
+
+    Raises:
+        ValueError: If it cannot be loaded, or does not fit the data.
+        ImportError: If a package that it needs is missing.
+    """
+    import keras_kd
+
+    if name.endswith(".keras"):
+        model = inputs.load_model(name, "teacher")
+        recipes.check_output(model, "teacher", data)
+        inputs.check_inputs(inputs.first_rows(data.train.x), "teacher's", model)
+        return NamedTeacher(name, model, model)
+    if name.endswith(".onnx"):
+        return NamedTeacher(name, keras_kd.teachers.from_onnx(name))
+    if name.endswith(".tflite"):
+        return NamedTeacher(name, keras_kd.teachers.from_tflite(name))
+    if name.endswith(".npz"):
+        return _from_answers(name, data, stack)
+    if name in ESTIMATORS:
+        return NamedTeacher(name, keras_kd.teachers.from_sklearn(_trained(name, data)))
+    return NamedTeacher(name, keras_kd.teachers.CachedTeacher(name))
+
+
+def together(found: Sequence[NamedTeacher]) -> Any:
+    """Return one teacher of several: a list is an ensemble with equal weights.
+
+    Raises:
+        ValueError: If one of several cannot be asked, since it is answers alone.
+    """
+    if len(found) == 1:
+        return found[0].teacher
+    for one in found:
+        if one.name.endswith(".npz") or Path(one.name).is_dir():
+            raise ValueError(
+                f"The teacher `{one.name}` is answers that exist already, which no ensemble asks. "
+                "Average them beforehand, or leave it out."
+            )
+    return [one.teacher for one in found]
+
+
+def _from_answers(name: str, data: TaskData, stack: contextlib.ExitStack) -> NamedTeacher:
+    import keras_kd
+
+    arrays = files.read(name)
+    kinds = [kind for kind in ("logits", "probabilities") if kind in arrays]
+    if len(kinds) != 1:
+        raise ValueError(
+            f"`{name}` holds {', '.join(f'`{key}`' for key in arrays) or 'no arrays'}. A teacher's "
+            "answers are `logits` or `probabilities`, one row for each row of the data."
+        )
+    answers = np.asarray(arrays[kinds[0]])
+    _check_classes(name, arrays, data)
+    rows = 1 + int(max(data.train.index.max(), data.validation.index.max(), data.test.index.max()))
+    if len(answers) not in (rows, len(data.train)):
+        raise ValueError(
+            f"`{name}` holds {len(answers):,} answers, but `{data.name}` has {rows:,} rows to "
+            "train on. Store one for each, in the order of the file."
+        )
+    shape = (data.units,) if data.task != "tokens" else (*data.train.y.shape[1:], data.units)
+    if answers.shape[1:] != shape:
+        raise ValueError(
+            f"The answers in `{name}` have the shape {answers.shape}, but `{data.name}` needs "
+            f"{('rows', *shape)}: {', '.join(data.class_names[:8])}."
+        )
+    given = answers[data.train.index] if len(answers) == rows else answers
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="keras_kd_answers_"))
+    cache = str(Path(folder) / "cache")
+    keras_kd.cache.write_answers(cache, data.train.x, **{kinds[0]: given})
+    whole = answers if len(answers) == rows else None
+    return NamedTeacher(name, keras_kd.teachers.CachedTeacher(cache), answers=whole)
+
+
+def _check_classes(name: str, arrays: dict[str, Array], data: TaskData) -> None:
+    if "class_names" not in arrays or not data.class_names:
+        return
+    theirs = [str(one) for one in np.atleast_1d(arrays["class_names"])]
+    ours = list(data.class_names)
+    if theirs == ours:
+        return
+    if sorted(theirs) == sorted(ours):
+        place = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+        raise ValueError(
+            f"`{name}` has the classes of `{data.name}` in another order: number {place} is "
+            f"`{theirs[place]}` there and `{ours[place]}` here. Reorder its columns, or pass "
+            f"`--classes {','.join(theirs)[:200]}`."
+        )
+    odd = next((one for one in theirs if one not in ours), None)
+    raise ValueError(
+        f"`{name}` names {len(theirs)} classes and `{data.name}` has {len(ours)}"
+        + (f"; `{odd}` is none of these" if odd is not None else "")
+        + ". Choose answers about these classes."
+    )
+
+
+def _trained(name: str, data: TaskData) -> Any:
+    x = data.train.x
+    plain = not isinstance(x, dict) and x.ndim == 2 and data.inputs.get("kind") != "text"
+    if (
+        not plain
+        or data.task not in ("classification", "regression")
+        or (data.task == "regression" and data.train.y.shape[1] > 1)
+    ):
+        raise ValueError(
+            f"`--teacher {name}` is trained on rows of plain numbers, for `classification` and a "
+            f"`regression` of one target. `{data.name}` is no such data: pass a teacher's file."
+        )
+    from sklearn import ensemble
+
+    kinds = {
+        ("gradient-boosting", "classification"): ensemble.HistGradientBoostingClassifier,
+        ("gradient-boosting", "regression"): ensemble.HistGradientBoostingRegressor,
+        ("random-forest", "classification"): ensemble.RandomForestClassifier,
+        ("random-forest", "regression"): ensemble.RandomForestRegressor,
+    }
+    y = data.train.y if data.task == "classification" else data.train.y[:, 0]
+    if data.task == "classification":
+        missing = set(range(len(data.class_names))) - set(np.unique(y[data.labeled]).tolist())
+        if missing:
+            raise ValueError(
+                f"The class `{data.class_names[min(missing)]}` has no training row, so that "
+                f"`--teacher {name}` cannot answer for it. Name the classes that there are with "
+                "`--classes`."
+            )
+    return kinds[name, data.task](random_state=0).fit(x[data.labeled], y[data.labeled])

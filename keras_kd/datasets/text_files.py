@@ -1,0 +1,56 @@
+"""Text files of data: plain or gzipped UTF-8, read whole, within bounds."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+
+from keras_kd.utils import archives
+
+MAX_BYTES = 4 * 2**30
+"""Bytes of text that a file may hold, unpacked: tables in memory are several times as large."""
+
+
+def read(path: str | os.PathLike[str], what: str) -> str:
+    """Read a text file.
+
+    Args:
+        path: Path of the file; one that ends in `.gz` is unpacked.
+        what: What the errors expect, such as `"a CSV file"`.
+
+    Returns:
+        Its text, line ends as they are, without a byte-order mark.
+
+    Raises:
+        ValueError: If it is missing, no regular file, damaged, not UTF-8, empty or too large.
+    """
+    name = os.fspath(path)
+    problem = archives.file_problem(name)
+    if problem is not None:
+        raise ValueError(f"`{name}` {problem}. Pass the path of {what}.")
+    try:
+        with archives.opened(name) as stream:
+            if name.endswith(".gz"):
+                with gzip.GzipFile(fileobj=stream) as unpacked:
+                    data = unpacked.read(MAX_BYTES + 1)
+            else:
+                data = stream.read(MAX_BYTES + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"`{name}` is damaged or no gzip file: {error}. Copy it again.") from error
+    if len(data) > MAX_BYTES:
+        raise ValueError(
+            f"`{name}` has more than {MAX_BYTES >> 30} GiB of text. Train from a "
+            "`tf.data.Dataset` with `keras_kd.Distiller`."
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"`{name}`, line {line}: byte {data[error.start]:#04x} is not UTF-8. Save the file as "
+            "UTF-8."
+        ) from error
+    if not text.strip():
+        raise ValueError(f"`{name}` is empty. Pass the path of {what}.")
+    return text
