@@ -28,6 +28,7 @@ _MODULES = (
     "datasets",
     "export",
     "losses",
+    "robust",
     "students",
     "teachers",
 )
