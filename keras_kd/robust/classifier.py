@@ -155,7 +155,8 @@ def in_batches(program: Callable[..., Any], batch_size: int, *arrays: np.ndarray
 
     Args:
         program: `fn(*tensors)`: a tensor or a tuple of them, a row for each row.
-        batch_size: Rows at once. All batches have this many, so that one program does for all.
+        batch_size: Rows at once. All batches have this many, and few rows a power of two, so that
+            few programs do for all.
         *arrays: With as many rows each.
 
     Returns:
@@ -163,10 +164,10 @@ def in_batches(program: Callable[..., Any], batch_size: int, *arrays: np.ndarray
     """
     parts: list[Any] = []
     rows = len(arrays[0])
-    size = min(batch_size, rows)
+    size = min(batch_size, 1 << max(rows - 1, 0).bit_length())
     for start in range(0, rows, size):
         chosen = np.arange(start, start + size)
-        # The last batch is filled up with its own last row.
+        # A batch is filled up with the last row.
         batch = [ops.convert_to_tensor(a[np.minimum(chosen, rows - 1)]) for a in arrays]
         found = program(*batch)
         kept = min(size, rows - start)

@@ -103,12 +103,18 @@ def _estimator(
         import tensorflow as tf
         from art.estimators.classification import TensorFlowV2Classifier
 
-        compiled = tf.function(classifier.logits)
+        # For any number of rows, since the library leaves out those that it is done with.
+        any_rows = [tf.TensorSpec((None, *shape), "float32")]
+        compiled = tf.function(classifier.logits, input_signature=any_rows)
 
         def model(x: Any, training: bool = False) -> Any:
             return compiled(tf.convert_to_tensor(x, "float32"))
 
-        return TensorFlowV2Classifier(
+        class OnTensorFlow(TensorFlowV2Classifier):
+            def predict(self, x: np.ndarray, **_: Any) -> np.ndarray:
+                return classifier.predict(x.astype("float32"), batch_size)
+
+        return OnTensorFlow(
             model=model, nb_classes=classifier.classes, input_shape=shape, clip_values=clip
         )
     from art.estimators import BaseEstimator, LossGradientsMixin

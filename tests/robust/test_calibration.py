@@ -132,9 +132,10 @@ def test_what_cannot_be_calibrated_is_refused():
         kd.robust.calibrate(added, x, y)
     with pytest.raises(ValueError, match="no rows"):
         kd.robust.calibrate(mlp(), x[:0], y[:0])
+    model = mlp()
+    right = model.predict(x, verbose=0).argmax(-1)
     with pytest.warns(UserWarning, match="too easy"):
-        model = mlp()
-        kd.robust.calibrate(model, x, model.predict(x, verbose=0).argmax(-1))
+        kd.robust.calibrate(model, x, right)
 
 
 # ------------------------------------------------------------------------------- labels

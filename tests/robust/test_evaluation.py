@@ -114,8 +114,7 @@ def two_class(slope):
     """A model of one number `x` in [0, 1]: class 1 above a half."""
     inputs = keras.Input((4, 4, 1))
     x = layers.GlobalAveragePooling2D()(inputs)
-    model = keras.Model(inputs, slope(x))
-    return model
+    return keras.Model(inputs, slope(x))
 
 
 @keras.saving.register_keras_serializable(package="tests_robust")
