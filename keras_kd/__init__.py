@@ -28,6 +28,7 @@ _MODULES = (
     "datasets",
     "export",
     "losses",
+    "robust",
     "search",
     "students",
     "teachers",

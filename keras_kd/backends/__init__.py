@@ -112,6 +112,57 @@ def gradient(fn: Callable[[Any], Any], x: Any, differentiable: bool = False) -> 
     return keras.tree.pack_sequence_as(x, found)
 
 
+@contextlib.contextmanager
+def beside_the_gradient(variables: Callable[[], Sequence[Any]]) -> Iterator[None]:
+    """Compute something inside of a step whose gradient with respect to weights nobody takes.
+
+    TensorFlow cuts a gradient where its result is stopped, and PyTorch is told not to record. JAX
+    would carry the tangents of the weights through all of it, so they are cut where they enter.
+
+    Args:
+        variables: `fn()`: what is read in there.
+    """
+    backend = keras.config.backend()
+    if backend == "jax":
+        values = [(v, keras.ops.stop_gradient(v.value)) for v in variables()]
+        with keras.StatelessScope(state_mapping=values):
+            yield
+    elif backend == "torch":
+        from keras_kd.backends import torch as backend_torch
+
+        with backend_torch.without_gradients():
+            yield
+    else:
+        yield
+
+
+def program(function: Callable[..., Any], models: Sequence[Any]) -> Callable[..., Any]:
+    """A function that runs models, compiled once for the shapes that it is called with.
+
+    Args:
+        function: `fn(*tensors)`, which changes nothing.
+        models: The built models that it runs; it reads their weights as they are at each call.
+
+    Returns:
+        The same function.
+    """
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        from keras_kd.backends import tensorflow as backend_tensorflow
+
+        return backend_tensorflow.program(function)
+    if backend == "jax":
+        from keras_kd.backends import jax as backend_jax
+
+        return backend_jax.program(function, [v for m in models for v in m.variables])
+
+    def run(*tensors: Any) -> Any:
+        with inference_only():
+            return function(*tensors)
+
+    return run
+
+
 def with_memory_of(held: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
     """Find what was made of weights without a copy, and so is no record of what they were.
 

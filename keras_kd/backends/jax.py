@@ -32,6 +32,17 @@ def compiled(function: Callable[[Any], Any], variables: Sequence[Any], x: Any) -
     return run([variable.value for variable in variables], x)
 
 
+def program(function: Callable[..., Any], variables: Sequence[Any]) -> Callable[..., Any]:
+    """A function that reads these variables, compiled once for each set of shapes."""
+
+    @jax.jit
+    def run(values: list[Any], tensors: tuple[Any, ...]) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(*tensors)
+
+    return lambda *tensors: run([variable.value for variable in variables], tensors)
+
+
 class _Through(keras.StatelessScope):
     """Takes note of changes of variables, and reads the others as the scope around it does."""
 

@@ -1,5 +1,6 @@
 """What only the TensorFlow backend needs; imported when that backend is in use."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,13 @@ def filled(
     for whole, like in zip(wholes, likes, strict=True):
         whole.set_shape(like.shape)
     return tuple(wholes)
+
+
+def program(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function, compiled once for each set of shapes."""
+    # TensorFlow counts traces by the code of a function, and would warn of one that is traced again
+    # and again where each is that of another model. A partial function has no code.
+    return tf.function(functools.partial(function))
 
 
 def gradient(

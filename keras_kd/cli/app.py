@@ -24,6 +24,7 @@ _COMMANDS = {
     "verify": "verify",
     "bench": "bench",
     "report": "report",
+    "robust": "robust",
     "doctor": "doctor",
 }
 """The commands, and the module of each: it has a function of its own name."""

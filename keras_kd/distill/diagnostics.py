@@ -63,7 +63,7 @@ class Measured(keras.Model):
             values, _ = objective.distillation(
                 self._setup, batch, y, answer, counted, self.temperature, True
             )
-            of_hooks = hooks.Batch(*map(hooks.tensors, (batch.x, y, sample_weight)))
+            of_hooks = hooks.answered(batch.x, y, sample_weight, answer, batch.answer)
             worth = penalties.values(self, of_hooks, counted)
             return {**found, **values, **{term.name: value for term, value in worth}}
 

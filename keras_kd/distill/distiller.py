@@ -194,6 +194,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         evaluate_distillation: bool = False,
         penalties: Sequence[Any] | None = None,
         batch_transform: Callable[[hooks.Batch, Any], hooks.Batch] | None = None,
+        adversary: hooks.Adversary | None = None,
         **kwargs: Any,
     ) -> None:
         """Configure the training.
@@ -243,6 +244,10 @@ class Distiller(Guarded, Prepared, Measured, Saved):
                 may run `distiller.student` and `distiller.teacher`; evaluation is
                 left alone. The batch may grow. Beside a `CachedTeacher` the inputs
                 must stay as they are, since its answers are those to them.
+            adversary: What attacks the inputs while the student trains, one of
+                `keras_kd.robust`: `PGDTraining`, `TRADES`, `ARD`, `RSLAD`, `IAD` or `AdaAD`. It
+                adds its penalty or its batch transform to yours, and sets the weights of its
+                method.
             **kwargs: `loss_weights`, `weighted_metrics`, `run_eagerly`,
                 `steps_per_execution`, `jit_compile`, `auto_scale_loss`, as in
                 `keras.Model.compile`.
@@ -256,6 +261,26 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             TypeError: If a penalty or the batch transform is nothing that can be
                 called as one.
         """
+        if adversary is not None:
+            given = {
+                "distillation_loss": distillation_loss,
+                "alpha": alpha,
+                "student_loss_weight": student_loss_weight,
+                "distillation_loss_weight": distillation_loss_weight,
+                "penalties": penalties,
+                "batch_transform": batch_transform,
+            }
+            terms = hooks.require_adversary(adversary).arguments(self, given)
+            self.compile(
+                optimizer,
+                loss,
+                metrics=metrics,
+                temperature=temperature,
+                evaluate_distillation=evaluate_distillation,
+                **terms,
+                **kwargs,
+            )
+            return
         setup = self._setup
         chooses = auto.asked(
             distillation_loss,
@@ -496,7 +521,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         if answered and (self.distills or self.penalties):
             counted = self._setup.counted(x, y_pred, sample_weight, labeled)
         if answered and self.penalties:
-            batch = hooks.Batch(*map(hooks.tensors, (x.x, y, sample_weight)))
+            batch = hooks.answered(x.x, y, sample_weight, y_pred, x.answer)
             for term, value in penalty_terms.values(self, batch, counted):
                 self._book(term.name, value, size)
                 extra.append(step.times(ops.convert_to_tensor(term.weight), value))

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from keras_kd import backends
+from keras_kd.models.model_reader import Answer
 
 HOOKS = ("penalties", "batch_transform")
 """The arguments of `compile` that are hooks."""
@@ -39,6 +40,80 @@ class Batch(NamedTuple):
     x: Any
     y: Any = None
     sample_weight: Any = None
+
+
+class Answered(Batch):
+    """A batch as penalties read it, which also holds what the models said of it in this step.
+
+    What a penalty reads here costs no pass of its own, and of a `CachedTeacher` it is all there is.
+
+    Attributes:
+        student: What the student said, with `training=True`: `student.logits` has a tensor for each
+            flat output.
+        teacher: The same of the teacher, without a gradient; `None` where there is no teacher.
+    """
+
+    student: Answer
+    teacher: Answer | None
+
+
+def answered(x: Any, y: Any, sample_weight: Any, student: Answer, teacher: Answer) -> Answered:
+    """Make the batch that penalties read.
+
+    Args:
+        x: What the student read.
+        y: Labels.
+        sample_weight: Weights, as Keras passes them.
+        student: The student's answer.
+        teacher: The teacher's answer; without logits, if there is no teacher.
+    """
+    batch = Answered(*map(tensors, (x, y, sample_weight)))
+    batch.student, batch.teacher = student, teacher if teacher.logits else None
+    return batch
+
+
+class LooksFirst:
+    """A hook that looks at the data once, before the first step of `fit`."""
+
+    def look(self, distiller: Any, x: Any, rows: Any) -> None:
+        """Refuse what cannot work, and warn of what does not.
+
+        Args:
+            distiller: With its student and teacher.
+            x: What `fit` was given: arrays, or a dataset.
+            rows: Its first rows, as the models read them.
+        """
+
+
+class Adversary:
+    """What attacks the inputs while a student trains, as `compile(adversary=...)` takes it."""
+
+    def arguments(self, distiller: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """Return arguments of `compile` that make this adversary part of the training.
+
+        Args:
+            distiller: The distiller that is compiled.
+            given: What the user gave of `distillation_loss`, `alpha`, `student_loss_weight`,
+                `distillation_loss_weight`, `penalties` and `batch_transform`.
+
+        Returns:
+            The same arguments; this adversary is one of the penalties, or the batch transform.
+
+        Raises:
+            ValueError: If something that was given contradicts it.
+        """
+        raise NotImplementedError
+
+
+def require_adversary(adversary: Any) -> Adversary:
+    """Return the adversary, or raise `TypeError` if it is none."""
+    if not isinstance(adversary, Adversary):
+        hint = " Pass an instance, not the class." if isinstance(adversary, type) else ""
+        raise TypeError(
+            "`adversary` is one of `keras_kd.robust`: `PGDTraining`, `TRADES`, `ARD`, `RSLAD`, "
+            f"`IAD` or `AdaAD`. Received: adversary={adversary!r}.{hint}"
+        )
+    return adversary
 
 
 class Held(keras.layers.Layer):

@@ -99,7 +99,8 @@ class Penalty:
         Args:
             distiller: With its `student`, its `teacher` and the rest. A pass of a model in here is
                 one like any other: with `training=True` it moves BatchNorm statistics.
-            batch: What the student read, labels and weights.
+            batch: What the student read, labels and weights; `batch.student.logits` and
+                `batch.teacher.logits` are what the models said of it in this step.
 
         Returns:
             A scalar, or one value per sample, `(batch,)`, which sample weights and masks act on as

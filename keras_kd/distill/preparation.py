@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_kd.distill import data_checks, label_checks, monitor, objective, row_numbers
+from keras_kd.distill import data_checks, hooks, label_checks, monitor, objective, row_numbers
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils import checks
@@ -26,6 +26,8 @@ class Prepared(keras.Model):
 
     student: Any
     transfers: list[Transfer]
+    penalties: list[Any]
+    batch_transforms: list[Any]
     adopt: Callable[[Any], None]
     _setup: Any
     _books: Any
@@ -39,6 +41,10 @@ class Prepared(keras.Model):
     def distills(self) -> bool:
         """Whether anything is transferred from a teacher."""
         return self._setup.teacher is not None or bool(self._setup.placed)
+
+    def _hooks(self) -> list[Any]:
+        """The penalties and the batch transform, as the distiller holds them."""
+        return [*self.penalties, *self.batch_transforms]
 
     def _prepare(self, rows: Any, real: bool = True) -> None:
         """Look at a few rows before the first step: build what they show, refuse what cannot work.
@@ -90,9 +96,13 @@ class Prepared(keras.Model):
                 x, y, batch_size, arguments, setup.evaluate_distillation
             )
         row_numbers.require_samples(x)
-        rows, real, x = checks.first_rows(x, not setup.settled, batch_size)
+        looking = [h.it for h in self._hooks() if isinstance(h.it, hooks.LooksFirst)]
+        real_rows = not setup.settled or bool(looking)
+        rows, real, x = checks.first_rows(x, real_rows, batch_size)
         unseen = setup.student.shapes is None
         self._prepare(rows, real)
+        for hook in looking:
+            hook.look(self, given_x, rows)
         if unseen:
             # Only now it shows how many classes there are.
             self._require_labels(as_given[1] if are_arrays(given_x) else None)

@@ -18,7 +18,17 @@ LAYERS = {
         "QuantizedRecurrent",
         "QuantizedRepeat",
         "QuantizedSwish",
-    )
+    ),
+    "keras_kd.robust": (
+        "ARD",
+        "AdaAD",
+        "IAD",
+        "L2",
+        "Linf",
+        "PGDTraining",
+        "RSLAD",
+        "TRADES",
+    ),
 }
 """Registered classes that a plain `.keras` file may hold, by the module that has them."""
 

@@ -1,0 +1,200 @@
+"""What happens to inputs outside the laboratory: the door to all corruptions, by name.
+
+A corruption is a function `fn(row, severity, rng)` in a registry of its kind: `image_corruptions`,
+`audio_corruptions` or `text_corruptions`; images and audio come as float64 in units of their
+bounds, `[0, 1]` and `[-1, 1]`. A new one is a function and a line of its module's `CORRUPTIONS`.
+Each row has random numbers of its own, from the seed and its place, the same for all severities, so
+that a greater severity is more of the same. May import: NumPy, SciPy, Pillow.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_kd.robust import audio_corruptions, image_corruptions, text_corruptions
+from keras_kd.robust.threats import number
+
+SEVERITIES = (1, 2, 3, 4, 5)
+KINDS: dict[str, dict[str, Callable[..., Any]]] = {
+    "image": image_corruptions.CORRUPTIONS,
+    "audio": audio_corruptions.CORRUPTIONS,
+    "text": text_corruptions.CORRUPTIONS,
+}
+
+
+def corruptions(kind: str | None = None) -> list[str]:
+    """Name the corruptions that `corrupt` knows.
+
+    Args:
+        kind: `"image"`, `"audio"` or `"text"`; `None` for all of them.
+
+    Returns:
+        Names, in the order of reports.
+
+    Raises:
+        ValueError: If there is no such kind.
+
+    Examples:
+        >>> corruptions("text")
+        ['typos', 'casing', 'spacing']
+    """
+    if kind is None:
+        return [name for names in KINDS.values() for name in names]
+    if kind not in KINDS:
+        raise ValueError(f"`kind` is one of {_close(kind, KINDS)}")
+    return list(KINDS[kind])
+
+
+def corrupt(
+    x: Any,
+    name: str,
+    severity: int = 3,
+    seed: int = 0,
+    bounds: tuple[float, float] | None = None,
+) -> Any:
+    """Corrupt each row of some inputs.
+
+    Images take the severities of CIFAR-10-C and MNIST-C; what they count in pixels, of 32 and of
+    28, grows and shrinks with the image.
+
+    Args:
+        x: Images `(rows, height, width)` or `(rows, height, width, channels)`; audio
+            `(rows, samples)` or `(rows, samples, channels)`; or texts, a list or an array of
+            strings.
+        name: One of `corruptions()`.
+        severity: 1 to 5.
+        seed: Of the random numbers. Row `i` has those of `(seed, i)`.
+        bounds: Least and greatest value. Defaults to `(0, 255)` for uint8 images, to `(0, 1)` for
+            others, to the range of the dtype for whole numbers of audio, and to `(-1, 1)` for
+            others.
+
+    Returns:
+        The same shape and dtype, within the bounds; of texts a list or an array, as given.
+
+    Raises:
+        TypeError: If `x` is of another type.
+        ValueError: If the name is unknown, the severity out of range, or values leave the bounds.
+
+    Examples:
+        >>> darker = corrupt(images, "contrast", severity=3, seed=0)
+
+    Reference:
+        - [Hendrycks and Dietterich, 2019](https://arxiv.org/abs/1903.12261)
+        - [Mu and Gilmer, 2019](https://arxiv.org/abs/1906.02337)
+    """
+    kind = kind_of(name)
+    if isinstance(severity, bool) or severity not in SEVERITIES:
+        raise ValueError(f"`severity` is 1, 2, 3, 4 or 5. Received: severity={severity!r}.")
+    function = KINDS[kind][name]
+    if kind == "text":
+        return _texts(x, function, severity, seed)
+    array = np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
+    ranks = (3, 4) if kind == "image" else (2, 3)
+    if array.dtype.kind not in "fiu" or array.ndim not in ranks:
+        wanted = (
+            "(rows, height, width[, channels])" if kind == "image" else "(rows, samples[, ...])"
+        )
+        raise TypeError(
+            f"`{name}` corrupts numbers {wanted}. Received: {array.dtype}, shape {array.shape}."
+        )
+    low, high = _bounds(array, kind, bounds)
+    flat = array.ndim == ranks[0]
+    found = np.empty_like(array)
+    for i, row in enumerate(array):
+        unit = (row.astype("float64") - low) / (high - low)
+        unit = unit if kind == "image" else 2 * unit - 1
+        rng = np.random.default_rng((seed, i))
+        made = function(unit[..., None] if flat else unit, severity, rng)
+        made = made[..., 0] if flat else made
+        made = np.clip(made, 0, 1) if kind == "image" else (np.clip(made, -1, 1) + 1) / 2
+        values = low + made * (high - low)
+        found[i] = np.round(values) if array.dtype.kind in "iu" else values
+    return found
+
+
+def kind_of(name: Any) -> str:
+    """The kind that a corruption belongs to, or `ValueError` with a close match."""
+    for kind, names in KINDS.items():
+        if name in names:
+            return kind
+    raise ValueError(f"A corruption is one of {_close(name, corruptions())}")
+
+
+def chosen(names: Any, x: np.ndarray) -> list[str]:
+    """The corruptions that a report asks for.
+
+    Args:
+        names: A name, several, a kind, `"all"` for those of the inputs' kind, or `None`.
+        x: The inputs.
+
+    Raises:
+        ValueError: If a name is unknown, or belongs to inputs of another kind.
+    """
+    if names is None:
+        return []
+    ranks = {2: "audio", 3: "image", 4: "image"}
+    own = "text" if x.dtype.kind in "OSU" else ranks.get(x.ndim)
+    if isinstance(names, str) and names == "all":
+        if own is None:
+            raise ValueError(
+                f"Nothing tells which corruptions inputs of shape {x.shape} have. Name them: "
+                f"{', '.join(corruptions())}."
+            )
+        return corruptions(own)
+    if isinstance(names, str) and names in KINDS:
+        return corruptions(names)
+    found = [names] if isinstance(names, str) else list(names)
+    for name in found:
+        kind_of(name)
+    return found
+
+
+def _close(name: Any, known: Any) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{', '.join(map(repr, known))}. Received: {name!r}.{hint}"
+
+
+def _bounds(array: np.ndarray, kind: str, bounds: Any) -> tuple[float, float]:
+    whole = array.dtype.kind in "iu"
+    if bounds is not None:
+        low, high = (number("bounds", value) for value in bounds)
+    elif kind == "image":
+        low, high = (0.0, 255.0) if whole else (0.0, 1.0)
+    else:
+        limits = np.iinfo(array.dtype) if whole else None
+        low, high = (float(limits.min), float(limits.max)) if limits else (-1.0, 1.0)
+    if low >= high:
+        raise ValueError(f"The first of the `bounds` is the lesser. Received: bounds={bounds!r}.")
+    if array.size:
+        least, most = float(array.min()), float(array.max())
+        slack = 1e-5 * (high - low)
+        if not (least >= low - slack and most <= high + slack):
+            raise ValueError(
+                f"The inputs run from {least:.6g} to {most:.6g}, outside of the bounds "
+                f"({low:g}, {high:g}). Pass the range that they have: `bounds=(low, high)`."
+            )
+    return low, high
+
+
+def _texts(x: Any, function: Callable[..., str], severity: int, seed: int) -> Any:
+    given = np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
+    texts = [t.decode() if isinstance(t, bytes) else t for t in given.ravel().tolist()]
+    if isinstance(x, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(
+            "Texts are a list or an array of strings. Received: "
+            f"{type(x).__name__}{'' if isinstance(x, str) else f' of {given.dtype}'}."
+        )
+    made = [
+        function(text, severity, np.random.default_rng((seed, i))) for i, text in enumerate(texts)
+    ]
+    if isinstance(x, list | tuple):
+        return made
+    if given.dtype.kind == "S":
+        return np.array([text.encode() for text in made]).reshape(given.shape)
+    return np.array(made, dtype=object if given.dtype.kind == "O" else None).reshape(given.shape)

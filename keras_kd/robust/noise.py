@@ -1,0 +1,85 @@
+"""Labels made wrong on purpose, to see what a training makes of them. May import: NumPy."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_kd.robust.threats import number
+
+_KINDS = ("symmetric", "pairs")
+
+
+def noisy_labels(
+    y: Any,
+    rate: float = 0.4,
+    kind: str = "symmetric",
+    seed: int = 0,
+    classes: int | None = None,
+) -> np.ndarray:
+    """Give some rows another class than their own.
+
+    `round(rate * rows)` rows are changed, no more and no less, and none keeps its class: some
+    papers draw the new class among all of them, so that a tenth of the symmetric noise of ten
+    classes is none.
+
+    Args:
+        y: Class numbers `(rows,)` or `(rows, 1)`, or one-hot `(rows, classes)`.
+        rate: Share of the rows that become wrong, in `[0, 1]`.
+        kind: `"symmetric"`: any other class, each as likely as the next. `"pairs"`: the next class,
+            and the first after the last.
+        seed: Of the choice. A greater rate changes the rows of a smaller one and more.
+        classes: How many classes there are. Defaults to what `y` shows.
+
+    Returns:
+        Labels in the form and dtype of `y`.
+
+    Raises:
+        TypeError: If `rate` is no number.
+        ValueError: If it is out of range, the kind is unknown, or `y` holds no class numbers.
+
+    Examples:
+        >>> noisy_labels(np.array([0, 1, 2, 3]), rate=0.5, kind="pairs")
+        array([0, 1, 3, 0])
+
+    Reference:
+        - [Patrini et al., 2017](https://arxiv.org/abs/1609.03683)
+    """
+    share = number("rate", rate)
+    if not 0 <= share <= 1:
+        raise ValueError(f"`rate` is a share in [0, 1]. Received: rate={rate!r}.")
+    if kind not in _KINDS:
+        close = difflib.get_close_matches(str(kind), _KINDS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"`kind` is one of {', '.join(map(repr, _KINDS))}. Received: kind={kind!r}.{hint}"
+        )
+    given = np.asarray(ops.convert_to_numpy(y) if ops.is_tensor(y) else y)
+    one_hot = given.ndim == 2 and given.shape[1] > 1
+    labels = given.argmax(axis=1) if one_hot else given.reshape(len(given), -1)
+    if not one_hot and labels.shape[1:] != (1,) and len(given):
+        raise ValueError(f"`y` holds one class number a row. Received: shape {given.shape}.")
+    labels = np.asarray(labels).reshape(-1)
+    numbers = labels.astype("int64")
+    if not np.array_equal(numbers, labels) or (len(numbers) and numbers.min() < 0):
+        raise ValueError("`y` holds class numbers from 0, or one-hot rows.")
+    found = given.shape[1] if one_hot else int(numbers.max(initial=0)) + 1
+    count = found if classes is None else classes
+    if count < found or count < 2:
+        raise ValueError(
+            f"There are at least {max(found, 2)} classes, since another one than its own is given "
+            f"to a row. Received: classes={classes!r}."
+        )
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(numbers))
+    shift = np.ones(len(numbers), "int64")
+    if kind == "symmetric":
+        shift = rng.integers(1, count, len(numbers))
+    chosen = order[: round(share * len(numbers))]
+    numbers[chosen] = (numbers[chosen] + shift[chosen]) % count
+    if one_hot:
+        return np.eye(given.shape[1], dtype=given.dtype)[numbers]
+    return numbers.astype(given.dtype).reshape(given.shape)

@@ -1,0 +1,53 @@
+"""The same attacks and losses on TensorFlow, JAX and PyTorch."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def figures(backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "OMP_NUM_THREADS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": str(HERE.parents[1]),
+    }
+    ran = subprocess.run(
+        [sys.executable, str(HERE / "on_backends.py"), backend],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def here():
+    return figures("tensorflow")
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_same_figures(backend, here):
+    there = figures(backend)
+    assert there.keys() == here.keys()
+    for name, values in here.items():
+        if name.startswith(("fgsm", "pgd", "square")):
+            # A sign at zero may differ.
+            close = np.isclose(values, there[name], atol=2e-4)
+            assert close.mean() > 0.97, name
+        else:
+            np.testing.assert_allclose(there[name], values, rtol=1e-2, atol=5e-3, err_msg=name)
