@@ -14,6 +14,11 @@ def in_xla() -> bool:
     return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
+def replicas() -> int:
+    """How many replicas run this step."""
+    return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
+
 def fills() -> bool:
     """Whether `filled` runs here: on the CPU without XLA."""
     return not in_xla() and not tf.config.list_physical_devices("GPU")
@@ -70,3 +75,8 @@ def gradient(
     found = tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     # Of rows that are gathered a gradient comes row by row.
     return [tf.convert_to_tensor(each) for each in found]
+
+
+def program(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of batches as one graph."""
+    return tf.function(function, autograph=False, reduce_retracing=True)

@@ -28,6 +28,17 @@ def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> Non
             )
 
 
+def one_of(argument: str, given: Any, known: Sequence[str]) -> None:
+    """Raise `ValueError` for a choice that there is not, with close matches."""
+    if given not in known:
+        close = difflib.get_close_matches(str(given), known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"`{argument}` is one of {', '.join(map(repr, known))}. Received: "
+            f"{argument}={given!r}.{hint}"
+        )
+
+
 def objective(loss: Any, distillation_loss: Any, distills: bool) -> None:
     """Raise `ValueError` if there is nothing to minimize, or nothing to learn it from."""
     if distills:
