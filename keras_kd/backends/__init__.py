@@ -9,10 +9,12 @@ donates to the step nor returns from it.
 """
 
 import contextlib
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 
 class Supplied(NamedTuple):
@@ -64,6 +66,23 @@ def inference_only(values: Sequence[tuple[Any, Any]] = ()) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def replicas() -> int:
+    """Over how many replicas of the step Keras divides a loss, under `tf.distribute`."""
+    if keras.config.backend() != "tensorflow":
+        return 1
+    from keras_kd.backends import tensorflow as backend_tensorflow
+
+    return backend_tensorflow.replicas()
+
+
+def variable_scope(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """Where variables of a model are created, under `tf.distribute` too."""
+    if keras.config.backend() == "tensorflow":
+        scope: contextlib.AbstractContextManager[Any] = model.distribute_strategy.scope()
+        return scope
+    return contextlib.nullcontext()
 
 
 def gradient(fn: Callable[[Any], Any], x: Any, differentiable: bool = False) -> Any:
@@ -205,3 +224,71 @@ def in_one_program(function: Callable[[Any], Any], models: Sequence[Any], x: Any
     from keras_kd.backends import jax as backend_jax
 
     return backend_jax.compiled(function, [v for model in models for v in model.variables], x)
+
+
+def local_program(function: Callable[[Any], Any], models: Sequence[Any]) -> Callable[[Any], Any]:
+    """A function of batches as one program, for many batches outside of any step.
+
+    On JAX each process computes on its own devices, whatever the others do.
+
+    Args:
+        function: `fn(x)`, which runs the models, to a structure of tensors.
+        models: Those that it runs.
+
+    Returns:
+        `fn(x)`: from NumPy arrays to NumPy arrays.
+
+    Raises:
+        ValueError: If a process holds but a part of a weight.
+    """
+    variables = [v for model in models for v in model.variables]
+    backend = keras.config.backend()
+    run: Callable[[Any], Any]
+    if backend == "tensorflow":
+        from keras_kd.backends import tensorflow as backend_tensorflow
+
+        run = backend_tensorflow.program(function)
+    elif backend == "jax":
+        from keras_kd.backends import jax as backend_jax
+
+        run = backend_jax.local_program(function, variables)
+    else:
+
+        def run(x: Any) -> Any:
+            with inference_only():
+                return function(keras.tree.map_structure(keras.ops.convert_to_tensor, x))
+
+    return lambda x: keras.tree.map_structure(keras.ops.convert_to_numpy, run(x))
+
+
+def agreed(decision: bool) -> bool:
+    """Whether all processes that train together decide so; each of them has to ask."""
+    if keras.config.backend() != "jax":
+        return decision
+    from keras_kd.backends import jax as backend_jax
+
+    return backend_jax.agreed(decision)
+
+
+def marks(variables: Sequence[Any]) -> list[Any]:
+    """What tells whether variables have changed: equal lists, unless one has.
+
+    On JAX a value that is assigned is another object; elsewhere it is the sum of its bits, and the
+    checksum of its beginning.
+    """
+    if keras.config.backend() == "jax":
+        from keras_kd.backends import jax as backend_jax
+
+        return [backend_jax.Same(variable.value) for variable in variables]
+    found = []
+    for variable in variables:
+        array = np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value)).reshape(-1)
+        if array.dtype.kind not in "fiub":
+            # As bfloat16 has none of NumPy's own.
+            array = array.view("u1")
+        data = array.view("u1")
+        whole = data[: len(data) // 8 * 8].view("uint64")
+        found.append(
+            (int(whole.sum()), zlib.crc32(data[:4096]), zlib.crc32(data[len(whole) * 8 :]))
+        )
+    return found

@@ -87,3 +87,38 @@ def with_memory_of(held: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
     """Those Variables whose array is also that of a weight, which the step takes as its own."""
     theirs = {id(weight.value) for weight in weights}
     return [each for each in held if isinstance(each, keras.Variable) and id(each.value) in theirs]
+
+
+def local_program(function: Callable[[Any], Any], variables: Sequence[Any]) -> Callable[[Any], Any]:
+    """A function that reads these variables as one program on the devices of this process."""
+    values = [variable.value for variable in variables]
+    if jax.process_count() > 1:
+        if not all(value.is_fully_replicated for value in values):
+            raise ValueError("a process holds but a part of the teacher's weights")
+        values = [np.asarray(value.addressable_data(0)) for value in values]
+
+    @jax.jit
+    def run(values: list[Any], x: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(x)
+
+    return lambda x: run(values, x)
+
+
+def agreed(decision: bool) -> bool:
+    """Whether all processes decide so; all of them must call."""
+    if jax.process_count() == 1:
+        return decision
+    return bool(multihost_utils.process_allgather(np.array(decision)).all())
+
+
+class Same:
+    """A value, equal to itself alone."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+    __hash__ = None  # type: ignore[assignment]

@@ -15,6 +15,11 @@ def in_xla() -> bool:
     return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
+def replicas() -> int:
+    """How many replicas run this step."""
+    return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
+
 def fills() -> bool:
     """Whether `filled` runs here: on the CPU without XLA."""
     return not in_xla() and not tf.config.list_physical_devices("GPU")

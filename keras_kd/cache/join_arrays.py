@@ -1,7 +1,8 @@
 """Arrays and a cache, joined row by row for `fit` and `evaluate`."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -16,6 +17,27 @@ from keras_kd.cache.join_datasets import (
     tf_view,
 )
 from keras_kd.utils.data import are_arrays
+
+
+class Source(Protocol):
+    """What the join asks of whoever knows the answers by row.
+
+    Attributes:
+        epoch: The epoch of the training.
+        augment: The `fn(sample, seed)` whose views were answered, `None` where the samples were.
+    """
+
+    epoch: int
+    augment: Callable[[Any, int], Any] | None
+
+    def fetch(self, rows: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
+        """What was said of some rows in an epoch, by name."""
+
+    def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
+        """The inputs of some rows as they were answered."""
+
+    def held(self) -> dict[str, np.ndarray] | None:
+        """All that `fetch` would give, where it is in memory and the same in every epoch."""
 
 
 def for_fit(
@@ -45,19 +67,35 @@ def for_fit(
     if not are_arrays(x):
         require_joined(x)
         return x, y, batch_size, arguments
-    arguments = dict(arguments)
-    weight = arguments.pop("sample_weight", None)
-    split = arguments.pop("validation_split", 0.0)
-    classes = arguments.pop("class_weight", None)
-    data = _row_data(x, y, weight)
-    if classes is not None:
-        data = (*data[:2], _class_weights(classes, data[1], data[2]))
+    data = row_data(x, y, arguments)
     _check_arrays(teacher, data)
-    used = teacher.count
+    return drawn_for_fit(teacher, data, batch_size, arguments, asked)
+
+
+def drawn_for_fit(
+    teacher: Source, data: Any, batch_size: int | None, arguments: dict[str, Any], asked: bool
+) -> tuple[Any, Any, int | None, dict[str, Any]]:
+    """What `keras.Model.fit` is given, with rows drawn as it would draw them.
+
+    Args:
+        teacher: What was said of the rows.
+        data: What `row_data` made of the arrays that `fit` was given.
+        batch_size: Samples a step.
+        arguments: The other arguments of `fit`.
+        asked: Whether rows that are split off for validation are joined too.
+
+    Returns:
+        Data, labels, batch size and other arguments.
+    """
+    arguments = dict(arguments)
+    for name in ("sample_weight", "class_weight"):
+        arguments.pop(name, None)
+    split = arguments.pop("validation_split", 0.0)
+    count = used = len(keras.tree.flatten(data[0])[0])
     if split and arguments.get("validation_data") is None:
-        used = _split(split, teacher.count)
+        used = rows_trained_on(split, count)
         if not asked:
-            arguments["validation_data"] = _cut(data, used, teacher.count)
+            arguments["validation_data"] = _cut(data, used, count)
     steps = arguments.get("steps_per_epoch")
     size = batch_size or (math.ceil(used / steps) if steps else 32)
     if are_arrays(keras.tree.flatten(arguments.get("validation_data"))[:1]):
@@ -65,10 +103,10 @@ def for_fit(
         arguments["validation_batch_size"] = arguments.get("validation_batch_size") or size
     shuffle = arguments.pop("shuffle", True)
     arguments["shuffle"] = False
-    if asked and used < teacher.count:
+    if asked and used < count:
         _require_no_views(teacher)
         rest = arguments.pop("validation_batch_size", None) or size
-        held = _Rows(teacher, data, range(used, teacher.count), rest, False)
+        held = _Rows(teacher, data, range(used, count), rest, False)
         arguments["validation_data"] = held.dataset()
     return _Rows(teacher, data, range(used), size, shuffle).dataset(), None, None, arguments
 
@@ -95,7 +133,7 @@ def for_evaluation(
         require_joined(x)
         return x, y, sample_weight, batch_size
     _require_no_views(teacher)
-    data = _row_data(x, y, sample_weight)
+    data = row_data(x, y, {"sample_weight": sample_weight})
     try:
         _check_arrays(teacher, data)
     except ValueError as error:
@@ -124,21 +162,23 @@ def of_known_rows(
         The same four.
     """
     arguments = dict(arguments)
-    data = _row_data(x, y, arguments.pop("sample_weight", None))
-    classes = arguments.pop("class_weight", None)
-    if classes is not None:
-        data = (*data[:2], _class_weights(classes, data[1], data[2]))
+    data = row_data(x, y, arguments)
+    for joined in ("sample_weight", "class_weight"):
+        arguments.pop(joined, None)
     shuffle = arguments.pop("shuffle", True)
     arguments["shuffle"] = False
     rows = _Rows(teacher, data, range(teacher.count), batch_size or 32, shuffle)
     return rows.dataset(), None, None, arguments
 
 
-def _row_data(x: Any, y: Any, weight: Any) -> Any:
-    """Arrays `(x, y, sample_weight)` as Keras would take them."""
+def row_data(x: Any, y: Any, arguments: dict[str, Any]) -> Any:
+    """Arrays `(x, y, sample_weight)` as Keras would take them, with the weights of classes."""
+    weight = arguments.get("sample_weight")
     if weight is not None and keras.tree.is_nested(y) and not keras.tree.is_nested(weight):
         weight = keras.tree.map_structure(lambda _: weight, y)
-    return keras.tree.map_structure(_plain, (x, y, weight), none_is_leaf=False)
+    x, y, weight = keras.tree.map_structure(_plain, (x, y, weight), none_is_leaf=False)
+    classes = arguments.get("class_weight")
+    return x, y, weight if classes is None else _class_weights(classes, y, weight)
 
 
 def _require_no_views(teacher: Any) -> None:
@@ -191,7 +231,7 @@ def _class_weights(classes: dict[int, float], y: Any, weight: Any) -> np.ndarray
     return of_class.astype(keras.config.floatx())[place]
 
 
-def _split(fraction: float, count: int) -> int:
+def rows_trained_on(fraction: float, count: int) -> int:
     """How many rows are left for training, as Keras counts them."""
     used = math.floor(count * (1.0 - fraction))
     if not 0 < used < count:
@@ -210,7 +250,7 @@ class _Rows:
     """Arrays and a cache, drawn together by row."""
 
     def __init__(
-        self, teacher: Any, data: Any, drawn: range, batch_size: int, shuffle: Any
+        self, teacher: Source, data: Any, drawn: range, batch_size: int, shuffle: Any
     ) -> None:
         self.teacher = teacher
         self.data = data
@@ -287,8 +327,8 @@ class _Rows:
         chosen = tf.data.Dataset.range(1).map(permutation).prefetch(1).flat_map(batches)
         if self.shuffle == "batch":
             chosen = chosen.map(tf.random.shuffle)
-        x, y, weight = self.data
-        held = keras.tree.map_structure(tf.constant, (x, y, weight), none_is_leaf=False)
+        record = self.teacher.held()
+        held = keras.tree.map_structure(tf.constant, (*self.data, record), none_is_leaf=False)
         zipped = tf.data.Dataset.zip((chosen, tf.data.Dataset.from_tensors(held).repeat()))
         augmented = self.teacher.augment is not None
 
@@ -297,10 +337,11 @@ class _Rows:
             drawn = keras.tree.map_structure(
                 lambda leaf: tf.gather(leaf, rows), held, none_is_leaf=False
             )
-            x, y, weight = drawn
-            record = tf_fetch(
-                self.teacher, lambda rows: (rows, self.teacher.epoch), [rows], rows.shape[0]
-            )
+            x, y, weight, record = drawn
+            if record is None:
+                record = tf_fetch(
+                    self.teacher, lambda rows: (rows, self.teacher.epoch), [rows], rows.shape[0]
+                )
             if augmented:
                 x = tf_view(self.teacher, x, rows)
             return packed(Joined(x, record), y, weight)

@@ -89,7 +89,7 @@ class Records:
         self._record = self.manifest.layout.record
         self._item = self._record.itemsize
         self._local = storage.Local()
-        self._in_memory = self.manifest.nbytes <= HELD_UP_TO or not hasattr(os, "pread")
+        self.in_memory = self.manifest.nbytes <= HELD_UP_TO or not hasattr(os, "pread")
         self._held: dict[tuple[int, int], np.ndarray] = {}
         self._files: dict[tuple[int, int], Any] = {}
         self._crc: dict[str, np.ndarray] = {}
@@ -110,7 +110,7 @@ class Records:
         rows = self._checked(rows)
         shards = rows // self.manifest.shard_size
         offsets = rows - shards * self.manifest.shard_size
-        if self._in_memory:
+        if self.in_memory:
             found = self._read_held(epoch, shards, offsets)
         else:
             found = self._read_files(epoch, shards, offsets)

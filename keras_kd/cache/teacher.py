@@ -174,6 +174,12 @@ class CachedTeacher(Teacher):
                 record[f"{i}/{name}"] = field
         return record
 
+    def held(self) -> dict[str, np.ndarray] | None:
+        """All records, decoded, where the caches are in memory and each sample has one answer."""
+        if not all(each.in_memory and each.manifest.epochs == 1 for each in self.caches):
+            return None
+        return self.fetch(np.arange(self.count)) if self.augment is None else None
+
     def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
         """The inputs of some rows as the teacher saw them in an epoch.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from keras import ops
 
 from keras_kd.distill import batch
+from keras_kd.distill.training_metrics import TrainingMetrics
 from keras_kd.losses.counts import Counted
 from keras_kd.models import meaning
 from keras_kd.models.model_reader import Answer
@@ -12,7 +13,11 @@ from keras_kd.transfers.output_pairing import Match
 
 
 def book(
-    books: batch.Books, match: Match, teacher: Answer, student: Answer, counted: Sequence[Counted]
+    metrics: TrainingMetrics,
+    match: Match,
+    teacher: Answer,
+    student: Answer,
+    counted: Sequence[Counted],
 ) -> None:
     """Book the agreement of every output that makes decisions.
 
@@ -22,13 +27,13 @@ def book(
     `w_i` is what the losses weigh it with, 0 where it does not count.
 
     Args:
-        books: Where to.
+        metrics: Where to.
         match: How the outputs meet.
         teacher: The teacher's answer.
         student: The student's answer.
         counted: What counts of each flat output of the student.
     """
-    if "agreement" not in books.means:
+    if "agreement" not in metrics.means:
         return
     for i, (theirs, ours) in enumerate(batch.paired(match, teacher, student)):
         if theirs is None or not match.decides[i]:
@@ -43,7 +48,7 @@ def book(
         weight = counted[i].over(same)
         # Keras's mean takes the mean over the positions of each sample first, so that a token
         # of a batch padded to a greater length would count for less.
-        books.add(
+        metrics.add(
             "agreement",
             ops.reshape(same, (-1,)),
             None if weight is None else ops.reshape(weight, (-1,)),

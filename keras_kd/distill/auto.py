@@ -16,10 +16,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_kd import backends
 from keras_kd.cache.asked_once import SomeRows, asked_once
 from keras_kd.cache.teacher import CachedTeacher
 from keras_kd.distill import method_choice
 from keras_kd.distill.candidates import CANDIDATES, Situation
+from keras_kd.distill.compiled import Given
 from keras_kd.distill.method_choice import MethodChoice, Setting
 from keras_kd.distill.training_rows import read
 from keras_kd.losses import LogitMSE
@@ -32,18 +34,28 @@ LEAST = 10
 """Rows that are held out at least: of fewer every single one decides."""
 
 
-def asked(distillation_loss: Any, **others: Any) -> bool:
+def asked(given: Given) -> tuple[bool, Given]:
     """Whether `compile` is to choose the method, checked as far as it can be before there are data.
 
     Args:
-        distillation_loss: As given to `compile`.
-        **others: The arguments of `compile` that the choice leaves no room for, by name.
+        given: The arguments of `compile`.
+
+    Returns:
+        Whether it is, and what is compiled until then.
 
     Raises:
-        ValueError: If one of them is given too.
+        ValueError: If something that the choice leaves no room for is given too.
     """
-    if not isinstance(distillation_loss, str) or distillation_loss != NAME:
-        return False
+    if not isinstance(given.distillation_loss, str) or given.distillation_loss != NAME:
+        return False, given
+    others = {
+        "alpha": given.weights.alpha,
+        "temperature": given.weights.temperature,
+        "student_loss_weight": given.weights.hard,
+        "distillation_loss_weight": given.weights.distillation,
+        "penalties": given.penalties,
+        "batch_transform": given.batch_transform,
+    }
     for name, value in others.items():
         if value is not None:
             raise ValueError(
@@ -51,7 +63,7 @@ def asked(distillation_loss: Any, **others: Any) -> bool:
                 f"the methods alone. Received: {name}={value!r}. Leave `{name}` out, or name the "
                 "distillation loss."
             )
-    return True
+    return True, given._replace(distillation_loss=stand_in(given.loss))
 
 
 def stand_in(loss: Any) -> Any:
@@ -85,7 +97,7 @@ def choose(
     Raises:
         ValueError: If there are no labels, too few rows, or the data cannot be read twice.
     """
-    compiled = dict(distiller._setup.compiled_with)
+    compiled = dict(distiller.pairing.compiled.arguments)
     given = distiller.teacher
     if given is None or compiled["loss"] is None:
         raise ValueError(
@@ -96,13 +108,16 @@ def choose(
     batch_size = batch_size or size or 32
     train, held = _split(rows.count)
     teacher_inputs, student_inputs = distiller.teacher_inputs, distiller.student_inputs
-    from_logits = distiller._setup.from_logits
+    from_logits = distiller.pairing.from_logits
     fit: dict[str, Any] = {
         name: arguments[name] for name in ("class_weight", "shuffle") if name in arguments
     }
     keep = ("run_eagerly", "steps_per_execution", "jit_compile", "auto_scale_loss", "loss_weights")
     student = distiller.student
-    with _unharmed(student, rows.taken(slice(0, 2)).x, student_inputs), distiller._scope():
+    with (
+        _unharmed(student, rows.taken(slice(0, 2)).x, student_inputs),
+        backends.variable_scope(distiller),
+    ):
         setting = Setting(
             distiller=type(distiller),
             make_student=_Again(student),
@@ -133,7 +148,7 @@ def choose(
                 teacher: Any = SomeRows(given, numbers[train])
             else:
                 teacher = asked_once(
-                    distiller._setup.teacher,
+                    distiller.pairing.teacher,
                     setting.train.x,
                     folder,
                     taps=taps,

@@ -1,17 +1,20 @@
-"""One step: the batch with the teacher's answer, the sum of the losses, and the books."""
+"""One batch on its way through the step: with the teacher's answer, made safe for the student.
 
+A `Batch` is what the data deliver with what the teacher says of it; a `Step` is one batch under way
+in one thread, which takes the student's answer as well. The functions below work on tensors alone.
+"""
+
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from keras_kd.distill import hard_loss as labels
-from keras_kd.losses.counts import joint_mask
-from keras_kd.losses.vocabulary import fills, is_large, label_or_rest
+from keras_kd.losses.vocabulary import is_large
 from keras_kd.models.model_reader import Answer
 from keras_kd.transfers.output_pairing import Match
-from keras_kd.utils.masks import keras_mask, remasked, with_keras_mask
+from keras_kd.utils.masks import keras_mask, with_keras_mask
 from keras_kd.utils.types import Tensor
 
 
@@ -31,19 +34,37 @@ class Batch(NamedTuple):
     finite: Any
 
 
-class Books:
-    """The distiller's own metrics, kept where Keras does not track them twice."""
+class Step:
+    """One step under way: what the teacher said, and what the student answers.
 
-    def __init__(self, names: Sequence[str], known: dict[str, Any]) -> None:
-        # A count in float16 ends at 65504.
-        dtype = keras.backend.result_type("float32", keras.config.floatx())
-        self.means = {
-            name: known.get(name) or keras.metrics.Mean(name=name, dtype=dtype) for name in names
-        }
+    Attributes:
+        batch: The batch with the teacher's answer.
+        lent: The teacher's variables with their values, while penalties may run it.
+        student: The student's answer, once it has run.
+    """
 
-    def add(self, name: str, values: Tensor, weight: Tensor) -> None:
-        """Book values with their weights; no gradient goes through the books."""
-        self.means[name].update_state(ops.stop_gradient(values), sample_weight=weight)
+    def __init__(self, batch: Batch, lent: Sequence[tuple[Any, Any]] = ()) -> None:
+        self.batch = batch
+        self.lent = lent
+        self.student: Answer | None = None
+        self._taken = False
+
+    def take(self) -> Batch | None:
+        """The batch, for the first pass of the student; later passes read something else."""
+        if self._taken:
+            return None
+        self._taken = True
+        return self.batch
+
+
+class UnderWay(threading.local):
+    """The step that is under way in this thread; replicas of TensorFlow have one each.
+
+    Attributes:
+        step: It, or `None`.
+    """
+
+    step: Step | None = None
 
 
 def paired(match: Match, teacher: Answer, student: Answer) -> list[tuple[Any, Any]]:
@@ -56,66 +77,11 @@ def paired(match: Match, teacher: Answer, student: Answer) -> list[tuple[Any, An
     return pairs
 
 
-def hard_loss(
-    loss: Any,
-    y: Any,
-    output: Any,
-    sample_weight: Any,
-    given: Any = None,
-    theirs: Sequence[Any] = (),
-) -> tuple[Tensor, Any, list[Any]]:
-    """The student's loss on the labels, by what Keras made of the compiled loss.
-
-    Args:
-        loss: Keras's container of the losses given to `compile`.
-        y: Labels, structured like the outputs.
-        output: What the student returned.
-        sample_weight: Weights, for all outputs or for each, or `None`; one of
-            `(batch,)` weighs every token or pixel of its sample.
-        given: What was given to `compile`.
-        theirs: For each flat output the teacher's, whose Keras mask counts as the student's
-            does; `None` for some, or nothing where no teacher was asked.
-
-    Returns:
-        A scalar; the output, for whatever else reads its logits, so that the
-        gradient of this loss is added to that of the other in place; and for each flat output
-        where labels are read, as in `keras_kd.losses.counts.counted`.
-    """
-    weight = apart(for_positions(sample_weight, output))
-    if _is_crossentropy(given) and ops.is_tensor(output) and is_large(output) and fills():
-        # The same loss of two classes, the label and the rest, spares the copies of all logits
-        # that Keras's crossentropy keeps for its gradient.
-        own = keras_mask(output)
-        mask = joint_mask(theirs[0], output) if theirs else own
-        halves, output = label_or_rest(y, output)
-        value = loss(ops.zeros_like(y), with_keras_mask(halves, mask), weight)
-        return value, with_keras_mask(output, own), [None]
-    read = output
-    if any(keras_mask(tensor) is not None for tensor in theirs if tensor is not None):
-        flat = keras.tree.flatten(output)
-        for i, tensor in enumerate(theirs):
-            if tensor is not None and keras_mask(tensor) is not None:
-                flat[i] = remasked(flat[i], joint_mask(tensor, flat[i]))
-        read = keras.tree.pack_sequence_as(output, flat)
-    with labels.read_by_compiled(loss, output) as labeled:
-        value = loss(y, read, weight)
-    return value, output, labeled
-
-
 def read_on(answer: Answer, before: Any, after: Any) -> Answer:
     """The student's answer with its output replaced as logits, not as what the model returned."""
     if after is before:
         return answer
     return answer._replace(logits=[after if z is before else z for z in answer.logits])
-
-
-def _is_crossentropy(loss: Any) -> bool:
-    """Whether this is Keras's crossentropy of integer labels and logits, with no option."""
-    if type(loss) is not keras.losses.SparseCategoricalCrossentropy or loss.dtype != "float32":
-        return False
-    config = loss.get_config()
-    options = (config["from_logits"], config["ignore_class"], config.get("axis", -1))
-    return options == (True, None, -1)
 
 
 def for_positions(sample_weight: Any, output: Any) -> Any:
@@ -204,7 +170,7 @@ def or_nan(value: Tensor, finite: Tensor) -> Tensor:
     return value + ops.cast(ops.where(finite, 0.0, float("nan")), value.dtype)
 
 
-def stopped(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
+def without_gradient(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
     """The answer without gradients, zeroed and flagged if anything in it is not finite."""
     # What nobody reads is left out: each part costs a pass over its tensors.
     read = Answer(answer.output if with_output else None, answer.logits, answer.tensors)
@@ -264,7 +230,7 @@ def top_class(logits: Tensor) -> Tensor:
     return ops.argmax(logits, axis=-1)
 
 
-def spared(finite: Tensor, x: Any) -> Any:
+def zero_if_not_finite(finite: Tensor, x: Any) -> Any:
     """The batch, or zeros where what made the teacher fail would make the student fail as well.
 
     Args:

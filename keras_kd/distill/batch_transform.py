@@ -14,12 +14,15 @@ from keras import ops
 
 from keras_kd import backends
 from keras_kd.distill import hooks
+from keras_kd.distill.pairing import Pairing
+from keras_kd.teachers import Teacher
 
 
-def require(transform: Any) -> None:
-    """Raise `TypeError` unless this is a batch transform, or `None`."""
+def require(transform: Any) -> Any:
+    """The batch transform, or `None`; raises `TypeError` for anything else."""
     if transform is not None:
         hooks.require_called_with(transform, "`batch_transform`", ("batch", "distiller"))
+    return transform
 
 
 def held(transform: Any, others: set[int], student: Any) -> list[hooks.Held]:
@@ -37,12 +40,14 @@ def held(transform: Any, others: set[int], student: Any) -> list[hooks.Held]:
     return [made]
 
 
-def transformed(distiller: Any, transform: Any, data: Any, state: Sequence[Any]) -> Any:
+def transformed(
+    distiller: hooks.Trained, pairing: Pairing, data: Any, state: list[Any]
+) -> tuple[Any, list[Any]]:
     """One batch behind the transform, and the state of the step.
 
     Args:
-        distiller: The distiller, which the transform may read.
-        transform: `fn(batch, distiller)`.
+        distiller: The distiller with its batch transform, or without one.
+        pairing: Its models.
         data: What the step was given.
         state: On JAX one tuple of the values that the step was given, or nothing where it runs on
             what the Variables hold.
@@ -54,23 +59,31 @@ def transformed(distiller: Any, transform: Any, data: Any, state: Sequence[Any])
         TypeError: If the transform returns no `Batch`.
         ValueError: If what it returns does not fit together, or a cache has no answers to it.
     """
+    for each in distiller.batch_transforms:
+        data, state = _transformed(distiller, pairing, each.it, data, state)
+    return data, state
+
+
+def _transformed(
+    distiller: hooks.Trained, pairing: Pairing, transform: Any, data: Any, state: list[Any]
+) -> tuple[Any, list[Any]]:
+    """The same by one `fn(batch, distiller)`."""
     plain, weights = backends.supplied(data)
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(plain)
-    setup = distiller._setup
-    inner, record = setup.split(x)
+    inner, record = pairing.split(x)
     before = hooks.Batch(*map(hooks.tensors, (inner, y, sample_weight)))
     if state:
-        lent = list(zip(setup.teacher_variables(), weights or ()))
+        lent = list(zip(pairing.teacher_variables(), weights or ()))
         scope = _Scope(distiller, state[0], lent)
         with scope:
             after = transform(before, distiller)
         state = [scope.after(state[0])]
     else:
-        with _models_kept(distiller):
+        with _models_kept(pairing):
             after = transform(before, distiller)
     after = _checked(before, after)
     if record is not None:
-        _require_same_rows(setup.teacher, before, after)
+        _require_same_rows(pairing.teacher, before, after)
     x = x._replace(x=after.x) if record is not None else after.x
     data = (x, after.y, after.sample_weight)
     return (data if weights is None else backends.Supplied(data, weights)), state
@@ -86,7 +99,7 @@ class _Scope(keras.StatelessScope):
     """
 
     def __init__(
-        self, distiller: Any, state: Sequence[Any], lent: Sequence[tuple[Any, Any]]
+        self, distiller: hooks.Trained, state: Sequence[Any], lent: Sequence[tuple[Any, Any]]
     ) -> None:
         self._others = distiller.non_trainable_variables
         groups = (
@@ -122,10 +135,10 @@ class _Scope(keras.StatelessScope):
 
 
 @contextlib.contextmanager
-def _models_kept(distiller: Any) -> Iterator[None]:
+def _models_kept(pairing: Pairing) -> Iterator[None]:
     """Give the models their statistics back that inner passes moved."""
-    teacher = distiller._setup.teacher
-    models = [distiller.student, *(teacher.models if teacher is not None else ())]
+    teacher = pairing.teacher
+    models = [pairing.student.model, *(teacher.models if teacher is not None else ())]
     # Those that were made not trainable, which is not what `trainable = False` makes of them.
     found = {
         id(v): v
@@ -185,7 +198,7 @@ def _checked(before: hooks.Batch, after: Any) -> hooks.Batch:
     return after
 
 
-def _require_same_rows(teacher: Any, before: hooks.Batch, after: hooks.Batch) -> None:
+def _require_same_rows(teacher: Teacher | None, before: hooks.Batch, after: hooks.Batch) -> None:
     """Raise `ValueError` where what was joined to the rows belongs to others than these.
 
     Args:

@@ -7,43 +7,27 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_kd.cache.join_datasets import Joined
 from keras_kd.distill import label_checks
+from keras_kd.distill.pairing import Pairing
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
-
-# ---------------------------------------------------------------------- arguments
-
-
-def mapped(value: Any, name: str) -> Any:
-    """What an input function made of a batch, if a model can read it.
-
-    Raises:
-        ValueError: If it is nothing.
-    """
-    leaves = keras.tree.flatten(value)
-    if not leaves or any(leaf is None for leaf in leaves):
-        raise ValueError(
-            f"`{name}` gave {value!r} for a batch. It returns what the model reads: an array, or a "
-            "structure of arrays."
-        )
-    return value
-
 
 # --------------------------------------------------------------------------- data
 
 
-def data(setup: Any, x: Any, y: Any, arguments: dict[str, Any], loss: Any) -> None:
+def data(pairing: Pairing, x: Any, y: Any, arguments: dict[str, Any], loss: Any) -> None:
     """Raise `ValueError` for data of `fit` that no step can be taken on.
 
     Args:
-        setup: The distiller's models and transfers.
+        pairing: The distiller's models and transfers.
         x: What `fit` was given.
         y: Labels.
         arguments: The other arguments of `fit`.
         loss: The hard loss, or `None`.
     """
-    _pair(setup, x, y, arguments.get("sample_weight"), loss, "")
-    _class_weights(arguments.get("class_weight"), setup)
+    _pair(pairing, x, y, arguments.get("sample_weight"), loss, "")
+    _class_weights(arguments.get("class_weight"), pairing)
     given = arguments.get("validation_data")
     if given is None:
         return
@@ -53,7 +37,7 @@ def data(setup: Any, x: Any, y: Any, arguments: dict[str, Any], loss: Any) -> No
                 "`validation_data` is `(x, y)`, `(x, y, sample_weight)` or a dataset of batches. "
                 f"Received: validation_data of type {type(given).__name__}."
             )
-        _pair(setup, given, None, None, loss, "`validation_data`")
+        _pair(pairing, given, None, None, loss, "`validation_data`")
         return
     if not 1 <= len(given) <= 3:
         raise ValueError(
@@ -61,7 +45,7 @@ def data(setup: Any, x: Any, y: Any, arguments: dict[str, Any], loss: Any) -> No
             f"{len(given)} values."
         )
     held, labels, weight = keras.utils.unpack_x_y_sample_weight(tuple(given))
-    _pair(setup, held, labels, weight, loss, "`validation_data`")
+    _pair(pairing, held, labels, weight, loss, "`validation_data`")
     rows = {
         name: {len(leaf) for leaf in keras.tree.flatten(part)}
         for name, part in (("x", held), ("y", labels), ("sample_weight", weight))
@@ -88,7 +72,7 @@ def _numbers(found: Any) -> str:
     return " and ".join(str(n) for n in sorted(found))
 
 
-def _pair(setup: Any, x: Any, y: Any, weight: Any, loss: Any, where: str) -> None:
+def _pair(pairing: Pairing, x: Any, y: Any, weight: Any, loss: Any, where: str) -> None:
     """Look at inputs, labels and weights of one kind of data."""
     spec = getattr(x, "element_spec", None)
     if spec is not None:
@@ -96,9 +80,9 @@ def _pair(setup: Any, x: Any, y: Any, weight: Any, loss: Any, where: str) -> Non
     elif not are_arrays(x):
         return
     of = f" of {where}" if where else ""
-    _inputs(setup, x, where)
+    _inputs(pairing, x, where)
     label_checks.require(
-        label_checks.of_distiller(setup, loss), y, setup.student.template, f"`y`{of}"
+        label_checks.of_distiller(pairing, loss), y, pairing.student.template, f"`y`{of}"
     )
     if weight is not None:
         for leaf in keras.tree.flatten(weight):
@@ -112,12 +96,12 @@ def _pair(setup: Any, x: Any, y: Any, weight: Any, loss: Any, where: str) -> Non
                         f"`sample_weight`{of} is NaN or infinite in "
                         f"{int((~np.isfinite(array)).sum())} places. Repair them."
                     )
-        _weight_shapes(setup, y, weight, f"`sample_weight`{of}")
+        _weight_shapes(pairing, y, weight, f"`sample_weight`{of}")
 
 
-def _weight_shapes(setup: Any, y: Any, weight: Any, name: str) -> None:
+def _weight_shapes(pairing: Pairing, y: Any, weight: Any, name: str) -> None:
     """Compare weights with what losses give of an output: a value a sample, or a token, a pixel."""
-    student = setup.student
+    student = pairing.student
     labels = checks.per_output(y, student.template)
     for i, one in enumerate(checks.per_output(weight, student.template)):
         output: Any = student.shapes[i] if student.shapes is not None else None
@@ -157,19 +141,17 @@ def _covers(weight: Sequence[Any], values: Sequence[Any]) -> bool:
 
 def _unjoined(spec: Any) -> Any:
     """The element of a dataset, whose inputs may have the answers of a cache beside them."""
-    from keras_kd.cache.join_datasets import Joined
-
     first, *rest = spec if type(spec) is tuple else (spec,)
     return (first.x if isinstance(first, Joined) else first, *rest)
 
 
-def _inputs(setup: Any, x: Any, where: str) -> None:
+def _inputs(pairing: Pairing, x: Any, where: str) -> None:
     """Compare inputs with what the student declares to read."""
-    model = setup.student.model
+    model = pairing.student.model
     name = f"the `x` of {where}" if where else "`x`"
     declared = keras.tree.flatten(getattr(model, "inputs", None) or [])
     text = not declared or any(str(tensor.dtype) == "string" for tensor in declared)
-    own = setup.student_inputs is not None or setup.teacher_inputs is not None
+    own = pairing.student_inputs is not None or pairing.teacher_inputs is not None
     for leaf in keras.tree.flatten(x):
         kind = label_checks.no_number(leaf)
         if kind is not None and not (kind == "text" and (text or own)):
@@ -204,14 +186,14 @@ def _matched(x: Any, model: Any, declared: Sequence[Any]) -> list[tuple[Any, Any
 # ------------------------------------------------------------------------- weights
 
 
-def _class_weights(given: Any, setup: Any) -> None:
+def _class_weights(given: Any, pairing: Pairing) -> None:
     """Raise unless each class has one finite weight that is not negative."""
     if given is None:
         return
     advice = "`class_weight` is a dict from class numbers to weights, as {0: 1.0, 1: 2.5}."
     if not isinstance(given, dict):
         raise TypeError(f"{advice} Received: class_weight of type {type(given).__name__}.")
-    shapes = setup.student.shapes
+    shapes = pairing.student.shapes
     classes = None
     if shapes is not None and len(shapes) == 1:
         # One unit tells two classes apart.

@@ -1,4 +1,8 @@
-"""The terms of the objective on one batch, and their gradients, measured and left no trace of."""
+"""The terms of the objective on one batch, and their gradients, measured and left no trace of.
+
+`term_losses` and `gradient_norms` evaluate functions that return terms by name; which terms there
+are, and on what batch, is the distiller's to say.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,152 +11,72 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.distill import batch as step
-from keras_kd.distill import hooks, objective, pairing, penalties, row_numbers
-from keras_kd.transfers.transfer import Transfer
-from keras_kd.utils import checks
+from keras_kd.distill import hooks, row_numbers
+from keras_kd.distill.batch import Step
+from keras_kd.distill.objective import Objective, seen_in_step
+from keras_kd.distill.pairing import Pairing
 from keras_kd.utils.types import Tensor
 
 
-class Measured(keras.Model):
-    """The part of the distiller that tells what each term of its objective is worth.
+@contextlib.contextmanager
+def no_trace() -> Iterator[None]:
+    """Drop what layers, metrics and random generators note in here."""
+    with keras.StatelessScope(), _own_random_numbers():
+        yield
 
-    Attributes:
-        student: The model that is trained.
-        transfers: What is transferred to it.
-        temperature: The live temperature.
+
+def terms_of(
+    distiller: Any, pairing: Pairing, objective: Objective, data: Any
+) -> Callable[[], dict[str, Tensor]]:
+    """What computes the terms of an objective on one batch, unweighted and unbooked.
+
+    Args:
+        distiller: The distiller, which runs its student when it is called.
+        pairing: Its models.
+        objective: Its objective.
+        data: The batch as the step reads it, behind the batch transform.
     """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    batch = pairing.answered(x)
+    row_numbers.require({} if batch.indices is None else {"indices": 0}, distiller.transfers)
 
-    student: Any
-    transfers: list[Transfer]
-    temperature: Any
-    _setup: Any
-    _with_answer: Any
-    _transformed: Any
-    _prepare: Any
+    def terms() -> dict[str, Tensor]:
+        with pairing.taking(Step(batch)):
+            distiller(x, training=True)
+            seen = seen_in_step(pairing, y, sample_weight, True)
+        return objective.measured(seen) if seen is not None else {}
 
-    def _terms(self, data: Any) -> Callable[[], dict[str, Tensor]]:
-        """What computes the terms of the objective on one batch, unweighted and unbooked."""
-        if not self.compiled:
-            raise ValueError("The distiller is not compiled. Call `distiller.compile` first.")
-        self._setup.require_teacher()
-        if not self._setup.prepared:
-            self._prepare(checks.first_rows(keras.utils.unpack_x_y_sample_weight(data)[0], True)[0])
-        data = pairing.plain_batch(data)
-        # What the transform draws and keeps is dropped with the scope.
-        with keras.StatelessScope(), _own_random_numbers():
-            data, _ = self._transformed(data, ())
-        batch, y, sample_weight = self._with_answer(data)
-        row_numbers.require({} if batch.indices is None else {"indices": 0}, self.transfers)
-
-        def terms() -> dict[str, Tensor]:
-            answer = self(batch, training=True)
-            found: dict[str, Tensor] = {}
-            labeled: list[Any] = []
-            if self._compile_loss:
-                pairs = step.paired(self._setup.match, batch.answer, answer)
-                found["student_loss"], _, labeled = step.hard_loss(
-                    self._compile_loss,
-                    y,
-                    answer.output,
-                    sample_weight,
-                    self.loss,
-                    [theirs for theirs, _ in pairs],
-                )
-            counted = self._setup.counted(batch, answer, sample_weight, labeled)
-            values, _ = objective.distillation(
-                self._setup, batch, y, answer, counted, self.temperature, True
-            )
-            of_hooks = hooks.answered(batch.x, y, sample_weight, answer, batch.answer)
-            worth = penalties.values(self, of_hooks, counted)
-            return {**found, **values, **{term.name: value for term, value in worth}}
-
-        return terms
-
-    def term_losses(self, data: Any) -> dict[str, float]:
-        """Measure the terms of the objective on one batch, each without its weight.
-
-        Nothing changes: neither weights and statistics nor metrics, random
-        states and memories.
-
-        Args:
-            data: One batch `(x, y)`, `(x, y, sample_weight)` or `(x,)`, as
-                `fit` reads it.
-
-        Returns:
-            The value of `student_loss`, of every transfer and of every penalty,
-            by name, with `training=True`.
-
-        Raises:
-            ValueError: If the distiller is not compiled or lacks its teacher.
-        """
-        return losses(self._terms(data))
-
-    def gradient_norms(self, data: Any) -> dict[str, float]:
-        """Measure how strongly each term pulls on the student, without its weight.
-
-        Args:
-            data: As for `term_losses`.
-
-        Returns:
-            `||d term / d theta||` by the name of the term, the Euclidean norm
-            over all trainable parameters `theta` of the student.
-
-        Raises:
-            ValueError: If the distiller is not compiled or lacks its teacher.
-        """
-        terms = self._terms(data)
-        ours = {id(v) for v in self.student.trainable_variables}
-        variables = [v for v in self.trainable_variables if id(v) in ours]
-        # Dynamic in float16, and 1 elsewhere.
-        scale = float(ops.convert_to_numpy(self.optimizer.scale_loss(ops.ones(()))))
-        return gradient_norms(terms, variables, scale)
-
-    def sample_rows(self, count: int = 256) -> Any:
-        """Take some rows of the arrays that `fit` is reading.
-
-        Args:
-            count: How many at most; they are spread evenly over the data.
-
-        Returns:
-            `(x, y, sample_weight)`, or `None` outside of `fit` and where it
-            reads no arrays or has `class_weight`. A `CachedTeacher`'s answers
-            are joined to them.
-        """
-        arrays, teacher = self._setup.arrays, self._setup.teacher
-        if arrays is None:
-            return None
-        chosen = objective.spread(arrays, count)
-        found = objective.rows(arrays, chosen)
-        return found if teacher is None else teacher.joined(found, chosen)
+    return terms
 
 
-def losses(terms: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
+def term_losses(terms: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
     """The value of each term.
 
     Args:
         terms: `fn()`: scalars by name.
     """
-    # What layers, metrics and random generators note in there is dropped with the scope.
-    with keras.StatelessScope(), _own_random_numbers():
+    with no_trace():
         found = terms()
     return {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}
 
 
 def gradient_norms(
-    terms: Callable[[], dict[str, Tensor]], variables: list[Any], scale: float
+    terms: Callable[[], dict[str, Tensor]], distiller: hooks.Trained
 ) -> dict[str, float]:
-    """`||d term / d variables||`, the Euclidean norm over all of them, for each term.
+    """`||d term / d theta||`, the norm over the student's trainable parameters, for each term.
 
     Args:
         terms: `fn()`: scalars by name; the student runs in it once.
-        variables: The student's parameters.
-        scale: What terms are multiplied by before the gradient is taken, so
-            that it does not vanish in half precision.
+        distiller: The distiller.
 
     Returns:
         Norms by name.
     """
+    ours = {id(v) for v in distiller.student.trainable_variables}
+    variables = [v for v in distiller.trainable_variables if id(v) in ours]
+    # What terms are multiplied by before the gradient is taken, so that it does not vanish in half
+    # precision: dynamic in float16, and 1 elsewhere.
+    scale = float(ops.convert_to_numpy(distiller.optimizer.scale_loss(ops.ones(()))))
     backend = keras.config.backend()
     measured = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[backend]
     with _own_random_numbers():

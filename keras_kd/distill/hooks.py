@@ -1,4 +1,4 @@
-"""What users put into the step: the batch that they are handed, and the variables that they bring.
+"""What users put into the step: what they are handed, and the variables that they bring.
 
 A hook is a penalty or a batch transform. What it remembers from step to step lies in Keras
 Variables. JAX compiles a step in which any other value is a constant, so the distiller holds these
@@ -10,7 +10,7 @@ import functools
 import inspect
 import types
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -114,6 +114,62 @@ def require_adversary(adversary: Any) -> Adversary:
             f"`IAD` or `AdaAD`. Received: adversary={adversary!r}.{hint}"
         )
     return adversary
+
+
+class Trained(Protocol):
+    """What hooks, and the parts of a distiller, read of the `Distiller` that they work for.
+
+    Attributes:
+        name: Its name.
+        student: The model that is trained.
+        teacher: The model, `Ensemble` or `Teacher` that it learns from, or `None`.
+        transfers: What is transferred.
+        penalties: The terms of the objective that the user gave.
+        batch_transforms: The batch transform, or nothing.
+        temperature: The live temperature, a `keras.Variable`.
+        alpha: The live weight of the hard loss.
+        student_loss_weight: The same beside `alpha`, or in its place.
+        distillation_loss_weight: The live weight of what is transferred.
+        loss: The hard loss that `compile` was given, or `None`.
+        compiled: Whether `compile` was called.
+        optimizer: The optimizer.
+    """
+
+    name: str
+    student: Any
+    transfers: list[Any]
+    penalties: list[Any]
+    batch_transforms: list[Any]
+    temperature: Any
+    alpha: Any
+    student_loss_weight: Any
+    distillation_loss_weight: Any
+    loss: Any
+    compiled: bool
+    optimizer: Any
+
+    @property
+    def teacher(self) -> Any:
+        """What it learns from."""
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """What the optimizer changes."""
+
+    @property
+    def non_trainable_variables(self) -> list[Any]:
+        """All other variables of the step."""
+
+    @property
+    def metrics_variables(self) -> list[Any]:
+        """Variables of metrics."""
+
+    @property
+    def metrics_need_labels(self) -> bool:
+        """Whether `compile` was given metrics."""
+
+    def adopt(self, placed: list[Any]) -> None:
+        """Transfer this from now on."""
 
 
 class Held(keras.layers.Layer):

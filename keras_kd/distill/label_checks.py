@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_kd.distill.pairing import Pairing
 from keras_kd.models import meaning
 from keras_kd.utils import checks
 
@@ -112,17 +113,17 @@ _OF_DISTRIBUTIONS = (
 )
 
 
-def of_distiller(setup: Any, loss: Any) -> list[Expected]:
+def of_distiller(pairing: Pairing, loss: Any) -> list[Expected]:
     """What the losses of a distiller read, one entry for each flat output of the student.
 
     Args:
-        setup: The distiller's models and transfers.
+        pairing: The distiller's models and transfers.
         loss: The hard loss, or `None`.
     """
-    student = setup.student
+    student = pairing.student
     readers = {
         output: transfer.name
-        for transfer, output in setup.placed
+        for transfer, output in pairing.placed
         if getattr(transfer.loss, "reads_labels", False)
     }
     shapes = student.shapes

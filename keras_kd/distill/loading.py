@@ -2,17 +2,12 @@
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 
-from keras_kd import teachers
-from keras_kd.distill.saving import Saved
-from keras_kd.models.fingerprint import IDENTITY
+from keras_kd.distill.distiller import Distiller
 from keras_kd.utils import checks
-
-if TYPE_CHECKING:
-    from keras_kd.distill.distiller import Distiller
 
 
 def load_distiller(
@@ -22,7 +17,7 @@ def load_distiller(
     student_inputs: Callable[[Any], Any] | None = None,
     teacher_precision: str = "float32",
     custom_objects: dict[str, Any] | None = None,
-) -> "Distiller":
+) -> Distiller:
     """Load what `distiller.save(path)` wrote and give it its teacher back.
 
     Args:
@@ -51,42 +46,18 @@ def load_distiller(
     checks.functions(teacher_inputs=teacher_inputs, student_inputs=student_inputs)
     checks.keras_file(path)
     loaded = _loaded(path, custom_objects)
-    if not isinstance(loaded, Saved):
+    if not isinstance(loaded, Distiller):
         raise ValueError(
             f"`{path}` holds a {type(loaded).__name__}, not a distiller. Load a student with "
             "`keras.saving.load_model`."
         )
-    setup = loaded._setup
-    for argument, given in (("teacher_inputs", teacher_inputs), ("student_inputs", student_inputs)):
-        if setup.maps_inputs.get(argument) and given is None:
-            raise ValueError(
-                f"`{path}` was trained with `{argument}`, and functions are not saved. Pass the "
-                f"same function as `{argument}=`."
-            )
-    made = teachers.make(teacher, setup.from_logits.get("teacher"), teacher_precision)
-    if setup.loaded is not None:
-        if made is None:
-            raise ValueError(
-                f"`{path}` was trained with the teacher `{setup.loaded['name']}`. Pass it as "
-                "`teacher=`."
-            )
-        if setup.loaded.get("identity") != IDENTITY:
-            raise ValueError(
-                f"`{path}` was saved by an earlier version, which knew the teacher "
-                f"`{setup.loaded['name']}` by less than its layers and wiring, so that it cannot "
-                "be told whether this is the same. Load the file with `keras.saving.load_model` "
-                "as `distiller`, and begin a new one with `distiller.student`."
-            )
-        if made.fingerprint() != setup.loaded["fingerprint"]:
-            raise ValueError(
-                f"`{path}` was trained with the teacher `{setup.loaded['name']}`, whose layers or "
-                f"weights differ from those of the given `{made.name}`. Pass the same teacher, or "
-                "begin a new distiller with `loaded.student`."
-            )
-    setup.teacher_inputs, setup.student_inputs = teacher_inputs, student_inputs
-    setup.attach(made)
-    if made is not None and loaded.compiled:
-        loaded.adopt(setup.placed)
+    loaded.take_teacher(
+        teacher,
+        teacher_inputs=teacher_inputs,
+        student_inputs=student_inputs,
+        teacher_precision=teacher_precision,
+        path=path,
+    )
     return loaded
 
 

@@ -1,4 +1,4 @@
-"""What the distiller itself watches while it trains."""
+"""What the distiller watches while it trains: the teacher, and the live values for the logs."""
 
 import math
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_kd.distill.memory import AnswerMemory
 from keras_kd.losses.base import DistillationLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
 
 
-class Watch(keras.callbacks.Callback):
+class TrainingMonitor(keras.callbacks.Callback):
     """Puts the live values into the logs and stops when the teacher fails.
 
     First in the list, so that every other callback sees the values. Batch ends
@@ -20,9 +21,11 @@ class Watch(keras.callbacks.Callback):
 
     async_safe = True
 
-    def __init__(self, teacher: Any) -> None:
+    def __init__(self, teacher: Any, memory: AnswerMemory) -> None:
         super().__init__()
         self.teacher = teacher
+        self.memory = memory
+        self.begins = True
         self.epoch = 0
         self.batches = 0
         self.suspect: int | None = None
@@ -35,13 +38,17 @@ class Watch(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Remember which epoch this is, and let the teacher know."""
-        self.epoch = epoch
+        self.epoch, self.begins = epoch, True
         if self.teacher is not None:
             self.teacher.begin_epoch(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Stop before the next step if the teacher has failed."""
+        """Stop before the next step if the teacher has failed; ask it anew if it has changed."""
         self._stop_if_teacher()
+        if self.memory.changed(self.begins):
+            # With the step that asks the teacher, though its answers lie beside the rows.
+            self.model.make_train_function()
+        self.begins = False
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Note the first batch whose distillation loss is not a number."""
@@ -123,3 +130,18 @@ def teacher_failed(name: str, where: str) -> FloatingPointError:
         "that batch gave the student no gradient, its weights are finite, and checkpoints of "
         "earlier epochs are untouched. Check that batch's inputs and the teacher's weights."
     )
+
+
+def first(monitor: TrainingMonitor, callbacks: Any, model: Any) -> Any:
+    """The callbacks of `fit` with the monitor before all others.
+
+    Args:
+        monitor: The monitor.
+        callbacks: What `fit` was given: a callback, a list of them, a `CallbackList` or `None`.
+        model: What is trained.
+    """
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        monitor.set_model(model)
+        callbacks.callbacks.insert(0, monitor)
+        return callbacks
+    return [monitor, *(keras.tree.flatten(callbacks) if callbacks else [])]

@@ -1,19 +1,20 @@
 """Training without a finished teacher: students teach each other, exits learn from the last."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from keras_kd.distill import batch, hard_loss, label_checks
-from keras_kd.losses import counts
-from keras_kd.losses.base import DistillationLoss, owns_layers
+from keras_kd.distill import batch, label_checks, objective
+from keras_kd.distill.training_metrics import TrainingMetrics
+from keras_kd.losses.base import owns_layers
 from keras_kd.losses.divergences import BinarySoftTargets
 from keras_kd.models import meaning, output_kinds
 from keras_kd.models.model_reader import Answer, Reader
 from keras_kd.transfers import compatibility, output_pairing
-from keras_kd.transfers.transfer import Transfer, averaged, compared
+from keras_kd.transfers.transfer import Transfer, averaged
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
 from keras_kd.utils.types import Tensor
@@ -102,15 +103,9 @@ class _Together(keras.Model):
         self.weight.assign(weight)
         # Plain holders: Keras would read a list of losses as one for each output.
         self._hard, self._between = _Held(hard), _Held(between)
-        self._means = _Held(
-            {
-                name: keras.metrics.Mean(name=name)
-                for name in (
-                    *(f"{name}_loss" for name in self._names),
-                    "distillation_loss",
-                )
-            }
-        )
+        means = TrainingMetrics()
+        means.keep([*(f"{name}_loss" for name in self._names), "distillation_loss"])
+        self._means = _Held(means)
         self._asked = _Held(metrics)
         self._scores = _Held([self._fresh_metrics() for _ in self._names])
 
@@ -265,7 +260,7 @@ class _Together(keras.Model):
         if not self.compiled:
             return found
         scores = [metric for own in self._scores.it for metric in own]
-        return [*found, *self._means.it.values(), *scores]
+        return [*found, *self._means.it.listed(), *scores]
 
     def _pairs(self) -> list[tuple[int, int]]:
         """Who teaches whom, as indices of the logits."""
@@ -280,39 +275,21 @@ class _Together(keras.Model):
         training: bool = True,
     ) -> Tensor:
         """Sum the hard losses and, for each learner, the mean over its teachers."""
-        size = ops.shape(keras.tree.flatten(x)[0])[0]
-        terms: list[Any] = []
-        labeled: list[Any] = []
-        for name, output in zip(self._names, y_pred.output):
-            with hard_loss.read_by([(self._hard.it, 0)], 1) as read_labels:
-                weight = batch.apart(batch.for_positions(sample_weight, output))
-                hard = self._hard.it(y, output, weight)
-            labeled += read_labels
-            self._means.it[f"{name}_loss"].update_state(hard, sample_weight=size)
-            terms.append(hard)
-        between: Any = 0.0
-        pairs = self._pairs()
-        reads_more = isinstance(self._between.it, DistillationLoss)
-        # As in a `Distiller`: losses of other makers compare what the models return.
-        read = y_pred.logits if reads_more and self._between.it.reads_logits else y_pred.output
-        for learner in {learner for _, learner in pairs}:
-            mine = [teacher for teacher, other in pairs if other == learner]
-            for teacher in mine:
-                counted = counts.counted(
-                    y_pred.logits[teacher], y_pred.logits[learner], sample_weight, labeled[learner]
-                )
-                value = compared(
-                    self._between.it,
-                    ops.stop_gradient(read[teacher]),
-                    read[learner],
-                    *counted,
-                    labels=y,
-                    training=training,
-                )
-                between = between + value / len(mine)
-        self._means.it["distillation_loss"].update_state(between, sample_weight=size)
-        weighted = batch.times(ops.convert_to_tensor(self.weight), between)
-        return batch.total([*terms, *(ops.sum(extra) for extra in self.losses), weighted])
+        extra = [self._aggregate_additional_loss(loss) for loss in self.losses]
+        alone = batch.Batch(x, Answer(None, [], {}), None, None)
+        seen = objective.Seen(alone, y, sample_weight, y_pred, training)
+        return self._objective().total(seen, extra, self._means.it)
+
+    def _objective(self) -> objective.Objective:
+        """The hard loss of each output, and what they learn from each other."""
+        one = functools.partial(ops.ones, ())
+        hard: list[objective.Term] = [
+            objective.HardTerm(f"{name}_loss", self._hard.it, one, exit=i)
+            for i, name in enumerate(self._names)
+        ]
+        weight = functools.partial(ops.convert_to_tensor, self.weight)
+        between = objective.PeerTerm(self._between.it, self._pairs(), weight)
+        return objective.Objective([*hard, between])
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Update the metrics of every output and return all results by name."""
@@ -321,7 +298,7 @@ class _Together(keras.Model):
             for metric in metrics:
                 metric.update_state(y, output)
                 logs[f"{name}_{metric.name}"] = metric.result()
-        for metric in [self.metrics[0], *self._means.it.values()]:
+        for metric in [self.metrics[0], *self._means.it.listed()]:
             logs[metric.name] = metric.result()
         return logs
 

@@ -1,18 +1,29 @@
-"""What a distiller is made of: the models, what is transferred between them, and their answers."""
+"""Student and teacher, and how their outputs and layers meet.
 
+`Pairing` owns the models of a distiller: it plans the transfers between them, looks at first rows
+for what layers alone do not tell, and asks both about a batch. What is minimized of their answers
+is in `objective.py`.
+"""
+
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
 from keras_kd import backends, teachers
+from keras_kd.cache.join_datasets import Joined
+from keras_kd.cache.memory import Remembered, is_remembered
 from keras_kd.distill import batch as step
-from keras_kd.distill import data_checks
+from keras_kd.distill import hooks
+from keras_kd.distill.compiled import Compiled
+from keras_kd.distill.shared_layers import Shared
 from keras_kd.losses import counts
 from keras_kd.losses.counts import Counted
 from keras_kd.models import meaning
 from keras_kd.models.model_reader import Answer, Reader
+from keras_kd.models.taps import inference
 from keras_kd.teachers import Teacher, row_numbers
 from keras_kd.transfers import compatibility, output_pairing
 from keras_kd.transfers.output_pairing import Placed
@@ -22,7 +33,7 @@ from keras_kd.utils.data import are_arrays
 from keras_kd.utils.types import Tensor
 
 
-class Wiring:
+class Pairing:
     """The models and how they are joined, in a plain object.
 
     Keras tracks nothing in it: the teacher must take no part in weights,
@@ -30,51 +41,75 @@ class Wiring:
 
     Args:
         student: The model that is trained.
+        shared: What the student does not train.
         from_logits: For `"teacher"` and `"student"` whether outputs are logits.
 
     Attributes:
         student: The `Reader` of the student.
         teacher: The `Teacher`, or `None`.
+        compiled: How the distiller was compiled.
         placed: The transfers, with the output that each reads.
+        restored: The transfers of a file that is being loaded, or `None`.
         match: How the outputs of student and teacher meet.
+        prepared: Whether rows were looked at since `compile`.
+        under_way: The step that this thread is taking.
+        remembered: The teacher's answers in memory, where they are joined to the rows.
     """
 
-    def __init__(self, student: Any, from_logits: dict[str, bool | None]) -> None:
+    def __init__(self, student: Any, shared: Shared, from_logits: dict[str, bool | None]) -> None:
         self.from_logits = from_logits
         self.student: Any = Reader(student, "student", from_logits.get("student"))
         self.teacher: Teacher | None = None
         self.teacher_inputs: Any = None
         self.student_inputs: Any = None
         self.teacher_precision = "float32"
+        self.compiled = Compiled({})
         self.placed: list[Placed] = []
         self.restored: list[Placed] | None = None
         self.match = output_pairing.Match([0], [meaning.CLASSES], [True])
         self.prepared = False
+        self.under_way = step.UnderWay()
+        self.remembered: Remembered | None = None
+        # Counts how often a compiled step reads what it was not made for.
+        self._forgotten = 0
+        self._ask_anew = False
+        self._shared = shared
         # Transfers that came from a file, with their weights, are not made anew.
-        self.kept = False
-        self.explicit = False
-        self.labeled = False
-        self.evaluate_distillation = False
-        self.compiled_with: dict[str, Any] = {}
-        self.loaded: dict[str, Any] | None = None
-        self.maps_inputs: dict[str, bool] = {}
-        self.frozen: set[int] = set()
-        # Variables of penalties and of the batch transform, which nobody trains.
-        self.held: set[int] = set()
-        # Variables of the teacher and their values, while penalties may run it.
-        self.lent: list[tuple[Any, Any]] = []
-        self.shared: list[Any] = []
-        self.live_values: dict[str, float] = {}
-        self.trains_on: Callable[[], dict[str, Any]] | None = None
-        self.arrays: tuple[Any, Any, Any] | None = None
+        self._kept = False
         self._baked: dict[str, Any] = {}
         # Says whose a projector is, and outlives nothing else.
         self._owner = object()
 
-    def share(self, layers: list[Any]) -> None:
-        """Leave these layers of the student as the teacher has them."""
-        self.shared.extend(layers)
-        self.frozen |= {id(v) for layer in layers for v in layer.variables}
+    @property
+    def distills(self) -> bool:
+        """Whether anything is transferred from a teacher."""
+        return self.teacher is not None or bool(self.placed)
+
+    def complete(
+        self,
+        teacher: Any,
+        teacher_inputs: Any = None,
+        student_inputs: Any = None,
+        teacher_precision: str = "float32",
+        check: Callable[[Teacher | None, Sequence[str]], None] | None = None,
+    ) -> None:
+        """Take the teacher, and what no file holds.
+
+        Args:
+            teacher: As given to `Distiller`.
+            teacher_inputs: As given to `Distiller`.
+            student_inputs: As given to `Distiller`.
+            teacher_precision: As given to `Distiller`.
+            check: `fn(teacher, names of the functions given)`, which raises for what does not fit.
+        """
+        functions = {"teacher_inputs": teacher_inputs, "student_inputs": student_inputs}
+        checks.functions(**functions)
+        made = teachers.make(teacher, self.from_logits.get("teacher"), teacher_precision)
+        if check is not None:
+            check(made, [name for name, function in functions.items() if function is not None])
+        self.teacher_inputs, self.student_inputs = teacher_inputs, student_inputs
+        self.teacher_precision = teacher_precision
+        self.attach(made)
 
     def attach(self, teacher: Teacher | None) -> None:
         """Take this teacher, and find what the student shares with it.
@@ -92,14 +127,12 @@ class Wiring:
                 "`keras.models.clone_model(model)`, to distil a model into its own kind."
             )
         theirs = {id(v) for model in teacher.models for v in model.variables}
-        self.share(
-            [
-                layer
-                for layer in student._flatten_layers()
-                if layer.variables and all(id(v) in theirs for v in layer.variables)
-            ]
+        self._shared.add(
+            layer
+            for layer in student._flatten_layers()
+            if layer.variables and all(id(v) in theirs for v in layer.variables)
         )
-        self.frozen |= theirs & {id(v) for v in student.variables}
+        self._shared.variables |= theirs & {id(v) for v in student.variables}
 
     def require_teacher(self) -> None:
         """Raise `ValueError` if there are transfers and nobody to learn from."""
@@ -121,7 +154,7 @@ class Wiring:
 
     def changed(self, kind: str) -> bool:
         """Whether a compiled step holds what the teacher no longer says, as other weights."""
-        now = self.teacher.baked if self.teacher is not None else None
+        now = (self._forgotten, self.teacher.baked if self.teacher is not None else None)
         before = self._baked.get(kind, now)
         self._baked[kind] = now
         return bool(before != now)
@@ -130,16 +163,22 @@ class Wiring:
         """The teacher's variables that the student does not share."""
         models = self.teacher.models if self.teacher is not None else []
         found = {id(v): v for model in models for v in model.variables}
-        return [v for key, v in found.items() if key not in self.frozen]
+        return [v for key, v in found.items() if key not in self._shared.frozen]
+
+    def variables_beside(self, model: Any) -> set[int]:
+        """Identities of all variables of a distiller and its teacher, but for those of hooks."""
+        known = {id(v) for v in model.variables} - self._shared.of_hooks
+        models = self.teacher.models if self.teacher is not None else []
+        return known | {id(v) for each in models for v in each.variables}
 
     # ---------------------------------------------------------------- transfers
 
-    def compile(self, compiled_with: dict[str, Any], explicit: bool) -> list[Placed]:
+    def compile(self, compiled: Compiled, trained_with: str | None) -> list[Placed]:
         """Find what is transferred, and note how the distiller was compiled.
 
         Args:
-            compiled_with: The arguments that are saved with the distiller.
-            explicit: Whether explicit weights take the place of `alpha`.
+            compiled: The arguments of `compile`.
+            trained_with: The name of the teacher of a saved distiller, or `None`.
 
         Returns:
             The transfers, with the output that each reads.
@@ -148,24 +187,20 @@ class Wiring:
             ValueError: If there is nothing to minimize, a layer is not found,
                 or outputs do not fit together. Nothing has changed then.
         """
-        loss, distillation_loss = compiled_with["loss"], compiled_with["distillation_loss"]
-        restored = self.restored
-        distills = self.teacher is not None or restored is not None
-        if self.loaded is not None and not distills:
+        distills = self.teacher is not None or self.restored is not None
+        if trained_with is not None and not distills:
             raise ValueError(
-                f"This distiller was trained with the teacher `{self.loaded.get('name')}` and was "
+                f"This distiller was trained with the teacher `{trained_with}` and was "
                 "made again without it. Load it with `keras_kd.load_distiller(path, "
                 "teacher=teacher)`, or train `distiller.student` on the labels alone."
             )
-        checks.objective(loss, distillation_loss, distills)
-        placed = restored or []
+        checks.objective(compiled.loss, compiled.distillation_loss, distills)
+        placed = self.restored or []
         if self.teacher is not None:
-            placed = self.plan(distillation_loss, loss)
-        output_pairing.require_names(placed, compiled_with["penalties"] or ())
-        self.explicit, self.labeled = explicit, loss is not None
-        self.evaluate_distillation = compiled_with["evaluate_distillation"]
-        self.prepared, self.kept = False, restored is not None
-        self.compiled_with = compiled_with
+            placed = self.plan(compiled.distillation_loss, compiled.loss)
+        output_pairing.require_names(placed, compiled.arguments["penalties"] or ())
+        self.prepared, self._kept = False, self.restored is not None
+        self.compiled = compiled
         return placed
 
     def plan(self, distillation_loss: Any, hard: Any) -> list[Placed]:
@@ -240,8 +275,9 @@ class Wiring:
 
     def match_outputs(self) -> None:
         """Match the outputs by what is known of the models now."""
-        hard = self.compiled_with.get("loss")
-        self.match = output_pairing.match(self.placed, self.student, self._known_teacher, hard)
+        self.match = output_pairing.match(
+            self.placed, self.student, self._known_teacher, self.compiled.loss
+        )
 
     def inspect(self, rows: Any) -> list[Placed] | None:
         """Find out from a few rows what the layers alone do not tell.
@@ -253,13 +289,13 @@ class Wiring:
         known = self.student.settled
         self._known_teacher.inspect(self.for_teacher(x))
         self.student.inspect(self.for_student(x))
-        if known or self.kept:
+        if known or self._kept:
             decides = self.match.decides
             self.match_outputs()
-            self._refuse_forms(self.placed, self.match, self.compiled_with["loss"])
+            self._refuse_forms(self.placed, self.match, self.compiled.loss)
             # Other decisions than the layers promised are other logs.
             return None if self.match.decides == decides else self.placed
-        return self.plan(self.compiled_with["distillation_loss"], self.compiled_with["loss"])
+        return self.plan(self.compiled.distillation_loss, self.compiled.loss)
 
     @property
     def _known_teacher(self) -> Teacher:
@@ -267,10 +303,10 @@ class Wiring:
             raise ValueError("There is no teacher. Pass one: `Distiller(student, teacher)`.")
         return self.teacher
 
-    def books(self) -> list[str]:
-        """Names of the distiller's own logs."""
-        names = ["student_loss"] if self.labeled else []
-        if self.teacher is not None or self.placed:
+    def logs(self) -> list[str]:
+        """Names of the distiller's own logs, but for those of penalties."""
+        names = ["student_loss"] if self.compiled.labeled else []
+        if self.distills:
             names += ["distillation_loss", *(t.name for t in output_pairing.transfers(self.placed))]
             if any(self.match.decides):
                 names.append("agreement")
@@ -306,10 +342,10 @@ class Wiring:
             [self.student.model],
             self.for_student(x),
         )
-        if record is None and not teacher.models:
+        if record is None and self.reads_records:
             return False
         answer = backends.in_one_program(
-            lambda x: teacher.read(x, record, self.match.teacher_units),
+            lambda x: self.ask(x, record),
             teacher.models,
             self.for_teacher(x),
         )
@@ -351,21 +387,49 @@ class Wiring:
 
     # -------------------------------------------------------------------- batch
 
+    @property
+    def reads_records(self) -> bool:
+        """Whether the teacher's answers come with the data, and no model of it is at hand."""
+        return self.teacher is not None and not self.teacher.models
+
+    def remember(self, answers: Remembered) -> None:
+        """Read these answers where they were joined to a batch."""
+        self.remembered = answers
+        self._forgotten += self._ask_anew
+        self._ask_anew = False
+
+    def forget(self, for_good: bool = False) -> None:
+        """Ask the teacher again; `for_good` also about batches that answers were joined to."""
+        self.remembered = None
+        self._forgotten += for_good
+        self._ask_anew = self._ask_anew or for_good
+
+    def ask(self, x: Any, record: Any = None) -> Answer:
+        """What the teacher says of what it reads.
+
+        Args:
+            x: What the teacher reads.
+            record: What was joined to the batch.
+        """
+        if is_remembered(record):
+            if self.remembered is not None:
+                return self.remembered.answer(record)
+            record = None
+        return self._known_teacher.read(x, record, self.match.teacher_units)
+
     def split(self, x: Any) -> tuple[Any, Any]:
         """What the models read of one batch, and what was joined to it."""
+        if isinstance(x, Joined):
+            return x.x, x.record
         return self.teacher.split(x) if self.teacher is not None else row_numbers.split(x)
 
     def for_student(self, x: Any) -> Any:
         """What the student reads of a batch."""
-        if self.student_inputs is None:
-            return x
-        return data_checks.mapped(self.student_inputs(x), "student_inputs")
+        return _mapped(self.student_inputs, x, "student_inputs")
 
     def for_teacher(self, x: Any) -> Any:
         """What the teacher reads of a batch."""
-        if self.teacher_inputs is None:
-            return x
-        return data_checks.mapped(self.teacher_inputs(x), "teacher_inputs")
+        return _mapped(self.teacher_inputs, x, "teacher_inputs")
 
     def answered(self, x: Any, values: Sequence[tuple[Any, Any]] = ()) -> step.Batch:
         """The batch with the teacher's answer, computed where no gradient is taken.
@@ -381,14 +445,63 @@ class Wiring:
         else:
             indices = record.get("indices") if isinstance(record, dict) else None
             with backends.inference_only(values):
-                answer = self.teacher.read(self.for_teacher(x), record, self.match.teacher_units)
+                answer = self.ask(self.for_teacher(x), record)
             # What nobody reads of the answer is not kept.
-            as_it_is = any(
-                p.transfer.teacher is None and not p.transfer.reads_logits for p in self.placed
-            )
-            answer, finite = step.stopped(answer, as_it_is)
-            x = step.spared(finite, x)
+            answer, finite = step.without_gradient(answer, self.reads_output)
+            x = step.zero_if_not_finite(finite, x)
         return step.Batch(self.for_student(x), answer, indices, finite)
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether a loss reads what the teacher returns as it is, beside its logits."""
+        return any(p.transfer.teacher is None and not p.transfer.reads_logits for p in self.placed)
+
+    @contextlib.contextmanager
+    def answering(
+        self, data: Any, distiller: hooks.Trained, state: Sequence[Any] = ()
+    ) -> Iterator[Any]:
+        """Take a step in here: the teacher has answered, and `run` notes the student's answer.
+
+        Args:
+            data: The batch as Keras hands it to the step.
+            distiller: What takes the step.
+            state: On JAX one tuple of the values that its variables have in this step.
+
+        Yields:
+            The batch `(x, y, sample_weight)` without what came beside it.
+        """
+        data, weights = backends.supplied(data)
+        lent = list(zip(self.teacher_variables(), weights or ()))
+        # What the student shares with the teacher is in the state.
+        held = list(zip(distiller.non_trainable_variables, state[0][1])) if state else []
+        batch = self.answered(keras.utils.unpack_x_y_sample_weight(data)[0], [*lent, *held])
+        lends = bool(distiller.penalties)
+        with self.taking(step.Step(batch, lent if lends else ())):
+            yield data
+
+    @contextlib.contextmanager
+    def taking(self, under_way: step.Step) -> Iterator[None]:
+        """Take this step in here."""
+        self.under_way.step = under_way
+        try:
+            yield
+        finally:
+            self.under_way.step = None
+
+    def run(self, x: Any, training: bool) -> Any:
+        """What the student returns of a batch; in a step its whole answer is noted.
+
+        Args:
+            x: The batch as the data deliver it.
+            training: Passed on to the student.
+        """
+        under_way = self.under_way.step
+        batch = under_way.take() if under_way is not None else None
+        with inference(self._shared.layers):
+            if under_way is None or batch is None:
+                return self.student.run(self.for_student(self.split(x)[0]), training)
+            under_way.student = self.student.read(batch.x, training, self.match.units)
+            return under_way.student.output
 
     def counted(
         self, batch: step.Batch, student: Answer, sample_weight: Any, labeled: Sequence[Any] = ()
@@ -399,8 +512,8 @@ class Wiring:
             batch: The batch with the teacher's answer.
             student: The student's answer.
             sample_weight: Weights, as Keras passes them.
-            labeled: For each flat output where the hard loss reads labels, as `step.hard_loss`
-                tells; nothing without one.
+            labeled: For each flat output where the hard loss reads labels, as
+                `hard_loss.computed` tells; nothing without one.
         """
         weights = checks.per_output(sample_weight, self.student.template)
         pairs = step.paired(self.match, batch.answer, student)
@@ -414,7 +527,7 @@ class Wiring:
             for i, (theirs, ours) in enumerate(pairs)
         ]
 
-    def terms(
+    def compared(
         self,
         batch: step.Batch,
         y: Any,
@@ -453,21 +566,27 @@ class Wiring:
         return found
 
 
-def plain_batch(data: Any) -> tuple[Any, Any, Any]:
-    """One batch `(x, y, sample_weight)` as `fit` would hand it to the step.
+def _mapped(function: Any, x: Any, name: str) -> Any:
+    """What an input function makes of a batch, or the batch where there is none.
 
-    Args:
-        data: `x`, `(x, y)` or `(x, y, sample_weight)`, in arrays or tensors.
+    Raises:
+        ValueError: If it returns nothing that a model can read.
     """
+    if function is None:
+        return x
+    value = function(x)
+    leaves = keras.tree.flatten(value)
+    if not leaves or any(leaf is None for leaf in leaves):
+        raise ValueError(
+            f"`{name}` gave {value!r} for a batch. It returns what the model reads: an array, or a "
+            "structure of arrays."
+        )
+    return value
 
-    def tensor(leaf: Any) -> Any:
-        if not hasattr(leaf, "__array__"):
-            return leaf
-        array = keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else leaf.__array__()
-        dtype = keras.config.floatx() if array.dtype.kind == "f" else None
-        return keras.ops.convert_to_tensor(array, dtype=dtype)
 
-    x, y, weight = keras.utils.unpack_x_y_sample_weight(
-        keras.tree.map_structure(tensor, data, none_is_leaf=False)
-    )
-    return x, y, weight
+def policy_of(student: Any) -> Any:
+    """The policy that a student trains by: float16 anywhere in it asks for a scaled loss."""
+    for layer in student._flatten_layers():
+        if layer.dtype_policy.name == "mixed_float16":
+            return layer.dtype_policy
+    return student.dtype_policy

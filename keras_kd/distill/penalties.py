@@ -1,29 +1,25 @@
 """Terms of the objective that users write: what they are, what they are worth, and their weights.
 
-`compile(penalties=[...])` makes a `PenaltyTerm` of each, and `values` computes them all, for the
-step and for what measures the objective alike.
+`compile(penalties=[...])` makes a `PenaltyTerm` of each, which keeps its Variables, and an
+`OfPenalty`, which is a term of the `Objective` as the hard loss is.
 """
 
-import contextlib
 import math
 import re
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import backends
 from keras_kd.distill import hooks
+from keras_kd.distill.objective import Seen, Value
 from keras_kd.losses import counts
 from keras_kd.losses.counts import Counted
 from keras_kd.utils import checks
 from keras_kd.utils.types import Tensor
-
-if TYPE_CHECKING:
-    from keras_kd.distill.distiller import Distiller
 
 
 class Penalty:
@@ -86,14 +82,14 @@ class Penalty:
         _require_weight(value, self.name)
         self._weight.assign(value)
 
-    def build(self, distiller: "Distiller") -> None:
+    def build(self, distiller: hooks.Trained) -> None:
         """Make the Variables that the penalty keeps; `compile` calls it once.
 
         Args:
             distiller: With the student's weights as they are now.
         """
 
-    def __call__(self, distiller: "Distiller", batch: hooks.Batch) -> Tensor:
+    def __call__(self, distiller: hooks.Trained, batch: hooks.Batch) -> Tensor:
         """Compute the penalty of one batch, not yet multiplied by `weight`.
 
         Args:
@@ -138,7 +134,9 @@ class PenaltyTerm(hooks.Held):
         super().__init__(penalty, variables, penalty.name)
         self.weight = weight
 
-    def value(self, distiller: Any, batch: hooks.Batch, counted: Sequence[Counted]) -> Tensor:
+    def value(
+        self, distiller: hooks.Trained, batch: hooks.Batch, counted: Sequence[Counted]
+    ) -> Tensor:
         """What the penalty is worth, a scalar, without its weight.
 
         Args:
@@ -248,7 +246,9 @@ def require(penalties: Any, metrics: Any) -> list[Any]:
     return list(penalties)
 
 
-def terms(distiller: Any, penalties: Sequence[Any], others: set[int]) -> list[PenaltyTerm]:
+def terms(
+    distiller: hooks.Trained, penalties: Sequence[Any], others: set[int]
+) -> list[PenaltyTerm]:
     """Build penalties for a distiller.
 
     Args:
@@ -286,38 +286,30 @@ def terms(distiller: Any, penalties: Sequence[Any], others: set[int]) -> list[Pe
     return made
 
 
-def values(
-    distiller: Any, batch: hooks.Batch, counted: Sequence[Counted]
-) -> list[tuple[PenaltyTerm, Tensor]]:
-    """The penalties of a distiller with scalars, not yet multiplied by their weights.
+class OfPenalty:
+    """A penalty as a term of the objective.
 
     Args:
-        distiller: The distiller with its `penalties`.
-        batch: What the student read, labels and weights.
-        counted: What counts of each flat output of the student.
+        term: The penalty with its weight.
+        distiller: What it is a term of.
     """
-    for variable, value in distiller._setup.lent:
-        # Where the compiled step of JAX would take the teacher's weights for constants.
-        variable.assign(value)
-    return [(term, term.value(distiller, batch, counted)) for term in distiller.penalties]
 
+    def __init__(self, term: PenaltyTerm, distiller: hooks.Trained) -> None:
+        self.name = term.name
+        self._term = term
+        self._distiller = distiller
 
-@contextlib.contextmanager
-def teacher_at_hand(distiller: Any, data: Any) -> Iterator[None]:
-    """Let penalties run the teacher with the weights that come beside the batch, on JAX.
+    @property
+    def weight(self) -> Any:
+        """What multiplies it, a `keras.Variable`."""
+        return self._term.weight
 
-    Args:
-        distiller: The distiller.
-        data: What its step was given.
-    """
-    _, weights = backends.supplied(data)
-    setup = distiller._setup
-    if weights and distiller.penalties:
-        setup.lent = list(zip(setup.teacher_variables(), weights))
-    try:
-        yield
-    finally:
-        setup.lent = []
+    def value(self, seen: Seen) -> Value:
+        """What the penalty is worth."""
+        for variable, value in seen.lent:
+            # Where the compiled step of JAX would take the teacher's weights for constants.
+            variable.assign(value)
+        return Value(self._term.value(self._distiller, seen.for_hooks(), seen.counted))
 
 
 def _variable(weight: Any, name: str) -> Any:

@@ -1,82 +1,99 @@
-"""What `fit` and `evaluate` are given, looked at and joined before the first step."""
+"""What `fit` and `evaluate` are given, looked at and joined before the first step.
+
+`Preparation` refuses what cannot work, puts a cache's answers beside the rows, and builds what only
+data can tell, so that the first step finds nothing new.
+"""
 
 import contextlib
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
-from keras_kd.distill import data_checks, hooks, label_checks, monitor, objective, row_numbers
+from keras_kd import backends
+from keras_kd.distill import data_checks, hooks, label_checks, row_numbers, settings
+from keras_kd.distill.pairing import Pairing
 from keras_kd.teachers.row_numbers import Numbered
-from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
 
 
-class Prepared(keras.Model):
-    """The part of the distiller that looks at its data before it trains.
+class Preparation:
+    """Looks at the data of a distiller before it trains.
 
-    It refuses what cannot work, puts a cache's answers beside the rows, and builds
-    what only data can tell, so that the first step finds nothing new.
+    Args:
+        pairing: The models and how they are joined.
 
     Attributes:
-        student: The model that is trained.
-        transfers: What is transferred to it.
+        arrays: `(x, y, sample_weight)` that `fit` is training on, where that is arrays.
+        trains_on: `fn()`: what `fit` was given, in plain values by name, while it runs.
     """
 
-    student: Any
-    transfers: list[Transfer]
-    penalties: list[Any]
-    batch_transforms: list[Any]
-    adopt: Callable[[Any], None]
-    _setup: Any
-    _books: Any
+    def __init__(self, pairing: Pairing) -> None:
+        self._pairing = pairing
+        self.arrays: tuple[Any, Any, Any] | None = None
+        self.trains_on: Callable[[], dict[str, Any]] | None = None
 
-    @property
-    def metrics_need_labels(self) -> bool:
-        """Whether `compile` was given metrics of the student."""
-        return self._compile_metrics is not None
+    @contextlib.contextmanager
+    def training(
+        self, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
+    ) -> Iterator[None]:
+        """Know in here what `fit` was given."""
+        self.arrays = None
+        self.trains_on = functools.partial(settings.of_data, x, y, batch_size, dict(arguments))
+        try:
+            yield
+        finally:
+            self.arrays, self.trains_on = None, None
 
-    @property
-    def distills(self) -> bool:
-        """Whether anything is transferred from a teacher."""
-        return self._setup.teacher is not None or bool(self._setup.placed)
-
-    def _hooks(self) -> list[Any]:
-        """The penalties and the batch transform, as the distiller holds them."""
-        return [*self.penalties, *self.batch_transforms]
-
-    def _prepare(self, rows: Any, real: bool = True) -> None:
+    def models(self, distiller: hooks.Trained, rows: Any, real: bool = True) -> None:
         """Look at a few rows before the first step: build what they show, refuse what cannot work.
 
         Args:
+            distiller: What is prepared.
             rows: A few rows of the data, `None` where nothing can be read.
             real: Whether they are rows of the data, or zeros in their shape.
         """
-        setup = self._setup
-        if setup.prepared or setup.teacher is None or rows is None:
+        pairing = self._pairing
+        if pairing.prepared or pairing.teacher is None or rows is None:
             return
-        with self._scope():
-            placed = setup.inspect(rows)
+        with backends.variable_scope(distiller):
+            placed = pairing.inspect(rows)
             if placed is not None:
-                self.adopt(placed)
-            if setup.look(rows, real) and not self.optimizer.built:
+                distiller.adopt(placed)
+            if pairing.look(rows, real) and not distiller.optimizer.built:
                 # Slots that exist before the first step can be restored by callbacks.
-                self.optimizer.build(self.trainable_variables)
-        setup.prepared = True
+                distiller.optimizer.build(distiller.trainable_variables)
+        pairing.prepared = True
 
-    def _scope(self) -> Any:
-        """Where variables are created, under `tf.distribute` too."""
-        if keras.config.backend() == "tensorflow":
-            return self.distribute_strategy.scope()
-        return contextlib.nullcontext()
+    def require_trainable(self, distiller: hooks.Trained) -> None:
+        """Raise `ValueError` if nothing trains; follow weights of the teacher that changed."""
+        self._pairing.require_teacher()
+        self._pairing.refresh()
+        student = distiller.student
+        if not distiller.trainable_variables and student.built:
+            raise ValueError(
+                f"No weight of the student `{student.name}` is trainable. Set "
+                "`student.trainable = True`, or give it layers that it does not share with the "
+                "teacher."
+            )
 
-    def _for_fit(
-        self, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
+    def for_fit(
+        self,
+        distiller: hooks.Trained,
+        x: Any,
+        y: Any,
+        batch_size: int | None,
+        arguments: dict[str, Any],
     ) -> tuple[Any, Any, int | None, dict[str, Any]]:
         """What `keras.Model.fit` is given in place of what the user gave.
 
         Args:
+            distiller: What is trained.
             x: Inputs, or a dataset.
             y: Labels.
             batch_size: Samples a step.
@@ -85,115 +102,194 @@ class Prepared(keras.Model):
         Returns:
             The same four.
         """
-        setup, given_x = self._setup, x
-        data_checks.data(setup, x, y, arguments, self.loss)
-        checks.training_data(x, y, self.loss, self.metrics_need_labels)
+        pairing, given_x = self._pairing, x
+        asks = pairing.compiled.asks_in_evaluation
+        data_checks.data(pairing, x, y, arguments, distiller.loss)
+        checks.training_data(x, y, distiller.loss, distiller.metrics_need_labels)
         checks.more_data(arguments)
         given = arguments.get("validation_data")
         as_given = x, y, arguments
-        if setup.teacher is not None:
-            x, y, batch_size, arguments = setup.teacher.join_fit(
-                x, y, batch_size, arguments, setup.evaluate_distillation
+        if pairing.teacher is not None:
+            x, y, batch_size, arguments = pairing.teacher.join_fit(
+                x, y, batch_size, arguments, asks
             )
         row_numbers.require_samples(x)
-        looking = [h.it for h in self._hooks() if isinstance(h.it, hooks.LooksFirst)]
-        real_rows = not setup.settled or bool(looking)
+        held = [*distiller.penalties, *distiller.batch_transforms]
+        looking = [hook.it for hook in held if isinstance(hook.it, hooks.LooksFirst)]
+        real_rows = not pairing.settled or bool(looking)
         rows, real, x = checks.first_rows(x, real_rows, batch_size)
-        unseen = setup.student.shapes is None
-        self._prepare(rows, real)
+        unseen = pairing.student.shapes is None
+        self.models(distiller, rows, real)
         for hook in looking:
-            hook.look(self, given_x, rows)
+            hook.look(distiller, given_x, rows)
         if unseen:
             # Only now it shows how many classes there are.
-            self._require_labels(as_given[1] if are_arrays(given_x) else None)
+            self.require_labels(distiller, as_given[1] if are_arrays(given_x) else None)
             if isinstance(given, list | tuple) and len(given) > 1:
-                self._require_labels(given[1], "`y` of `validation_data`")
-        setup.try_validation(given)
-        x = row_numbers.added(x, self.transfers)
+                self.require_labels(distiller, given[1], "`y` of `validation_data`")
+        pairing.try_validation(given)
+        x = row_numbers.added(x, distiller.transfers)
         if not isinstance(x, Numbered) and rows is not None:
-            row_numbers.require(setup.split(rows)[1], self.transfers)
-        if setup.evaluate_distillation and isinstance(given, list | tuple):
-            size = arguments.get("validation_batch_size") or batch_size
-            held, labels, weight = keras.utils.unpack_x_y_sample_weight(given)
-            joined = self._asked(held, labels, weight, size)[0]
-            if joined is held:
-                row_numbers.require(setup.split(held)[1], self.transfers)
-            else:
-                arguments = {
-                    **arguments,
-                    "validation_data": joined,
-                    "validation_batch_size": None,
-                }
+            row_numbers.require(pairing.split(rows)[1], distiller.transfers)
+        if asks and isinstance(given, list | tuple):
+            arguments = self._joined_validation(distiller, given, batch_size, arguments)
         # Where the teacher's answers were joined to arrays, these are a dataset by now.
         whole = (x, y, arguments) if are_arrays(x) else as_given
-        setup.arrays = objective.training_arrays(*whole)
+        self.arrays = _training_arrays(*whole)
         if not are_arrays(given_x):
-            x = self._watched(x)
+            x = self._watched(distiller, x)
         if given is not None and not isinstance(given, list | tuple):
-            arguments = {**arguments, "validation_data": self._watched(given)}
+            arguments = {**arguments, "validation_data": self._watched(distiller, given)}
         return x, y, batch_size, arguments
 
-    def _for_evaluation(self, x: Any, y: Any, sample_weight: Any) -> Any:
-        """Data of `evaluate`, looked at as those of `fit` are."""
-        setup = self._setup
-        data_checks.data(setup, x, y, {"sample_weight": sample_weight}, self.loss)
-        return x if are_arrays(x) else self._watched(x)
+    def _joined_validation(
+        self,
+        distiller: hooks.Trained,
+        given: Any,
+        batch_size: int | None,
+        arguments: dict[str, Any],
+    ) -> dict[str, Any]:
+        """The arguments of `fit` with validation arrays joined to the answers to them."""
+        size = arguments.get("validation_batch_size") or batch_size
+        held, labels, weight = keras.utils.unpack_x_y_sample_weight(given)
+        joined = self._asked(held, labels, weight, size)[0]
+        if joined is held:
+            row_numbers.require(self._pairing.split(held)[1], distiller.transfers)
+            return arguments
+        return {**arguments, "validation_data": joined, "validation_batch_size": None}
 
-    def _watched(self, data: Any) -> Any:
-        """A dataset whose labels are compared with what the losses read."""
-        setup = self._setup
-        expected = label_checks.of_distiller(setup, self.loss)
-        return label_checks.watched(expected, data, setup.student.template)
+    def for_evaluation(
+        self,
+        distiller: hooks.Trained,
+        x: Any,
+        y: Any,
+        batch_size: int | None,
+        arguments: dict[str, Any],
+        known: bool = False,
+    ) -> tuple[Any, Any, int | None, dict[str, Any]]:
+        """What `keras.Model.evaluate` is given in place of what the user gave.
 
-    def _require_labels(self, y: Any, name: str = "`y`") -> None:
+        Args:
+            distiller: What is evaluated.
+            x: Inputs, or a dataset.
+            y: Labels.
+            batch_size: Samples a step.
+            arguments: The other arguments of `evaluate`.
+            known: Whether `fit` has looked at these data.
+
+        Returns:
+            The same four.
+        """
+        pairing = self._pairing
+        if distiller.compiled and not known:
+            weight = arguments.get("sample_weight")
+            data_checks.data(pairing, x, y, {"sample_weight": weight}, distiller.loss)
+            x = x if are_arrays(x) else self._watched(distiller, x)
+        if not pairing.compiled.asks_in_evaluation:
+            return x, y, batch_size, arguments
+        pairing.refresh()
+        weight = arguments.get("sample_weight")
+        x, y, weight, batch_size = self._asked(x, y, weight, batch_size)
+        if not pairing.prepared:
+            pairing.require_teacher()
+            rows, real, x = checks.first_rows(x, not pairing.settled)
+            self.models(distiller, rows, real)
+        return x, y, batch_size, {**arguments, "sample_weight": weight}
+
+    def for_batch(self, distiller: hooks.Trained, x: Any, y: Any) -> None:
+        """Look at one batch that is trained on by itself."""
+        self._pairing.require_teacher()
+        if distiller.compiled and not self._pairing.prepared:
+            self.models(distiller, checks.first_rows(x, True)[0])
+        row_numbers.require(self._pairing.split(x)[1], distiller.transfers)
+        if distiller.compiled:
+            self.require_labels(distiller, y)
+
+    def one_batch(self, distiller: hooks.Trained, data: Any) -> tuple[Any, Any, Any]:
+        """One batch `(x, y, sample_weight)` as `fit` would hand it to the step."""
+        self._pairing.require_teacher()
+        if not self._pairing.prepared:
+            x = keras.utils.unpack_x_y_sample_weight(data)[0]
+            self.models(distiller, checks.first_rows(x, True)[0])
+        return plain_batch(data)
+
+    def require_labels(self, distiller: hooks.Trained, y: Any, name: str = "`y`") -> None:
         """Raise `ValueError` for labels in arrays that the losses cannot read."""
-        setup = self._setup
         if y is not None:
-            expected = label_checks.of_distiller(setup, self.loss)
-            label_checks.require(expected, y, setup.student.template, name)
+            expected = label_checks.of_distiller(self._pairing, distiller.loss)
+            label_checks.require(expected, y, self._pairing.student.template, name)
+
+    def _watched(self, distiller: hooks.Trained, data: Any) -> Any:
+        """A dataset whose labels are compared with what the losses read."""
+        expected = label_checks.of_distiller(self._pairing, distiller.loss)
+        return label_checks.watched(expected, data, self._pairing.student.template)
 
     def _asked(
         self, x: Any, y: Any, sample_weight: Any, batch_size: int | None
     ) -> tuple[Any, Any, Any, int | None]:
         """Data that the teacher is asked about in `evaluate`, joined to its answers."""
-        teacher = self._setup.teacher
+        teacher = self._pairing.teacher
         if teacher is None:
             return x, y, sample_weight, batch_size
-        joined: tuple[Any, Any, Any, int | None] = teacher.join_evaluation(
-            x, y, sample_weight, batch_size
-        )
-        return joined
+        return teacher.join_evaluation(x, y, sample_weight, batch_size)
 
-    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Take one optimizer step, as `keras.Model.train_on_batch` does.
+    def sample_rows(self, count: int) -> Any:
+        """Some rows of the arrays that `fit` is reading, as one batch, or `None`.
 
         Args:
-            x: Inputs.
-            y: Labels.
-            *args: As in `keras.Model.train_on_batch`.
-            **kwargs: As in `keras.Model.train_on_batch`.
-
-        Returns:
-            The loss, or the logs with `return_dict=True`.
-
-        Raises:
-            FloatingPointError: If the teacher's outputs are not finite.
+            count: How many at most; they are spread evenly over the data.
         """
-        self._setup.require_teacher()
-        if self.compiled and not self._setup.prepared:
-            self._prepare(checks.first_rows(x, True)[0])
-        row_numbers.require(self._setup.split(x)[1], self.transfers)
-        if self.compiled:
-            self._require_labels(y)
-        result = super().train_on_batch(x, y, *args, **kwargs)
-        if self.distills and self._books is not None:
-            loss = self._books.means["distillation_loss"].result()
-            if not checks.finite(loss) and checks.finite(self.student.trainable_variables):
-                raise monitor.teacher_failed(self._setup.teacher.name, "this batch")
-        return result
+        if self.arrays is None:
+            return None
+        length = len(keras.tree.flatten(self.arrays[0])[0])
+        chosen = np.unique(np.linspace(0, length - 1, min(count, length)).round().astype("int64"))
 
-    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate one batch, as `keras.Model.test_on_batch` does."""
-        if self.compiled:
-            self._require_labels(y)
-        return super().test_on_batch(x, y, *args, **kwargs)
+        def take(leaf: Any) -> Any:
+            array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else np.asarray(leaf)
+            return array[chosen]
+
+        found = keras.tree.map_structure(take, self.arrays, none_is_leaf=False)
+        teacher = self._pairing.teacher
+        return found if teacher is None else teacher.joined(found, chosen)
+
+
+def _training_arrays(x: Any, y: Any, arguments: dict[str, Any]) -> Any:
+    """What `fit` trains on, where that is arrays.
+
+    Args:
+        x: Inputs.
+        y: Labels.
+        arguments: The other arguments of `fit`.
+
+    Returns:
+        `(x, y, sample_weight)` without the rows that are split off for
+        validation, or `None`.
+    """
+    if not are_arrays(x) or arguments.get("class_weight"):
+        return None
+    data = (x, y, arguments.get("sample_weight"))
+    split = arguments.get("validation_split")
+    if not split or arguments.get("validation_data") is not None:
+        return data
+    used = math.floor(len(keras.tree.flatten(x)[0]) * (1.0 - split))
+    return keras.tree.map_structure(lambda leaf: leaf[:used], data, none_is_leaf=False)
+
+
+def plain_batch(data: Any) -> tuple[Any, Any, Any]:
+    """One batch `(x, y, sample_weight)` as `fit` would hand it to the step.
+
+    Args:
+        data: `x`, `(x, y)` or `(x, y, sample_weight)`, in arrays or tensors.
+    """
+
+    def tensor(leaf: Any) -> Any:
+        if not hasattr(leaf, "__array__"):
+            return leaf
+        array = keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else leaf.__array__()
+        dtype = keras.config.floatx() if array.dtype.kind == "f" else None
+        return keras.ops.convert_to_tensor(array, dtype=dtype)
+
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(
+        keras.tree.map_structure(tensor, data, none_is_leaf=False)
+    )
+    return x, y, weight

@@ -1,53 +1,75 @@
-"""A model that trains and leaves alone what belongs to its teacher."""
+"""A model that trains and leaves alone what belongs to its teacher.
 
+`SharedLayersModel` answers Keras's questions for trainable variables; what is left alone is noted
+in a `Shared`, which its owner fills and Keras does not track. It imports Keras alone.
+"""
+
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 
-class Guarded(keras.Model):
-    """The part of the distiller that keeps the teacher's layers as they are.
+class Shared:
+    """What a trained model holds and does not train.
+
+    Attributes:
+        layers: Layers that the teacher owns as well.
+        variables: Identities of the variables that the teacher owns as well.
+        of_hooks: Identities of the variables of penalties and of the batch transform.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[Any] = []
+        self.variables: set[int] = set()
+        self.of_hooks: set[int] = set()
+
+    def add(self, layers: Iterable[Any]) -> None:
+        """Leave these layers of the student as the teacher has them."""
+        for layer in layers:
+            self.layers.append(layer)
+            self.variables |= {id(v) for v in layer.variables}
+
+    @property
+    def frozen(self) -> set[int]:
+        """Identities of all variables that are not trained."""
+        return self.variables | self.of_hooks if self.of_hooks else self.variables
+
+
+class SharedLayersModel(keras.Model):
+    """A model that keeps the teacher's layers as they are.
 
     Where student and teacher share a layer, its variables count as not
-    trainable, whatever is set on the distiller.
+    trainable, whatever is set on the model.
+
+    Attributes:
+        shared: What is left alone.
     """
 
     # Read by properties while Keras is still constructing the model.
-    _setup: Any = None
-
-    @property
-    def _frozen(self) -> set[int]:
-        """Identities of the variables that the teacher owns as well, and of those of hooks."""
-        setup = self._setup
-        if setup is None:
-            return set()
-        return setup.frozen | setup.held if setup.held else setup.frozen
-
-    @property
-    def _shared(self) -> list[Any]:
-        """Layers that the teacher owns as well."""
-        return self._setup.shared if self._setup is not None else []
+    shared = Shared()
 
     @property
     def trainable_variables(self) -> list[Any]:
         """Variables of student and projectors that no teacher owns."""
-        return [v for v in super().trainable_variables if id(v) not in self._frozen]
+        frozen = self.shared.frozen
+        return [v for v in super().trainable_variables if id(v) not in frozen]
 
     @property
     def non_trainable_variables(self) -> list[Any]:
         """All other variables."""
         found = super().non_trainable_variables
-        if self._frozen:
+        frozen = self.shared.frozen
+        if frozen:
             known = {id(v) for v in found}
-            found = found + [
-                v for v in self.variables if id(v) in self._frozen and id(v) not in known
-            ]
+            found = found + [v for v in self.variables if id(v) in frozen and id(v) not in known]
         return found
 
     @property
     def trainable_weights(self) -> list[Any]:
         """Weights of student and projectors that no teacher owns."""
-        return [v for v in super().trainable_weights if id(v) not in self._frozen]
+        frozen = self.shared.frozen
+        return [v for v in super().trainable_weights if id(v) not in frozen]
 
     @property
     def trainable(self) -> bool:
@@ -56,7 +78,7 @@ class Guarded(keras.Model):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        kept = [(layer, layer.trainable) for layer in self._shared]
+        kept = [(layer, layer.trainable) for layer in self.shared.layers]
         keras.Model.trainable.fset(self, value)
         for layer, before in kept:
             layer.trainable = before

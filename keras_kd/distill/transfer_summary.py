@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_kd.distill import batch
+from keras_kd.distill.pairing import Pairing
 from keras_kd.transfers import projectors
 from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils import tables
@@ -61,27 +62,27 @@ def render(
     print_fn(tables.render(columns, cells, title, line_length or 80) if cells else title)
 
 
-def seen_shapes(setup: Any, maps_inputs: bool) -> dict[Transfer, tuple[Any, Any]]:
+def seen_shapes(pairing: Pairing) -> dict[Transfer, tuple[Any, Any]]:
     """What each transfer reads on both sides, as far as that is known.
 
     Args:
-        setup: The readers and the placed transfers of a distiller.
-        maps_inputs: Whether functions change what the models read.
+        pairing: The readers and the placed transfers of a distiller.
     """
     shapes: dict[Transfer, tuple[Any, Any]] = {}
-    for transfer, _ in setup.placed:
+    for transfer, _ in pairing.placed:
         known = transfer.get_build_config()
         if known is not None:
             shapes[transfer] = (known["teacher_shape"], known["student_shape"])
-    model = setup.student.model
+    model = pairing.student.model
     inputs = getattr(model, "inputs", None)
     if (
-        all(transfer in shapes for transfer, _ in setup.placed)
+        all(transfer in shapes for transfer, _ in pairing.placed)
         or not inputs
         or any(None in tensor.shape[1:] for tensor in inputs)
-        or setup.teacher is None
-        or not setup.teacher.models
-        or maps_inputs
+        or pairing.teacher is None
+        or pairing.reads_records
+        or pairing.student_inputs is not None
+        or pairing.teacher_inputs is not None
     ):
         return shapes
     # One row of zeros shows the shapes; nothing is built or booked.
@@ -89,10 +90,10 @@ def seen_shapes(setup: Any, maps_inputs: bool) -> dict[Transfer, tuple[Any, Any]
         lambda tensor: ops.zeros((1, *tensor.shape[1:]), dtype=tensor.dtype),
         inputs[0] if len(inputs) == 1 else model.input,
     )
-    student = setup.student.read(zeros, False, setup.match.units)
-    teacher = setup.teacher.read(zeros, None, setup.match.teacher_units)
-    for transfer, output in setup.placed:
-        index = setup.match.counterpart(output)
+    student = pairing.student.read(zeros, False, pairing.match.units)
+    teacher = pairing.teacher.read(zeros, None, pairing.match.teacher_units)
+    for transfer, output in pairing.placed:
+        index = pairing.match.counterpart(output)
         theirs = batch.pick(teacher, transfer.teacher, index, transfer.reads_logits)
         ours = batch.pick(student, transfer.student, output, transfer.reads_logits)
         shapes.setdefault(transfer, (batch.shapes(theirs), batch.shapes(ours)))

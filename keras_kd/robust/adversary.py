@@ -62,14 +62,14 @@ class Adversary(hooks.Adversary, hooks.LooksFirst):
         Args:
             distiller: With its student and teacher.
         """
-        name, teacher = type(self).__name__, distiller._setup.teacher
+        name, teacher = type(self).__name__, distiller.pairing.teacher
         if distiller.student_inputs is not None:
             raise ValueError(
                 f"`{name}` attacks what the data deliver, within the bounds of its threat, and "
                 "`student_inputs` changes that on the way. Make the change a part of the student: "
                 "layers at its beginning."
             )
-        if teacher is None and distiller._setup.restored is None and self.needs_teacher:
+        if teacher is None and distiller.pairing.restored is None and self.needs_teacher:
             raise ValueError(
                 f"`{name}` distils from a teacher, and the distiller has none. Pass one, "
                 "`Distiller(student, teacher)`, or train with `PGDTraining` or `TRADES`."
@@ -96,13 +96,13 @@ class Adversary(hooks.Adversary, hooks.LooksFirst):
             rows: Its first rows.
         """
         self.require(distiller)
-        inner = distiller._setup.split(rows)[0] if rows is not None else None
+        inner = distiller.pairing.split(rows)[0] if rows is not None else None
         arrays = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
         if len(arrays) == 1 and hasattr(arrays[0], "__array__"):
             self.threat.require(arrays[0], "x")
         elif inner is not None:
             self.threat.require(classifier.only_tensor(inner, type(self).__name__), "x")
-        teacher = distiller._setup.teacher
+        teacher = distiller.pairing.teacher
         chosen = classifier.spread_rows(x, inner, PRECHECK_ROWS)
         mapped = distiller.teacher_inputs is not None
         if not self.needs_teacher or not teacher.models or chosen is None or mapped:
@@ -210,7 +210,7 @@ class Term(Adversary, Penalty):
     def __call__(self, distiller: Distiller, batch: Any) -> Tensor:
         """Attack one batch, and compute what the student's answer to it costs."""
         x = classifier.only_tensor(batch.x, type(self).__name__)
-        teacher: Teacher | None = distiller._setup.teacher
+        teacher: Teacher | None = distiller.pairing.teacher
 
         def variables() -> list[Any]:
             models = teacher.models if teacher is not None else []

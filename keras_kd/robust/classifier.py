@@ -18,7 +18,7 @@ from keras_kd import backends
 from keras_kd.models import meaning
 from keras_kd.models.model_reader import Reader
 from keras_kd.robust.formulas import two_sided
-from keras_kd.teachers.model import require_model
+from keras_kd.utils.checks import require_model
 from keras_kd.utils.types import Tensor
 
 Logits = Callable[[Tensor], Tensor]
@@ -216,24 +216,24 @@ def labels_of(y: Any, rows: int, classes: int, name: str = "y") -> np.ndarray:
 
 def of_student(distiller: Any) -> Logits:
     """The student of a distiller as logits, in inference mode."""
-    reader = Reader(distiller.student, "student", distiller._setup.from_logits.get("student"))
+    reader = Reader(distiller.student, "student", distiller.pairing.from_logits.get("student"))
     return lambda x: two_sided(reader.read(x, False, _units(distiller)).logits[0])
 
 
 def in_training(distiller: Any, x: Tensor) -> Tensor:
     """The logits of one more pass of the student, with `training=True`."""
-    reader = Reader(distiller.student, "student", distiller._setup.from_logits.get("student"))
+    reader = Reader(distiller.student, "student", distiller.pairing.from_logits.get("student"))
     return two_sided(reader.read(x, True, _units(distiller)).logits[0])
 
 
 def of_teacher(distiller: Any) -> Logits:
     """The teacher of a distiller as logits; it has gradients."""
-    setup = distiller._setup
+    setup = distiller.pairing
     return lambda x: two_sided(setup.teacher.read(x, None, setup.match.teacher_units).logits[0])
 
 
 def _units(distiller: Any) -> Any:
-    return distiller._setup.match.units
+    return distiller.pairing.match.units
 
 
 def only_tensor(x: Any, whose: str) -> Tensor:

@@ -27,6 +27,16 @@ def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> Non
             )
 
 
+def one_of(argument: str, given: Any, known: Sequence[str]) -> None:
+    """Raise `ValueError` for a choice that there is not, with close matches."""
+    if given not in known:
+        hint = did_you_mean(given, known, quote="'")
+        raise ValueError(
+            f"`{argument}` is one of {', '.join(map(repr, known))}. Received: "
+            f"{argument}={given!r}.{hint}"
+        )
+
+
 def objective(loss: Any, distillation_loss: Any, distills: bool) -> None:
     """Raise `ValueError` if there is nothing to minimize, or nothing to learn it from."""
     if distills:

@@ -197,7 +197,9 @@ def test_a_cached_teacher_is_part_of_it(killed, tmp_path):
     name = "model.teacher.fingerprint"
     before = settings.of_training(program.distiller)[name]
     distiller.compile("sgd", loss=crossentropy())
-    assert settings.of_training(distiller)[name] == distiller._setup.teacher.fingerprint() != before
+    assert (
+        settings.of_training(distiller)[name] == distiller._pairing.teacher.fingerprint() != before
+    )
 
 
 def test_the_same_process_may_go_on_with_values_that_have_moved(tmp_path):

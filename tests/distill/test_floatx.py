@@ -7,7 +7,7 @@ from keras import layers
 from small_models import crossentropy, hard_loss, kl
 
 import keras_kd as kd
-from keras_kd.distill import batch
+from keras_kd.distill import training_metrics
 
 FLOATS = ("float64", "float16")
 
@@ -197,7 +197,8 @@ def test_the_numbers_themselves(floatx, precision):
 def test_more_samples_are_counted_than_a_half_holds(floatx):
     """A mean of Keras in float16 is NaN from 65504 samples on."""
     floatx("float16")
-    books = batch.Books(["agreement"], {})
+    books = training_metrics.TrainingMetrics()
+    books.keep(["agreement"])
     for value in (1.0, 0.0):
         books.add("agreement", np.full(50_000, value), None)
     assert float(books.means["agreement"].result()) == 0.5

@@ -122,7 +122,7 @@ def test_text_goes_to_a_student_that_reads_text():
 
     distiller = kd.Distiller(reader("student"), reader("teacher"))
     distiller.compile("sgd", loss=crossentropy())
-    setup = distiller._setup
+    setup = distiller._pairing
     data_checks.data(setup, tf.constant(text), np.array([0, 1, 2, 3]), {}, distiller.loss)
 
 

@@ -1,0 +1,106 @@
+"""Answers in memory, joined to arrays as those on disk are.
+
+`Remembered` holds what a teacher said of the rows of arrays, and makes answers of the fields that
+were joined to a batch. `join_arrays` draws its rows beside those of the data.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd.models.model_reader import Answer
+from keras_kd.utils.masks import keras_mask, with_keras_mask
+
+_MARK = "remembered"
+
+
+class Form(NamedTuple):
+    """The structure of an answer whose tensors lie in fields.
+
+    Attributes:
+        answer: An `Answer` with the name of a field in place of each tensor.
+        masks: The fields that have a Keras mask beside them.
+    """
+
+    answer: Any
+    masks: tuple[str, ...]
+
+
+def fields_of(answer: Answer) -> tuple[dict[str, Any], Form]:
+    """The tensors of an answer as fields, and how they lie in it."""
+    fields: dict[str, Any] = {}
+    masks: list[str] = []
+
+    def put(tensor: Any) -> str:
+        name = f"{_MARK}/{len(fields)}"
+        fields[name] = tensor
+        mask = keras_mask(tensor)
+        if mask is not None:
+            masks.append(name)
+            # One for each sample, also where one serves all.
+            rows = (ops.shape(tensor)[0], *[1] * (len(mask.shape) - 1))
+            ones = ops.ones(rows, dtype="bool")
+            fields[f"{name}/mask"] = ops.logical_and(ops.cast(mask, "bool"), ones)
+        return name
+
+    named = keras.tree.map_structure(put, answer, none_is_leaf=False)
+    return fields, Form(named, tuple(masks))
+
+
+class Remembered:
+    """What a teacher said of some rows of arrays.
+
+    Attributes:
+        fields: Arrays `(rows, ...)` by name.
+        form: How they make an answer.
+        epoch: As `CachedTeacher` has it.
+        augment: As `CachedTeacher` has it; nothing is augmented here.
+    """
+
+    augment: Callable[[Any, int], Any] | None = None
+    epoch = 0
+
+    def __init__(self, fields: dict[str, np.ndarray], form: Form) -> None:
+        self.fields = fields
+        self.form = form
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        return sum(field.nbytes for field in self.fields.values())
+
+    def fetch(self, rows: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
+        """What was said of some rows."""
+        return {name: field[rows] for name, field in self.fields.items()}
+
+    def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
+        """The inputs as they are."""
+        return x
+
+    def held(self) -> dict[str, np.ndarray]:
+        """All of it."""
+        return self.fields
+
+    def answer(self, record: dict[str, Any]) -> Answer:
+        """The answer to one batch from the fields that were joined to it."""
+
+        def tensor(name: str) -> Any:
+            found = record[name]
+            return with_keras_mask(found, record[f"{name}/mask"] if name in masks else None)
+
+        masks = self.form.masks
+        found: Answer = keras.tree.map_structure(tensor, self.form.answer, none_is_leaf=False)
+        return found
+
+
+def is_remembered(record: Any) -> bool:
+    """Whether what was joined to a batch was remembered."""
+    return isinstance(record, dict) and f"{_MARK}/0" in record
+
+
+def joined_rows(parts: Sequence[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    """Fields of batches after one another, cut to so many rows."""
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}

@@ -1,0 +1,73 @@
+"""The distiller's own logs: means over samples, kept where Keras does not track them twice."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_kd import backends
+from keras_kd.utils.types import Tensor
+
+
+class TrainingMetrics:
+    """Means of the terms of the objective and of what goes with them.
+
+    Attributes:
+        means: A `keras.metrics.Mean` by name.
+        live_values: What callbacks are changing at the moment, by the name it has in the logs.
+    """
+
+    def __init__(self) -> None:
+        self.means: dict[str, Any] = {}
+        self.live_values: dict[str, float] = {}
+
+    def clear(self) -> None:
+        """Forget all means; a step that was traced writes into those of its time."""
+        self.means = {}
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Have means of these names from now on, and of no others."""
+        # A count in float16 ends at 65504.
+        dtype = keras.backend.result_type("float32", keras.config.floatx())
+        self.means = {
+            name: self.means.get(name) or keras.metrics.Mean(name=name, dtype=dtype)
+            for name in names
+        }
+
+    def add(self, name: str, values: Tensor, weight: Tensor) -> None:
+        """Book values with their weights; no gradient goes through the books."""
+        self.means[name].update_state(ops.stop_gradient(values), sample_weight=weight)
+
+    def add_loss(self, name: str, value: Tensor, size: Tensor) -> None:
+        """Book a loss of a batch of so many samples.
+
+        Keras divides losses by the number of replicas; a log shows the mean.
+        """
+        if name in self.means:
+            self.add(name, value * backends.replicas(), size)
+
+    def listed(self) -> Sequence[Any]:
+        """All metrics in the order of their names."""
+        return list(self.means.values())
+
+    def of_student(self, logs: dict[str, Any], has_loss: bool) -> dict[str, Any]:
+        """Logs of an evaluation without those of the teacher, which was not run.
+
+        Args:
+            logs: All logs.
+            has_loss: Whether there is a loss on the labels.
+        """
+        unused = set(self.means) - {"student_loss"}
+        kept = {name: value for name, value in logs.items() if name not in unused}
+        # A compiled step of TensorFlow cannot return nothing.
+        return kept if has_loss else without_loss(kept) or kept
+
+
+def without_loss(logs: dict[str, Any]) -> dict[str, Any]:
+    """Logs of an evaluation without a loss that nothing was added to.
+
+    What is left of it, 0 or the regularizers, says nothing of the student, and callbacks would act
+    on it.
+    """
+    return {name: value for name, value in logs.items() if name != "loss"}
