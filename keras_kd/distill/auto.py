@@ -21,7 +21,7 @@ from keras_kd.cache.asked_once import SomeRows, asked_once
 from keras_kd.cache.teacher import CachedTeacher
 from keras_kd.distill import method_choice
 from keras_kd.distill.candidates import CANDIDATES, Situation
-from keras_kd.distill.compiled import Given
+from keras_kd.distill.given import Given
 from keras_kd.distill.method_choice import MethodChoice, Setting
 from keras_kd.distill.training_rows import read
 from keras_kd.losses import LogitMSE

@@ -33,10 +33,10 @@ from keras_kd.distill.compiled import (
     DEFAULT_ALPHA,
     DEFAULT_TEMPERATURE,
     Compiled,
-    Given,
     Weights,
     live,
 )
+from keras_kd.distill.given import Given
 from keras_kd.distill.memory import AnswerMemory
 from keras_kd.distill.method_choice import MethodChoice
 from keras_kd.distill.preparation import Preparation
