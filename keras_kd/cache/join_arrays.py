@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd.cache import reader
+from keras_kd.cache import verification
 from keras_kd.cache.join_datasets import (
     Joined,
     check_views,
@@ -15,11 +15,12 @@ from keras_kd.cache.join_datasets import (
     tf_fetch,
     tf_view,
 )
+from keras_kd.cache.stored import StoredTeacher
 from keras_kd.utils.data import are_arrays
 
 
 def for_fit(
-    teacher: Any,
+    teacher: StoredTeacher,
     x: Any,
     y: Any,
     batch_size: int | None,
@@ -29,7 +30,7 @@ def for_fit(
     """What `keras.Model.fit` is given in place of what the user gave.
 
     Args:
-        teacher: The `CachedTeacher`.
+        teacher: The teacher whose answers are stored.
         x: What `fit` was given.
         y: Labels.
         batch_size: Samples a step.
@@ -74,12 +75,12 @@ def for_fit(
 
 
 def for_evaluation(
-    teacher: Any, x: Any, y: Any, sample_weight: Any, batch_size: int | None
+    teacher: StoredTeacher, x: Any, y: Any, sample_weight: Any, batch_size: int | None
 ) -> tuple[Any, Any, Any, int | None]:
     """What `keras.Model.evaluate` is given where the teacher is asked.
 
     Args:
-        teacher: The `CachedTeacher`.
+        teacher: The teacher whose answers are stored.
         x: What `evaluate` was given.
         y: Labels.
         sample_weight: Weights.
@@ -115,12 +116,12 @@ def _row_data(x: Any, y: Any, weight: Any) -> Any:
     return keras.tree.map_structure(_plain, (x, y, weight), none_is_leaf=False)
 
 
-def _require_no_views(teacher: Any) -> None:
+def _require_no_views(teacher: StoredTeacher) -> None:
     """Raise `ValueError` where the cache answers augmented samples, and none as they are."""
     if teacher.augment is not None:
         raise ValueError(
             "`evaluate_distillation=True` asks the teacher about the validation data as they are, "
-            f"and the cache `{teacher.caches[0].root}` holds its answers to augmented views. Pass "
+            f"and the cache `{teacher.root}` holds its answers to augmented views. Pass "
             "`validation_data=CachedTeacher(path).join(dataset)` from a cache without "
             "augmentation, or compile with `evaluate_distillation=False`."
         )
@@ -139,13 +140,13 @@ def _plain(leaf: Any) -> np.ndarray:
     return array
 
 
-def _check_arrays(teacher: Any, data: Any) -> None:
+def _check_arrays(teacher: StoredTeacher, data: Any) -> None:
     x = data[0]
     lengths = {len(leaf) for leaf in keras.tree.flatten(data) if leaf is not None}
     for length in sorted(lengths):
-        reader.require_count(teacher.caches[0], length)
+        verification.require_count(teacher.caches[0], length)
     for start in range(0, teacher.count, 4096):
-        reader.require_inputs(teacher.caches[0], _cut((x,), start, start + 4096)[0], start)
+        verification.require_inputs(teacher.caches[0], _cut((x,), start, start + 4096)[0], start)
     check_views(teacher, x, np.arange(teacher.count))
 
 
@@ -184,7 +185,7 @@ class _Rows:
     """Arrays and a cache, drawn together by row."""
 
     def __init__(
-        self, teacher: Any, data: Any, drawn: range, batch_size: int, shuffle: Any
+        self, teacher: StoredTeacher, data: Any, drawn: range, batch_size: int, shuffle: Any
     ) -> None:
         self.teacher = teacher
         self.data = data

@@ -9,19 +9,19 @@ import numpy as np
 from keras import ops
 
 from keras_kd.cache import join_arrays as rows
-from keras_kd.cache import join_datasets, reader, samples, storage
+from keras_kd.cache import join_datasets, reader, samples, storage, verification
 from keras_kd.cache.layout import Output
 from keras_kd.cache.reader import Records
+from keras_kd.cache.stored import StoredTeacher
 from keras_kd.models import meaning
 from keras_kd.models.model_reader import Answer
 from keras_kd.teachers import resolve
 from keras_kd.teachers.mixtures import mixture_weights, of_units, returned
-from keras_kd.teachers.model import Teacher
 from keras_kd.utils.masks import with_joint_mask, with_keras_mask
 from keras_kd.utils.types import Tensor
 
 
-class CachedTeacher(Teacher):
+class CachedTeacher(StoredTeacher):
     """The answers of a teacher, or of several, that `keras_kd.cache.write` put on disk.
 
     Several caches are averaged as the models of an `Ensemble` are, without any
@@ -83,7 +83,6 @@ class CachedTeacher(Teacher):
             augment = samples.written_here.get(self.caches[0].manifest.identity)
         self.augment = augment
         self.epoch = 0
-        # Counts the trainings, so that passes before one are not taken for its own.
         self.run = 0
         self._begins = False
         self.names = [records.manifest.teacher["name"] for records in self.caches]
@@ -96,12 +95,7 @@ class CachedTeacher(Teacher):
                     "`teacher` is compared with one cache. Received: a teacher and "
                     f"{len(paths)} caches. Open each alone to compare it."
                 )
-            reader.require_teacher(self.caches[0], resolve.make(teacher, None))
-
-    @property
-    def count(self) -> int:
-        """Number of samples."""
-        return self.caches[0].count
+            verification.require_teacher(self.caches[0], resolve.make(teacher, None))
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -196,7 +190,7 @@ class CachedTeacher(Teacher):
         seen = samples.views(self.augment, x, samples.seeds(base, epoch, rows))
         if compare:
             name = samples.name_of(self.augment)
-            reader.require_views(self.caches[0], seen, rows, epoch, name)
+            verification.require_views(self.caches[0], seen, rows, epoch, name)
         return seen
 
     def split(self, x: Any) -> tuple[Any, Any]:
@@ -291,7 +285,7 @@ class CachedTeacher(Teacher):
             join_datasets.Joined(self.view(x, rows, self.epoch), record), y, weight
         )
 
-    def read(self, x: Any, record: Any, units: Sequence[str]) -> Answer:
+    def answer(self, x: Any, record: Any = None, units: Sequence[str] = ()) -> Answer:
         """Answer one batch from its record.
 
         Raises:

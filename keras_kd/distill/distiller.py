@@ -155,7 +155,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
     def teacher(self) -> Any:
         """The teacher: a `keras.Model`, an `Ensemble`, a `Teacher` or `None`."""
         teacher = self._setup.teacher
-        return teacher.model if isinstance(teacher, teachers.ModelTeacher) else teacher
+        return teacher.original if teacher is not None else None
 
     @property
     def teacher_precision(self) -> str:
@@ -313,6 +313,12 @@ class Distiller(Guarded, Prepared, Measured, Saved):
         """
         output_pairing.require_names(placed, self.penalties)
         self._setup.adopt(placed)
+        teacher = self._setup.teacher
+        if teacher is not None and not teacher.compiled and not backends.host_calls_in_jit():
+            # XLA on TensorFlow cannot call the host; Keras tells who asked for it.
+            self.supports_jit = False
+            if self.compiled and self.jit_compile:
+                self.jit_compile = False
         # Clearing the tracked list in place makes Keras forget old projectors.
         self.transfers.clear()
         for transfer in output_pairing.transfers(placed):
@@ -608,7 +614,11 @@ class Distiller(Guarded, Prepared, Measured, Saved):
             # Keras asks so in every epoch of `fit`, which has looked at these data.
             x = self._for_evaluation(x, y, kwargs.get("sample_weight"))
         with label_checks.explaining():
-            return self._evaluate(x, y, batch_size, kwargs)
+            results = self._evaluate(x, y, batch_size, kwargs)
+        failure = self._setup.teacher.failure() if self._setup.teacher is not None else None
+        if failure is not None:
+            raise failure
+        return results
 
     def _evaluate(self, x: Any, y: Any, batch_size: int | None, kwargs: dict[str, Any]) -> Any:
         if self._setup.evaluate_distillation:

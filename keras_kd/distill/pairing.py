@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_kd import backends, teachers
+from keras_kd import backends
 from keras_kd.distill import batch as step
 from keras_kd.distill import data_checks
 from keras_kd.losses import counts
@@ -184,7 +184,7 @@ class Wiring:
         checks.unique([transfer.name for transfer in each], "transfer")
         for transfer in each:
             transfer.require_free(self._owner)
-        student, teacher = copy.copy(self.student), teachers.apart(self._known_teacher)
+        student, teacher = copy.copy(self.student), self._known_teacher.apart()
         student.reset(output_pairing.paths(p.transfer.student for p in placed))
         teacher.reset(output_pairing.paths(p.transfer.teacher for p in placed))
         self._refuse_forms(placed, output_pairing.match(placed, student, teacher, hard), hard)
@@ -306,10 +306,10 @@ class Wiring:
             [self.student.model],
             self.for_student(x),
         )
-        if record is None and not teacher.models:
+        if record is None and teacher.needs_join:
             return False
         answer = backends.in_one_program(
-            lambda x: teacher.read(x, record, self.match.teacher_units),
+            lambda x: teacher.answer(x, record, self.match.teacher_units),
             teacher.models,
             self.for_teacher(x),
         )
@@ -381,7 +381,7 @@ class Wiring:
         else:
             indices = record.get("indices") if isinstance(record, dict) else None
             with backends.inference_only(values):
-                answer = self.teacher.read(self.for_teacher(x), record, self.match.teacher_units)
+                answer = self.teacher.answer(self.for_teacher(x), record, self.match.teacher_units)
             # What nobody reads of the answer is not kept.
             as_it_is = any(
                 p.transfer.teacher is None and not p.transfer.reads_logits for p in self.placed

@@ -80,7 +80,8 @@ def seen_shapes(setup: Any, maps_inputs: bool) -> dict[Transfer, tuple[Any, Any]
         or not inputs
         or any(None in tensor.shape[1:] for tensor in inputs)
         or setup.teacher is None
-        or not setup.teacher.models
+        or setup.teacher.needs_join
+        or not setup.teacher.compiled
         or maps_inputs
     ):
         return shapes
@@ -90,7 +91,7 @@ def seen_shapes(setup: Any, maps_inputs: bool) -> dict[Transfer, tuple[Any, Any]
         inputs[0] if len(inputs) == 1 else model.input,
     )
     student = setup.student.read(zeros, False, setup.match.units)
-    teacher = setup.teacher.read(zeros, None, setup.match.teacher_units)
+    teacher = setup.teacher.answer(zeros, None, setup.match.teacher_units)
     for transfer, output in setup.placed:
         index = setup.match.counterpart(output)
         theirs = batch.pick(teacher, transfer.teacher, index, transfer.reads_logits)

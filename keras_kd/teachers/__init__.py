@@ -4,9 +4,9 @@ import importlib
 from typing import Any
 
 from keras_kd.models.fingerprint import fingerprint
+from keras_kd.teachers.base import Teacher
 from keras_kd.teachers.ensemble import Ensemble
-from keras_kd.teachers.model import ModelTeacher, Teacher
-from keras_kd.teachers.resolve import apart as apart
+from keras_kd.teachers.model import ModelTeacher
 from keras_kd.teachers.resolve import make as make
 from keras_kd.teachers.row_numbers import Numbered
 
