@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_kd.cache import join_arrays as rows
 from keras_kd.cache import join_datasets, reader, samples, storage, verification
-from keras_kd.cache.layout import Output
+from keras_kd.cache.layout import Manifest, Output
 from keras_kd.cache.reader import Records
 from keras_kd.cache.stored import StoredTeacher
 from keras_kd.models import meaning
@@ -106,6 +106,12 @@ class CachedTeacher(StoredTeacher):
     def kinds(self) -> list[str]:
         """How each flat output was made."""
         return [output.kind for output in self.outputs]
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes, where the teacher had any."""
+        found = self.caches[0].manifest.teacher.get("classes")
+        return None if found is None else [str(each) for each in found]
 
     def output_template(self) -> Any:
         """The structure of the outputs with names at its leaves, or `None` if unknown."""
@@ -403,6 +409,7 @@ def _require_alike(caches: Sequence[Records]) -> None:
             "data": (first.order, manifest.order),
             "number of samples": (first.count, manifest.count),
             "outputs": (_shapes(first), _shapes(manifest)),
+            "classes": _classes(first, manifest),
             "kinds of units": (_independent(first), _independent(manifest)),
             "views": ((first.augment, first.epochs), (manifest.augment, manifest.epochs)),
         }
@@ -412,6 +419,12 @@ def _require_alike(caches: Sequence[Records]) -> None:
                     f"The caches `{caches[0].root}` and `{records.root}` differ in their {what}: "
                     f"{one} and {other}. Only caches of the same data and classes are averaged."
                 )
+
+
+def _classes(one: Manifest, other: Manifest) -> tuple[Any, Any]:
+    """Names of the classes of two caches, the same where one of them has none."""
+    pair = one.teacher.get("classes"), other.teacher.get("classes")
+    return (None, None) if None in pair else pair
 
 
 def _shapes(manifest: Any) -> list[Any]:
