@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from keras_kd.cache.from_answers import write_answers as write_answers
     from keras_kd.cache.from_teacher import write as write
     from keras_kd.cache.layout import Manifest as Manifest
     from keras_kd.cache.layout import record_bytes as record_bytes
@@ -15,9 +16,10 @@ _PUBLIC = {
     "record_bytes": "keras_kd.cache.layout",
     "verify": "keras_kd.cache.verification",
     "write": "keras_kd.cache.from_teacher",
+    "write_answers": "keras_kd.cache.from_answers",
 }
 
-__all__ = ["Manifest", "record_bytes", "verify", "write"]
+__all__ = ["Manifest", "record_bytes", "verify", "write", "write_answers"]
 
 
 def __getattr__(name: str) -> Any:

@@ -347,7 +347,7 @@ class CachedTeacher(StoredTeacher):
                 found = ops.cast(record[f"{cache}/logits_{i}"], "float32")
             else:
                 values, classes = record[f"{cache}/values_{i}"], record[f"{cache}/classes_{i}"]
-                found = from_top_k(values, classes, output.classes)
+                found = from_top_k(values, classes, output.classes, output.partial)
             logits.append(masked(found, f"mask_{i}"))
         tensors = {
             self._tap(cache, path): masked(
@@ -366,7 +366,7 @@ class CachedTeacher(StoredTeacher):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def from_top_k(values: Tensor, classes: Tensor, count: int) -> Tensor:
+def from_top_k(values: Tensor, classes: Tensor, count: int, partial: bool = False) -> Tensor:
     """Logits of all classes from the log-probabilities of the K most probable.
 
     Each other class has the log-probability of its part of what is left,
@@ -378,6 +378,8 @@ def from_top_k(values: Tensor, classes: Tensor, count: int) -> Tensor:
             descending order.
         classes: `(batch, ..., K)` integer indices.
         count: Number of classes C.
+        partial: Whether these are not the most probable classes but those that are known, so that
+            the part of each other one may be more than the least.
 
     Returns:
         `(batch, ..., C)` log-probabilities, which are logits at temperature 1.
@@ -390,7 +392,9 @@ def from_top_k(values: Tensor, classes: Tensor, count: int) -> Tensor:
     else:
         p = ops.exp(values)
         even = (1.0 - ops.sum(p, axis=-1, keepdims=True)) / (count - k)
-        rest = ops.minimum(ops.log(ops.maximum(even, 1e-9)), values[..., -1:])
+        rest = ops.log(ops.maximum(even, 1e-9))
+        if not partial:
+            rest = ops.minimum(rest, values[..., -1:])
     flat = ops.reshape(values, (-1, k))
     rows = ops.shape(flat)[0]
     base = ops.broadcast_to(ops.reshape(rest, (-1, 1)), (rows, count))

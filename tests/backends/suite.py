@@ -216,7 +216,10 @@ def test_what_counts(shared, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True, "steps_per_execution": 2}])
 def test_a_black_box_is_asked_from_the_compiled_step(pair, rows, tmp_path, options):
-    student, model = pair
+    # Without statistics of batches.
+    inputs = keras.Input((6,))
+    student = keras.Model(inputs, layers.Dense(CLASSES)(inputs), name="student")
+    model = pair[1]
     x, y = rows
     kernel = np.random.default_rng(4).normal(size=(6, CLASSES))
     seen = []
@@ -227,8 +230,8 @@ def test_a_black_box_is_asked_from_the_compiled_step(pair, rows, tmp_path, optio
         return np.where(x[:, :1] > 90, np.nan, x @ kernel)
 
     if BACKEND == "torch":
-        # A compiler of C++ is nothing that a test may count on.
-        options = {**options, "jit_compile": False}
+        # It takes one step at a time, and compiles with a C++ compiler that may not be there.
+        options = {}
     box = kd.teachers.BlackBox(predict, name="box")
     distiller = kd.Distiller(student, kd.teachers.Ensemble([model, box], combine="logits"))
     distiller.compile(keras.optimizers.SGD(0.0), crossentropy(), temperature=2.0, **options)
