@@ -44,19 +44,21 @@ class Opened(NamedTuple):
         outputs: In the order of the file.
         run: From inputs by name to the outputs of these names.
         labels: Names of the classes that the file holds, or `None`.
+        parts: Paths of the file and of those in which it keeps its weights.
     """
 
     inputs: list[Tensor]
     outputs: list[Tensor]
     run: Callable[[dict[str, np.ndarray], list[str]], dict[str, Any]]
     labels: list[str] | None
+    parts: list[str]
 
 
 class FileTeacher(BlackBox):
     """What `from_onnx` and `from_tflite` make: a black box that is known by the bytes of its file.
 
     Args:
-        digest: SHA-256 of the file.
+        digest: SHA-256 of the file, and of those in which it keeps its weights.
         *arguments: As for `BlackBox`.
         **options: As for `BlackBox`.
     """
@@ -128,10 +130,8 @@ def teacher_of(
         found = {key: _table(value, teacher.classes) for key, value in found.items()}
         return found if several else found[names[0]]
 
-    with open(file, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     teacher = FileTeacher(
-        digest,
+        "".join(map(_digest, opened.parts)),
         predict,
         forms if several else forms[names[0]],
         name=name or os.path.basename(file),
@@ -147,6 +147,11 @@ def teacher_of(
         fixed = shape if form != UNKNOWN and shape and None not in shape else None
         told[each.name if several else "output"] = Told(form, fixed, None, each.step)
     return teacher.expect(**told)
+
+
+def _digest(path: str) -> str:
+    with archives.opened(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _feed(file: str, inputs: list[Tensor], x: Any) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """ONNX files as teachers, in ONNX Runtime on the host."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,7 @@ def _open(file: str, threads: int) -> Opened:
         raise ValueError(
             f"`{file}` is no ONNX file that ONNX Runtime loads: {str(error)[:300]}"
         ) from error
-    ends = _ends(file)
+    ends, parts = _looked_into(file)
 
     def tensor(value: Any) -> Tensor:
         maps = value.type.startswith("seq(map(")
@@ -124,6 +125,7 @@ def _open(file: str, threads: int) -> Opened:
         [tensor(each) for each in session.get_outputs()],
         run,
         None if labels is None else _labels(labels),
+        parts,
     )
 
 
@@ -136,12 +138,17 @@ def _labels(text: str) -> list[str] | None:
     return [str(each) for each in found] if isinstance(found, list) else None
 
 
-def _ends(file: str) -> dict[str, tuple[str, bool]]:
-    """What each output ends in, and whether in a sigmoid, as far as the graph tells."""
+def _looked_into(file: str) -> tuple[dict[str, tuple[str, bool]], list[str]]:
+    """What each output ends in, and whether in a sigmoid; and the files that hold the weights.
+
+    Without the package `onnx` nothing is known of the ends, and the file of weights is looked for
+    under the names that exporters give it.
+    """
     try:
         import onnx
     except ImportError:
-        return {}
+        beside = [file + ending for ending in (".data", "_data") if os.path.isfile(file + ending)]
+        return {}, [file, *beside]
     graph = onnx.load(file, load_external_data=False).graph
     made = {name: node for node in graph.node for name in node.output}
     found = {}
@@ -151,4 +158,10 @@ def _ends(file: str) -> dict[str, tuple[str, bool]]:
             node = made.get(node.input[0])
         if node is not None and node.op_type in _ENDS:
             found[output.name] = (_ENDS[node.op_type], node.op_type == "Sigmoid")
-    return found
+    names = {
+        entry.value
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return found, [file, *(os.path.join(os.path.dirname(file), name) for name in sorted(names))]

@@ -123,7 +123,7 @@ def _open(file: str, threads: int) -> Opened:
     runner = None
     inputs = [tensor(name, row) for name, row in ins]
     outputs = [tensor(name, row) for name, row in outs]
-    return Opened(inputs, outputs, run, _packed_labels(file))
+    return Opened(inputs, outputs, run, _packed_labels(file), [file])
 
 
 def _packed_labels(file: str) -> list[str] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import TensorProto, helper, load, numpy_helper, save
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -218,6 +218,20 @@ def test_an_onnx_file_teaches_whatever_batch_it_takes(batch, tmp_path):
     assert manifest.teacher["fingerprint"] == teacher.fingerprint()
     shutil.copy(tmp_path / "t.onnx", tmp_path / "copy.onnx")
     assert from_onnx(tmp_path / "copy.onnx").fingerprint() == teacher.fingerprint()
+
+
+def test_weights_beside_an_onnx_file_count(tmp_path):
+    onnx_file(tmp_path / "t.onnx")
+    prints = []
+    for sign in (1, -1):
+        model = load(tmp_path / "t.onnx")
+        kernel = numpy_helper.to_array(model.graph.initializer[0]) * sign
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(kernel, "w"))
+        (tmp_path / "w.bin").unlink(missing_ok=True)
+        options = {"location": "w.bin", "size_threshold": 0, "save_as_external_data": True}
+        save(model, tmp_path / "t.onnx", **options)
+        prints.append(from_onnx(tmp_path / "t.onnx").fingerprint())
+    assert prints[0] != prints[1]
 
 
 def test_what_an_onnx_file_ends_in(tmp_path):
