@@ -107,6 +107,7 @@ class Distiller(Guarded, Prepared, Measured, Saved):
     # Keras's own, made by `make_train_function` and `make_test_function`.
     train_function: Any
     test_function: Any
+    jit_compile: Any
 
     def __init__(
         self,

@@ -114,8 +114,8 @@ class BlackBox(Teacher):
             )
         by_name = isinstance(outputs, Mapping)
         # Keras flattens a dict in the order of its keys.
-        forms = dict(sorted(outputs.items())) if isinstance(outputs, Mapping) else {}
-        forms = forms if by_name else {"output": outputs}
+        named = outputs if isinstance(outputs, Mapping) else {"output": outputs}
+        forms = dict(sorted(named.items()))
         for form in forms.values():
             if form not in (*_FORMS, UNKNOWN):
                 close = difflib.get_close_matches(str(form), _FORMS, n=1)
@@ -183,8 +183,8 @@ class BlackBox(Teacher):
 
     @property
     def settled(self) -> bool:
-        """Whether shapes and forms of all outputs are known."""
-        return self.output_shapes() is not None and "unknown" not in self.kinds
+        """Never: it is asked about rows of the data, and not about zeros in their shape."""
+        return False
 
     def own_loss(self, output: int) -> Any:
         """That of a regression, for values."""
@@ -415,11 +415,14 @@ def _dtype() -> str:
 
 
 def _plain(leaf: Any) -> np.ndarray:
-    """An input as any library takes it: floats as Keras hands them to its layers."""
+    """A copy of an input as any library takes it: floats as Keras hands them to its layers.
+
+    What comes from a tensor may be its memory, and a function that works in place would change the
+    batch of the student.
+    """
     array = np.asarray(leaf)
-    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
-        return np.asarray(array, _dtype())
-    return array
+    floats = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    return np.array(array, _dtype() if floats else None)
 
 
 def _skeleton(x: Any) -> Any:

@@ -142,16 +142,20 @@ def teacher_of(
     teacher.reads = [each.shape for each in opened.inputs]
     told = {}
     for each in numbers:
-        shape = each.shape[1:] if len(each.shape) > 1 else None
         form = forms[each.name]
-        fixed = shape if form != UNKNOWN and shape and None not in shape else None
+        shape = tuple(size for size in each.shape[1:] if size is not None)
+        whole = form != UNKNOWN and 0 < len(shape) == len(each.shape) - 1
+        fixed = shape if whole else None
         told[each.name if several else "output"] = Told(form, fixed, None, each.step)
     return teacher.expect(**told)
 
 
 def _digest(path: str) -> str:
+    digest = hashlib.sha256()
     with archives.opened(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _feed(file: str, inputs: list[Tensor], x: Any) -> dict[str, np.ndarray]:

@@ -86,8 +86,15 @@ def from_onnx(
         >>> distiller = keras_kd.Distiller(student, from_onnx("teacher.onnx"))
     """
     file = files.existing(path, "ONNX")
-    with_options = {"classes": classes, "binary": binary, "name": name, "version": version}
-    return files.teacher_of(file, _open(file, threads), outputs, **with_options)
+    return files.teacher_of(
+        file,
+        _open(file, threads),
+        outputs,
+        classes=classes,
+        binary=binary,
+        name=name,
+        version=version,
+    )
 
 
 def _open(file: str, threads: int) -> Opened:

@@ -97,7 +97,7 @@ def from_sklearn(
             return estimator.predict(_table(estimator, x))
 
         return EstimatorTeacher(estimator, _quiet(values), VALUES, **options)
-    found = getattr(estimator, "classes_", None)
+    found: Any = getattr(estimator, "classes_", None)
     several = isinstance(found, list)
     if classes is not None:
         ours = None if found is None or several else [str(each) for each in found]

@@ -61,8 +61,15 @@ def from_tflite(
         >>> distiller = keras_kd.Distiller(student, from_tflite("teacher.tflite"))
     """
     file = files.existing(path, "TFLite")
-    with_options = {"classes": classes, "binary": binary, "name": name, "version": version}
-    return files.teacher_of(file, _open(file, threads), outputs, **with_options)
+    return files.teacher_of(
+        file,
+        _open(file, threads),
+        outputs,
+        classes=classes,
+        binary=binary,
+        name=name,
+        version=version,
+    )
 
 
 def _open(file: str, threads: int) -> Opened:

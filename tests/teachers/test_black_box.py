@@ -47,6 +47,19 @@ def test_one_call_a_batch_and_the_right_numbers(form, options):
     )
 
 
+def test_a_function_that_works_in_place_leaves_the_batch_alone():
+    x, y = rows()
+
+    def halved(x):
+        x /= 2.0
+        return x @ WEIGHTS
+
+    student = mlp(name="student")
+    logs = distiller(BlackBox(halved), student, crossentropy()).fit(x, y, verbose=0).history
+    expected = kl(x @ WEIGHTS / 2, student(x), 2.0).mean()
+    assert logs["soft_targets"][0] == pytest.approx(expected, rel=1e-4)
+
+
 def test_one_unit_of_probability_and_values_of_a_regression():
     x, _ = rows()
     p = 1 / (1 + np.exp(-x[:, 0].astype("float64")))
