@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+HostFunction = Callable[..., Sequence[np.ndarray]]
+"""From the arrays of one batch to those of its answer."""
+
 
 class Supplied(NamedTuple):
     """One batch and the teacher's weights, as the compiled step of JAX takes them."""
@@ -292,3 +295,47 @@ def marks(variables: Sequence[Any]) -> list[Any]:
             (int(whole.sum()), zlib.crc32(data[:4096]), zlib.crc32(data[len(whole) * 8 :]))
         )
     return found
+
+
+def host_call(
+    function: HostFunction,
+    in_step: HostFunction,
+    x: Sequence[Any],
+    like: Sequence[tuple[tuple[int, ...], str]],
+) -> list[Any]:
+    """What a function on the host says of a batch, from inside or outside of a compiled step.
+
+    It is called once a batch. No gradient goes through it, and it must not run the backend that the
+    step runs on, which waits for it.
+
+    Args:
+        function: `fn(*arrays)`: from arrays of NumPy to one array for each entry of `like`; called
+            where nothing is compiled, so that what it raises comes through.
+        in_step: The same for a compiled step, out of which no error comes as it was: it raises
+            none.
+        x: Flat tensors or arrays of one batch.
+        like: Shape of one row and dtype of each result.
+
+    Returns:
+        Tensors `(batch, ...)`.
+
+    Raises:
+        ValueError: In a step that is compiled by XLA on TensorFlow, which calls no host.
+    """
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        from keras_kd.backends import tensorflow as backend_tensorflow
+
+        return backend_tensorflow.host_call(function, in_step, x, like)
+    if backend == "jax":
+        from keras_kd.backends import jax as backend_jax
+
+        return backend_jax.host_call(function, in_step, x, like)
+    from keras_kd.backends import torch as backend_torch
+
+    return [keras.ops.convert_to_tensor(each) for each in backend_torch.host_call(function, x)]
+
+
+def host_calls_in_jit() -> bool:
+    """Whether a step can call the host where it is compiled with `jit_compile=True`."""
+    return keras.config.backend() != "tensorflow"

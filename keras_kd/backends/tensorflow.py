@@ -1,9 +1,10 @@
 """What only the TensorFlow backend needs; imported when that backend is in use."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 # TensorFlow shows through no public door whether a function is traced for XLA.
@@ -83,3 +84,25 @@ def gradient(
     found = tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     # Of rows that are gathered a gradient comes row by row.
     return [tf.convert_to_tensor(each) for each in found]
+
+
+def host_call(
+    function: Callable[..., Sequence[np.ndarray]],
+    in_step: Callable[..., Sequence[np.ndarray]],
+    x: Sequence[Any],
+    like: Sequence[tuple[tuple[int, ...], str]],
+) -> list[tf.Tensor]:
+    """What a function of NumPy says of a batch; see `keras_kd.backends.host_call`."""
+    if tf.executing_eagerly():
+        return [tf.convert_to_tensor(each) for each in function(*map(np.asarray, x))]
+    if in_xla():
+        raise ValueError(
+            "A step that XLA compiles on TensorFlow cannot call the host, where this teacher is "
+            "asked. Leave `jit_compile` out, or write the answers once with "
+            "`keras_kd.cache.write` and train from `CachedTeacher`."
+        )
+    found = tf.numpy_function(in_step, list(x), [tf.as_dtype(dtype) for _, dtype in like])
+    rows = tf.convert_to_tensor(x[0]).shape[:1]
+    for tensor, (shape, _) in zip(found, like, strict=True):
+        tensor.set_shape(rows.concatenate(shape))
+    return list(found)

@@ -111,3 +111,11 @@ def with_memory_of(held: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
         if not (isinstance(thing, np.ndarray) and thing.dtype.kind not in "fiub")
         and place(thing) in theirs
     ]
+
+
+@torch.compiler.disable
+def host_call(
+    function: Callable[..., Sequence[np.ndarray]], x: Sequence[Any]
+) -> Sequence[np.ndarray]:
+    """What a function of NumPy says of a batch; see `keras_kd.backends.host_call`."""
+    return function(*(each.detach().cpu().numpy() if torch.is_tensor(each) else each for each in x))

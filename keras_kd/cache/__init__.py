@@ -4,20 +4,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from keras_kd.cache.from_answers import write_answers as write_answers
+    from keras_kd.cache.from_teacher import write as write
     from keras_kd.cache.layout import Manifest as Manifest
     from keras_kd.cache.layout import record_bytes as record_bytes
-    from keras_kd.cache.reader import verify as verify
-    from keras_kd.cache.writer import write as write
+    from keras_kd.cache.verification import verify as verify
 
 # Loaded on first use, so that a process that only reads or checks a cache needs no Keras.
 _PUBLIC = {
     "Manifest": "keras_kd.cache.layout",
     "record_bytes": "keras_kd.cache.layout",
-    "verify": "keras_kd.cache.reader",
-    "write": "keras_kd.cache.writer",
+    "verify": "keras_kd.cache.verification",
+    "write": "keras_kd.cache.from_teacher",
+    "write_answers": "keras_kd.cache.from_answers",
 }
 
-__all__ = ["Manifest", "record_bytes", "verify", "write"]
+__all__ = ["Manifest", "record_bytes", "verify", "write", "write_answers"]
 
 
 def __getattr__(name: str) -> Any:

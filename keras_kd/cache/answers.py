@@ -1,5 +1,6 @@
-"""What a teacher says of a batch, in the form in which it is stored."""
+"""Where the records of a cache come from: a teacher that is asked, batch by batch."""
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,10 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import teachers
+from keras_kd import backends
 from keras_kd.cache import layout, samples
 from keras_kd.cache.layout import Layout, Output
 from keras_kd.models import meaning
+from keras_kd.teachers.base import AnswerError, Teacher
 from keras_kd.utils.masks import keras_mask
 
 
@@ -26,7 +28,63 @@ class _Compiled(keras.Model):
         return self._run(inputs)
 
 
-class Answers:
+class AnswerSource(abc.ABC):
+    """What the writer of a cache asks for records, whoever answers.
+
+    Attributes:
+        layout: The fields of a record, known once `prepare` has returned.
+        name: Of the teacher.
+    """
+
+    layout: Layout
+    name: str
+
+    @abc.abstractmethod
+    def prepare(self, x: Any, seeded: bool) -> np.ndarray:
+        """Find the form of a record from a first batch, and give that batch's records.
+
+        Args:
+            x: The batch, or its views.
+            seeded: Whether each record begins with the seed of its view.
+        """
+
+    @abc.abstractmethod
+    def records(self, x: Any, row: int) -> np.ndarray:
+        """The records of a batch that begins at row `row`."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Identify who answers."""
+
+    @property
+    def precisions(self) -> list[str]:
+        """How each model runs that answers."""
+        return ["as given"]
+
+    def take_precisions(self, precisions: Sequence[str]) -> None:  # noqa: B027
+        """Answer as another process did, where there is a choice."""
+
+    def template(self) -> Any:
+        """The structure of the outputs with names at its leaves, or `None` if unknown."""
+        return None
+
+    def classes(self) -> list[str] | None:
+        """Names of the classes, where somebody named them."""
+        return None
+
+    def require_batch(self, x: Any) -> None:  # noqa: B027
+        """Raise `ValueError` for single samples in place of batches, where that is known."""
+
+    def given(self, x: Any) -> str:
+        """What tells what is answered of one sample: a CRC-32, or that it is the batch.
+
+        Args:
+            x: A batch of one sample, or its view.
+        """
+        return "the batch as it is"
+
+
+class Answers(AnswerSource):
     """A teacher, and the form in which its answers are stored.
 
     Args:
@@ -39,11 +97,9 @@ class Answers:
             out.
     """
 
-    layout: Layout
-
     def __init__(
         self,
-        teacher: teachers.Teacher,
+        teacher: Teacher,
         taps: list[str],
         top_k: int | None,
         dtype: str,
@@ -51,6 +107,7 @@ class Answers:
         binary: bool | None,
     ) -> None:
         self.teacher = teacher
+        self.name = teacher.name
         self.taps = taps
         self.top_k = top_k
         self.dtype = dtype
@@ -60,6 +117,31 @@ class Answers:
         self.is_binary: list[bool] = []
         self._shapes: list[tuple[int, ...]] = []
         self._compiled: Any = None
+
+    def fingerprint(self) -> str:
+        """Identify the teacher."""
+        return self.teacher.fingerprint()
+
+    @property
+    def precisions(self) -> list[str]:
+        """How each model of the teacher runs."""
+        return self.teacher.precisions
+
+    def take_precisions(self, precisions: Sequence[str]) -> None:
+        """Run the models as another process did, where there is a choice."""
+        self.teacher.take_precisions(precisions)
+
+    def template(self) -> Any:
+        """The structure of the teacher's outputs with names at its leaves."""
+        return self.teacher.output_template()
+
+    def classes(self) -> list[str] | None:
+        """Names of the classes, where the teacher has any."""
+        return self.teacher.classes
+
+    def require_batch(self, x: Any) -> None:
+        """Raise `ValueError` for single samples, as far as the teacher knows what it reads."""
+        self.teacher.require_batch(x)
 
     def prepare(self, x: Any, seeded: bool) -> np.ndarray:
         """Find the form of a record from a first batch, and give that batch's records."""
@@ -74,11 +156,9 @@ class Answers:
         shapes = self.teacher.output_shapes()
         if shapes is not None:
             self._find_one_unit(shapes)
-        self._compiled = _Compiled(self._run)
-        answers = self._compiled.predict_on_batch(x)
+        answers = self._first(x)
         if shapes is None and self._find_one_unit(self._shapes):
-            self._compiled = _Compiled(self._run)
-            answers = self._compiled.predict_on_batch(x)
+            answers = self._first(x)
         for shape, is_binary in zip(self._shapes, self.is_binary):
             # Here and not while the teacher runs, where Keras would wrap the message.
             layout.require_top_k(self.top_k, shape[-1])
@@ -102,6 +182,23 @@ class Answers:
         )
         return self._records(answers, 0)
 
+    def _first(self, x: Any) -> dict[str, Any]:
+        """The answers to a first batch, by a step that is compiled for it."""
+        self._compiled = _Compiled(self._run)
+        if not self.teacher.compiled and not backends.host_calls_in_jit():
+            self._compiled.supports_jit = False
+        return self._asked(x, 0)
+
+    def _asked(self, x: Any, row: int) -> dict[str, Any]:
+        """The answers to a batch that begins at row `row`."""
+        answers: dict[str, Any] = self._compiled.predict_on_batch(x)
+        failure = self.teacher.failure()
+        if isinstance(failure, AnswerError):
+            failure = failure.placed("the data", row)
+        if failure is not None:
+            raise failure
+        return answers
+
     def _find_one_unit(self, shapes: Sequence[Any]) -> bool:
         """Count outputs of one unit as binary; tells whether that was news."""
         if self.binary is not None:
@@ -112,7 +209,7 @@ class Answers:
 
     def records(self, x: Any, row: int) -> np.ndarray:
         """The records of a batch that begins at row `row`."""
-        return self._records(self._compiled.predict_on_batch(x), row)
+        return self._records(self._asked(x, row), row)
 
     def given(self, x: Any) -> str:
         """What tells what the teacher reads of one sample: a CRC-32, or that it is the batch.
@@ -127,7 +224,7 @@ class Answers:
 
     def _run(self, x: Any) -> dict[str, Any]:
         units = [meaning.INDEPENDENT if b else meaning.CLASSES for b in self.is_binary]
-        answer = self.teacher.read(self.reads(x), None, units)
+        answer = self.teacher.answer(self.reads(x), None, units)
         # Known while the function is traced, and needed for the form of a record.
         self._shapes = [tuple(int(n) for n in z.shape[1:]) for z in answer.logits]
         stored: dict[str, Any] = {}

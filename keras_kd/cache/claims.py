@@ -45,6 +45,9 @@ def form_problem(manifest: Manifest) -> str | None:
         "an output stores more classes than it has": not all(
             output.top_k is None or _whole(output.top_k, 1) for output in form.outputs
         ),
+        "an output does not tell which classes it stores": not all(
+            type(output.partial) is bool for output in form.outputs
+        ),
         "`shards` is no list of entries": not (
             isinstance(manifest.shards, list) and all(map(_is_entry, manifest.shards))
         ),

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from keras_kd.cache import reader
+from keras_kd.cache import verification
 from keras_kd.cache.join_datasets import (
     Joined,
     check_views,
@@ -16,6 +16,7 @@ from keras_kd.cache.join_datasets import (
     tf_fetch,
     tf_view,
 )
+from keras_kd.cache.stored import StoredTeacher
 from keras_kd.utils.data import are_arrays
 
 
@@ -41,7 +42,7 @@ class Source(Protocol):
 
 
 def for_fit(
-    teacher: Any,
+    teacher: StoredTeacher,
     x: Any,
     y: Any,
     batch_size: int | None,
@@ -51,7 +52,7 @@ def for_fit(
     """What `keras.Model.fit` is given in place of what the user gave.
 
     Args:
-        teacher: The `CachedTeacher`.
+        teacher: The teacher whose answers are stored.
         x: What `fit` was given.
         y: Labels.
         batch_size: Samples a step.
@@ -112,12 +113,12 @@ def drawn_for_fit(
 
 
 def for_evaluation(
-    teacher: Any, x: Any, y: Any, sample_weight: Any, batch_size: int | None
+    teacher: StoredTeacher, x: Any, y: Any, sample_weight: Any, batch_size: int | None
 ) -> tuple[Any, Any, Any, int | None]:
     """What `keras.Model.evaluate` is given where the teacher is asked.
 
     Args:
-        teacher: The `CachedTeacher`.
+        teacher: The teacher whose answers are stored.
         x: What `evaluate` was given.
         y: Labels.
         sample_weight: Weights.
@@ -181,12 +182,12 @@ def row_data(x: Any, y: Any, arguments: dict[str, Any]) -> Any:
     return x, y, weight if classes is None else _class_weights(classes, y, weight)
 
 
-def _require_no_views(teacher: Any) -> None:
+def _require_no_views(teacher: StoredTeacher) -> None:
     """Raise `ValueError` where the cache answers augmented samples, and none as they are."""
     if teacher.augment is not None:
         raise ValueError(
             "`evaluate_distillation=True` asks the teacher about the validation data as they are, "
-            f"and the cache `{teacher.caches[0].root}` holds its answers to augmented views. Pass "
+            f"and the cache `{teacher.root}` holds its answers to augmented views. Pass "
             "`validation_data=CachedTeacher(path).join(dataset)` from a cache without "
             "augmentation, or compile with `evaluate_distillation=False`."
         )
@@ -205,13 +206,13 @@ def _plain(leaf: Any) -> np.ndarray:
     return array
 
 
-def _check_arrays(teacher: Any, data: Any) -> None:
+def _check_arrays(teacher: StoredTeacher, data: Any) -> None:
     x = data[0]
     lengths = {len(leaf) for leaf in keras.tree.flatten(data) if leaf is not None}
     for length in sorted(lengths):
-        reader.require_count(teacher.caches[0], length)
+        verification.require_count(teacher.caches[0], length)
     for start in range(0, teacher.count, 4096):
-        reader.require_inputs(teacher.caches[0], _cut((x,), start, start + 4096)[0], start)
+        verification.require_inputs(teacher.caches[0], _cut((x,), start, start + 4096)[0], start)
     check_views(teacher, x, np.arange(teacher.count))
 
 

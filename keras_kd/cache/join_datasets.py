@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_kd.cache import reader
+from keras_kd.cache import verification
+from keras_kd.cache.stored import StoredTeacher
 
 UNJOINED = (
     "The teacher's answers are read from a cache, and nobody joined them to these data. Join the "
@@ -40,11 +41,11 @@ def is_joined(x: Any) -> bool:
 _FIRST_VIEWS = 64
 
 
-def check_views(teacher: Any, x: Any, rows: np.ndarray) -> None:
+def check_views(teacher: StoredTeacher, x: Any, rows: np.ndarray) -> None:
     """Find an augmentation that is not the one of the cache.
 
     Args:
-        teacher: The `CachedTeacher`.
+        teacher: The teacher whose answers are stored.
         x: Inputs of which the first is that of row 0.
         rows: Row numbers.
     """
@@ -61,12 +62,15 @@ def packed(x: Joined, y: Any, weight: Any) -> tuple[Any, ...]:
 
 
 def tf_fetch(
-    teacher: Any, place: Callable[..., tuple[np.ndarray, int]], arguments: list[Any], size: Any
+    teacher: StoredTeacher,
+    place: Callable[..., tuple[np.ndarray, int]],
+    arguments: list[Any],
+    size: Any,
 ) -> dict[str, Any]:
     """`teacher.fetch` inside a `tf.data` function.
 
     Args:
-        teacher: The `CachedTeacher`.
+        teacher: The teacher whose answers are stored.
         place: From `arguments` as NumPy arrays to row numbers and an epoch.
         arguments: Tensors.
         size: How many rows there will be, where it is known.
@@ -87,7 +91,7 @@ def tf_fetch(
     return dict(zip(names, tensors))
 
 
-def tf_view(teacher: Any, x: Any, rows: Any, epoch: Any = None) -> Any:
+def tf_view(teacher: StoredTeacher, x: Any, rows: Any, epoch: Any = None) -> Any:
     """`teacher.view` inside a `tf.data` function."""
     import tensorflow as tf
 
@@ -134,7 +138,7 @@ def _is_record(spec: Any) -> bool:
     return isinstance(spec, Joined)
 
 
-def dataset(teacher: Any, data: Any) -> Any:
+def dataset(teacher: StoredTeacher, data: Any) -> Any:
     """Join a dataset; see `CachedTeacher.join`."""
     if hasattr(data, "element_spec"):
         return _tf_join(teacher, data)
@@ -148,13 +152,15 @@ def dataset(teacher: Any, data: Any) -> Any:
     )
 
 
-def _checked(teacher: Any, x: Any, row: int) -> np.ndarray:
+def _checked(teacher: StoredTeacher, x: Any, row: int) -> np.ndarray:
     """The row numbers of a batch that begins at `row` and was found to be the cached one."""
-    count = reader.require_inputs(teacher.caches[0], x, row)
+    count = verification.require_inputs(teacher.caches[0], x, row)
     return np.arange(row, row + count)
 
 
-def _joined(teacher: Any, batch: Any, row: int, epoch: int) -> tuple[tuple[Any, ...], int]:
+def _joined(
+    teacher: StoredTeacher, batch: Any, row: int, epoch: int
+) -> tuple[tuple[Any, ...], int]:
     """A batch with its answers, and the row after it."""
     x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
     rows = _checked(teacher, x, row)
@@ -163,7 +169,7 @@ def _joined(teacher: Any, batch: Any, row: int, epoch: int) -> tuple[tuple[Any, 
     return packed(joined, y, weight), row + len(rows)
 
 
-def _generated(teacher: Any, data: Iterator[Any]) -> Iterator[Any]:
+def _generated(teacher: StoredTeacher, data: Iterator[Any]) -> Iterator[Any]:
     """A generator that may run through the data several times, in the same order."""
     row, epoch = 0, 0
     for batch in data:
@@ -171,13 +177,13 @@ def _generated(teacher: Any, data: Iterator[Any]) -> Iterator[Any]:
             row, epoch = 0, epoch + 1
         joined, row = _joined(teacher, batch, row, epoch)
         yield joined
-    reader.require_count(teacher.caches[0], row)
+    verification.require_count(teacher.caches[0], row)
 
 
 class _PyJoin(keras.utils.PyDataset):
     """A `PyDataset` with the cached answers; all but the last batch have one size."""
 
-    def __init__(self, teacher: Any, data: Any) -> None:
+    def __init__(self, teacher: StoredTeacher, data: Any) -> None:
         super().__init__(
             workers=data.workers,
             use_multiprocessing=False,
@@ -189,7 +195,7 @@ class _PyJoin(keras.utils.PyDataset):
         if data.num_batches is None or data.num_batches != math.ceil(teacher.count / self.size):
             raise ValueError(
                 f"The PyDataset has {data.num_batches} batches of {self.size} samples, and the "
-                f"cache `{teacher.caches[0].root}` has {teacher.count} samples. Pass the dataset "
+                f"cache `{teacher.root}` has {teacher.count} samples. Pass the dataset "
                 "that the cache was written from, with batches of one size but for the last."
             )
 
@@ -207,7 +213,7 @@ class _PyJoin(keras.utils.PyDataset):
         self.data.on_epoch_end()
 
 
-def _tf_join(teacher: Any, data: Any) -> Any:
+def _tf_join(teacher: StoredTeacher, data: Any) -> Any:
     import tensorflow as tf
 
     spec = data.element_spec
@@ -219,7 +225,7 @@ def _tf_join(teacher: Any, data: Any) -> Any:
     _check_first(teacher, data, batched)
     length = int(data.cardinality())
     if not batched and length >= 0:
-        reader.require_count(teacher.caches[0], length)
+        verification.require_count(teacher.caches[0], length)
     if batched and length >= 0:
         _require_batches(teacher, data, length)
     if not batched and _stackable(spec):
@@ -233,11 +239,11 @@ def _tf_join(teacher: Any, data: Any) -> Any:
     return joined
 
 
-def _require_batches(teacher: Any, data: Any, length: int) -> None:
+def _require_batches(teacher: StoredTeacher, data: Any, length: int) -> None:
     """Refuse at once a dataset of too few or too many batches, where all have one size."""
     leaf = keras.tree.flatten(data.element_spec)[0]
     if leaf.shape.rank and leaf.shape[0] is not None:
-        reader.require_count(teacher.caches[0], length * leaf.shape[0])
+        verification.require_count(teacher.caches[0], length * leaf.shape[0])
     elif "BatchDataset" in type(data).__name__:
         # As `batch` made it: only the last one may be smaller.
         first = next(iter(data.take(1)))
@@ -245,7 +251,7 @@ def _require_batches(teacher: Any, data: Any, length: int) -> None:
         if length != math.ceil(teacher.count / size):
             raise ValueError(
                 f"The dataset has {length} batches of {size} samples, and the cache "
-                f"`{teacher.caches[0].root}` has {teacher.count} samples. Pass the data that the "
+                f"`{teacher.root}` has {teacher.count} samples. Pass the data that the "
                 "cache was written from, in full."
             )
 
@@ -268,11 +274,11 @@ def _nbytes(spec: Any) -> int:
     return int(spec.shape.num_elements()) * int(spec.dtype.size) or 1
 
 
-def _tf_join_batches(teacher: Any, data: Any, plain: bool, batched: bool) -> Any:
+def _tf_join_batches(teacher: StoredTeacher, data: Any, plain: bool, batched: bool) -> Any:
     """Join a `tf.data.Dataset` element by element, each with one call into Python.
 
     Args:
-        teacher: The `CachedTeacher`.
+        teacher: The teacher whose answers are stored.
         data: The dataset.
         plain: Whether its elements are tuples of which the first are the inputs.
         batched: Whether they are batches, or single samples.
@@ -361,7 +367,7 @@ class _Passes:
     the next epoch: what is prefetched begins it before the training does.
     """
 
-    def __init__(self, teacher: Any, length: int) -> None:
+    def __init__(self, teacher: StoredTeacher, length: int) -> None:
         self.teacher = teacher
         # Elements of a pass, negative where it is not known before the end.
         self.length = length
@@ -399,9 +405,9 @@ class _Passes:
             # All rows, or one that moves along from pass to pass and batch to batch.
             at = 0 if whole else (first // count + int(this)) % count
             compared = [leaf[at : count if whole else at + 1] for leaf in flat]
-            reader.require_inputs(self.teacher.caches[0], compared, first + at)
+            verification.require_inputs(self.teacher.caches[0], compared, first + at)
         if last or first + count > self.teacher.count:
-            reader.require_count(self.teacher.caches[0], first + count)
+            verification.require_count(self.teacher.caches[0], first + count)
         with self._counting:
             self.counts[int(this)] += count
             self.known = self.known or bool(whole and self.counts[int(this)] == self.teacher.count)
@@ -411,14 +417,14 @@ class _Passes:
         """Nothing more; raises if rows are missing."""
         # Of a pass whose length is known the last batch has told, and others may be under way.
         if self.length < 0:
-            reader.require_count(self.teacher.caches[0], self.counts[int(this)])
+            verification.require_count(self.teacher.caches[0], self.counts[int(this)])
         run, epoch = self.epochs[int(this)]
         if run == self.teacher.run:
             self.next = run, epoch + 1
         return np.int64(0)
 
 
-def _check_first(teacher: Any, data: Any, batched: bool) -> None:
+def _check_first(teacher: StoredTeacher, data: Any, batched: bool) -> None:
     """Look at the beginning at once, where a shuffled dataset shows."""
     element = next(iter(data.take(1)), None)
     if element is None:

@@ -39,6 +39,8 @@ class Output:
         binary: Whether the units are independent.
         top_k: How many classes are stored, `None` for all.
         mask: Shape of one sample's Keras mask, `None` where the output has none.
+        partial: Whether the stored classes are those that somebody knew, so that others may be
+            more probable.
     """
 
     shape: tuple[int, ...]
@@ -46,6 +48,7 @@ class Output:
     binary: bool = False
     top_k: int | None = None
     mask: tuple[int, ...] | None = None
+    partial: bool = False
 
     @property
     def classes(self) -> int:
@@ -139,8 +142,9 @@ class Layout:
 
 
 def _without_none(saved: dict[str, Any]) -> dict[str, Any]:
-    """What describes an output or a tap; without a mask it is as it was before there were any."""
-    return {key: value for key, value in saved.items() if key != "mask" or value is not None}
+    """What describes an output or a tap; what came later is left out where it says nothing."""
+    idle = {"mask": None, "partial": False}
+    return {key: value for key, value in saved.items() if key not in idle or value != idle[key]}
 
 
 def _as_mask(saved: Any) -> tuple[int, ...] | None:

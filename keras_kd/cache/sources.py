@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
 
 class Source:
@@ -165,23 +164,3 @@ class _Pages:
                 "of one pass."
             )
         return (self.data[i] for i in range(batches))
-
-
-def require_batched(x: Any, model: Any) -> None:
-    """Raise `ValueError` where a dataset yields single samples.
-
-    Args:
-        x: One element's inputs.
-        model: The teacher's first model; only one with a graph knows its rank.
-    """
-    inputs = getattr(model, "inputs", None)
-    leaves = keras.tree.flatten(x)
-    if not inputs or len(inputs) != len(leaves):
-        return
-    for leaf, expected in zip(leaves, inputs):
-        if len(leaf.shape) == len(expected.shape) - 1 and np.prod(leaf.shape) > 1:
-            raise ValueError(
-                f"The data yield inputs of shape {tuple(leaf.shape)}, and the teacher "
-                f"`{model.name}` reads batches of shape {tuple(expected.shape)}. Batch the data: "
-                "`dataset.batch(128)`."
-            )

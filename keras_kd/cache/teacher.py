@@ -9,20 +9,20 @@ import numpy as np
 from keras import ops
 
 from keras_kd.cache import join_arrays as rows
-from keras_kd.cache import join_datasets, reader, samples
-from keras_kd.cache.layout import Output
+from keras_kd.cache import join_datasets, reader, samples, verification
+from keras_kd.cache.layout import Manifest, Output
 from keras_kd.cache.reader import Records
+from keras_kd.cache.stored import StoredTeacher
 from keras_kd.models import meaning
 from keras_kd.models.model_reader import Answer
 from keras_kd.teachers import resolve
 from keras_kd.teachers.mixtures import mixture_weights, of_units, returned
-from keras_kd.teachers.model import Teacher
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.masks import with_joint_mask, with_keras_mask
 from keras_kd.utils.types import Tensor
 
 
-class CachedTeacher(Teacher):
+class CachedTeacher(StoredTeacher):
     """The answers of a teacher, or of several, that `keras_kd.cache.write` put on disk.
 
     Several caches are averaged as the models of an `Ensemble` are, without any
@@ -84,7 +84,6 @@ class CachedTeacher(Teacher):
             augment = samples.written_here.get(self.caches[0].manifest.identity)
         self.augment = augment
         self.epoch = 0
-        # Counts the trainings, so that passes before one are not taken for its own.
         self.run = 0
         self._begins = False
         self.names = [records.manifest.teacher["name"] for records in self.caches]
@@ -97,12 +96,7 @@ class CachedTeacher(Teacher):
                     "`teacher` is compared with one cache. Received: a teacher and "
                     f"{len(paths)} caches. Open each alone to compare it."
                 )
-            reader.require_teacher(self.caches[0], resolve.make(teacher, None))
-
-    @property
-    def count(self) -> int:
-        """Number of samples."""
-        return self.caches[0].count
+            verification.require_teacher(self.caches[0], resolve.make(teacher, None))
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -113,6 +107,12 @@ class CachedTeacher(Teacher):
     def kinds(self) -> list[str]:
         """How each flat output was made."""
         return [output.kind for output in self.outputs]
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes, where the teacher had any."""
+        found = self.caches[0].manifest.teacher.get("classes")
+        return None if found is None else [str(each) for each in found]
 
     def output_template(self) -> Any:
         """The structure of the outputs with names at its leaves, or `None` if unknown."""
@@ -203,7 +203,7 @@ class CachedTeacher(Teacher):
         seen = samples.views(self.augment, x, samples.seeds(base, epoch, rows))
         if compare:
             name = samples.name_of(self.augment)
-            reader.require_views(self.caches[0], seen, rows, epoch, name)
+            verification.require_views(self.caches[0], seen, rows, epoch, name)
         return seen
 
     def split(self, x: Any) -> tuple[Any, Any]:
@@ -298,7 +298,7 @@ class CachedTeacher(Teacher):
             join_datasets.Joined(self.view(x, rows, self.epoch), record), y, weight
         )
 
-    def read(self, x: Any, record: Any, units: Sequence[str]) -> Answer:
+    def answer(self, x: Any, record: Any = None, units: Sequence[str] = ()) -> Answer:
         """Answer one batch from its record.
 
         Raises:
@@ -354,7 +354,7 @@ class CachedTeacher(Teacher):
                 found = ops.cast(record[f"{cache}/logits_{i}"], "float32")
             else:
                 values, classes = record[f"{cache}/values_{i}"], record[f"{cache}/classes_{i}"]
-                found = from_top_k(values, classes, output.classes)
+                found = from_top_k(values, classes, output.classes, output.partial)
             logits.append(masked(found, f"mask_{i}"))
         tensors = {
             self._tap(cache, path): masked(
@@ -373,7 +373,7 @@ class CachedTeacher(Teacher):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def from_top_k(values: Tensor, classes: Tensor, count: int) -> Tensor:
+def from_top_k(values: Tensor, classes: Tensor, count: int, partial: bool = False) -> Tensor:
     """Logits of all classes from the log-probabilities of the K most probable.
 
     Each other class has the log-probability of its part of what is left,
@@ -385,6 +385,8 @@ def from_top_k(values: Tensor, classes: Tensor, count: int) -> Tensor:
             descending order.
         classes: `(batch, ..., K)` integer indices.
         count: Number of classes C.
+        partial: Whether these are not the most probable classes but those that are known, so that
+            the part of each other one may be more than the least.
 
     Returns:
         `(batch, ..., C)` log-probabilities, which are logits at temperature 1.
@@ -397,7 +399,9 @@ def from_top_k(values: Tensor, classes: Tensor, count: int) -> Tensor:
     else:
         p = ops.exp(values)
         even = (1.0 - ops.sum(p, axis=-1, keepdims=True)) / (count - k)
-        rest = ops.minimum(ops.log(ops.maximum(even, 1e-9)), values[..., -1:])
+        rest = ops.log(ops.maximum(even, 1e-9))
+        if not partial:
+            rest = ops.minimum(rest, values[..., -1:])
     flat = ops.reshape(values, (-1, k))
     rows = ops.shape(flat)[0]
     base = ops.broadcast_to(ops.reshape(rest, (-1, 1)), (rows, count))
@@ -416,6 +420,7 @@ def _require_alike(caches: Sequence[Records]) -> None:
             "data": (first.order, manifest.order),
             "number of samples": (first.count, manifest.count),
             "outputs": (_shapes(first), _shapes(manifest)),
+            "classes": _classes(first, manifest),
             "kinds of units": (_independent(first), _independent(manifest)),
             "views": ((first.augment, first.epochs), (manifest.augment, manifest.epochs)),
         }
@@ -425,6 +430,12 @@ def _require_alike(caches: Sequence[Records]) -> None:
                     f"The caches `{caches[0].root}` and `{records.root}` differ in their {what}: "
                     f"{one} and {other}. Only caches of the same data and classes are averaged."
                 )
+
+
+def _classes(one: Manifest, other: Manifest) -> tuple[Any, Any]:
+    """Names of the classes of two caches, the same where one of them has none."""
+    pair = one.teacher.get("classes"), other.teacher.get("classes")
+    return (None, None) if None in pair else pair
 
 
 def _shapes(manifest: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Runs the teacher once over the data and keeps what it says."""
+"""Writes the records of a cache in shards, and goes on where an earlier call stopped."""
 
 import contextlib
 import errno
@@ -12,150 +12,53 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_kd import teachers
 from keras_kd.cache import earlier as earlier_calls
 from keras_kd.cache import layout, reader, samples, shards, sources, storage
-from keras_kd.cache.answers import Answers
+from keras_kd.cache.answers import AnswerSource
 from keras_kd.cache.layout import Manifest
 from keras_kd.cache.reader import has_manifest, read_manifest
-from keras_kd.utils import checks, files
+from keras_kd.utils import files
 
 LOCK_SECONDS = 30.0
 """How long one process waits for another that is writing the manifest, which takes milliseconds."""
 
 
-def write(
-    teacher: Any,
-    data: Any,
+def run(
     path: Any,
-    top_k: int | None = None,
-    dtype: str = "float16",
-    taps: Sequence[str] = (),
-    augment: Callable[[Any, int], Any] | None = None,
-    epochs: int = 1,
+    source: sources.Source,
+    answers: AnswerSource,
     *,
-    batch_size: int = 128,
-    shard_size: int | None = None,
-    seed: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    teacher_inputs: Callable[[Any], Any] | None = None,
-    from_logits: bool | None = None,
-    binary: bool | None = None,
-    teacher_precision: str = "float32",
-    progress: Callable[[int, int | None], None] | None = None,
+    precision: str,
+    views: shards.Views,
+    process: tuple[int, int],
+    progress: Callable[[int, int | None], None] | None,
+    shard_size: int | None,
 ) -> Manifest:
-    """Run a teacher over data once and write its answers to a cache.
-
-    Stored are logits; with `top_k`, the log-probabilities at temperature 1 of
-    the K most probable classes, from which every other class gets an equal part
-    of what is left, `(1 - sum of the K probabilities) / (C - K)`. From both the
-    distiller computes its softened losses at any temperature.
-
-    A call that was killed, at whatever point, is continued by the same call:
-    finished shards stay as they are. A call on a finished cache checks that
-    teacher and data are those of the cache, and runs the teacher on one batch.
+    """Write a cache, or what is missing of it.
 
     Args:
-        teacher: A built `keras.Model`, a list of them, or a
-            `keras_kd.teachers.Teacher`.
-        data: Arrays `x` or `(x, y)`; a `tf.data.Dataset`, a
-            `keras.utils.PyDataset` or an iterable of batches, in an order that
-            is the same in every pass; a generator for a single one.
-        path: Folder of the cache, or a URL that `etils.epath` reads.
-        top_k: How many classes to store; `None` stores all.
-        dtype: `"float16"` or `"float32"`.
-        taps: Paths of teacher layers whose tensors are stored too.
-        augment: `fn(sample, seed)`, which gives one view of one sample: NumPy
-            arrays without a batch axis, and an integer below 2**32. It must
-            depend on nothing else. The training replays the very same views.
-        epochs: Views of each sample.
-        batch_size: Samples a forward pass, for arrays.
-        shard_size: Samples a shard. Defaults to a sixteenth of the data, at
-            least 1,024 and at most 65,536 samples or 256 MiB.
-        seed: Integer from which the seeds of all views are made.
-        process_index: Which of `process_count` processes this one is. Each
-            writes every `process_count`-th shard; the last to finish completes
-            the manifest.
-        process_count: How many processes write this cache together.
-        teacher_inputs: As for `keras_kd.Distiller`.
-        from_logits: As for `keras_kd.Distiller`: `False` where the teacher hides
-            how it makes probabilities.
-        binary: Whether the units of the outputs are independent (multi-label).
-            Defaults to `None`: where they are made by a sigmoid, or one unit.
-        teacher_precision: As for `keras_kd.Distiller`. With `taps` the teacher
-            runs as it was given, since folding changes inner layers.
-        progress: Called as `progress(done, total)` with the number of records
-            that are there; `total` is `None` where it is not known.
+        path: Its folder.
+        source: The data.
+        answers: Who answers them.
+        precision: What the teacher was asked to run in.
+        views: Which views of the data are answered.
+        process: Number of this process, and how many write the cache together.
+        progress: As in `keras_kd.cache.write`.
+        shard_size: As in `keras_kd.cache.write`.
 
     Returns:
-        The manifest; `manifest.complete` tells whether other processes are
-        still to finish.
-
-    Raises:
-        ValueError: If an argument is out of range, a layer is not found, the
-            teacher's answers are not finite, or the folder holds the cache of
-            another teacher, of other data, or of another form.
-        TypeError: If teacher, data, path or `augment` is of another type.
-        BlockingIOError: If another process is writing the same shard.
-        OSError: If the path cannot be written or the disk is full; finished
-            shards are untouched.
-
-    Examples:
-        >>> manifest = keras_kd.cache.write(teacher, x_train, "cache", top_k=10)
-        >>> teacher = keras_kd.teachers.CachedTeacher("cache")
-        >>> keras_kd.Distiller(student, teacher)
-
-    Reference:
-        - [Wu et al., 2022](https://arxiv.org/abs/2207.10666), section 3.1
+        The manifest.
     """
-    _check_arguments(
-        top_k=top_k,
-        epochs=epochs,
-        batch_size=batch_size,
-        shard_size=shard_size,
-        process_count=process_count,
-        process_index=process_index,
-        seed=seed,
-    )
-    layout.require_dtype(dtype)
-    checks.logits_flags(from_logits)
-    checks.functions(teacher_inputs=teacher_inputs)
-    if augment is not None and not callable(augment):
-        raise TypeError(
-            f"`augment` is a function of one sample and a seed. Received: augment={augment!r}."
-        )
-    if epochs > 1 and augment is None:
-        raise ValueError(
-            f"Without `augment` every epoch is the same. Received: epochs={epochs}. Leave `epochs` "
-            "at 1, which serves any number of training epochs, or pass `augment`."
-        )
-    made = teachers.make(teacher, from_logits, teacher_precision)
-    if made is None or not made.models:
-        raise TypeError(
-            "The teacher of a cache is a `keras.Model`, a list of them, or an `Ensemble`. "
-            f"Received: teacher={teacher!r}."
-        )
-    made = teachers.apart(made)
-    if isinstance(taps, str):
-        taps = (taps,)
-    made.reset(list(taps))
-    source = sources.source(data, batch_size)
-    if isinstance(source, sources.Stream) and source.once and epochs > 1:
-        raise ValueError(
-            f"A generator can be read once. Received: epochs={epochs}. Pass arrays, a "
-            "`tf.data.Dataset` or a `keras.utils.PyDataset`."
-        )
     root = storage.folder(path)
     made_here = not storage.is_remote(root) and not root.exists()
     root = _writable(root)
     writer = _Writer(
         root=root,
         source=source,
-        teacher=Answers(made, list(taps), top_k, dtype, teacher_inputs, binary),
-        precision=teacher_precision,
-        views=shards.Views(augment, seed, epochs),
-        process=(process_index, process_count),
+        teacher=answers,
+        precision=precision,
+        views=views,
+        process=process,
         progress=progress or (lambda done, total: None),
     )
     try:
@@ -165,22 +68,6 @@ def write(
             # Refused before the first shard: no empty folder stays. One with files in it does.
             with contextlib.suppress(OSError):
                 root.rmdir()
-
-
-def _check_arguments(**given: Any) -> None:
-    least = {"process_index": 0, "seed": 0}
-    for name, value in given.items():
-        if value is None and name in ("top_k", "shard_size"):
-            continue
-        low = least.get(name, 1)
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < low:
-            raise ValueError(f"`{name}` is an integer from {low}. Received: {name}={value!r}.")
-    if given["process_index"] >= given["process_count"]:
-        raise ValueError(
-            "`process_index` counts from 0 to `process_count` - 1. Received: "
-            f"process_index={given['process_index']}, process_count={given['process_count']}."
-        )
 
 
 def _writable(root: Any) -> Any:
@@ -219,7 +106,7 @@ class _Writer:
         self,
         root: Any,
         source: sources.Source,
-        teacher: Answers,
+        teacher: AnswerSource,
         precision: str,
         views: shards.Views,
         process: tuple[int, int],
@@ -257,9 +144,9 @@ class _Writer:
         """Find out what is to be written, and gives the manifest that is there."""
         earlier = read_manifest(self.root) if has_manifest(self.root) else None
         x = self.source.first()
-        sources.require_batched(x, self.teacher.teacher.models[0])
+        self.teacher.require_batch(x)
         view, seed = self.views(x, 0, 0, len(keras.tree.flatten(x)[0]))
-        teacher = self.teacher.teacher
+        teacher = self.teacher
         if earlier is not None and earlier.teacher["precision"] == self.precision:
             # What is faster may be another today, and one cache holds one precision.
             teacher.take_precisions(earlier.teacher["runs"])
@@ -273,10 +160,11 @@ class _Writer:
                 "fingerprint": teacher.fingerprint(),
                 "precision": self.precision,
                 "runs": teacher.precisions,
-                "given": self.teacher.given(samples.part(view, 0, 1)),
+                "given": teacher.given(samples.part(view, 0, 1)),
+                **({} if teacher.classes() is None else {"classes": teacher.classes()}),
             },
-            layout=self.teacher.layout,
-            template=teacher.output_template(),
+            layout=teacher.layout,
+            template=teacher.template(),
             inputs=samples.describe(x),
             augment=self.views.to_json(),
             epochs=self.views.epochs,

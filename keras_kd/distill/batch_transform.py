@@ -207,7 +207,7 @@ def _require_same_rows(teacher: Teacher | None, before: hooks.Batch, after: hook
         after: The batch behind the transform.
     """
     old, new = keras.tree.flatten(before.x), keras.tree.flatten(after.x)
-    if teacher is not None and not teacher.models:
+    if teacher is not None and teacher.needs_join:
         if len(old) != len(new) or any(a is not b for a, b in zip(old, new)):
             raise ValueError(
                 "`batch_transform` changes the inputs, and the answers of the `CachedTeacher` "

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import keras
 
-from keras_kd import backends, teachers
+from keras_kd import backends
 from keras_kd.distill import (
     agreement,
     auto,
@@ -120,6 +120,7 @@ class Distiller(SharedLayersModel):
     # Keras's own, made by `make_train_function` and `make_test_function`.
     train_function: Any
     test_function: Any
+    jit_compile: Any
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class Distiller(SharedLayersModel):
     def teacher(self) -> Any:
         """The teacher: a `keras.Model`, an `Ensemble`, a `Teacher` or `None`."""
         teacher = self._pairing.teacher
-        return teacher.model if isinstance(teacher, teachers.ModelTeacher) else teacher
+        return teacher.original if teacher is not None else None
 
     @property
     def pairing(self) -> pairing.Pairing:
@@ -346,6 +347,12 @@ class Distiller(SharedLayersModel):
         """
         output_pairing.require_names(placed, self.penalties)
         self._pairing.adopt(placed)
+        teacher = self._pairing.teacher
+        if teacher is not None and not teacher.compiled and not backends.host_calls_in_jit():
+            # XLA on TensorFlow cannot call the host; Keras tells who asked for it.
+            self.supports_jit = False
+            if self.compiled and self.jit_compile:
+                self.jit_compile = False
         # Clearing the tracked list in place makes Keras forget old projectors.
         self.transfers.clear()
         for transfer in output_pairing.transfers(placed):
@@ -500,7 +507,7 @@ class Distiller(SharedLayersModel):
             `return_dict=True`.
         """
         known = bool(kwargs.get("_use_cached_eval_dataset"))
-        with label_checks.explaining():
+        with label_checks.explaining(), self._pairing.telling_failures():
             # Keras asks so in every epoch of `fit`, which has looked at these data.
             x, y, batch_size, kwargs = self._preparation.for_evaluation(
                 self, x, y, batch_size, kwargs, known
@@ -524,7 +531,7 @@ class Distiller(SharedLayersModel):
         if self.distills and "distillation_loss" in self._metrics_of_terms.means:
             loss = self._metrics_of_terms.means["distillation_loss"].result()
             if not checks.finite(loss) and checks.finite(self.student.trainable_variables):
-                raise monitor.teacher_failed(self.teacher.name, "this batch")
+                raise monitor.teacher_failed(self._pairing.teacher, "this batch")
         return result
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:

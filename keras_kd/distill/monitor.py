@@ -9,6 +9,7 @@ from keras import ops
 from keras_kd.distill.memory import AnswerMemory
 from keras_kd.losses.base import DistillationLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
+from keras_kd.teachers.base import AnswerError, Teacher
 
 
 class TrainingMonitor(keras.callbacks.Callback):
@@ -21,7 +22,7 @@ class TrainingMonitor(keras.callbacks.Callback):
 
     async_safe = True
 
-    def __init__(self, teacher: Any, memory: AnswerMemory) -> None:
+    def __init__(self, teacher: Teacher | None, memory: AnswerMemory) -> None:
         super().__init__()
         self.teacher = teacher
         self.memory = memory
@@ -77,14 +78,14 @@ class TrainingMonitor(keras.callbacks.Callback):
 
     def _stop_if_teacher(self) -> None:
         """Raise if the student's weights are sound, so that the NaN is the teacher's."""
-        if self.suspect is None:
+        if self.suspect is None or self.teacher is None:
             return
         distiller = self.model
         if all(
             bool(ops.all(ops.isfinite(ops.cast(v, "float32"))))
             for v in distiller.student.trainable_variables
         ):
-            raise teacher_failed(distiller.teacher.name, self._where())
+            raise teacher_failed(self.teacher, self._where())
         # The student itself diverged, which is for `TerminateOnNaN` to handle.
         self.suspect = None
 
@@ -123,12 +124,20 @@ def _temperatures(distiller: Any) -> dict[str, float]:
     return named
 
 
-def teacher_failed(name: str, where: str) -> FloatingPointError:
-    """What is raised when the teacher's outputs stop being finite."""
+def teacher_failed(teacher: Teacher, where: str) -> Exception:
+    """What is raised when the teacher's outputs stop being finite.
+
+    Args:
+        teacher: The teacher, which may know why.
+        where: Of which batch it was asked.
+    """
+    failure = teacher.failure()
+    if failure is not None:
+        return failure.placed(where) if isinstance(failure, AnswerError) else failure
     return FloatingPointError(
-        f"The outputs of the teacher `{name}` are NaN or infinite in {where}. Training stopped; "
-        "that batch gave the student no gradient, its weights are finite, and checkpoints of "
-        "earlier epochs are untouched. Check that batch's inputs and the teacher's weights."
+        f"The outputs of the teacher `{teacher.name}` are NaN or infinite in {where}. Training "
+        "stopped; that batch gave the student no gradient, its weights are finite, and checkpoints "
+        "of earlier epochs are untouched. Check that batch's inputs and the teacher's weights."
     )
 
 

@@ -219,7 +219,7 @@ class Pairing:
         checks.unique([transfer.name for transfer in each], "transfer")
         for transfer in each:
             transfer.require_free(self._owner)
-        student, teacher = copy.copy(self.student), teachers.apart(self._known_teacher)
+        student, teacher = copy.copy(self.student), self._known_teacher.apart()
         student.reset(output_pairing.paths(p.transfer.student for p in placed))
         teacher.reset(output_pairing.paths(p.transfer.teacher for p in placed))
         self._refuse_forms(placed, output_pairing.match(placed, student, teacher, hard), hard)
@@ -390,7 +390,7 @@ class Pairing:
     @property
     def reads_records(self) -> bool:
         """Whether the teacher's answers come with the data, and no model of it is at hand."""
-        return self.teacher is not None and not self.teacher.models
+        return self.teacher is not None and self.teacher.needs_join
 
     def remember(self, answers: Remembered) -> None:
         """Read these answers where they were joined to a batch."""
@@ -415,7 +415,7 @@ class Pairing:
             if self.remembered is not None:
                 return self.remembered.answer(record)
             record = None
-        return self._known_teacher.read(x, record, self.match.teacher_units)
+        return self._known_teacher.answer(x, record, self.match.teacher_units)
 
     def split(self, x: Any) -> tuple[Any, Any]:
         """What the models read of one batch, and what was joined to it."""
@@ -478,6 +478,14 @@ class Pairing:
         lends = bool(distiller.penalties)
         with self.taking(step.Step(batch, lent if lends else ())):
             yield data
+
+    @contextlib.contextmanager
+    def telling_failures(self) -> Iterator[None]:
+        """Raise behind it what a compiled step could not raise of the teacher."""
+        yield
+        failure = self.teacher.failure() if self.teacher is not None else None
+        if failure is not None:
+            raise failure
 
     @contextlib.contextmanager
     def taking(self, under_way: step.Step) -> Iterator[None]:

@@ -81,6 +81,7 @@ def seen_shapes(pairing: Pairing) -> dict[Transfer, tuple[Any, Any]]:
         or any(None in tensor.shape[1:] for tensor in inputs)
         or pairing.teacher is None
         or pairing.reads_records
+        or not pairing.teacher.compiled
         or pairing.student_inputs is not None
         or pairing.teacher_inputs is not None
     ):
@@ -91,7 +92,7 @@ def seen_shapes(pairing: Pairing) -> dict[Transfer, tuple[Any, Any]]:
         inputs[0] if len(inputs) == 1 else model.input,
     )
     student = pairing.student.read(zeros, False, pairing.match.units)
-    teacher = pairing.teacher.read(zeros, None, pairing.match.teacher_units)
+    teacher = pairing.teacher.answer(zeros, None, pairing.match.teacher_units)
     for transfer, output in pairing.placed:
         index = pairing.match.counterpart(output)
         theirs = batch.pick(teacher, transfer.teacher, index, transfer.reads_logits)

@@ -94,7 +94,7 @@ class Reader:
             return ""
         low, high = float(values.min()), float(values.max())
         if self.from_logits is None:
-            return _like_probabilities(values)
+            return like_probabilities(values)
         if low < -1e-3 or high > 1 + 1e-3:
             return f"run from {low:.3g} to {high:.3g}"
         axes = _axes_of_sums(values)
@@ -224,7 +224,7 @@ def _logits_from(probabilities: Any, binary: bool) -> Any:
     return log_p - ops.log(ops.maximum(1.0 - p, 1e-30)) if binary else log_p
 
 
-def _like_probabilities(values: np.ndarray) -> str:
+def like_probabilities(values: np.ndarray) -> str:
     """What makes numbers `(batch, ..., units)` look like probabilities; empty for logits."""
     low, high = values.min(), values.max()
     if low >= 0 and high <= 1:

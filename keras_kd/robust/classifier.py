@@ -229,7 +229,7 @@ def in_training(distiller: Any, x: Tensor) -> Tensor:
 def of_teacher(distiller: Any) -> Logits:
     """The teacher of a distiller as logits; it has gradients."""
     setup = distiller.pairing
-    return lambda x: two_sided(setup.teacher.read(x, None, setup.match.teacher_units).logits[0])
+    return lambda x: two_sided(setup.teacher.answer(x, None, setup.match.teacher_units).logits[0])
 
 
 def _units(distiller: Any) -> Any:

@@ -1,5 +1,6 @@
 """Several models as one teacher, weighed alike, by hand, by confidence or by validation data."""
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,9 @@ from keras_kd import backends
 from keras_kd.models import meaning
 from keras_kd.models.model_reader import Answer
 from keras_kd.teachers import mixtures
+from keras_kd.teachers.base import Teacher
 from keras_kd.teachers.mixtures import mixture_weights, returned
-from keras_kd.teachers.model import ModelTeacher, Teacher
+from keras_kd.teachers.model import ModelTeacher
 from keras_kd.utils import checks
 from keras_kd.utils.masks import keras_mask, with_joint_mask
 from keras_kd.utils.types import Tensor
@@ -39,8 +41,9 @@ class Ensemble(Teacher):
     weighed by itself. `learn_weights` finds fixed weights on validation data.
 
     Args:
-        models: Built `keras.Model`s with outputs of the same structure. Of a
-            dict of inputs each reads those that it declares by name.
+        models: Built `keras.Model`s, or teachers that are no Keras models, as
+            `from_onnx` makes them, with outputs of the same structure. Of a
+            dict of inputs each model reads those that it declares by name.
         weights: One float a model, dimensionless, none negative and not all
             zero, scaled to sum 1; or `"confidence"`. `None` weighs them
             equally.
@@ -50,8 +53,8 @@ class Ensemble(Teacher):
 
     Raises:
         ValueError: If there are no models, their outputs are not of the same
-            names, classes and kinds, the weights do not fit, or `combine` is
-            unknown.
+            names, classes and kinds, one is a `CachedTeacher`, the weights do
+            not fit, or `combine` is unknown.
 
     Examples:
         >>> teacher = Ensemble([model_a, model_b], weights=[2.0, 1.0])
@@ -74,7 +77,8 @@ class Ensemble(Teacher):
             raise ValueError("An ensemble needs at least one model. Received: models=[].")
         self.combine = combine
         self._weights = mixture_weights(weights, len(models), combine, "models")
-        self.members = [ModelTeacher(model, from_logits) for model in models]
+        self.members = [_member(model, from_logits) for model in models]
+        self.from_logits = self.members[0].from_logits
         self.name = "+".join(member.name for member in self.members)
         self._require_alike()
 
@@ -95,6 +99,12 @@ class Ensemble(Teacher):
                     "The models of an ensemble must have the same classes. Received: "
                     f"`{first.name}` with {_classes(first)}, `{member.name}` with "
                     f"{_classes(member)}."
+                )
+            if None not in (first.classes, member.classes) and first.classes != member.classes:
+                raise ValueError(
+                    "The models of an ensemble must have the same classes in the same order. "
+                    f"Received: `{first.name}` with {first.classes}, `{member.name}` with "
+                    f"{member.classes}."
                 )
             one, other = first.output_template(), member.output_template()
             by_name = isinstance(one, dict) or isinstance(other, dict)
@@ -129,8 +139,37 @@ class Ensemble(Teacher):
 
     @property
     def models(self) -> list[Any]:
-        """The models, in the order given."""
-        return [member.model for member in self.members]
+        """The Keras models, in the order given."""
+        return [model for member in self.members for model in member.models]
+
+    @property
+    def compiled(self) -> bool:  # type: ignore[override]
+        """Whether none of the members is asked on the host."""
+        return all(member.compiled for member in self.members)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes, of the first member that has any."""
+        return next((m.classes for m in self.members if m.classes is not None), None)
+
+    def apart(self) -> Teacher:
+        """The same members, with a choice of their own of the layers that are read."""
+        twin = copy.copy(self)
+        twin.members = [member.apart() for member in self.members]
+        return twin
+
+    def at_precision(self, precision: str) -> Teacher:
+        """This ensemble, whose members run in this precision from now on."""
+        self.members = [member.at_precision(precision) for member in self.members]
+        return self
+
+    def require_batch(self, x: Any) -> None:
+        """Raise `ValueError` for single samples, as far as the first model tells."""
+        self.members[0].require_batch(x)
+
+    def failure(self) -> Exception | None:
+        """Take the error of the first member that could not raise it."""
+        return next(filter(None, [member.failure() for member in self.members]), None)
 
     @property
     def kinds(self) -> list[str]:
@@ -210,9 +249,9 @@ class Ensemble(Teacher):
         """The loss that the first model was compiled with for a flat output."""
         return self.members[0].own_loss(output)
 
-    def read(self, x: Any, record: Any, units: Sequence[str]) -> Answer:
+    def answer(self, x: Any, record: Any = None, units: Sequence[str] = ()) -> Answer:
         """Answer one batch."""
-        answers = [member.read(x, None, units) for member in self.members]
+        answers = [member.answer(x, None, units) for member in self.members]
         each = enumerate(zip(*(answer.logits for answer in answers)))
         logits = [
             with_joint_mask(
@@ -237,7 +276,7 @@ class Ensemble(Teacher):
         kind = self.kinds[output]
         if unit == meaning.VALUES:
             return "values"
-        if kind not in _PROBABILITIES and self.members[0].from_logits is False:
+        if kind not in _PROBABILITIES and self.from_logits is False:
             return "sigmoid" if unit == meaning.INDEPENDENT else "softmax"
         return kind
 
@@ -348,7 +387,7 @@ class Ensemble(Teacher):
             labels = checks.per_output(y, self.output_template())
             weights = checks.per_output(weight, self.output_template())
             with backends.inference_only():
-                answers = [member.read(x, None, units) for member in self.members]
+                answers = [member.answer(x, None, units) for member in self.members]
             for i, label in enumerate(labels):
                 if label is None:
                     continue
@@ -381,6 +420,22 @@ class Ensemble(Teacher):
 
 
 _PROBABILITIES = ("softmax", "sigmoid")
+
+
+def _member(model: Any, from_logits: bool | None) -> Teacher:
+    """A member made of what the user passed.
+
+    Raises:
+        ValueError: If its answers would have to be joined to the data.
+    """
+    member = model if isinstance(model, Teacher) else ModelTeacher(model, from_logits)
+    if member.needs_join:
+        raise ValueError(
+            f"`{member.name}` answers rows by their number, beside which no model can be asked. "
+            "Average caches alone, `CachedTeacher([path, ...])`, or write one of the whole "
+            "ensemble."
+        )
+    return member
 
 
 def _unit(units: Sequence[str], output: int) -> str:
@@ -437,7 +492,7 @@ def _plain(logits: Tensor) -> np.ndarray:
     return ops.convert_to_numpy(logits if wide else ops.cast(logits, "float32"))
 
 
-def _classes(teacher: ModelTeacher) -> list[Any] | None:
+def _classes(teacher: Teacher) -> list[Any] | None:
     """How many units each flat output has, or `None` where that is not known yet."""
     shapes = teacher.output_shapes()
     return None if shapes is None else [shape[-1] for shape in shapes]

@@ -1,179 +1,39 @@
-"""What the distiller asks of any teacher, and a model that answers it."""
+"""A Keras model as teacher, as it was given or as a folded copy in lower precision."""
 
+import copy
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
+from keras import ops
 
 from keras_kd.models.fingerprint import fingerprint
+from keras_kd.models.graph import give_weights
 from keras_kd.models.model_reader import Answer, Reader
-from keras_kd.teachers import row_numbers
+from keras_kd.teachers import precision
+from keras_kd.teachers.base import Teacher
 from keras_kd.utils import checks
+from keras_kd.utils.masks import with_joint_mask
 
 
-class Teacher:
-    """What the distiller asks of any teacher.
+def require_ranks(name: str, leaves: Sequence[Any], shapes: Sequence[Sequence[Any]]) -> None:
+    """Raise `ValueError` where single samples are given for batches.
 
-    Attributes:
-        name: For messages and the saved record.
-        variables: The variables that must stay as they are.
-        kinds: `"logits"`, `"softmax"`, `"sigmoid"` or `"unknown"` for each
-            flat output.
+    Args:
+        name: Of the teacher that reads them.
+        leaves: The flat inputs.
+        shapes: The shapes that the teacher reads, batch first.
     """
-
-    name: str
-
-    @property
-    def models(self) -> list[Any]:
-        """The models that are run; none where outputs are read from disk."""
-        return []
-
-    @property
-    def kinds(self) -> list[str]:
-        """How each flat output is made."""
-        raise NotImplementedError
-
-    def output_template(self) -> Any:
-        """The structure of the outputs with names at its leaves, or `None` if unknown."""
-        return None
-
-    def output_shapes(self) -> list[Any] | None:
-        """The shapes of the flat outputs, or `None` where they are not known yet."""
-        return None
-
-    def reset(self, paths: Sequence[str]) -> None:
-        """Read these layers from now on."""
-        raise NotImplementedError
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing is left that only a batch can tell of the outputs."""
-        return True
-
-    @property
-    def baked(self) -> Any:
-        """What a compiled step takes for constant; where it changes, the step is made anew."""
-        return None
-
-    def inspect(self, x: Any) -> None:
-        """Find out from a concrete batch what the layers alone do not tell."""
-
-    def refresh(self) -> bool:
-        """Follow the models' weights where a copy of them is run; asked before each run.
-
-        Returns:
-            Whether something is to be found out from a batch anew.
-        """
-        return False
-
-    @property
-    def precisions(self) -> list[str]:
-        """How each model runs: `"as given"`, or the precision of its folded copy."""
-        return ["as given" for _ in self.models]
-
-    def take_precisions(self, precisions: Sequence[str]) -> None:
-        """Run the models as another process chose, where this one has the choice."""
-
-    def split(self, x: Any) -> tuple[Any, Any]:
-        """Separate what the models read from what was joined to it.
-
-        Args:
-            x: One batch as the data deliver it.
-
-        Returns:
-            The models' input, and a record of what was joined, as the row
-            numbers, or `None`.
-        """
-        return row_numbers.split(x)
-
-    def join_fit(
-        self,
-        x: Any,
-        y: Any,
-        batch_size: int | None,
-        arguments: dict[str, Any],
-        asked: bool = False,
-    ) -> tuple[Any, Any, int | None, dict[str, Any]]:
-        """Change what `fit` was given, where outputs must be joined to the data.
-
-        Args:
-            x: Inputs, or a dataset.
-            y: Labels.
-            batch_size: Samples a step.
-            arguments: The other arguments of `fit`.
-            asked: Whether rows that are split off for validation are joined too.
-
-        Returns:
-            The same four for `keras.Model.fit`.
-        """
-        return x, y, batch_size, arguments
-
-    def join_evaluation(
-        self, x: Any, y: Any, sample_weight: Any, batch_size: int | None
-    ) -> tuple[Any, Any, Any, int | None]:
-        """Change what `evaluate` was given, where the teacher is asked and outputs are joined.
-
-        Args:
-            x: Inputs, or a dataset.
-            y: Labels.
-            sample_weight: Weights.
-            batch_size: Samples a step.
-
-        Returns:
-            The same four for `keras.Model.evaluate`.
-        """
-        return x, y, sample_weight, batch_size
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Take note that this epoch of the training begins."""
-
-    def require_logits(self, output: int) -> None:
-        """Raise `ValueError` unless the logits of a flat output can be read.
-
-        Args:
-            output: Its place among the flat outputs.
-        """
-
-    def is_last(self, output: int) -> bool:
-        """Whether the classes of a flat output lie on its last axis, as far as that is known."""
-        return True
-
-    def is_doubtful(self, output: int) -> bool:
-        """Whether a flat output that is read as it is may be no logits."""
-        return False
-
-    def own_loss(self, output: int) -> Any:
-        """The loss that the teacher was compiled with for a flat output, `None` if unknown."""
-        return None
-
-    def joined(self, data: Any, rows: np.ndarray) -> Any:
-        """Put beside some rows of the data what the teacher says of them, where it is stored.
-
-        Args:
-            data: These rows, `(x, y, sample_weight)`.
-            rows: `(n,)` their numbers in the data.
-
-        Returns:
-            One batch as the distiller reads it.
-        """
-        return data
-
-    def read(self, x: Any, record: Any, units: Sequence[str]) -> Answer:
-        """Answer one batch, with `training=False`.
-
-        Args:
-            x: What the teacher reads.
-            record: What `split` found.
-            units: What each flat output means, as in `keras_kd.models.meaning`.
-
-        Returns:
-            Output, logits and tapped tensors.
-        """
-        raise NotImplementedError
-
-    def fingerprint(self) -> str:
-        """Identify the teacher by its layers, how they are joined, and its weights."""
-        raise NotImplementedError
+    for leaf, expected in zip(leaves, shapes):
+        if len(leaf.shape) == len(expected) - 1 and np.prod(leaf.shape) > 1:
+            raise ValueError(
+                f"The data yield inputs of shape {tuple(leaf.shape)}, and the teacher "
+                f"`{name}` reads batches of shape {tuple(expected)}. Batch the data: "
+                "`dataset.batch(128)`."
+            )
 
 
 class ModelTeacher(Teacher):
@@ -201,6 +61,11 @@ class ModelTeacher(Teacher):
         self._reader = Reader(model, "teacher", from_logits)
 
     @property
+    def original(self) -> Any:
+        """The model, which the user passed."""
+        return self.model
+
+    @property
     def models(self) -> list[Any]:
         """The model."""
         return [self.model]
@@ -221,6 +86,23 @@ class ModelTeacher(Teacher):
     def reset(self, paths: Sequence[str]) -> None:
         """Read these layers from now on."""
         self._reader.reset(paths)
+
+    def apart(self) -> Teacher:
+        """The same model, with a choice of its own of the layers that are read."""
+        twin = copy.copy(self)
+        twin._reader = copy.copy(self._reader)
+        return twin
+
+    def at_precision(self, precision: str) -> Teacher:
+        """A folded copy of the model in this precision."""
+        return FastTeacher(self.model, precision, self.from_logits)
+
+    def require_batch(self, x: Any) -> None:
+        """Raise `ValueError` for single samples; only a model with a graph knows its rank."""
+        inputs = getattr(self.model, "inputs", None)
+        leaves = keras.tree.flatten(x)
+        if inputs and len(inputs) == len(leaves):
+            require_ranks(self.name, leaves, [tuple(tensor.shape) for tensor in inputs])
 
     @property
     def settled(self) -> bool:
@@ -249,10 +131,160 @@ class ModelTeacher(Teacher):
         each = checks.per_output(loss, self.output_template())
         return each[output] if output < len(each) else None
 
-    def read(self, x: Any, record: Any, units: Sequence[str]) -> Answer:
+    def answer(self, x: Any, record: Any = None, units: Sequence[str] = ()) -> Answer:
         """Answer one batch."""
         return self._reader.read(x, False, units)
 
     def fingerprint(self) -> str:
         """Identify the teacher by its layers, how they are joined, and its weights."""
         return fingerprint(self.model)
+
+
+class FastTeacher(ModelTeacher):
+    """A model that is answered for by a folded copy in lower precision.
+
+    With `wanted="auto"` a copy in bfloat16 is timed against the model on the
+    first batch of the data, and those in float32 and float16 as well where it
+    does not take less than 0.7 of the time. The fastest one is taken if it is
+    faster than the model and precision.agrees with it: top-1 on at least 99.9 % of the
+    rows, with a KL divergence below 1e-3 nats. Which one is said
+    once, as a warning; one that cannot be copied runs as it was given. A copy
+    follows its model: where the weights are others than when it was made, the
+    next `fit` or `evaluate` copies, and with `"auto"` chooses, again. Inner
+    layers are read from the model as it was given, since folding changes what
+    they compute.
+
+    Args:
+        model: A built Functional or Sequential model.
+        wanted: `"bfloat16"`, `"float16"` or `"auto"`.
+        from_logits: Whether its outputs are logits; `None` finds out.
+
+    Raises:
+        ValueError: If the model cannot be copied.
+
+    Reference:
+        - [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3.2 (folding)
+    """
+
+    def __init__(self, model: Any, wanted: str, from_logits: bool | None = None) -> None:
+        super().__init__(model, from_logits)
+        self.precision = wanted
+        self._taps: Sequence[str] = ()
+        self._copy: Reader | None = None
+        # How it runs, once that is known, and the weights that were copied.
+        self._runs: str | None = None
+        self._weights = 0
+        self._copies = 0
+        if wanted != "auto":
+            self._take(wanted)
+
+    def _take(self, runs: str, copy: Any = None) -> None:
+        """Run a copy from now on, or the model as it was given."""
+        self._runs = runs
+        self._weights = precision.checksum(self.model)
+        self._copies += 1
+        self._copy = None
+        if runs != precision.AS_GIVEN:
+            copy = precision.inference_copy(self.model, runs) if copy is None else copy
+            self._copy = Reader(copy, "teacher", self.from_logits)
+
+    @property
+    def precisions(self) -> list[str]:
+        """The precision of the copy, `"as given"` where none is run."""
+        return [precision.AS_GIVEN if self._taps or self._runs is None else self._runs]
+
+    def take_precisions(self, precisions: Sequence[str]) -> None:
+        """Run the model as another process chose, with `"auto"`."""
+        if self.precision == "auto" and not self._taps:
+            self._take(precisions[0])
+
+    def refresh(self) -> bool:
+        """Copy the weights again if they are others than when they were copied.
+
+        Returns:
+            Whether a precision is to be chosen anew.
+        """
+        if self._runs is None or precision.checksum(self.model) == self._weights:
+            return False
+        if self.precision == "auto":
+            # What was fast and agreed may do so no more.
+            self._runs, self._copy = None, None
+            return True
+        if self._copy is not None:
+            # Into the copy that compiled steps know.
+            give_weights(
+                self._copy.model, precision.inference_copy(self.model, self._runs).get_weights()
+            )
+            self._weights = precision.checksum(self.model)
+            self._copies += 1
+        return False
+
+    @property
+    def baked(self) -> Any:
+        """Which copy is run; a step that was compiled with another is made anew."""
+        return self._copies
+
+    @property
+    def models(self) -> list[Any]:
+        """The model, and its copy where one runs in its place."""
+        return [self.model, *([self._copy.model] if self._copy is not None else [])]
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to find out from a batch."""
+        return super().settled and self._runs is not None
+
+    def reset(self, paths: Sequence[str]) -> None:
+        """Read these layers from now on."""
+        super().reset(paths)
+        self._taps = paths
+
+    def inspect(self, x: Any) -> None:
+        """Choose a precision on the first batch, with `"auto"`."""
+        super().inspect(x)
+        if self._runs is None and not self._taps:
+            self._choose(x)
+
+    def _choose(self, x: Any) -> None:
+        copies: dict[str, Any] = {}
+        chosen, share, best, given, why = precision.AS_GIVEN, 1.0, math.nan, math.nan, ""
+        before = self._reader.read(x, False).logits
+        for kinds in precision.TRIALS:
+            made = {}
+            for kind in kinds:
+                try:
+                    made[kind] = precision.inference_copy(self.model, kind)
+                except ValueError as error:
+                    why = f" {error}"
+            if not made:
+                continue
+            given, *times = precision.milliseconds([self.model, *made.values()], x)
+            for (kind, fast), spent in zip(made.items(), times):
+                if spent >= share * given:
+                    continue
+                after = Reader(fast, "teacher", self.from_logits).read(x, False).logits
+                if precision.agrees(before, after):
+                    share, chosen, best = spent / given, kind, spent
+            copies |= made
+            if share < precision.ENOUGH:
+                break
+        self._take(chosen, copies.get(chosen))
+        form = "as it was given" if chosen == precision.AS_GIVEN else f"folded, in {chosen}"
+        said = f"The teacher `{self.name}` runs {form}"
+        if copies:
+            spent = given if chosen == precision.AS_GIVEN else best
+            said += (
+                f": {spent:.3g} ms for {precision.len_of(x)} rows, {given:.3g} ms as it was given"
+            )
+        warnings.warn(f"{said}.{why}", stacklevel=2)
+
+    def answer(self, x: Any, record: Any = None, units: Sequence[str] = ()) -> Answer:
+        """Answer one batch, in float32 whatever computed it."""
+        if self._copy is None or self._taps:
+            return super().answer(x, record, units)
+        answer = self._copy.read(x, False, units)
+        output, logits = keras.tree.map_structure(
+            lambda tensor: with_joint_mask(ops.cast(tensor, "float32"), [tensor]),
+            (answer.output, answer.logits),
+        )
+        return Answer(output, logits, {})

@@ -13,6 +13,7 @@ import pytest
 from keras import layers, ops
 
 import keras_kd as kd
+import keras_kd.cache.reader
 from keras_kd import backends
 from keras_kd.distill import batch as step
 from keras_kd.models.model_reader import Answer
@@ -211,6 +212,44 @@ def test_what_counts(shared, tmp_path):
         for name, value in expected.items():
             np.testing.assert_allclose(logs[name][0], value, rtol=1e-5, err_msg=name)
         expected["dist"] = logs["dist"][0]
+
+
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True, "steps_per_execution": 2}])
+def test_a_black_box_is_asked_from_the_compiled_step(pair, rows, tmp_path, options):
+    # Without statistics of batches.
+    inputs = keras.Input((6,))
+    student = keras.Model(inputs, layers.Dense(CLASSES)(inputs), name="student")
+    model = pair[1]
+    x, y = rows
+    kernel = np.random.default_rng(4).normal(size=(6, CLASSES))
+    seen = []
+
+    def predict(x):
+        assert type(x) is np.ndarray
+        seen.append(len(x))
+        return np.where(x[:, :1] > 90, np.nan, x @ kernel)
+
+    if BACKEND == "torch":
+        # It takes one step at a time, and compiles with a C++ compiler that may not be there.
+        options = {}
+    box = kd.teachers.BlackBox(predict, name="box")
+    distiller = kd.Distiller(student, kd.teachers.Ensemble([model, box], combine="logits"))
+    distiller.compile(keras.optimizers.SGD(0.0), crossentropy(), temperature=2.0, **options)
+    logs = distiller.fit(x, y, batch_size=25, shuffle=False, verbose=0).history
+    theirs = (ops.convert_to_numpy(model(x)) + x @ kernel) / 2
+    expected = softened_kl(theirs, ops.convert_to_numpy(student(x)), 2.0).mean()
+    np.testing.assert_allclose(logs["soft_targets"][0], expected, rtol=1e-4)
+    assert sorted(seen)[-len(x) // 25 :] == [25] * (len(x) // 25)
+    kd.cache.write(box, x, tmp_path / "cache", dtype="float32")
+    record = kd.cache.reader.Records(tmp_path / "cache").read(np.arange(len(x)))
+    np.testing.assert_allclose(record["logits_0"], x @ kernel, rtol=1e-4, atol=1e-5)
+    wrong = np.array(x)
+    wrong[40:42, 0] = 100
+    distiller = kd.Distiller(student, box)
+    distiller.compile("sgd", crossentropy(), **options)
+    with pytest.raises(ValueError, match="`box` answered NaN or infinity for rows 15 to 16 of "):
+        distiller.fit(wrong, y, batch_size=25, shuffle=False, verbose=0)
+    assert all(np.isfinite(w).all() for w in weights_of(student))
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

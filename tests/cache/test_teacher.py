@@ -6,7 +6,7 @@ import pytest
 
 import keras_kd as kd
 from keras_kd import cache
-from keras_kd.cache import reader, samples
+from keras_kd.cache import samples, verification
 from keras_kd.cache import teacher as cached_teacher
 from keras_kd.cache.join_datasets import Joined
 from keras_kd.teachers import CachedTeacher, Ensemble
@@ -81,7 +81,7 @@ def test_taps_and_softmax_outputs(tmp_path, classifier, x, y, losses):
     _same(runs[0], runs[1], 1e-5)
     teacher = CachedTeacher(tmp_path)
     rows = np.arange(20)
-    answer = teacher.read(None, teacher.fetch(rows), [False])
+    answer = teacher.answer(None, teacher.fetch(rows), [False])
     probabilities = model.predict(x[:20], verbose=0)
     assert np.allclose(keras.ops.convert_to_numpy(answer.output), probabilities, atol=1e-5)
     with pytest.raises(ValueError, match=r"`hiden` is not in the cache.*Did you mean `hidden`"):
@@ -146,7 +146,7 @@ def test_top_k_spreads_the_rest_evenly(tmp_path, temperature):
     cache.write(keras.Model(inputs, inputs), logits, tmp_path, top_k=5)
     teacher = CachedTeacher(tmp_path)
     rows = rng.permutation(64)
-    answer = teacher.read(None, teacher.fetch(rows), [False])
+    answer = teacher.answer(None, teacher.fetch(rows), [False])
     z = keras.ops.convert_to_numpy(answer.logits[0]).astype("float64")
     expected = _numpy_from_top_k(logits[rows].astype("float64"), 5)
     assert np.allclose(np.exp(z), expected, rtol=5e-3, atol=1e-3)
@@ -453,13 +453,13 @@ def test_all_rows_are_compared_once_and_one_of_each_batch_after_that(
     joined = cached.join(data)
     if form == "by sample":
         joined = joined.batch(50)
-    seen, compared = [], reader.require_inputs
+    seen, compared = [], verification.require_inputs
 
     def spy(cache, inputs, row):
         seen.append((row, len(inputs[0])))
         return compared(cache, inputs, row)
 
-    monkeypatch.setattr(reader, "require_inputs", spy)
+    monkeypatch.setattr(verification, "require_inputs", spy)
     asks = form == "unknown length"
     for whole in (True, False, False):
         seen.clear()

@@ -208,7 +208,7 @@ def test_a_useless_model_gets_no_weight_and_says_nothing(combine):
     each = [np.array(model(x), "float64") for model in models[:2]]
     teacher.weights = [*weights[:2], 0.0]
     expected = mixed(each, np.array(teacher.weights[:2])[:, None, None], combine)
-    got = teacher.read(x, None, [False]).logits[0]
+    got = teacher.answer(x, None, [False]).logits[0]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -317,7 +317,7 @@ def test_caches_weigh_by_confidence_too(tmp_path):
         kd.cache.write(model, x, tmp_path / f"{i}", dtype="float32")
     cached = kd.teachers.CachedTeacher([tmp_path / f"{i}" for i in range(3)], weights="confidence")
     record = {k: ops.convert_to_tensor(v) for k, v in cached.fetch(np.arange(len(x))).items()}
-    got = cached.read(None, record, [False]).logits[0]
+    got = cached.answer(None, record, [False]).logits[0]
     live = Ensemble(models, "confidence").read(x, None, [False]).logits[0]
     np.testing.assert_allclose(got, live, rtol=1e-4, atol=1e-5)
 
