@@ -24,10 +24,7 @@ from keras_kd.export.staged_folder import place, staging
 from keras_kd.export.target import check_folder, check_names_free, check_writable
 from keras_kd.export.tensor_names import layer_names
 from keras_kd.export.verification import acceptance
-from keras_kd.export.verification.benchmark import TIMED
-from keras_kd.export.verification.chosen_metrics import add_chosen
-from keras_kd.export.verification.reference import (
-    Reference,
+from keras_kd.export.verification.keras_answers import (
     answer,
     check_arguments,
     check_class_names,
@@ -35,6 +32,8 @@ from keras_kd.export.verification.reference import (
     read_normalization,
     teacher_figures,
 )
+from keras_kd.export.verification.reference import Reference, add_chosen
+from keras_kd.export.verification.timing import TIMED
 from keras_kd.export.verification.useless_files import Causes
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from keras_kd.export.verification.layer_noise import LayerReport
+from keras_kd.export.report.layer_report import LayerReport
 
 
 class Work(Protocol):

@@ -7,7 +7,7 @@ from keras import layers, ops
 from sklearn import metrics as sk
 
 import keras_kd.export
-from keras_kd.export.verification import acceptance, metrics, reference, scores
+from keras_kd.export.verification import acceptance, keras_answers, metrics, output_meaning, scores
 from keras_kd.export.verification.decisions import whole_numbers
 
 rng = np.random.default_rng(4)
@@ -167,11 +167,11 @@ def test_a_class_that_is_lost_is_named():
 )
 def test_labels_that_do_not_fit_decisions_are_refused(outputs, labels, message):
     with pytest.raises(ValueError, match=message):
-        metrics.kind_of(outputs, labels, "decisions")
+        output_meaning.kind_of(outputs, labels, "decisions")
 
 
 def test_labels_of_decisions_may_be_columns():
-    assert metrics.kind_of(CHOICES, CHOICES[:, None], "decisions") == "decisions"
+    assert output_meaning.kind_of(CHOICES, CHOICES[:, None], "decisions") == "decisions"
     assert metrics.accuracy(CHOICES, CHOICES[:, None], "decisions", False) == 1.0
 
 
@@ -243,7 +243,7 @@ def test_outputs_without_an_axis_of_units_are_one_number_a_row():
     flat = keras.Model(inputs, ops.squeeze(model(inputs), -1))
     flat.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
     x = rng.normal(size=(30, 4)).astype("float32")
-    assert next(iter(reference.answer(flat, x, None).kinds.values()))["kind"] == "binary"
+    assert next(iter(keras_answers.answer(flat, x, None).kinds.values()))["kind"] == "binary"
 
 
 def test_files_without_any_noise_are_proven_again(tmp_path):

@@ -16,7 +16,7 @@ import keras_kd.export
 from keras_kd.export.formats import metadata as embed
 from keras_kd.export.formats.tflite import uint8_io
 from keras_kd.export.signature import Signature, TensorInfo
-from keras_kd.export.verification.reference import check_class_names, read_normalization
+from keras_kd.export.verification.keras_answers import check_class_names, read_normalization
 
 TFLITE = ("float32", "int8", "uint8")
 

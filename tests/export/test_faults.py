@@ -14,7 +14,7 @@ from keras import layers
 
 import keras_kd.export
 from keras_kd.export import warm, worker_pool
-from keras_kd.export.verification import acceptance, metrics
+from keras_kd.export.verification import acceptance, metrics, output_meaning
 
 X = np.random.default_rng(0).random((20, 4)).astype("float32")
 Y = np.arange(20) % 3
@@ -271,7 +271,7 @@ def judged(*rows, max_drop=0.01):
 def compared(reference, outputs, labels, max_drop=0.01):
     """The judged row of an int8 file that gives these outputs by name."""
     kinds = {
-        name: {"kind": metrics.kind_of(array, labels.get(name)), "probabilities": False}
+        name: {"kind": output_meaning.kind_of(array, labels.get(name)), "probabilities": False}
         for name, array in reference.items()
     }
     entry = {**row("int8"), "metrics": metrics.compare(reference, outputs, labels, kinds)}

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
 from keras_kd.export.signature import Signature, TensorInfo
-from keras_kd.export.verification import chosen_metrics, counting, metrics, scores
+from keras_kd.export.verification import chosen_metrics, counting, metrics, output_meaning, scores
 
 rng = np.random.default_rng(7)
 LOGITS = rng.normal(size=(300, 4)).astype("float32")
@@ -158,7 +158,7 @@ def test_tokens_count_one_by_one():
     truth, weights = counting.count({"a": labels}, given, {"a": mask}, {"a": {4}}, {"a": tokens})
     heavy = rows[:, None] * mask * (labels != 4)
     np.testing.assert_allclose(weights["a"], heavy)
-    assert metrics.kind_of(tokens, truth["a"]) == "classes"
+    assert output_meaning.kind_of(tokens, truth["a"]) == "classes"
     right = tokens.argmax(-1) == labels
     want = (right * heavy).sum() / heavy.sum()
     assert metrics.accuracy(tokens, truth["a"], "classes", False, weights["a"]) == pytest.approx(
@@ -197,16 +197,16 @@ def test_weights_that_do_not_fit_are_refused(weights, message):
 
 def test_minus_one_is_no_label_and_other_numbers_are_refused():
     labels = np.where(np.arange(300) < 20, -1, LABELS)
-    assert metrics.kind_of(LOGITS, labels) == "classes"
+    assert output_meaning.kind_of(LOGITS, labels) == "classes"
     with pytest.raises(ValueError, match=r"from -2 to 3.*ignore_class"):
-        metrics.kind_of(LOGITS, np.where(labels < 0, -2, labels))
+        output_meaning.kind_of(LOGITS, np.where(labels < 0, -2, labels))
     with pytest.raises(ValueError, match="All evaluation labels are -1"):
-        metrics.kind_of(LOGITS, np.full(300, -1))
+        output_meaning.kind_of(LOGITS, np.full(300, -1))
     # One unit: -1 is a number like others, unless the loss says yes or no.
     signs = np.where(np.arange(300) < 20, -1, TRUTH)
-    assert metrics.kind_of(ONE, signs) == "values"
-    assert metrics.kind_of(ONE, signs, "binary") == "binary"
-    assert metrics.kind_of(ONE, TRUTH, "values") == "values"
+    assert output_meaning.kind_of(ONE, signs) == "values"
+    assert output_meaning.kind_of(ONE, signs, "binary") == "binary"
+    assert output_meaning.kind_of(ONE, TRUTH, "values") == "values"
     kept = signs >= 0
     assert metrics.accuracy(ONE, signs, "binary", False) == pytest.approx(
         np.mean((ONE[:, 0] > 0)[kept] == signs[kept])

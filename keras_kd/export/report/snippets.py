@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.report.export_report import Artifact
+from keras_kd.export.report.artifact import Artifact
 from keras_kd.utils.escaping import comment, quoted
 
 LANGUAGES = ("kotlin", "swift", "cpp", "javascript", "python")

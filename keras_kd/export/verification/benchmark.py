@@ -20,48 +20,12 @@ import numpy as np
 from keras_kd.export import manifest
 from keras_kd.export.checks import number
 from keras_kd.export.scratch import working_folder
+from keras_kd.export.verification.timing import time_calls
 from keras_kd.export.worker_pool import run_tasks
 from keras_kd.export.writing import write_file
 from keras_kd.utils import archives
 from keras_kd.utils.escaping import plain
 from keras_kd.utils.tables import fitted
-
-TIMED = 0.05
-"""Seconds for which an export measures each file's latency, and the Keras model's."""
-
-
-def time_calls(call: Callable[[], Any], *, seconds: float = 0.3, at_least: int = 30) -> np.ndarray:
-    """Time a call again and again after a warm-up.
-
-    Args:
-        call: What to time.
-        seconds: How long to measure, after a third of it for warming up.
-        at_least: Fewest timed calls, however long they take (but no more than 20 times `seconds`).
-
-    Returns:
-        Seconds of each call.
-
-    Raises:
-        ValueError: If `seconds` is no finite number above 0.
-    """
-    number("seconds", seconds)
-    if seconds <= 0:
-        raise ValueError(f"`seconds` must be positive. Received: seconds={seconds!r}.")
-    end = time.perf_counter() + seconds / 3
-    call()
-    while time.perf_counter() < end:
-        call()
-    times: list[float] = []
-    began = time.perf_counter()
-    while True:
-        start = time.perf_counter()
-        call()
-        stop = time.perf_counter()
-        times.append(stop - start)
-        spent = stop - began
-        if (spent >= seconds and len(times) >= at_least) or spent >= 20 * seconds:
-            return np.asarray(times)
-
 
 _MOST_THREADS = 1024
 """Of 100,000, each with a stack of its own, a machine takes minutes and gigabytes to start."""
@@ -212,7 +176,7 @@ class BenchReport:
             width: Most columns of text. Below 80 the least important figures are left out, which
                 the line under them says.
         """
-        from keras_kd.export.report.export_report import latency, size
+        from keras_kd.export.report.figures import latency, size
 
         least = {f"{self.threads} thread(s), batch of 1": 24, "size": 9, "p50 ms": 9}
         least |= {"p90 ms": 9, "cold ms": 9, "warm ms": 9, "memory": 10}
@@ -249,13 +213,13 @@ class BenchReport:
 
     def save_svg(self, path: str | Path) -> Path:
         """Write a plot of latency, starts and memory as SVG and return the path."""
-        from keras_kd.export.report.html_page import bench_figure, svg
+        from keras_kd.export.report.plots import bench_figure, svg
 
         return write_file(path, svg(bench_figure(self.rows())))
 
     def save_png(self, path: str | Path) -> Path:
         """Write the same plot as PNG and return the path."""
-        from keras_kd.export.report.html_page import bench_figure, png
+        from keras_kd.export.report.plots import bench_figure, png
 
         return write_file(path, png(bench_figure(self.rows())))
 

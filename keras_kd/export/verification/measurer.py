@@ -14,10 +14,10 @@ from keras_kd.export.formats.onnx import external_data
 from keras_kd.export.formats.runtime import ONNXRuntime, TFLiteRuntime, open_file, run_all
 from keras_kd.export.signature import Signature
 from keras_kd.export.verification import float16_range
-from keras_kd.export.verification.benchmark import time_calls
 from keras_kd.export.verification.kernels import apart
 from keras_kd.export.verification.layer_noise import layer_noise
 from keras_kd.export.verification.metrics import compare
+from keras_kd.export.verification.timing import time_calls
 from keras_kd.utils import archives
 
 # Samples on which two kernels are compared, each with each.

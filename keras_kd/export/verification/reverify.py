@@ -15,9 +15,9 @@ from keras_kd.export.jobs import Progress, measure
 from keras_kd.export.report.export_report import Report
 from keras_kd.export.scratch import working_folder
 from keras_kd.export.signature import Signature
-from keras_kd.export.verification import acceptance, metrics
-from keras_kd.export.verification.chosen_metrics import add_chosen, again
-from keras_kd.export.verification.reference import Reference, judged
+from keras_kd.export.verification import acceptance, output_meaning
+from keras_kd.export.verification.chosen_metrics import again
+from keras_kd.export.verification.reference import Reference, add_chosen, judged
 from keras_kd.export.verification.useless_files import Causes
 from keras_kd.utils import archives
 
@@ -155,8 +155,8 @@ class Stored:
             kinds = {
                 name: {
                     **said[name],
-                    "kind": metrics.kind_of(y, labels.get(name), said[name]["kind"]),
-                    "probabilities": metrics.is_probability(y),
+                    "kind": output_meaning.kind_of(y, labels.get(name), said[name]["kind"]),
+                    "probabilities": output_meaning.is_probability(y),
                 }
                 for name, y in answers.items()
             }

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_kd.export.report.layer_report import LayerReport
 from keras_kd.export.signature import Arrays
 from keras_kd.export.tensor_names import layer_of
-from keras_kd.export.verification.layer_noise import LayerReport
 from keras_kd.export.verification.metrics import STILL
 
 LEAST_SIGNAL = 5.0
