@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
+from keras_kd.export.formats import registry
+
 _GREATEST = 2**63 - 1
 """Numbers beyond are no sizes, counts or shapes, and fit into no array."""
 
@@ -23,8 +25,10 @@ def contradiction(content: dict[str, Any]) -> str:
 def _faults(content: dict[str, Any]) -> Iterator[str]:
     yield from _values(content, "")
     rows = content["artifacts"]
-    files = [row["file"] for row in rows if row["file"] is not None]
-    everywhere = [*files, content["evaluation"]["file"]]
+    # Manifests of version 1 name one file an artifact.
+    named = [row.get("files") or [row] for row in rows if row["file"] is not None]
+    everywhere = [each["file"] for found in named for each in found]
+    everywhere.append(content["evaluation"]["file"])
     if len(set(everywhere)) < len(everywhere):
         yield "two of its entries name the same file"
     if len({(row["format"], row["precision"]) for row in rows}) < len(rows):
@@ -49,8 +53,13 @@ def _row_faults(row: dict[str, Any], where: str, names: dict[str, list[str]]) ->
         return
     if row["bytes"] is None:
         yield f"`{where}` has a file and no size"
-    if PurePath(row["file"]).suffix != f".{row['format']}":
-        yield f"`{where}.file` is no .{row['format']} file"
+    suffixes: tuple[str, ...] = (f".{row['format']}",)
+    if row["format"] in registry.names():
+        suffixes = registry.get(row["format"]).suffixes
+    if PurePath(row["file"]).suffix != suffixes[0]:
+        yield f"`{where}.file` is no {suffixes[0]} file"
+    if "files" in row:
+        yield from _file_faults(row, where)
     for kind, known in names.items():
         if {tensor["name"] for tensor in row["signature"][kind]} != set(known):
             yield f"`{where}.signature.{kind}` does not name the {kind} of the model"
@@ -62,6 +71,18 @@ def _row_faults(row: dict[str, Any], where: str, names: dict[str, list[str]]) ->
         yield f"`{where}.worst_output` is none of its outputs"
     elif worst is not None and "drop" not in row["metrics"]["outputs"][worst]:
         yield f"`{where}.metrics.outputs` does not say what its worst output lost"
+
+
+def _file_faults(row: dict[str, Any], where: str) -> Iterator[str]:
+    first, *others = row["files"]
+    if first["file"] != row["file"] or first["sha256"] != row["sha256"]:
+        yield f"`{where}.files` does not begin with its file"
+    if row["bytes"] is not None and sum(each["bytes"] for each in row["files"]) != row["bytes"]:
+        yield f"`{where}.bytes` is not the sum of those of its files"
+    stem = PurePath(row["file"]).stem
+    if any(PurePath(each["file"]).stem != stem for each in others):
+        # Where they are opened, they are found by the name of the first.
+        yield f"`{where}.files` have different names"
 
 
 def _values(value: Any, where: str) -> Iterator[str]:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from keras_kd.export.claims import contradiction
-from keras_kd.export.formats.onnx import external_data
+from keras_kd.export.formats import registry
 from keras_kd.export.json_schema import fault
 from keras_kd.export.writing import write_file
 from keras_kd.utils import archives
 
 FILE = "manifest.json"
-VERSION = 1
+VERSION = 2
+"""Of what is written. Version 1, of one file an artifact, is read as well, see `_upgraded`."""
 
 _PACKAGES = (
     "keras-kd",
@@ -108,9 +109,10 @@ def read(folder: Path) -> dict[str, Any]:
         raise ManifestError(
             f"`{path}` is damaged: {error}. Restore the file or export again."
         ) from None
-    if not isinstance(content, dict) or content.get("schema") != VERSION:
+    if not isinstance(content, dict) or content.get("schema") not in range(1, VERSION + 1):
         raise ManifestError(
-            f"`{path}` is no export manifest of version {VERSION}. Export again with this version."
+            f"`{path}` is no export manifest of version {VERSION} or before. Export again with "
+            "this version."
         )
     unsealed = {key: value for key, value in content.items() if key != "seal"}
     try:
@@ -125,10 +127,14 @@ def read(folder: Path) -> dict[str, Any]:
     rows, evaluation = content.get("artifacts"), content.get("evaluation")
     described = [*rows, evaluation] if isinstance(rows, list) else [evaluation]
     for row in described:
-        if isinstance(row, dict) and row.get("file"):
-            inside(folder, row["file"])
+        if isinstance(row, dict):
+            more = row.get("files")
+            listed = more if isinstance(more, list) else []
+            for each in (row, *(one for one in listed if isinstance(one, dict))):
+                if each.get("file"):
+                    inside(folder, each["file"])
     _check_form(content, path)
-    return content
+    return _upgraded(content)
 
 
 def check(content: dict[str, Any], folder: Path) -> None:
@@ -144,8 +150,31 @@ def check(content: dict[str, Any], folder: Path) -> None:
     _check_form(seal(content), folder / FILE)
 
 
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of version 1 as one of this version."""
+    if content["schema"] == VERSION:
+        return content
+    rows = [
+        row
+        if row["file"] is None
+        else {**row, "files": [{key: row[key] for key in ("file", "sha256", "bytes")}]}
+        for row in content["artifacts"]
+    ]
+    return {**content, "schema": VERSION, "artifacts": rows}
+
+
+def files_of(content: dict[str, Any]) -> dict[str, str]:
+    """Return the hashes of all files that a manifest describes, by name.
+
+    Args:
+        content: A manifest of this version.
+    """
+    rows = [each for row in content["artifacts"] for each in row.get("files", ())]
+    return {each["file"]: each["sha256"] for each in (*rows, content["evaluation"])}
+
+
 def _check_form(content: dict[str, Any], path: Path) -> None:
-    wanted = schema()
+    wanted = schema(content["schema"])
     reason = fault(content, wanted, wanted) or contradiction(content)
     if reason:
         raise ManifestError(
@@ -160,21 +189,21 @@ def check_files(folder: Path, content: dict[str, Any], *, whole: bool = True) ->
     Args:
         folder: Holds the files.
         content: Its manifest.
-        whole: Whether to look for weights in other files, which takes the packages of both formats.
+        whole: Whether to look for weights in other files, which takes the packages of the formats.
             Without it whoever reads the files must, see `refuse`.
 
     Raises:
         ManifestError: Naming every file that is missing or differs, is no regular file, or keeps
             weights in other files, which the hashes do not cover.
     """
-    rows = [row for row in content["artifacts"] if row["file"] is not None]
+    opened = {row["file"]: row["format"] for row in content["artifacts"] if row["file"] is not None}
     faults = []
-    for entry in (content["evaluation"], *rows):
-        path = inside(folder, entry["file"])
+    for name, sha256 in files_of(content).items():
+        path, reason = inside(folder, name), ""
         try:
-            same = digest(path) == entry["sha256"]
-            read = whole and same and entry is not content["evaluation"]
-            reason = external_data.problem(path) if read else ""
+            same = digest(path) == sha256
+            if whole and same and name in opened:
+                reason = registry.get(opened[name]).outside(path)
         except FileNotFoundError:
             faults.append(f"`{path.name}` is missing")
         except (OSError, ValueError):
@@ -205,10 +234,22 @@ def refuse(folder: Path, faults: list[str]) -> None:
         )
 
 
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of the manifest."""
+def schema(version: int = VERSION) -> dict[str, Any]:
+    """Return the JSON schema of the manifest.
+
+    Args:
+        version: Of the manifest.
+    """
     text = files(__package__).joinpath("manifest.schema.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
+    wanted = dict(json.loads(text))
+    if version == 1:
+        # What came with the second version.
+        wanted["properties"]["schema"] = {"const": 1}
+        artifact = wanted["$defs"]["artifact"]
+        del artifact["properties"]["files"]
+        artifact["then"]["required"].remove("files")
+        artifact["properties"]["format"] = {"enum": ["tflite", "onnx"]}
+    return wanted
 
 
 def inside(folder: Path, name: Any) -> Path:

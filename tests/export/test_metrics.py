@@ -1,5 +1,6 @@
 import math
 
+import judging
 import keras
 import numpy as np
 import pytest
@@ -104,13 +105,13 @@ def test_compare_averages_decisions_and_keeps_the_worst_error():
         "b": {"kind": "values", "probabilities": False},
     }
     labels = {"a": LOGITS.argmax(1)}
-    result = metrics.compare(references, outputs, labels, kinds)
+    result = judging.compare(references, outputs, labels, kinds)
     assert result["accuracy"] == result["agreement"] == 1.0
     assert result["worst"] == pytest.approx(1.0)
     assert result["relative"] == pytest.approx(max(0.5 / np.abs(LOGITS).max(), 0.1), rel=1e-5)
     assert result["sqnr"] == pytest.approx(
         min(metrics.sqnr(references[name], outputs[name]) for name in "ab")
     )
-    broken = metrics.compare(references, {**outputs, "b": np.full((2, 1), np.nan)}, labels, kinds)
+    broken = judging.compare(references, {**outputs, "b": np.full((2, 1), np.nan)}, labels, kinds)
     assert broken["finite"] is False
     assert broken["worst"] == math.inf

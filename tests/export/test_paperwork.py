@@ -206,5 +206,5 @@ def test_labels_of_a_logarithmic_axis_do_not_overlap(values):
 
 
 def test_each_precision_has_its_own_marker():
-    assert set(plots._MARKERS) == {name for known in checks.KNOWN.values() for name in known}
+    assert set(plots._MARKERS) == set(checks.known_precisions())
     assert len(set(plots._MARKERS.values())) == len(plots._MARKERS)

@@ -1,5 +1,6 @@
 """What is measured against labels, against scikit-learn and NumPy written out here."""
 
+import judging
 import keras
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_rows_of_no_weight_and_without_label_count_nowhere():
     labels = np.where(rng.random(300) < 0.8, LABELS, -1)
     both = kept & (labels >= 0)
     names = {"a": {"kind": "classes", "probabilities": False}}
-    found = metrics.compare({"a": LOGITS}, {"a": other}, {"a": labels}, names, {"a": weights})
+    found = judging.compare({"a": LOGITS}, {"a": other}, {"a": labels}, names, {"a": weights})
     said, asked = other.argmax(1), LOGITS.argmax(1)
     assert found["accuracy"] == pytest.approx(
         np.average(said[both] == labels[both], weights=weights[both])
@@ -141,7 +142,7 @@ def test_rows_of_no_weight_and_without_label_count_nowhere():
         sk.cohen_kappa_score(asked[kept], said[kept], sample_weight=weights[kept])
     )
     broken = np.where(kept[:, None], other, np.nan)
-    again = metrics.compare({"a": LOGITS}, {"a": broken}, {"a": labels}, names, {"a": weights})
+    again = judging.compare({"a": LOGITS}, {"a": broken}, {"a": labels}, names, {"a": weights})
     assert again["finite"]
     assert again["worst"] == pytest.approx(np.abs(other - LOGITS)[kept].max())
 

@@ -14,12 +14,12 @@ class Artifact:
     """One exported file and what was measured on it.
 
     Args:
-        format: `"tflite"` or `"onnx"`.
+        format: Its name, such as `"tflite"`.
         precision: For example `"int8"`.
         status: `"passed"` or `"failed"`.
         reason: Why it failed; empty if it passed.
-        path: The file; `None` if none was made.
-        bytes: Size of the file.
+        path: The file, of several the one that is opened; `None` if none was made.
+        bytes: Size of the file, or of all of them.
         gzip_bytes: Size when gzipped.
         accuracy: Share of right answers on the evaluation data, 0..1; `None` without labels. Of
             several outputs their mean.
@@ -64,6 +64,13 @@ class Artifact:
     def passed(self) -> bool:
         """Whether it was made, verified and within the budget."""
         return self.status == "passed"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the artifact, the one that is opened first; none if none was made."""
+        if self.path is None:
+            return ()
+        return tuple(self.path.with_name(each["file"]) for each in self.details["files"])
 
     @property
     def file(self) -> str | None:

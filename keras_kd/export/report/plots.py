@@ -8,10 +8,10 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+from keras_kd.export.formats import registry
 from keras_kd.export.report.scorecard import Scorecard
 from keras_kd.utils.escaping import plain
 
-_COLORS = {"tflite": "#1f6f8b", "onnx": "#c1553b"}
 _MARKERS = {
     "float32": "o",
     "float16": "s",
@@ -68,7 +68,7 @@ def layer_plot(rows: list[dict[str, Any]], names: list[str]) -> str:
             [names.index(row["layer"]) for row in known],
             [row["sqnr"] for row in known],
             "o-",
-            color=_COLORS[fmt],
+            color=registry.color(fmt),
             label=fmt,
             markersize=4,
         )
@@ -111,7 +111,7 @@ def _bench_figure(rows: list[dict[str, Any]]) -> Any:
         return [nan if row[key] is None else factor * row[key] for row in rows]
 
     places = range(len(rows))
-    colors = [_COLORS.get(row["name"].split()[0], "#444444") for row in rows]
+    colors = [registry.color(row["name"].split()[0]) for row in rows]
     p50, p90 = values("p50_ms"), values("p90_ms")
     latency_axes.scatter(p50, places, color=colors, label="p50")
     latency_axes.scatter(p90, places, color=colors, marker="|", s=90, label="p90")
@@ -199,7 +199,7 @@ def scatter(
     axes = figure.subplots()
     for row in points:
         failed = row.get("status") == "failed"
-        color = _COLORS.get(row.get("format", ""), "#444444")
+        color = registry.color(row.get("format") or "")
         x, y = row[key] * factor, (100 if share else 1) * row[quality]
         axes.plot(
             [x],

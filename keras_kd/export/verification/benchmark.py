@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import numpy as np
 
 from keras_kd.export import manifest
 from keras_kd.export.checks import number
+from keras_kd.export.formats import registry
 from keras_kd.export.scratch import working_folder
 from keras_kd.export.verification.timing import time_calls
 from keras_kd.export.worker_pool import run_tasks
@@ -83,8 +85,9 @@ def bench(
     tasks = [
         {
             "id": f"{row['format']} {row['precision']}",
+            "format": row["format"],
             "path": str((folder / row["file"]).resolve()),
-            "bytes": (folder / row["file"]).stat().st_size,
+            "bytes": row["bytes"],
         }
         for row in content["artifacts"]
         if row["file"] is not None
@@ -109,7 +112,7 @@ def bench(
             if progress is not None:
                 progress("bench", i, len(tasks))
             # A process each: peak memory only ever grows, and a cold start happens once.
-            job = {"kind": "bench"}
+            job = {"kind": "bench", "formats": registry.foreign()}
             settings = {"threads": threads, "seconds": seconds, "sample": sample, "names": names}
             result = run_tasks(job, [{**task, **settings}], scratch / str(i))[task["id"]]
             if task["id"] == "keras" and "error" in result:
@@ -271,13 +274,10 @@ def _starter(
     path: Path, task: dict[str, Any], feed: dict[str, np.ndarray]
 ) -> Callable[[], Callable[[], Any]]:
     # Importing the runtime is no part of a start: an app links it.
-    if path.suffix == ".tflite":
-        import ai_edge_litert.interpreter  # noqa: F401
-    else:
-        import onnxruntime  # noqa: F401
-    from keras_kd.export.formats.runtime import open_file
-
-    return lambda: open_file(path, task["threads"]).prepare(feed)
+    fmt = registry.get(task["format"])
+    for package in fmt.runtime_packages:
+        importlib.import_module(package)
+    return lambda: fmt.open(path, task["threads"]).prepare(feed)
 
 
 def _keras_starter(path: Path, feed: dict[str, np.ndarray]) -> Callable[[], Callable[[], Any]]:

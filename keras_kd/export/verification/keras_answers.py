@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from keras_kd.export.checks import check_model, names, number
+from keras_kd.export.rows import KerasFigures, to_json
 from keras_kd.export.signature import Arrays, Signature, describe, is_symbolic, pack
 from keras_kd.export.source import data
 from keras_kd.export.verification import counting, output_meaning
@@ -127,7 +129,7 @@ def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any
     }
     outputs = {name: np.asarray(a, np.float32) for name, a in zip(kinds, flat, strict=True)}
     found = judged(outputs, reference.labels, kinds, reference.weights, reference.chosen)
-    return _figures(teacher, found, keras.tree.map_structure(lambda array: array[:1], x))
+    return to_json(_figures(teacher, found, keras.tree.map_structure(lambda array: array[:1], x)))
 
 
 def check_teacher(teacher: Any) -> None:
@@ -282,14 +284,14 @@ def read_normalization(
     return result
 
 
-def _figures(model: Any, judged: dict[str, Any], one: Any) -> dict[str, Any]:
+def _figures(model: Any, judged: KerasFigures, one: Any) -> KerasFigures:
     times = time_calls(lambda: model.predict_on_batch(one), seconds=TIMED)
-    return {
-        **judged,
-        "parameters": int(model.count_params()),
-        "bytes": int(sum(4 * np.prod(weight.shape) for weight in model.weights)),
-        "latency_ms": float(np.median(times)) * 1e3,
-    }
+    return replace(
+        judged,
+        parameters=int(model.count_params()),
+        bytes=int(sum(4 * np.prod(weight.shape) for weight in model.weights)),
+        latency_ms=float(np.median(times)) * 1e3,
+    )
 
 
 # What the loss that a model was compiled with says of an output without labels.

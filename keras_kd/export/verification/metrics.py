@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from keras_kd.export.rows import FileFigures, OutputFigures
 from keras_kd.export.verification.output_meaning import decide, judged, spread
 from keras_kd.export.verification.scores import scores as task_scores
 
@@ -126,9 +128,25 @@ _SHOWN = 20
 """Columns that a file's entry names; their number is told besides."""
 
 
+@dataclass(frozen=True)
+class Still:
+    """Answers that hardly change from sample to sample.
+
+    Args:
+        constant: Whether the standard deviation over the samples of the whole output is under a
+            tenth of the Keras model's.
+        units: The first units of which the same is true alone.
+        count: How many there are.
+    """
+
+    constant: bool | None = None
+    units: tuple[int, ...] | None = None
+    count: int | None = None
+
+
 def still_columns(
     reference: np.ndarray, outputs: np.ndarray, counted: np.ndarray | None = None
-) -> dict[str, Any]:
+) -> Still:
     """Find answers that hardly change from sample to sample, where the Keras model's do.
 
     Args:
@@ -137,10 +155,7 @@ def still_columns(
         counted: Which entries count, same shape; all by default.
 
     Returns:
-        `constant`: whether the standard deviation over the samples of the whole output is under a
-        tenth of the Keras model's; `still`: the first units of which the same is true alone, of
-        units that vary by more than a millionth of the greatest output; and `still_count`, how
-        many there are.
+        What was found, of units that vary by more than a millionth of the greatest output.
     """
     both = [
         _deviations(array.astype(np.float64), counted)[0].reshape(
@@ -154,11 +169,11 @@ def still_columns(
     peak = float(np.max(np.abs(reference), initial=0.0))
     real = theirs > 1e-6 * peak * math.sqrt(rows)
     still = np.flatnonzero(real & (mine < STILL * theirs))
-    return {
-        "constant": bool(real.any()) and kept < STILL * total,
-        "still": [int(i) for i in still[:_SHOWN]],
-        "still_count": len(still),
-    }
+    return Still(
+        bool(real.any()) and kept < STILL * total,
+        tuple(int(i) for i in still[:_SHOWN]),
+        len(still),
+    )
 
 
 def compare(
@@ -169,7 +184,7 @@ def compare(
     weights: dict[str, np.ndarray] | None = None,
     *,
     scores: bool = False,
-) -> dict[str, Any]:
+) -> FileFigures:
     """Compare all outputs of a file with the Keras model's.
 
     Args:
@@ -192,7 +207,7 @@ def compare(
         `worst` is 1 where any is another and 0 otherwise, `relative` is 0 and `sqnr` infinite, and
         `changed` says how many of how many (`decided`) are other ones.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, OutputFigures] = {}
     for name, reference in references.items():
         weight = (weights or {}).get(name)
         if kinds[name]["kind"] == "decisions":
@@ -209,33 +224,37 @@ def compare(
         truth = labels.get(name)
         right = accuracy(got, truth, kind, probabilities, weight)
         before = accuracy(reference, truth, kind, probabilities, weight)
-        rows[name] = {
-            "kind": kind,
-            "accuracy": right,
-            "drop": None if right is None or before is None else before - right,
-            "agreement": agreement(reference, got, kind, probabilities, weight),
-            "kappa": kappa(reference, got, kind, probabilities, weight),
-            "worst": worst,
-            "relative": worst / peak if peak > 0 else worst,
-            "sqnr": sqnr(reference[here], got[here]) if finite else -math.inf,
-            "variation": variation(reference, got, counted) if finite else -math.inf,
-            "finite": finite,
-            **(still_columns(reference, got, counted) if finite else {}),
-        }
-        if scores and finite:
-            rows[name]["scores"] = task_scores(got, truth, kind, probabilities, weight)
-    return {
-        "accuracy": _mean([row["accuracy"] for row in rows.values()]),
-        "agreement": min(
-            (row["agreement"] for row in rows.values() if row["agreement"] is not None),
-            default=None,
+        still = still_columns(reference, got, counted) if finite else Still()
+        rows[name] = OutputFigures(
+            accuracy=right,
+            agreement=agreement(reference, got, kind, probabilities, weight),
+            worst=worst,
+            relative=worst / peak if peak > 0 else worst,
+            sqnr=sqnr(reference[here], got[here]) if finite else -math.inf,
+            finite=finite,
+            kind=kind,
+            drop=None if right is None or before is None else before - right,
+            kappa=kappa(reference, got, kind, probabilities, weight),
+            variation=variation(reference, got, counted) if finite else -math.inf,
+            constant=still.constant,
+            still=still.units,
+            still_count=still.count,
+            scores=task_scores(got, truth, kind, probabilities, weight)
+            if scores and finite
+            else None,
+        )
+    figures = rows.values()
+    return FileFigures(
+        accuracy=_mean([row.accuracy for row in figures]),
+        agreement=min(
+            (row.agreement for row in figures if row.agreement is not None), default=None
         ),
-        "worst": max(row["worst"] for row in rows.values()),
-        "relative": max(row["relative"] for row in rows.values()),
-        "sqnr": min(row["sqnr"] for row in rows.values()),
-        "finite": all(row["finite"] for row in rows.values()),
-        "outputs": rows,
-    }
+        worst=max(row.worst for row in figures),
+        relative=max(row.relative for row in figures),
+        sqnr=min(row.sqnr for row in figures),
+        finite=all(row.finite for row in figures),
+        outputs=rows,
+    )
 
 
 def _decided(
@@ -244,30 +263,27 @@ def _decided(
     labels: np.ndarray | None,
     weights: np.ndarray | None,
     scored: bool,
-) -> dict[str, Any]:
+) -> OutputFigures:
     """Figures of an output that holds decisions, see `compare`."""
     counted = spread(weights, reference.shape) > 0
     changed = int(np.count_nonzero((got != reference) & counted))
     right, before = (
         accuracy(array, labels, "decisions", False, weights) for array in (got, reference)
     )
-    row: dict[str, Any] = {
-        "kind": "decisions",
-        "accuracy": right,
-        "drop": None if right is None or before is None else before - right,
-        "agreement": agreement(reference, got, "decisions", False, weights),
-        "kappa": kappa(reference, got, "decisions", False, weights),
-        "changed": changed,
-        "decided": int(np.count_nonzero(counted)),
-        "worst": float(changed > 0),
-        "relative": 0.0,
-        "sqnr": math.inf,
-        "variation": None,
-        "finite": True,
-    }
-    if scored:
-        row["scores"] = task_scores(got, labels, "decisions", False, weights)
-    return row
+    return OutputFigures(
+        accuracy=right,
+        agreement=agreement(reference, got, "decisions", False, weights),
+        worst=float(changed > 0),
+        relative=0.0,
+        sqnr=math.inf,
+        finite=True,
+        kind="decisions",
+        drop=None if right is None or before is None else before - right,
+        kappa=kappa(reference, got, "decisions", False, weights),
+        changed=changed,
+        decided=int(np.count_nonzero(counted)),
+        scores=task_scores(got, labels, "decisions", False, weights) if scored else None,
+    )
 
 
 def kappa(

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_kd.export.rows import Chosen as ChosenRow
+from keras_kd.export.rows import KerasFigures, KerasOutput, Measured
 from keras_kd.export.signature import Arrays, Signature
 from keras_kd.export.verification import metrics
 from keras_kd.export.verification.chosen_metrics import Chosen, lost, measure
@@ -32,8 +34,7 @@ class Reference:
         outputs: The model's outputs by name.
         labels: Labels by output name; empty without labels.
         kinds: For each output, see `metrics.compare`.
-        figures: `accuracy`, `parameters`, `bytes` (of the weights in float32), `latency_ms`, and
-            by output `outputs`: `scores`, see `scores.scores`, and `chosen`, see `chosen.measure`.
+        figures: What the model reaches and costs.
         weights: Weights by output name, see `counting.count`; an output may have none.
         chosen: The metrics that were asked for, by output name.
     """
@@ -43,7 +44,7 @@ class Reference:
     outputs: Arrays
     labels: Arrays
     kinds: dict[str, dict[str, Any]]
-    figures: dict[str, Any]
+    figures: KerasFigures
     weights: Arrays = field(default_factory=dict)
     chosen: dict[str, list[Chosen]] = field(default_factory=dict)
 
@@ -86,7 +87,7 @@ def judged(
     kinds: dict[str, dict[str, Any]],
     weights: Arrays,
     chosen: dict[str, list[Chosen]],
-) -> dict[str, Any]:
+) -> KerasFigures:
     """Measure a model's own answers against the labels.
 
     Args:
@@ -95,53 +96,55 @@ def judged(
         kinds: See `metrics.compare`.
         weights: By output name.
         chosen: The metrics that were asked for.
-
-    Returns:
-        `accuracy`, and `outputs` with `accuracy`, `scores` and perhaps `chosen` of each.
     """
     found = metrics.compare(outputs, outputs, labels, kinds, weights, scores=True)
+    values = measure(chosen, outputs, labels, weights)
     rows = {
-        name: {"accuracy": row["accuracy"], "scores": row["scores"]}
-        for name, row in found["outputs"].items()
+        name: KerasOutput(row.accuracy, row.scores, values.get(name))
+        for name, row in found.outputs.items()
     }
-    for name, measured in measure(chosen, outputs, labels, weights).items():
-        rows[name]["chosen"] = measured
-    return {"accuracy": found["accuracy"], "outputs": rows}
+    return KerasFigures(found.accuracy, rows)
 
 
-def add_chosen(row: dict[str, Any], answers: Path, reference: Reference) -> None:
+def with_chosen(measured: Measured, answers: Path, reference: Reference) -> tuple[Measured, str]:
     """Measure the user's metrics on a file: here, since functions do not travel to a worker.
 
     Args:
-        row: The file's entry in the manifest; each output gets `chosen`, rows of `name`,
-            `direction`, `before` (the Keras model's value), `value` and `lost`, see there.
+        measured: What else was measured of it.
         answers: Archive of the file's outputs, `y<i>`.
         reference: The Keras model's answers, and the metrics.
+
+    Returns:
+        The same with `chosen` at each output; and a note, if the metrics fail.
     """
     with np.load(answers) as arrays:
         outputs = {info.name: arrays[f"y{i}"] for i, info in enumerate(reference.signature.outputs)}
-    if not row["metrics"]["finite"]:
-        return
+    if not measured.metrics.finite:
+        return measured, ""
+    note = ""
     try:
         found = measure(reference.chosen, outputs, reference.labels, reference.weights)
     except Exception as error:
         # It worked on the Keras model's answers; a function of the user's may fail on any others.
-        row.setdefault("notes", []).append(f"the chosen metrics fail on its answers ({error})")
+        note = f"the chosen metrics fail on its answers ({error})"
         found = {
             name: dict.fromkeys((each.name for each in chosen), math.nan)
             for name, chosen in reference.chosen.items()
         }
+    figures = dict(measured.metrics.outputs)
     for name, chosen in reference.chosen.items():
-        before = reference.figures["outputs"][name]["chosen"]
-        row["metrics"]["outputs"][name]["chosen"] = [
-            {
-                "name": each.name,
-                "direction": each.direction,
-                "before": before[each.name],
-                "value": found[name][each.name],
-                "lost": lost(each.direction, before[each.name], found[name][each.name])
+        before = reference.figures.outputs[name].chosen or {}
+        rows = tuple(
+            ChosenRow(
+                each.name,
+                each.direction,
+                before[each.name],
+                found[name][each.name],
+                lost(each.direction, before[each.name], found[name][each.name])
                 if each.direction
                 else None,
-            }
+            )
             for each in chosen
-        ]
+        )
+        figures[name] = replace(figures[name], chosen=rows)
+    return replace(measured, metrics=replace(measured.metrics, outputs=figures)), note
