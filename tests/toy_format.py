@@ -1,4 +1,4 @@
-"""A format of somebody else's: dense networks as two files, a text and an archive of matrices."""
+"""A format of somebody else's: dense networks as a text and an archive of matrices."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,6 @@ from keras_kd.export.rows import Contents, Converted
 
 @registry.register
 class Toy(Format):
-    """Dense layers behind one another."""
-
     name = "toy"
     suffixes = (".toy", ".toyw")
     precisions = ("float32", "float16")
@@ -22,14 +20,13 @@ class Toy(Format):
 
     def convert(self, source, settings, task):
         layers = [layer for layer in source.keras_model().layers if layer.weights]
-        path = Path(task.path)
-        arrays = [np.asarray(v).astype(task.precision) for layer in layers for v in layer.weights]
-        with open(path.with_suffix(".toyw"), "wb") as file:
-            np.savez(file, *arrays)
+        path, more = Path(task.path), Path(task.path).with_suffix(".toyw")
+        with open(more, "wb") as file:
+            np.savez(file, *(np.asarray(v, task.precision) for x in layers for v in x.weights))
         text = {key: settings.about["signature"][key][0]["name"] for key in ("inputs", "outputs")}
         text["activations"] = [layer.activation.__name__ for layer in layers]
         path.write_text(json.dumps(text))
-        return Converted((path.name, path.with_suffix(".toyw").name), "dynamic")
+        return Converted((path.name, more.name), "dynamic")
 
     def open(self, path, threads=1):
         return Network(path)
@@ -39,8 +36,6 @@ class Toy(Format):
 
 
 class Network:
-    """The runtime."""
-
     free_batch = True
 
     def __init__(self, path):

@@ -25,12 +25,16 @@ def contradiction(content: dict[str, Any]) -> str:
 def _faults(content: dict[str, Any]) -> Iterator[str]:
     yield from _values(content, "")
     rows = content["artifacts"]
-    # Manifests of version 1 name one file an artifact.
-    named = [row.get("files") or [row] for row in rows if row["file"] is not None]
+    named = [[row, *row.get("more_files", ())] for row in rows if row["file"] is not None]
     everywhere = [each["file"] for found in named for each in found]
     everywhere.append(content["evaluation"]["file"])
+    if content["schema"] == 1:
+        yield from _version_faults(rows)
     if len(set(everywhere)) < len(everywhere):
         yield "two of its entries name the same file"
+    for fmt in content["layers"]:
+        if fmt not in {row["format"] for row in rows}:
+            yield f"`layers.{fmt}` is not known"
     if len({(row["format"], row["precision"]) for row in rows}) < len(rows):
         yield "two of its entries have the same format and precision"
     model, evaluation = content["model"], content["evaluation"]
@@ -58,7 +62,7 @@ def _row_faults(row: dict[str, Any], where: str, names: dict[str, list[str]]) ->
         suffixes = registry.get(row["format"]).suffixes
     if PurePath(row["file"]).suffix != suffixes[0]:
         yield f"`{where}.file` is no {suffixes[0]} file"
-    if "files" in row:
+    if "more_files" in row:
         yield from _file_faults(row, where)
     for kind, known in names.items():
         if {tensor["name"] for tensor in row["signature"][kind]} != set(known):
@@ -74,15 +78,20 @@ def _row_faults(row: dict[str, Any], where: str, names: dict[str, list[str]]) ->
 
 
 def _file_faults(row: dict[str, Any], where: str) -> Iterator[str]:
-    first, *others = row["files"]
-    if first["file"] != row["file"] or first["sha256"] != row["sha256"]:
-        yield f"`{where}.files` does not begin with its file"
-    if row["bytes"] is not None and sum(each["bytes"] for each in row["files"]) != row["bytes"]:
-        yield f"`{where}.bytes` is not the sum of those of its files"
-    stem = PurePath(row["file"]).stem
-    if any(PurePath(each["file"]).stem != stem for each in others):
+    more = row["more_files"]
+    if row["bytes"] is not None and sum(each["bytes"] for each in more) > row["bytes"]:
+        yield f"`{where}.bytes` is less than `{where}.more_files` have"
+    if any(PurePath(each["file"]).stem != PurePath(row["file"]).stem for each in more):
         # Where they are opened, they are found by the name of the first.
-        yield f"`{where}.files` have different names"
+        yield f"`{where}.more_files` have other names than its file"
+
+
+def _version_faults(rows: list[dict[str, Any]]) -> Iterator[str]:
+    for i, row in enumerate(rows):
+        if row["format"] not in ("tflite", "onnx"):
+            yield f"`artifacts[{i}].format` is none of version 1"
+        if "more_files" in row:
+            yield f"`artifacts[{i}].more_files` is none of version 1"
 
 
 def _values(value: Any, where: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.resources import files
 from io import BufferedReader
@@ -14,12 +15,13 @@ from typing import Any, cast
 from keras_kd.export.claims import contradiction
 from keras_kd.export.formats import registry
 from keras_kd.export.json_schema import fault
+from keras_kd.export.rows import FileRow, from_json
 from keras_kd.export.writing import write_file
 from keras_kd.utils import archives
 
 FILE = "manifest.json"
 VERSION = 2
-"""Of what is written. Version 1, of one file an artifact, is read as well, see `_upgraded`."""
+"""Of what is written. Version 1 is read as well: it has one file an artifact, of two formats."""
 
 _PACKAGES = (
     "keras-kd",
@@ -128,13 +130,13 @@ def read(folder: Path) -> dict[str, Any]:
     described = [*rows, evaluation] if isinstance(rows, list) else [evaluation]
     for row in described:
         if isinstance(row, dict):
-            more = row.get("files")
+            more = row.get("more_files")
             listed = more if isinstance(more, list) else []
             for each in (row, *(one for one in listed if isinstance(one, dict))):
                 if each.get("file"):
                     inside(folder, each["file"])
     _check_form(content, path)
-    return _upgraded(content)
+    return content
 
 
 def check(content: dict[str, Any], folder: Path) -> None:
@@ -150,31 +152,28 @@ def check(content: dict[str, Any], folder: Path) -> None:
     _check_form(seal(content), folder / FILE)
 
 
-def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of version 1 as one of this version."""
-    if content["schema"] == VERSION:
-        return content
-    rows = [
-        row
-        if row["file"] is None
-        else {**row, "files": [{key: row[key] for key in ("file", "sha256", "bytes")}]}
-        for row in content["artifacts"]
-    ]
-    return {**content, "schema": VERSION, "artifacts": rows}
-
-
-def files_of(content: dict[str, Any]) -> dict[str, str]:
-    """Return the hashes of all files that a manifest describes, by name.
+def files_of(row: Mapping[str, Any]) -> list[FileRow]:
+    """Return the files that an entry of a manifest describes, the one that is opened first.
 
     Args:
-        content: A manifest of this version.
+        row: Of `artifacts`.
     """
-    rows = [each for row in content["artifacts"] for each in row.get("files", ())]
-    return {each["file"]: each["sha256"] for each in (*rows, content["evaluation"])}
+    if row.get("file") is None:
+        return []
+    more = [from_json(FileRow, each) for each in row.get("more_files", ())]
+    size = (row["bytes"] or 0) - sum(each.bytes for each in more)
+    return [FileRow(row["file"], row["sha256"], size), *more]
+
+
+def hashes_of(content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hashes of all files that a manifest describes, by name."""
+    rows = [each for row in content["artifacts"] for each in files_of(row)]
+    found = {each.file: each.sha256 for each in rows}
+    return {**found, content["evaluation"]["file"]: content["evaluation"]["sha256"]}
 
 
 def _check_form(content: dict[str, Any], path: Path) -> None:
-    wanted = schema(content["schema"])
+    wanted = schema()
     reason = fault(content, wanted, wanted) or contradiction(content)
     if reason:
         raise ManifestError(
@@ -198,7 +197,7 @@ def check_files(folder: Path, content: dict[str, Any], *, whole: bool = True) ->
     """
     opened = {row["file"]: row["format"] for row in content["artifacts"] if row["file"] is not None}
     faults = []
-    for name, sha256 in files_of(content).items():
+    for name, sha256 in hashes_of(content).items():
         path, reason = inside(folder, name), ""
         try:
             same = digest(path) == sha256
@@ -234,22 +233,10 @@ def refuse(folder: Path, faults: list[str]) -> None:
         )
 
 
-def schema(version: int = VERSION) -> dict[str, Any]:
-    """Return the JSON schema of the manifest.
-
-    Args:
-        version: Of the manifest.
-    """
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of the manifest."""
     text = files(__package__).joinpath("manifest.schema.json").read_text(encoding="utf-8")
-    wanted = dict(json.loads(text))
-    if version == 1:
-        # What came with the second version.
-        wanted["properties"]["schema"] = {"const": 1}
-        artifact = wanted["$defs"]["artifact"]
-        del artifact["properties"]["files"]
-        artifact["then"]["required"].remove("files")
-        artifact["properties"]["format"] = {"enum": ["tflite", "onnx"]}
-    return wanted
+    return dict(json.loads(text))
 
 
 def inside(folder: Path, name: Any) -> Path:

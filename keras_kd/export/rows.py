@@ -468,7 +468,8 @@ class ArtifactRow:
                 found.pop(key, None)
             entry.update(found, drop=self.drop)
             entry["sha256"] = self.files[0].sha256 if self.files else None
-            entry["files"] = [to_json(each) for each in self.files]
+            if len(self.files) > 1:
+                entry["more_files"] = [to_json(each) for each in self.files[1:]]
         for key in ("worst_output", "kept", "without_mixed", "sparsity", "dense"):
             value = getattr(self, key)
             if value is not None:

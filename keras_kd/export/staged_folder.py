@@ -108,7 +108,7 @@ def place(stage: Path, target: Path, content: dict[str, Any], *, overwrite: bool
     """
     target = target.resolve()
     check_folder(target, overwrite)
-    hashes = manifest.files_of(content)
+    hashes = manifest.hashes_of(content)
     check_names_free(target, [*hashes, manifest.FILE])
     for name in hashes:
         files.sync(stage / name)
@@ -129,11 +129,10 @@ def place(stage: Path, target: Path, content: dict[str, Any], *, overwrite: bool
         return
     earlier = _earlier(target)
     # Files of one artifact keep one name, by which the first finds the others.
-    first = {each["file"]: row for row in content["artifacts"] for each in row.get("files", ())}
-    names = {
-        name: aside(name, first[name]["sha256"] if name in first else sha256)
-        for name, sha256 in hashes.items()
+    first = {
+        each.file: row["sha256"] for row in content["artifacts"] for each in manifest.files_of(row)
     }
+    names = {name: aside(name, first.get(name, sha256)) for name, sha256 in hashes.items()}
     # What goes once no manifest names it.
     ours = {*earlier, *names.values(), *left_behind(target)}
     try:
@@ -158,15 +157,16 @@ def place(stage: Path, target: Path, content: dict[str, Any], *, overwrite: bool
 
 def first_names(content: dict[str, Any]) -> list[str]:
     """Return the names of all files that a manifest describes."""
-    return list(manifest.files_of(content))
+    return list(manifest.hashes_of(content))
 
 
 def _renamed(content: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     def entry(row: dict[str, Any]) -> dict[str, Any]:
         renamed = {**row, "file": names.get(row["file"], row["file"])}
-        if "files" in row:
-            renamed["files"] = [
-                {**each, "file": names.get(each["file"], each["file"])} for each in row["files"]
+        if "more_files" in row:
+            renamed["more_files"] = [
+                {**each, "file": names.get(each["file"], each["file"])}
+                for each in row["more_files"]
             ]
         return renamed
 

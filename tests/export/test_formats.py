@@ -57,8 +57,9 @@ def test_a_registered_format_gets_a_verified_row(report, tmp_path):
     first = report.artifacts[0]
     assert [path.name for path in first.files] == ["net_float32.toy", "net_float32.toyw"]
     assert first.bytes == sum(path.stat().st_size for path in first.files)
-    entries = first.details["files"]
-    assert [each["sha256"] for each in entries] == list(map(manifest.digest, first.files))
+    (more,) = first.details["more_files"]
+    assert [first.sha256, more["sha256"]] == list(map(manifest.digest, first.files))
+    assert more["bytes"] == first.files[1].stat().st_size
     assert first.details["contents"]["operators"] == {"MatMul": 2}
     jsonschema.validate(report.manifest, manifest.schema())
     assert "toy float16" in report.table()
@@ -104,17 +105,24 @@ def test_files_of_one_artifact_take_the_place_of_others_together(report, tmp_pat
 
 def test_manifests_name_each_file_of_an_artifact_once(report, tmp_path):
     for change, reason in (
-        (lambda row: row["files"].reverse(), "does not begin with its file"),
-        (lambda row: row["files"][1].update(bytes=1), "is not the sum of those of its files"),
-        (lambda row: row["files"][1].update(file="other.toyw"), "have different names"),
-        (lambda row: row["files"][1].update(file="net_float16.toyw"), "name the same file"),
-        (lambda row: row["files"][1].update(file="../x.toyw"), "outside the folder"),
+        (lambda row: row["more_files"][0].update(bytes=9**9), "is less than"),
+        (lambda row: row["more_files"][0].update(file="other.toyw"), "have other names"),
+        (lambda row: row["more_files"][0].update(file="net_float16.toyw"), "name the same file"),
+        (lambda row: row["more_files"][0].update(file="../x.toyw"), "outside the folder"),
+        (lambda row: row["more_files"][0].pop("sha256"), "`sha256`"),
     ):
         content = json.loads((report.folder / "manifest.json").read_text())
         change(content["artifacts"][0])
         manifest.write(content, tmp_path / "manifest.json")
         with pytest.raises(keras_kd.export.ManifestError, match=reason):
             manifest.read(tmp_path)
+
+
+def test_the_first_version_of_manifests_knows_no_other_formats(report, tmp_path):
+    content = json.loads((report.folder / "manifest.json").read_text())
+    manifest.write({**content, "schema": 1}, tmp_path / "manifest.json")
+    with pytest.raises(keras_kd.export.ManifestError, match="none of version 1"):
+        manifest.read(tmp_path)
 
 
 def test_names_suffixes_and_homes_of_formats_are_checked():

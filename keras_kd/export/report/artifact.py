@@ -70,7 +70,8 @@ class Artifact:
         """All files of the artifact, the one that is opened first; none if none was made."""
         if self.path is None:
             return ()
-        return tuple(self.path.with_name(each["file"]) for each in self.details["files"])
+        more = self.details.get("more_files", ())
+        return (self.path, *(self.path.with_name(each["file"]) for each in more))
 
     @property
     def file(self) -> str | None:

@@ -17,10 +17,8 @@ from keras_kd.export.report.export_report import Report
 from keras_kd.export.rows import (
     ArtifactRow,
     Failure,
-    FileRow,
     Measured,
     MeasureTask,
-    from_json,
     to_json,
 )
 from keras_kd.export.scratch import working_folder
@@ -78,7 +76,7 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
                 row["file"],
                 row["format"],
                 str((folder / row["file"]).resolve()),
-                others=tuple(each["file"] for each in row["files"][1:]),
+                others=tuple(each.file for each in manifest.files_of(row)[1:]),
                 outputs=str(scratch / f"answers-{i}.npz") if reference.chosen else "",
             )
             for i, row in enumerate(rows)
@@ -311,7 +309,7 @@ def _row(said: dict[str, Any], measured: Mapping[str, Measured | Failure]) -> Ar
         said["status"],
         said["stage"],
         said["reason"],
-        files=tuple(from_json(FileRow, each) for each in said.get("files", ())),
+        files=tuple(manifest.files_of(said)),
     )
     found = measured.get(said["file"])
     if not isinstance(found, Measured):
