@@ -109,7 +109,9 @@ def test_there_are_at_most_eight_floors():
                     if other != "keras_kd"
                 } - {folder}
                 floors[folder] = 1 + max((floors[other] for other in used), default=0)
-    assert max(floors.values()) <= 8, floors
+    # The face and `python -m` stand before the house.
+    inside = {folder: floor for folder, floor in floors.items() if not folder.startswith("__")}
+    assert max(inside.values()) <= 8, inside
 
 
 # ------------------------------------------------------------------ private state

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from keras_kd.export.scratch import ended_by_signals
-from keras_kd.utils.escaping import plain
+from keras_kd.cli.exits import exit_code, fail, one_line
 
 _FRAMED = 80
 """Columns from which on the help has frames."""
@@ -56,10 +54,6 @@ def _program(asked: str) -> typer.Typer:
 # the parent of `BadParameter`, which is.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
-# What the checks, the loaders and the exporter raise for input that cannot be used. Anything else
-# is a mistake of this program, and keeps its traceback.
-_BAD_INPUT = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
-
 
 def _keras_kd(
     context: typer.Context,
@@ -89,47 +83,16 @@ def run(arguments: Sequence[str]) -> int:
     # Rich's frames leave no room for whole names of options there, and cut them.
     app.rich_markup_mode = "markdown" if columns >= _FRAMED else None
     app.info.context_settings = {"terminal_width": columns} if columns < _FRAMED else None
+    return exit_code(lambda: _called(app, command, list(arguments)))
+
+
+def _called(app: typer.Typer, command: str, arguments: list[str]) -> int:
     try:
-        with ended_by_signals():
-            code = app(args=list(arguments), prog_name="keras-kd", standalone_mode=False)
+        code = app(args=arguments, prog_name="keras-kd", standalone_mode=False)
     except _UsageError as error:
         page = f"keras-kd {command} --help" if command in _COMMANDS else "keras-kd --help"
-        reason = _one_line(error.format_message()).rstrip(".")
-        return _fail(f"{reason}. See `{page}`.", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except SystemExit as ended:
-        # 128 and the number of the signal that asked for it.
-        if not isinstance(ended.code, int) or ended.code <= 128:
-            raise
-        return _fail("ended by a signal. No half-written file was left behind.", ended.code)
-    except BrokenPipeError:
-        # Whoever read the output, such as `head`, has gone: there is nobody to tell.
-        sys.stderr.close()
-        return 1
-    except _BAD_INPUT as error:
-        return _fail(_one_line(_reason(error)), 2)
-    if code == 130:
-        return _fail("interrupted. No half-written file was left behind.", 130)
+        reason = one_line(error.format_message()).rstrip(".")
+        return fail(f"{reason}. See `{page}`.", 2)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     return int(code or 0)
-
-
-def _reason(error: BaseException) -> str:
-    # An OSError of the system's own names its file apart; ours carry a whole sentence.
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"`{error.filename}`: {error.strerror}. Choose another path or mend this one."
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, MemoryError):
-        return "this needs more memory than there is. Pass less data, or free some."
-    return str(error) or type(error).__name__
-
-
-def _one_line(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 600 else f"{text[:600]}..."
-
-
-def _fail(reason: str, code: int) -> int:
-    print(f"keras-kd: {plain(reason)}", file=sys.stderr)
-    return code

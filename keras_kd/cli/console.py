@@ -9,19 +9,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 from keras_kd.utils.escaping import plain
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 class Terminal:
@@ -65,15 +60,11 @@ class Terminal:
     @contextlib.contextmanager
     def working(self) -> Iterator[Work]:
         """Show progress bars on stderr, and keep everything but the result off stdout."""
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=self._stderr,
-            disable=self.quiet,
-        )
+        if self.quiet:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield Work(None)
+            return
+        progress = _bars(self._stderr)
         work = Work(progress)
         # Libraries announce downloads and the like on stdout, which `--json` reserves.
         with contextlib.redirect_stdout(sys.stderr):
@@ -90,24 +81,45 @@ class Terminal:
                     self._stderr.print()
 
 
+def _bars(console: Console) -> Progress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+    )
+
+
 class Work:
     """One bar for each stage of the work, made when the stage first reports.
 
     Args:
-        progress: Where the bars are shown.
+        progress: Where the bars are shown; `None` shows none.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
         self._bars: dict[str, TaskID] = {}
 
     @property
     def shown(self) -> bool:
         """Whether any stage has reported to an enabled display."""
-        return bool(self._bars) and not self._progress.disable
+        return bool(self._bars)
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """Report `done` of `total` steps of a stage; `detail` stands behind the bar."""
+        if self._progress is None:
+            return
         if stage not in self._bars:
             # Not before: an empty display would print an empty line.
             self._progress.start()

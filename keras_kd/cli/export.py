@@ -11,11 +11,11 @@ import keras_kd.export
 from keras_kd.cli import inputs
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import warm
-from keras_kd.export.checks import KNOWN
+from keras_kd.export.checks import known_precisions
 from keras_kd.export.formats.device_table import check_targets
 from keras_kd.export.target import check_names_free
 
-_PRECISIONS = ", ".join(dict.fromkeys(name for known in KNOWN.values() for name in known))
+_PRECISIONS = ", ".join(known_precisions())
 
 
 def export(

@@ -33,7 +33,7 @@ from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import manifest
 from keras_kd.export.report.scorecard import Scorecard, labels_of
 from keras_kd.export.signature import Arrays, Signature, is_symbolic, pack
-from keras_kd.export.verification import metrics, reverify
+from keras_kd.export.verification import output_meaning, reverify
 from keras_kd.utils import archives
 
 _PAGE = files("keras_kd.cli") / "page"
@@ -297,7 +297,7 @@ class Teacher:
                 f"{list(wanted.values())}. {advice}"
             )
         self._probabilities = {
-            name: metrics.is_probability(y) for name, y in zip(wanted, answers, strict=True)
+            name: output_meaning.is_probability(y) for name, y in zip(wanted, answers, strict=True)
         }
 
     def describe(self) -> dict[str, Any]:

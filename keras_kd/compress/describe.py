@@ -14,10 +14,10 @@ from keras_kd.compress.float_regions import FloatRegions
 from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.observers import has_activation_quantization
 from keras_kd.compress.prune import PrunedLayer
-from keras_kd.compress.quantize import QUANTIZED, is_quantize_aware
+from keras_kd.compress.quantize import is_quantize_aware
+from keras_kd.compress.quantized import Quantized
 from keras_kd.compress.quantized_layers import QuantizedLayer
 from keras_kd.compress.quantized_model import FloatBorder
-from keras_kd.compress.quantized_sequences import _Stepwise
 from keras_kd.compress.selection import require_graph
 from keras_kd.compress.treatment import INT8_ACTIVATIONS, several_outputs
 from keras_kd.models.folding import require_built
@@ -99,10 +99,8 @@ def _quantized_row(
     output = _output(layer, graph, regions)
     remarks = _remarks(layer)
     weights = "float" if _weights(layer) else ""
-    if isinstance(layer, QUANTIZED):
-        weights = (
-            f"int{layer.weight_bits}" if isinstance(layer, (QuantizedLayer, _Stepwise)) else ""
-        )
+    if isinstance(layer, Quantized):
+        weights = f"int{layer.weight_bits}" if layer.weight_bits else ""
         if isinstance(layer, QuantizedLayer):
             kinds = {"channel" if axes else "tensor" for axes in layer.axes.values()}
             weights += "/" + "+".join(sorted(kinds))

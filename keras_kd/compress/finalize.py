@@ -10,9 +10,9 @@ from keras import ops
 
 from keras_kd.compress.cluster import zero_share
 from keras_kd.compress.fake_quantize import FakeQuantize
+from keras_kd.compress.quantized import Quantized
 from keras_kd.compress.quantized_layers import QuantizedLayer
 from keras_kd.compress.quantized_model import FloatBorder
-from keras_kd.compress.quantized_sequences import _Stepwise
 from keras_kd.compress.selection import require_graph
 from keras_kd.models.folding import folded_weights, require_built, scale_and_shift
 from keras_kd.models.graph import Graph, copy_built, give_weights, rebuild
@@ -84,7 +84,7 @@ def baked(layer: WeightWrapper) -> Any:
     plain = type(base).from_config(config)
     plain.build_from_config(base.get_build_config())
     if norm is None:
-        pairs = _final_pairs(layer)
+        pairs = layer.final_pairs() if isinstance(layer, Quantized) else layer.effective(False)
         values = {id(v): ops.convert_to_numpy(t) for v, t in pairs}
         give_weights(
             plain,
@@ -99,14 +99,6 @@ def baked(layer: WeightWrapper) -> Any:
     kept = [v for v in base.weights if not (base.use_bias and v is base.bias)]
     plain.set_weights([*(values.get(id(v), ops.convert_to_numpy(v)) for v in kept), bias])
     return plain
-
-
-def _final_pairs(layer: WeightWrapper) -> list[tuple[Any, Tensor]]:
-    if isinstance(layer, QuantizedLayer):
-        return layer.quantized_pairs(False)
-    if isinstance(layer, _Stepwise):
-        return layer.rounded_pairs()
-    return layer.effective(False)
 
 
 def sparsity(model: keras.Model) -> float:

@@ -13,7 +13,8 @@ from typing import Any
 
 import keras
 
-from keras_kd.compress.treatment import Treatment, several_outputs, treatment
+from keras_kd.compress.quantized import Treatment
+from keras_kd.compress.treatment import several_outputs, treatment
 from keras_kd.models.graph import OUTPUT, Graph, is_graph, tensors_of
 from keras_kd.models.weight_wrapper import base_layer
 

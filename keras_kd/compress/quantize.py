@@ -13,23 +13,13 @@ from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.operators import rewritten, rounds_halves
 from keras_kd.compress.plan import Plan
 from keras_kd.compress.prune import PrunedLayer
+from keras_kd.compress.quantized import BY_KIND, Quantized
 from keras_kd.compress.quantized_layers import (
     FUSED_ACTIVATIONS,
     TRANSPOSED,
-    QuantizedAffine,
     QuantizedLayer,
 )
 from keras_kd.compress.quantized_model import FloatBorder, QuantizedModel
-from keras_kd.compress.quantized_operations import (
-    QuantizedMean,
-    QuantizedRepeat,
-    QuantizedSwish,
-)
-from keras_kd.compress.quantized_sequences import (
-    QuantizedAttention,
-    QuantizedLayerNormalization,
-    QuantizedRecurrent,
-)
 from keras_kd.compress.selection import look_up, require_graph
 from keras_kd.compress.tflite_rounding import source_of
 from keras_kd.models.folding import require_built
@@ -140,33 +130,7 @@ def is_quantize_aware(model: keras.Model) -> bool:
     Returns:
         True if a layer, nested or not, rounds weights or activations.
     """
-    return any(isinstance(layer, QUANTIZED) for _, layer in every_layer(model))
-
-
-QUANTIZED = (
-    FakeQuantize,
-    QuantizedLayer,
-    QuantizedAffine,
-    QuantizedAttention,
-    QuantizedLayerNormalization,
-    QuantizedMean,
-    QuantizedRecurrent,
-    QuantizedRepeat,
-    QuantizedSwish,
-)
-"""The classes that `quantize_aware` puts in."""
-
-_WRAPPERS: dict[str, Any] = {
-    "affine": QuantizedAffine,
-    "attention": QuantizedAttention,
-    "layer norm": QuantizedLayerNormalization,
-    "recurrent": QuantizedRecurrent,
-    "mean": QuantizedMean,
-    "repeats": QuantizedRepeat,
-    "swish": QuantizedSwish,
-}
-
-_WITHOUT_WIDTHS = (QuantizedAffine, QuantizedMean, QuantizedRepeat, QuantizedSwish)
+    return any(isinstance(layer, (FakeQuantize, Quantized)) for _, layer in every_layer(model))
 
 
 def _annotations(model: keras.Model, annotations: dict[str, Annotation]) -> dict[int, Annotation]:
@@ -253,13 +217,13 @@ class _Maker:
             return self._weighted(layer, graph, annotation)
         if chosen.kind == "separable":
             return self._separable(layer, graph)
-        wrapper = _WRAPPERS.get(chosen.kind)
+        wrapper = BY_KIND.get(chosen.kind)
         if wrapper is None or self.activation_bits is None:
             return self._with_zeros(copy_built(layer))
         # These compute the layer themselves, so they regularize in its place too.
         regularizer = base_layer(layer).activity_regularizer
         inner = copy_built(layer) if regularizer is None else _copy_changed(layer, _UNREGULARIZED)
-        more = () if wrapper in _WITHOUT_WIDTHS else (self.bits, self.activation_bits)
+        more = (self.bits, self.activation_bits) if wrapper.takes_widths else ()
         return wrapper(self._with_zeros(inner), *more, activity_regularizer=regularizer)
 
     def _weighted(self, layer: Any, graph: Graph, annotation: Annotation) -> Any:

@@ -10,6 +10,7 @@ from keras import ops
 from keras_kd.compress.cluster import is_clustered
 from keras_kd.compress.convolutions import convolve, has_single_form
 from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights, swish
+from keras_kd.compress.quantized import Quantized, Treatment
 from keras_kd.compress.tflite_rounding import (
     ReadsIntegers,
     channel_steps,
@@ -18,7 +19,8 @@ from keras_kd.compress.tflite_rounding import (
     where_run,
 )
 from keras_kd.models.folding import kernel_scale
-from keras_kd.models.weight_wrapper import WeightWrapper, base_layer, kernels, run_with
+from keras_kd.models.graph import Graph
+from keras_kd.models.weight_wrapper import base_layer, kernels, run_with
 from keras_kd.utils.types import Tensor
 
 FUSED_ACTIVATIONS = {"linear", "relu", "relu6"}
@@ -41,7 +43,7 @@ CHANNEL_AXES: dict[type, dict[str, tuple[int, ...]]] = {
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class QuantizedLayer(ReadsIntegers, WeightWrapper):
+class QuantizedLayer(ReadsIntegers, Quantized):
     """A layer whose weights are rounded to integers on the way, its BatchNormalization folded in.
 
     `y = layer(x, kernel')` with `kernel'` from `quantized_weights`. With a normalization the kernel
@@ -86,7 +88,7 @@ class QuantizedLayer(ReadsIntegers, WeightWrapper):
         if axes is None:
             axes = CHANNEL_AXES[type(base_layer(layer))]
         self.norm: Any = norm
-        self.weight_bits = weight_bits
+        self.weight_bits: int = weight_bits
         self.axes = {name: tuple(value) for name, value in axes.items()}
         # `keras.activations.get(None)` is the identity, which would count as an activation.
         self.activation = None if activation is None else keras.activations.get(activation)
@@ -328,6 +330,10 @@ class QuantizedLayer(ReadsIntegers, WeightWrapper):
         shape[1 if first else -1] = -1
         return shape
 
+    def final_pairs(self) -> list[tuple[Any, Tensor]]:
+        """As in `Quantized`."""
+        return self.quantized_pairs(False)
+
     def get_config(self) -> dict[str, Any]:
         """Configuration, the layer's and its normalization's included."""
         activation = self.activation
@@ -362,7 +368,7 @@ def _never_zero(bias: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class QuantizedAffine(ReadsIntegers, WeightWrapper):
+class QuantizedAffine(ReadsIntegers, Quantized):
     """A BatchNormalization that stands alone, a Rescaling or a Normalization, for int8.
 
     All three are `y = x * scale + shift` for each channel at inference, which is computed as a 1x1
@@ -373,6 +379,34 @@ class QuantizedAffine(ReadsIntegers, WeightWrapper):
         layer: The layer; channels on the last axis, input of rank 2, 3 or 4.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
+
+    kind = "affine"
+    stands_for = (
+        keras.layers.BatchNormalization,
+        keras.layers.Rescaling,
+        keras.layers.Normalization,
+    )
+
+    @classmethod
+    def treat(
+        cls, layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+    ) -> Treatment:
+        """As in `Quantized`."""
+        shape = graph.input_shape(name) or ()
+        rank = len(shape) if graph.called_once(name) else 0
+        if rank not in (2, 3, 4):
+            return Treatment("float", "called more than once, or its input is not of rank 2 to 4")
+        axis = config.get("axis", -1)
+        axes = [axis] if isinstance(axis, int) else list(axis or [])
+        if type(layer) is not keras.layers.Rescaling and [a % rank for a in axes] != [rank - 1]:
+            return Treatment("float", "normalizes over another axis than the last")
+        if config.get("invert") or not isinstance(shape[-1], int):
+            return Treatment("float", "no int8 form of this normalization is known")
+        if type(layer) is keras.layers.Rescaling and not all(
+            isinstance(config[key], (int, float)) for key in ("scale", "offset")
+        ):
+            return Treatment("float", "rescales by arrays; use Normalization")
+        return Treatment("affine", fuses=type(layer) is keras.layers.BatchNormalization)
 
     def call(  # type: ignore[override]
         self, inputs: Tensor, training: bool | None = None

@@ -8,8 +8,8 @@ import keras
 from keras import ops
 
 from keras_kd.compress.fake_quantize import swish
+from keras_kd.compress.quantized import Quantized
 from keras_kd.compress.tflite_rounding import where_run
-from keras_kd.models.weight_wrapper import WeightWrapper
 from keras_kd.utils.types import Tensor
 
 MOST_POSITIONS = 64
@@ -33,7 +33,7 @@ def mean_of_rows(rows: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class QuantizedSwish(WeightWrapper):
+class QuantizedSwish(Quantized):
     """`x * sigmoid(x)` with the sigmoid in int8, since TFLite has no swish.
 
     Args:
@@ -41,19 +41,23 @@ class QuantizedSwish(WeightWrapper):
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
+    kind = "swish"
+
     def call(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
         """Activate."""
         return swish(inputs, 8)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class QuantizedMean(WeightWrapper):
+class QuantizedMean(Quantized):
     """Global average pooling as an exact product, as `mean_of_rows` has it.
 
     Args:
         layer: `keras.layers.GlobalAveragePooling1D` or `2D`.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
+
+    kind = "mean"
 
     def call(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
         """Average over all positions."""
@@ -71,7 +75,7 @@ class QuantizedMean(WeightWrapper):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class QuantizedRepeat(WeightWrapper):
+class QuantizedRepeat(Quantized):
     """Each value several times over, as the resizing of an image to the nearest pixel.
 
     Keras repeats by TILE, whose int8 form is written in a version that LiteRT 2.3 does not have.
@@ -81,6 +85,8 @@ class QuantizedRepeat(WeightWrapper):
             `RepeatVector`.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
+
+    kind = "repeats"
 
     def call(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
         """Repeat."""

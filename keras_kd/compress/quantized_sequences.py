@@ -15,6 +15,7 @@ from keras_kd.compress.fake_quantize import (
     bounded,
     quantized_weights,
 )
+from keras_kd.compress.quantized import Quantized, Treatment
 from keras_kd.compress.quantized_layers import per_channel_affine
 from keras_kd.compress.quantized_operations import mean_of_rows
 from keras_kd.compress.tflite_rounding import (
@@ -25,11 +26,15 @@ from keras_kd.compress.tflite_rounding import (
     rounded_twice,
     rounds,
 )
-from keras_kd.models.weight_wrapper import WeightWrapper, base_layer, kernels
+from keras_kd.models.graph import Graph
+from keras_kd.models.weight_wrapper import base_layer, kernels
 from keras_kd.utils.types import Tensor
 
+MOST_STEPS = 64
+"""Unrolled steps beyond which the file of a recurrent layer grows out of proportion."""
 
-class _Stepwise(ReadsIntegers, WeightWrapper):
+
+class _Stepwise(ReadsIntegers, Quantized):
     """A wrapper that computes the layer itself, with an observer after each step.
 
     Args:
@@ -39,6 +44,8 @@ class _Stepwise(ReadsIntegers, WeightWrapper):
         steps: Names of the steps, where the class has none for all its layers.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
+
+    takes_widths = True
 
     steps: tuple[str, ...] = ()
     """Names of the steps, each with a range of its own."""
@@ -55,7 +62,7 @@ class _Stepwise(ReadsIntegers, WeightWrapper):
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
-        self.weight_bits = weight_bits
+        self.weight_bits: int = weight_bits
         self.activation_bits = activation_bits
         if steps is not None:
             self.steps = steps
@@ -160,8 +167,25 @@ class QuantizedLayerNormalization(_Stepwise):
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
+    kind = "layer norm"
+    stands_for = (keras.layers.LayerNormalization,)
     steps = ("mean", "centered", "energy", "inverse", "offset", "scale", "scaled", "shift")
     seconds = ("centered",)
+
+    @classmethod
+    def treat(
+        cls, layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+    ) -> Treatment:
+        """As in `Quantized`."""
+        shape = graph.input_shape(name) or ()
+        rank = len(shape) if graph.called_once(name) else 0
+        axis = config["axis"]
+        last = [a % rank for a in ([axis] if isinstance(axis, int) else axis)] if rank else []
+        if rank not in (2, 3, 4) or last != [rank - 1]:
+            return Treatment("float", "normalizes over other axes than the last")
+        if config.get("rms_scaling"):
+            return Treatment("float", "RMS scaling has no int8 form here")
+        return Treatment("layer norm")
 
     def call(  # type: ignore[override]
         self, inputs: Tensor, training: bool | None = None
@@ -219,6 +243,8 @@ class QuantizedAttention(_Stepwise):
         - [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.2
     """
 
+    kind = "attention"
+    stands_for = (keras.layers.MultiHeadAttention,)
     steps = ("query", "key", "value", "scores", "context")
     seconds = ("key", "value")
 
@@ -227,6 +253,24 @@ class QuantizedAttention(_Stepwise):
     ) -> None:
         super().__init__(layer, weight_bits, activation_bits, **kwargs)
         self.seeds = keras.random.SeedGenerator(self.base.get_config().get("seed"))
+
+    @classmethod
+    def treat(
+        cls, layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+    ) -> Treatment:
+        """As in `Quantized`."""
+        if not graph.called_once(name):
+            return Treatment("float", "called more than once")
+        call = graph.calls[name][0]
+        given = {key for key, value in call["kwargs"].items() if value not in (None, False)}
+        if given - {"value", "key", "query"} or masked:
+            return Treatment("float", "masks and returned scores have no int8 form")
+        if len(call["args"]) + len(given) > 3:
+            return Treatment("float", "masks have no int8 form")
+        shape = graph.input_shape(name) or ()
+        if len(shape) != 3 or None in shape[1:]:
+            return Treatment("float", "its length is not fixed, or it attends over other axes")
+        return Treatment("attention")
 
     def call(  # type: ignore[override]
         self,
@@ -308,6 +352,9 @@ class QuantizedRecurrent(_Stepwise):
         - [Cho et al., 2014](https://arxiv.org/abs/1406.1078)
     """
 
+    kind = "recurrent"
+    stands_for = (keras.layers.LSTM, keras.layers.GRU)
+
     def __init__(
         self, layer: Any, weight_bits: int = 8, activation_bits: int = 8, **kwargs: Any
     ) -> None:
@@ -324,6 +371,34 @@ class QuantizedRecurrent(_Stepwise):
         if type(base_layer(layer)) is keras.layers.LSTM:
             steps = tuple(step for step in steps if step != "distance")
         super().__init__(layer, weight_bits, activation_bits, steps=steps, **kwargs)
+
+    @classmethod
+    def treat(
+        cls, layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+    ) -> Treatment:
+        """As in `Quantized`."""
+        if not graph.called_once(name):
+            return Treatment("float", "called more than once")
+        shape = graph.input_shape(name) or ()
+        if len(shape) != 3 or shape[1] is None or graph.fixed_argument(name, "initial_state"):
+            return Treatment("float", "its number of steps is not fixed, or it is given a state")
+        steps = shape[1]
+        if steps < 2:
+            return Treatment("float", "a single step")
+        if steps > MOST_STEPS:
+            return Treatment("float", f"unrolling {steps} steps; int8 up to {MOST_STEPS}")
+        if masked:
+            return Treatment("float", "masks have no int8 form")
+        usual = config["activation"] == "tanh" and config["recurrent_activation"] == "sigmoid"
+        if not usual or not config.get("reset_after", True):
+            return Treatment(
+                "float", "other activations than tanh and sigmoid, or reset_after=False"
+            )
+        if config["stateful"]:
+            return Treatment("float", "keeps its state")
+        if config["dropout"] or config["recurrent_dropout"]:
+            return Treatment("float", "has dropout inside; put a Dropout layer before it")
+        return Treatment("recurrent")
 
     def call(  # type: ignore[override]
         self, inputs: Tensor, training: bool | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_kd.compress.quantized import Quantized
 from keras_kd.models.graph import is_graph
 from keras_kd.models.weight_wrapper import base_layer, every_layer, kernels
 from keras_kd.utils.errors import did_you_mean
@@ -84,7 +85,7 @@ def chosen_layers(model: keras.Model, names: list[str] | None, action: str) -> d
     """
     require_graph(model, action)
     for path, layer in every_layer(model):
-        if type(layer).__name__.startswith("Quantized"):
+        if isinstance(layer, Quantized):
             raise ValueError(
                 f"Layer `{path}` of `{model.name}` is quantized already. {action.capitalize()} "
                 "first, then call `quantize_aware` on the result, which keeps zeros and clusters."

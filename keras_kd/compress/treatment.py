@@ -1,8 +1,11 @@
-"""What quantization does with each kind of layer, and why some stay float."""
+"""What quantization does with each kind of layer, and why some stay float.
+
+A layer with a class of its own in its place is that class's to judge, see `quantized`. What is
+looked up by name here are Keras's operations, whose classes have no public name.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,13 +13,11 @@ import keras
 
 from keras_kd.compress.fake_quantize import FIXED_RANGES
 from keras_kd.compress.operators import PARTS, repeats, same_scale
+from keras_kd.compress.quantized import BY_LAYER, Treatment
 from keras_kd.compress.quantized_layers import CHANNEL_AXES, FUSED_ACTIVATIONS
 from keras_kd.compress.quantized_operations import MOST_POSITIONS
 from keras_kd.models.graph import Graph
 from keras_kd.models.weight_wrapper import base_layer
-
-MOST_RECURRENT_STEPS = 64
-"""Unrolled steps beyond which the file of a recurrent layer grows out of proportion."""
 
 OBSERVED = {
     "Add",
@@ -66,27 +67,6 @@ ACTIVATION_LAYERS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Treatment:
-    """How a layer is quantized.
-
-    Args:
-        kind: `"weights"`, `"separable"`, `"embedding"`, `"affine"`, `"layer norm"`, `"attention"`,
-            `"recurrent"`, `"activation"`, `"swish"`, `"mean"`, `"observed"`, `"moves"`,
-            `"repeats"`, `"keeps"`, `"average"`, `"joins"`, `"model"` or `"float"`.
-        reason: Why a layer stays float; empty otherwise.
-        range: Range of the output that TFLite prescribes.
-        fuses: Whether TFLite computes a ReLU after it in the same operator.
-        fusable: Whether it is such a ReLU.
-    """
-
-    kind: str
-    reason: str = ""
-    range: tuple[float, float] | None = None
-    fuses: bool = False
-    fusable: bool = False
-
-
 def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) -> Treatment:
     """How `quantize_aware` treats a layer or operation.
 
@@ -102,8 +82,9 @@ def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) ->
     kind = type(base).__name__
     if isinstance(base, keras.Model):
         return Treatment("model")
+    own = BY_LAYER.get(type(base))
     keras_own = type(base).__module__.split(".")[0] == "keras"
-    if not keras_own:
+    if not keras_own and own is None:
         return Treatment("float", "custom layer; annotate it to round its weights")
     if several_outputs(layer) and kind not in PARTS:
         return Treatment("float", "gives several tensors")
@@ -119,8 +100,8 @@ def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) ->
             range=FIXED_RANGES.get(activation),
             fuses=activation == "linear",
         )
-    if type(base) in _SPECIAL:
-        return _SPECIAL[type(base)](base, config, layer.name, graph, id(base) in masked)
+    if own is not None:
+        return own.treat(base, config, layer.name, graph, id(base) in masked)
     if kind == "Activation" or kind in ACTIVATION_LAYERS:
         return _activation(base, kind, config)
     passes = same_scale(base)
@@ -182,91 +163,6 @@ def _activation(layer: Any, kind: str, config: dict[str, Any]) -> Treatment:
     if name in ("silu", "swish") and isinstance(layer, keras.layers.Layer):
         return Treatment("swish")
     return Treatment("activation", range=FIXED_RANGES.get(name), fusable=name in ("relu", "relu6"))
-
-
-def _affine(layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool) -> Treatment:
-    shape = graph.input_shape(name) or ()
-    rank = len(shape) if graph.called_once(name) else 0
-    if rank not in (2, 3, 4):
-        return Treatment("float", "called more than once, or its input is not of rank 2 to 4")
-    axis = config.get("axis", -1)
-    axes = [axis] if isinstance(axis, int) else list(axis or [])
-    if type(layer) is not keras.layers.Rescaling and [a % rank for a in axes] != [rank - 1]:
-        return Treatment("float", "normalizes over another axis than the last")
-    if config.get("invert") or not isinstance(shape[-1], int):
-        return Treatment("float", "no int8 form of this normalization is known")
-    if type(layer) is keras.layers.Rescaling and not all(
-        isinstance(config[key], (int, float)) for key in ("scale", "offset")
-    ):
-        return Treatment("float", "rescales by arrays; use Normalization")
-    return Treatment("affine", fuses=type(layer) is keras.layers.BatchNormalization)
-
-
-def _layer_norm(
-    layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
-) -> Treatment:
-    shape = graph.input_shape(name) or ()
-    rank = len(shape) if graph.called_once(name) else 0
-    axis = config["axis"]
-    last = [a % rank for a in ([axis] if isinstance(axis, int) else axis)] if rank else []
-    if rank not in (2, 3, 4) or last != [rank - 1]:
-        return Treatment("float", "normalizes over other axes than the last")
-    if config.get("rms_scaling"):
-        return Treatment("float", "RMS scaling has no int8 form here")
-    return Treatment("layer norm")
-
-
-def _attention(
-    layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
-) -> Treatment:
-    if not graph.called_once(name):
-        return Treatment("float", "called more than once")
-    call = graph.calls[name][0]
-    given = {key for key, value in call["kwargs"].items() if value not in (None, False)}
-    if given - {"value", "key", "query"} or masked:
-        return Treatment("float", "masks and returned scores have no int8 form")
-    if len(call["args"]) + len(given) > 3:
-        return Treatment("float", "masks have no int8 form")
-    shape = graph.input_shape(name) or ()
-    if len(shape) != 3 or None in shape[1:]:
-        return Treatment("float", "its length is not fixed, or it attends over other axes")
-    return Treatment("attention")
-
-
-def _recurrent(
-    layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
-) -> Treatment:
-    if not graph.called_once(name):
-        return Treatment("float", "called more than once")
-    shape = graph.input_shape(name) or ()
-    if len(shape) != 3 or shape[1] is None or graph.fixed_argument(name, "initial_state"):
-        return Treatment("float", "its number of steps is not fixed, or it is given a state")
-    steps = shape[1]
-    if steps < 2:
-        return Treatment("float", "a single step")
-    if steps > MOST_RECURRENT_STEPS:
-        return Treatment("float", f"unrolling {steps} steps; int8 up to {MOST_RECURRENT_STEPS}")
-    if masked:
-        return Treatment("float", "masks have no int8 form")
-    usual = config["activation"] == "tanh" and config["recurrent_activation"] == "sigmoid"
-    if not usual or not config.get("reset_after", True):
-        return Treatment("float", "other activations than tanh and sigmoid, or reset_after=False")
-    if config["stateful"]:
-        return Treatment("float", "keeps its state")
-    if config["dropout"] or config["recurrent_dropout"]:
-        return Treatment("float", "has dropout inside; put a Dropout layer before it")
-    return Treatment("recurrent")
-
-
-_SPECIAL = {
-    keras.layers.BatchNormalization: _affine,
-    keras.layers.Rescaling: _affine,
-    keras.layers.Normalization: _affine,
-    keras.layers.LayerNormalization: _layer_norm,
-    keras.layers.MultiHeadAttention: _attention,
-    keras.layers.LSTM: _recurrent,
-    keras.layers.GRU: _recurrent,
-}
 
 
 def several_outputs(layer: Any) -> bool:

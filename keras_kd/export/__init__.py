@@ -13,25 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keras_kd.export.exporter import export_model
-    from keras_kd.export.formats.device_table import RuntimeReport
     from keras_kd.export.loaded import LoadedModel, load
     from keras_kd.export.manifest import ManifestError
-    from keras_kd.export.report.export_report import Artifact, Report
+    from keras_kd.export.report.export_report import Report
+    from keras_kd.export.report.export_report.artifact import Artifact
+    from keras_kd.export.report.export_report.runtime_report import RuntimeReport
+    from keras_kd.export.report.layer_report import LayerReport
     from keras_kd.export.report.scorecard import Scorecard
     from keras_kd.export.target import check_folder
     from keras_kd.export.verification.benchmark import BenchReport, bench
-    from keras_kd.export.verification.layer_noise import LayerReport
     from keras_kd.export.verification.reverify import verify
 
 _HOME = {
-    "Artifact": "report.export_report",
+    "Artifact": "report.artifact",
     "BenchReport": "verification.benchmark",
-    "LayerReport": "verification.layer_noise",
+    "LayerReport": "report.layer_report",
     "LoadedModel": "loaded",
     "ManifestError": "manifest",
     "Report": "report.export_report",
     "Scorecard": "report.scorecard",
-    "RuntimeReport": "formats.device_table",
+    "RuntimeReport": "report.runtime_report",
     "bench": "verification.benchmark",
     "check_folder": "target",
     "export_model": "exporter",

@@ -10,19 +10,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from keras_kd.export.arguments import check_name
+from keras_kd.export.formats import registry
 
-FORMATS = ("tflite", "onnx")
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 """What is made unless asked otherwise."""
-
-KNOWN = {
-    "tflite": (
-        *("float32", "float16", "dynamic", "weight_int8", "weight_int4", "int8", "uint8"),
-        "int16x8",
-    ),
-    "onnx": ("float32", "float16", "dynamic", "weight_int4", "int8", "int8_qoperator"),
-}
-"""The precisions of each format."""
 
 CALIBRATED = ("int8", "uint8", "int16x8", "int8_qoperator")
 """Precisions whose activations are integers, which needs calibration data."""
@@ -65,16 +56,21 @@ def check_precisions(precisions: Sequence[str], formats: Sequence[str]) -> list[
     Raises:
         ValueError: If one is unknown, with close matches, or exists in no format asked for.
     """
-    everywhere = dict.fromkeys(name for known in KNOWN.values() for name in known)
-    checked = names("precisions", precisions, list(everywhere))
+    known = {each.name: each.precisions for each in registry.every()}
+    checked = names("precisions", precisions, known_precisions())
     for precision in checked:
-        if not any(precision in KNOWN[fmt] for fmt in formats):
+        if not any(precision in known[fmt] for fmt in formats):
             raise ValueError(
                 f"`{precision}` does not exist for {', '.join(formats)}. Precisions by format: "
-                + "; ".join(f"{fmt}: {', '.join(known)}" for fmt, known in KNOWN.items())
+                + "; ".join(f"{fmt}: {', '.join(found)}" for fmt, found in known.items())
                 + "."
             )
     return checked
+
+
+def known_precisions() -> list[str]:
+    """Return the precisions of all formats."""
+    return list(dict.fromkeys(name for each in registry.every() for name in each.precisions))
 
 
 def number(what: str, value: Any, *, whole: bool = False) -> None:
@@ -142,12 +138,8 @@ def check_packages(formats: Sequence[str]) -> None:
     Raises:
         ImportError: Naming the packages and the extra that brings them.
     """
-    needed = ["tensorflow", "sklearn"]
-    if "tflite" in formats:
-        needed += ["ai_edge_litert"]
-    if "onnx" in formats:
-        needed += ["onnx", "onnxruntime", "tf2onnx"]
-    missing = [package for package in needed if find_spec(package) is None]
+    own = [package for name in formats for package in registry.get(name).packages]
+    missing = [name for name in ("tensorflow", "sklearn", *own) if find_spec(name) is None]
     if missing:
         raise ImportError(
             f"Export to {', '.join(formats)} needs {', '.join(missing)}, which is not installed. "

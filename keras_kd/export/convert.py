@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.formats import metadata
-from keras_kd.export.formats.tflite import sparsity
-from keras_kd.export.signature import Arrays
+from keras_kd.export.formats import registry
+from keras_kd.export.formats.base import Settings
+from keras_kd.export.rows import Converted, ConvertTask
 from keras_kd.export.source.source_model import Source
-from keras_kd.export.writing import write_file
 
 
 class Converter:
@@ -19,87 +18,46 @@ class Converter:
 
     Args:
         job: Job of the worker: see `Source`, and `calibration` (path or `None`), `allow_flex`,
-            `opset`, `scratch`, `attempt`, and `about`, see `embed.tflite`.
+            `opset`, `scratch`, `attempt`, and `about`, see `formats.base.Settings`.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
-        self._job = job
         scratch = Path(job["scratch"]) / f"attempt-{job['attempt']}"
         scratch.mkdir(parents=True, exist_ok=True)
         self._source = Source(job, scratch)
-        self._calibration: Arrays | None = None
+        calibration = None
         if job["calibration"]:
             with np.load(job["calibration"]) as arrays:
                 names = [info.name for info in self._source.signature.inputs]
-                self._calibration = {name: arrays[f"x{i}"] for i, name in enumerate(names)}
-        self._litert: Any = None
-        self._onnx: Any = None
+                calibration = {name: arrays[f"x{i}"] for i, name in enumerate(names)}
+        self._settings = Settings(
+            calibration,
+            job["about"],
+            scratch,
+            batch=job["batch"],
+            opset=job["opset"],
+            allow_flex=job["allow_flex"],
+        )
 
-    def convert(self, task: dict[str, Any]) -> dict[str, Any]:
+    def convert(self, task: ConvertTask) -> Converted:
         """Write one artifact.
 
         Args:
-            task: `format`, `precision`, `path`, for `mixed` the layers to `keep` in float, and
-                perhaps `sparse`, the path of a second file.
+            task: Which one.
 
         Returns:
-            What the report says about the conversion: `batch` and `notes`; and `sparse`, see
-            `sparse.encode`, if there is a second file that stores the same weights without zeros;
-            of a float16 file `full`, the path of the float32 one it was made of.
+            What was written, and what the report says about it.
+
+        Raises:
+            ValueError: If the format wrote other files than it said.
         """
-        if task["format"] == "tflite":
-            if self._litert is None:
-                from keras_kd.export.formats.tflite.converter import LiteRT
-
-                self._litert = LiteRT(
-                    self._source,
-                    self._calibration,
-                    self._job["allow_flex"],
-                    self._job["about"]["normalization"],
-                    self._job["batch"],
-                )
-            blob, result = self._litert.convert(task["precision"], task.get("keep", ()))
-            if "sparse" in task:
-                self._without_zeros(blob, task, result)
-            blob = metadata.tflite(blob, self._job["about"], task["precision"])
-        else:
-            if self._onnx is None:
-                from keras_kd.export.formats.onnx.converter import ONNX
-
-                self._onnx = ONNX(
-                    self._source,
-                    self._calibration,
-                    self._job["opset"],
-                    Path(self._job["scratch"]) / f"attempt-{self._job['attempt']}",
-                )
-            blob, result = self._onnx.convert(task["precision"], task.get("keep", ()))
-            blob = metadata.onnx(blob, self._job["about"], task["precision"])
-        write_file(task["path"], blob)
-        if task["precision"] == "float16":
-            result["full"] = str(self._full(task["format"]))
-        return result
-
-    def _full(self, fmt: str) -> Path:
-        """The file that a float16 one was made of, which tells what float16 cannot hold."""
-        path = Path(self._job["scratch"]) / f"full.{fmt}"
-        made = self._litert if fmt == "tflite" else self._onnx
-        # Kept by the converter, and written here whether or not that precision is asked for.
-        write_file(path, made.convert("float32")[0])
-        return path
-
-    def _without_zeros(self, blob: bytes, task: dict[str, Any], result: dict[str, Any]) -> None:
-        try:
-            smaller, facts = sparsity.encode(blob)
-        except Exception as error:
-            # The file itself is made and may be all that is wanted.
-            result["notes"].append(f"its zeros could not be left out ({type(error).__name__})")
-            return
-        if smaller is not None:
-            smaller = metadata.tflite(smaller, self._job["about"], task["precision"])
-            write_file(task["sparse"], smaller)
-            result["sparse"] = facts
-        if facts["refused"] > sparsity.LEAST_SAVING * len(blob):
-            result["notes"].append(
-                f"{facts['refused']} bytes of zeros stay in weights that LiteRT does not run "
-                "sparse, such as int8 ones that multiply floats"
+        fmt = registry.get(task.format)
+        made = fmt.convert(self._source, self._settings, task)
+        folder = Path(task.path).parent
+        missing = [name for name in made.files if not (folder / name).is_file()]
+        if missing or not made.files or made.files[0] != Path(task.path).name:
+            raise ValueError(
+                f"the format `{fmt.name}` named the files {list(made.files)}, and "
+                f"{missing or made.files} are not those that it was to write"
             )
+        return made

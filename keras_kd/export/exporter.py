@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_kd.export import arguments, checks, jobs, manifest, warm
-from keras_kd.export.checks import FORMATS, PRECISIONS
-from keras_kd.export.formats import device_table
-from keras_kd.export.formats.tflite.sparsity import refusal
+from keras_kd.export.checks import PRECISIONS
+from keras_kd.export.formats import device_table, registry
+from keras_kd.export.formats.base import Format
 from keras_kd.export.jobs import Progress
 from keras_kd.export.mixed import quietly, try_mixed
 from keras_kd.export.report.export_report import Report
+from keras_kd.export.rows import (
+    ArtifactRow,
+    Converted,
+    ConvertTask,
+    Dense,
+    Failure,
+    FileRow,
+    LayerRow,
+    Measured,
+    MeasureTask,
+    NoiseTask,
+    to_json,
+)
 from keras_kd.export.scratch import working_folder
 from keras_kd.export.signature import Arrays, is_symbolic
 from keras_kd.export.source import data
@@ -24,10 +38,8 @@ from keras_kd.export.staged_folder import place, staging
 from keras_kd.export.target import check_folder, check_names_free, check_writable
 from keras_kd.export.tensor_names import layer_names
 from keras_kd.export.verification import acceptance
-from keras_kd.export.verification.benchmark import TIMED
-from keras_kd.export.verification.chosen_metrics import add_chosen
-from keras_kd.export.verification.reference import (
-    Reference,
+from keras_kd.export.verification.reference import Reference, with_chosen
+from keras_kd.export.verification.reverify.keras_answers import (
     answer,
     check_arguments,
     check_class_names,
@@ -35,13 +47,14 @@ from keras_kd.export.verification.reference import (
     read_normalization,
     teacher_figures,
 )
+from keras_kd.export.verification.reverify.timing import TIMED
 from keras_kd.export.verification.useless_files import Causes
 
 
 def export_model(
     model: Any,
     folder: str | os.PathLike[str],
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = registry.DEFAULT,
     precisions: Sequence[str] = PRECISIONS,
     *,
     calibration: Any = None,
@@ -77,7 +90,7 @@ def export_model(
     Args:
         model: A built `keras.Model`.
         folder: Where the files go. It is made if missing, and must be empty without `overwrite`.
-        formats: Any of `"tflite"`, `"onnx"`.
+        formats: Any of `"tflite"`, `"onnx"`, and those that `formats.registry.register` knows.
         precisions: Any of `"float32"`; `"float16"` (weights); `"dynamic"` (int8 weights,
             activations quantized while running); `"weight_int8"` (int8 weights, float arithmetic;
             TFLite); `"weight_int4"`; `"int8"` (weights and activations); `"uint8"` (the same
@@ -159,7 +172,7 @@ def export_model(
     arguments.check_progress(progress)
     arguments.check_switches(mixed=mixed, sparse=sparse, allow_flex=allow_flex, overwrite=overwrite)
     tell = progress or (lambda stage, done, total: None)
-    formats = checks.names("formats", formats, FORMATS)
+    formats = checks.names("formats", formats, registry.names())
     precisions = checks.check_precisions(precisions, formats)
     checks.check_settings(max_drop, objective, opset, name)
     checks.check_batch(batch)
@@ -171,7 +184,12 @@ def export_model(
     check_names_free(
         target,
         [
-            *(f"{name}_{part}.{fmt}" for fmt in formats for part in (*precisions, "mixed")),
+            *(
+                f"{name}_{part}{suffix}"
+                for fmt in formats
+                for part in (*precisions, "mixed")
+                for suffix in registry.get(fmt).suffixes
+            ),
             *("evaluation.npz", manifest.FILE),
         ],
     )
@@ -221,15 +239,15 @@ def export_model(
 
     with staging(target) as stage, working_folder() as temporary:
         tasks = [
-            {
-                "id": f"{fmt}-{precision}",
-                "format": fmt,
-                "precision": precision,
-                "path": str(stage / f"{name}_{precision}.{fmt}"),
-            }
-            for fmt in formats
+            ConvertTask(
+                f"{fmt.name}-{precision}",
+                fmt.name,
+                precision,
+                str(stage / f"{name}_{precision}{fmt.suffixes[0]}"),
+            )
+            for fmt in map(registry.get, formats)
             for precision in precisions
-            if precision in checks.KNOWN[fmt]
+            if precision in fmt.precisions
         ]
         used = manifest.versions()
         about = {
@@ -259,12 +277,12 @@ def export_model(
             targets=wanted,
         )
 
-        def judge(entries: list[dict[str, Any]]) -> None:
-            acceptance.judge(
-                entries,
+        def judge(rows: Sequence[ArtifactRow]) -> list[ArtifactRow]:
+            return acceptance.judge(
+                rows,
                 max_drop,
                 quantization_aware,
-                reference.figures["outputs"],
+                reference.figures.outputs,
                 Causes(reference.inputs, reference.outputs, work.names, work.layers),
                 # A single name is that of the yes, and no list of classes.
                 {reference.signature.outputs[0].name: class_names}
@@ -272,24 +290,25 @@ def export_model(
                 else {},
             )
 
-        rows = work.make(tasks)
-        judge(rows)
+        def mixed_path(fmt: Format) -> str:
+            return str(stage / f"{name}_mixed{fmt.suffixes[0]}")
+
+        rows = judge(work.make(tasks))
         if mixed:
-            pattern = str(stage / f"{name}_{{precision}}.{{format}}")
-            rows += try_mixed(work, rows, judge, pattern, quantization_aware)
+            rows = try_mixed(work, rows, judge, mixed_path, quantization_aware)
         arrays = {key: array[: reference.stored] for key, array in reference.arrays().items()}
         np.savez_compressed(stage / "evaluation.npz", **arrays)
         content = {
             "schema": manifest.VERSION,
             "model": {
                 "name": model.name,
-                "parameters": reference.figures["parameters"],
+                "parameters": reference.figures.parameters,
                 **reference.signature.to_dict(),
                 "labels": class_names,
                 "normalization": pixels,
                 "quantization_aware": quantization_aware,
             },
-            "keras": reference.figures,
+            "keras": to_json(reference.figures),
             "teacher": teacher_row,
             "settings": {
                 "max_drop": max_drop,
@@ -313,8 +332,8 @@ def export_model(
                 "sha256": manifest.digest(stage / "evaluation.npz"),
             },
             "calibration": None if calibrated is None else _ranges(calibrated),
-            "artifacts": rows,
-            "layers": work.layers,
+            "artifacts": [row.to_json() for row in rows],
+            "layers": {fmt: to_json(found) for fmt, found in work.layers.items()},
             **acceptance.choice(rows, objective, wanted),
             "history": curves,
             "versions": used,
@@ -364,7 +383,7 @@ class _Work:
             )
         self._reference = reference
         self.names = layer_names(model)
-        expected = reference.figures["latency_ms"] * 1e-3
+        expected = (reference.figures.latency_ms or 0.0) * 1e-3
         common = {"signature": self._signature.to_dict(), "layers": self.names}
         self._conversion = {
             **options,
@@ -385,115 +404,138 @@ class _Work:
             "targets": targets,
             "images": sorted(options["about"]["normalization"]),
         }
-        self.layers: dict[str, list[dict[str, Any]]] = {}
+        self.layers: dict[str, tuple[LayerRow, ...]] = {}
 
-    def make(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Convert and measure; the returned entries of the manifest say what came of it."""
+    def make(self, tasks: Sequence[ConvertTask]) -> list[ArtifactRow]:
+        """Convert and measure; the returned rows say what came of it."""
         self._rounds += 1
         scratch = self._scratch / str(self._rounds)
         scratch.mkdir()
         if self._sparse:
             tasks = [
-                {**task, "sparse": _beside(task["path"])} if task["format"] == "tflite" else task
+                replace(task, compact=_beside(task.path))
+                if registry.get(task.format).compacts
+                else task
                 for task in tasks
             ]
 
-        def found(task: dict[str, Any], converted: dict[str, Any]) -> None:
-            if self._reference.chosen:
-                task["outputs"] = str(scratch / f"{task['id']}.npz")
-            if "full" in converted:
-                task["full"] = converted["full"]
+        def measuring(task: ConvertTask, converted: Converted) -> MeasureTask:
+            return MeasureTask(
+                task.id,
+                task.format,
+                task.path,
+                others=converted.files[1:],
+                outputs=str(scratch / f"{task.id}.npz") if self._reference.chosen else "",
+                full=converted.full,
+            )
 
-        with jobs.Measuring(self._measurement, scratch, found) as early:
-            return self._made(tasks, scratch, early)
-
-    def _made(
-        self, tasks: list[dict[str, Any]], scratch: Path, early: jobs.Measuring
-    ) -> list[dict[str, Any]]:
-        converted = jobs.convert(
-            self._model, self._signature, tasks, scratch, self._conversion, self._tell, early
-        )
-        made = {task["id"]: task for task in tasks if "error" not in converted[task["id"]]}
-        noise = [
-            {
-                "id": f"layers-{fmt}",
-                "path": made[f"{fmt}-int8"]["path"],
-                "float32": made[f"{fmt}-float32"]["path"],
+        with jobs.Measuring(self._measurement, scratch, measuring) as early:
+            converted = jobs.convert(
+                self._model, self._signature, tasks, scratch, self._conversion, self._tell, early
+            )
+            made = {
+                task.id: measuring(task, found)
+                for task in tasks
+                if isinstance(found := converted[task.id], Converted)
             }
-            for fmt in FORMATS
-            if f"{fmt}-int8" in made and f"{fmt}-float32" in made
-        ]
-        # A task of its own: if such a file brings the runtime down, the file with the zeros stays.
-        smaller = [
-            {"id": f"{name}-sparse", "path": task["sparse"], "dense": task["path"]}
-            for name, task in made.items()
-            if "sparse" in converted[name]
-        ]
-        measured = jobs.measure(
-            [*made.values(), *smaller, *noise], self._measurement, scratch, self._tell, early
-        )
-        for task in noise:
-            self.layers[task["id"].removeprefix("layers-")] = measured[task["id"]].get("layers", [])
-        rows = []
-        for task in tasks:
-            row = jobs.row(task, converted[task["id"]], measured.get(task["id"]))
-            path = Path(task["path"])
-            if row["bytes"] is not None:
-                facts = converted[task["id"]].get("sparse")
-                if facts is not None:
-                    found = measured[f"{task['id']}-sparse"]
-                    row = self._without_zeros(row, task, facts, found)
-                row.update(file=path.name, sha256=manifest.digest(path))
-                if "outputs" in task:
-                    add_chosen(row, Path(task["outputs"]), self._reference)
-            else:
-                # A file that does not even load is of no use to anybody.
-                path.unlink(missing_ok=True)
-            rows.append(row)
-        return rows
+            # A task of its own: if such a file brings the runtime down, the one with zeros stays.
+            smaller = [
+                MeasureTask(f"{task.id}-sparse", task.format, task.compact, dense=task.path)
+                for task in tasks
+                if isinstance(found := converted[task.id], Converted) and found.sparsity is not None
+            ]
+            noise = [
+                NoiseTask(f"layers-{fmt}", fmt, made[f"{fmt}-int8"].path, made[float32].path)
+                for fmt in registry.names()
+                if f"{fmt}-int8" in made and (float32 := f"{fmt}-float32") in made
+            ]
+            measured = jobs.measure(
+                [*made.values(), *smaller, *noise], self._measurement, scratch, self._tell, early
+            )
+        for each in noise:
+            self.layers[each.format] = _layers(measured, each.id)
+        return [self._row(task, converted[task.id], measured, made.get(task.id)) for task in tasks]
 
-    def compare_layers(self, row: dict[str, Any], stage: Path) -> None:
+    def _row(
+        self,
+        task: ConvertTask,
+        converted: Converted | Failure,
+        measured: jobs.Measurements,
+        made: MeasureTask | None,
+    ) -> ArtifactRow:
+        """One artifact, with the hashes of its files."""
+        row = jobs.artifact(task, converted, measured.files.get(task.id))
+        path = Path(task.path)
+        paths = [path, *(path.with_suffix(s) for s in registry.get(task.format).suffixes[1:])]
+        if row.measured is None or isinstance(converted, Failure) or made is None:
+            # A file that does not even load is of no use to anybody.
+            for each in paths:
+                each.unlink(missing_ok=True)
+            return row
+        if converted.sparsity is not None:
+            found = measured.files[f"{task.id}-sparse"]
+            row = self._without_zeros(row, row.measured, task, converted.sparsity, found)
+        if made.outputs and row.measured is not None:
+            judged, note = with_chosen(row.measured, Path(made.outputs), self._reference)
+            row = replace(row, measured=judged, notes=(*row.notes, note) if note else row.notes)
+        files = [path.with_name(name) for name in converted.files]
+        return replace(
+            row,
+            files=tuple(
+                FileRow(each.name, manifest.digest(each), each.stat().st_size) for each in files
+            ),
+        )
+
+    def compare_layers(self, row: ArtifactRow, stage: Path) -> None:
         """Measure the noise of an int8 file's layers against a float32 file made for it alone."""
         self._rounds += 1
         scratch = self._scratch / str(self._rounds)
         scratch.mkdir()
-        full = {
-            "id": f"{row['format']}-float32",
-            "format": row["format"],
-            "precision": "float32",
-            "path": str(scratch / f"float32.{row['format']}"),
-        }
+        suffix = registry.get(row.format).suffixes[0]
+        full = ConvertTask(
+            f"{row.format}-float32", row.format, "float32", str(scratch / f"float32{suffix}")
+        )
         converted = jobs.convert(
             self._model, self._signature, [full], scratch, self._conversion, quietly
         )
-        if "error" in converted[full["id"]]:
+        if isinstance(converted[full.id], Failure) or row.file is None:
             return
-        noise = {
-            "id": f"layers-{row['format']}",
-            "path": str(stage / row["file"]),
-            "float32": full["path"],
-        }
+        noise = NoiseTask(f"layers-{row.format}", row.format, str(stage / row.file), full.path)
         measured = jobs.measure([noise], self._measurement, scratch, quietly)
-        self.layers[row["format"]] = measured[noise["id"]].get("layers", [])
+        self.layers[row.format] = _layers(measured, noise.id)
 
     def _without_zeros(
         self,
-        row: dict[str, Any],
-        task: dict[str, Any],
-        facts: dict[str, Any],
-        found: dict[str, Any],
-    ) -> dict[str, Any]:
+        row: ArtifactRow,
+        dense: Measured,
+        task: ConvertTask,
+        sparsity: float,
+        found: Measured | Failure,
+    ) -> ArtifactRow:
         """Put the form of a file without zeros in its place, if nothing speaks against it."""
-        reason = refusal(row, found, self._objective)
-        if reason:
-            share = f"{100 * facts['sparsity']:.0f} %"
-            row["notes"].append(f"its weights, {share} of them zeros, are stored whole: {reason}")
-            return row
-        os.replace(task["sparse"], task["path"])
-        new = jobs.row(task, row, found)
-        dense = {key: row[key] for key in ("bytes", "gzip_bytes", "latency_ms", "latency_low_ms")}
-        dense["slowdown"] = found["against"]["slowdown"]
-        return {**new, "sparsity": facts["sparsity"], "dense": dense}
+        reason = acceptance.refusal(dense, found, self._objective)
+        if reason or isinstance(found, Failure):
+            share = f"{100 * sparsity:.0f} %"
+            note = f"its weights, {share} of them zeros, are stored whole: {reason}"
+            return replace(row, notes=(*row.notes, note))
+        os.replace(task.compact, task.path)
+        return replace(
+            row,
+            measured=found,
+            sparsity=sparsity,
+            dense=Dense(
+                dense.bytes,
+                dense.gzip_bytes,
+                dense.latency_ms or 0.0,
+                dense.latency_low_ms or 0.0,
+                1.0 if found.against is None else found.against.slowdown,
+            ),
+        )
+
+
+def _layers(measured: jobs.Measurements, name: str) -> tuple[LayerRow, ...]:
+    found = measured.noise.get(name)
+    return () if found is None else found.layers
 
 
 def _beside(path: str) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_kd.export.formats import metadata_reader
-from keras_kd.export.formats.onnx import external_data
-from keras_kd.export.formats.runtime import ONNXRuntime, TFLiteRuntime, open_file
+from keras_kd.export.formats import registry
+from keras_kd.export.formats.base import Borders, Runtime
 from keras_kd.export.signature import Arrays
 
 _BATCH = 64
@@ -59,14 +58,14 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, integers: bool = Fal
             f"The exported file `{given}` does not exist. Pass a `.tflite` or `.onnx` file, or the "
             "folder that `keras_kd.export` wrote."
         )
-    if given.suffix not in (".tflite", ".onnx"):
-        raise ValueError(
-            f"`{given}` is neither a `.tflite` nor a `.onnx` file. A `.keras` file loads with "
-            "`keras.saving.load_model`."
-        )
     try:
-        outside = external_data.problem(given)
-        runtime = open_file(given, int(threads))
+        fmt = registry.of_file(given)
+    except ValueError as error:
+        raise ValueError(f"{error} A `.keras` file loads with `keras.saving.load_model`.") from None
+    try:
+        outside = fmt.outside(given)
+        runtime = fmt.open(given, int(threads))
+        borders = fmt.borders(given)
     except ImportError as error:
         raise ImportError(
             f"Running `{given.name}` needs {error.name}, which is not installed. Install it with "
@@ -81,7 +80,7 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, integers: bool = Fal
         ) from error
     if outside:
         raise ValueError(f"`{given}` {outside}. Save it with its weights inside.")
-    return LoadedModel(given, runtime, integers)
+    return LoadedModel(given, runtime, integers, borders)
 
 
 class LoadedModel:
@@ -106,6 +105,7 @@ class LoadedModel:
         path: The file.
         runtime: The file in its runtime.
         integers: Whether outputs come back as the file's integers.
+        borders: What the file knows of its inputs and outputs beyond the signature.
 
     Attributes:
         path: The file.
@@ -116,7 +116,11 @@ class LoadedModel:
     """
 
     def __init__(
-        self, path: Path, runtime: TFLiteRuntime | ONNXRuntime, integers: bool = False
+        self,
+        path: Path,
+        runtime: Runtime,
+        integers: bool = False,
+        borders: Borders | None = None,
     ) -> None:
         self.path = path
         self._runtime = runtime
@@ -124,16 +128,10 @@ class LoadedModel:
         # An interpreter has one memory for its tensors.
         self._lock = threading.Lock()
         signature = runtime.signature()
-        self._whole = 0
-        if path.suffix == ".tflite":
-            # The converter orders a signature by name; the metadata know the Keras model's order.
-            found = metadata_reader.metadata(path.read_bytes())
-            order = {key: [row["name"] for row in rows] for key, rows in found.items()}
-            scales: dict[str, dict[str, Any]] = {}
-        else:
-            order, scales = {}, self._onnx()
-        self.inputs = _described(signature["inputs"], order.get("inputs", []), scales)
-        self.outputs = _described(signature["outputs"], order.get("outputs", []), scales)
+        known = borders or Borders()
+        self._whole = known.whole
+        self.inputs = _described(signature["inputs"], known.inputs, known.scales)
+        self.outputs = _described(signature["outputs"], known.outputs, known.scales)
         if integers and not any("scale" in row for row in self.outputs):
             raise ValueError(
                 f"`integers=True` was given, and no output of `{path.name}` is quantized. Leave it "
@@ -173,16 +171,6 @@ class LoadedModel:
 
     def __repr__(self) -> str:
         return f"<LoadedModel {self.path.name}: {_list(self.inputs)} to {_list(self.outputs)}>"
-
-    def _onnx(self) -> dict[str, dict[str, Any]]:
-        import onnx
-
-        from keras_kd.export.formats.metadata import border_scales
-
-        model = onnx.load(self.path)
-        if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
-            self._whole = 1
-        return border_scales(model)
 
     def _matched(self, x: Any) -> list[tuple[Any, dict[str, Any]]]:
         rows = {row["name"]: row for row in self.inputs}
@@ -307,7 +295,7 @@ def _best(folder: Path) -> Path:
 
 
 def _described(
-    rows: list[dict[str, Any]], order: list[str], scales: dict[str, dict[str, Any]]
+    rows: list[dict[str, Any]], order: Sequence[str], scales: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     known = {row["name"]: {**row, **scales.get(row["name"], {})} for row in rows}
     return [known[name] for name in (order if sorted(order) == sorted(known) else known)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.resources import files
 from io import BufferedReader
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from keras_kd.export.claims import contradiction
-from keras_kd.export.formats.onnx import external_data
+from keras_kd.export.formats import registry
 from keras_kd.export.json_schema import fault
+from keras_kd.export.rows import FileRow, from_json
 from keras_kd.export.writing import write_file
 from keras_kd.utils import archives
 
 FILE = "manifest.json"
-VERSION = 1
+VERSION = 2
+"""Of what is written. Version 1 is read as well: it has one file an artifact, of two formats."""
 
 _PACKAGES = (
     "keras-kd",
@@ -108,9 +111,10 @@ def read(folder: Path) -> dict[str, Any]:
         raise ManifestError(
             f"`{path}` is damaged: {error}. Restore the file or export again."
         ) from None
-    if not isinstance(content, dict) or content.get("schema") != VERSION:
+    if not isinstance(content, dict) or content.get("schema") not in range(1, VERSION + 1):
         raise ManifestError(
-            f"`{path}` is no export manifest of version {VERSION}. Export again with this version."
+            f"`{path}` is no export manifest of version {VERSION} or before. Export again with "
+            "this version."
         )
     unsealed = {key: value for key, value in content.items() if key != "seal"}
     try:
@@ -125,8 +129,12 @@ def read(folder: Path) -> dict[str, Any]:
     rows, evaluation = content.get("artifacts"), content.get("evaluation")
     described = [*rows, evaluation] if isinstance(rows, list) else [evaluation]
     for row in described:
-        if isinstance(row, dict) and row.get("file"):
-            inside(folder, row["file"])
+        if isinstance(row, dict):
+            more = row.get("more_files")
+            listed = more if isinstance(more, list) else []
+            for each in (row, *(one for one in listed if isinstance(one, dict))):
+                if each.get("file"):
+                    inside(folder, each["file"])
     _check_form(content, path)
     return content
 
@@ -142,6 +150,26 @@ def check(content: dict[str, Any], folder: Path) -> None:
         ManifestError: Saying what is wrong with it.
     """
     _check_form(seal(content), folder / FILE)
+
+
+def files_of(row: Mapping[str, Any]) -> list[FileRow]:
+    """Return the files that an entry of a manifest describes, the one that is opened first.
+
+    Args:
+        row: Of `artifacts`.
+    """
+    if row.get("file") is None:
+        return []
+    more = [from_json(FileRow, each) for each in row.get("more_files", ())]
+    size = (row["bytes"] or 0) - sum(each.bytes for each in more)
+    return [FileRow(row["file"], row["sha256"], size), *more]
+
+
+def hashes_of(content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hashes of all files that a manifest describes, by name."""
+    rows = [each for row in content["artifacts"] for each in files_of(row)]
+    found = {each.file: each.sha256 for each in rows}
+    return {**found, content["evaluation"]["file"]: content["evaluation"]["sha256"]}
 
 
 def _check_form(content: dict[str, Any], path: Path) -> None:
@@ -160,21 +188,21 @@ def check_files(folder: Path, content: dict[str, Any], *, whole: bool = True) ->
     Args:
         folder: Holds the files.
         content: Its manifest.
-        whole: Whether to look for weights in other files, which takes the packages of both formats.
+        whole: Whether to look for weights in other files, which takes the packages of the formats.
             Without it whoever reads the files must, see `refuse`.
 
     Raises:
         ManifestError: Naming every file that is missing or differs, is no regular file, or keeps
             weights in other files, which the hashes do not cover.
     """
-    rows = [row for row in content["artifacts"] if row["file"] is not None]
+    opened = {row["file"]: row["format"] for row in content["artifacts"] if row["file"] is not None}
     faults = []
-    for entry in (content["evaluation"], *rows):
-        path = inside(folder, entry["file"])
+    for name, sha256 in hashes_of(content).items():
+        path, reason = inside(folder, name), ""
         try:
-            same = digest(path) == entry["sha256"]
-            read = whole and same and entry is not content["evaluation"]
-            reason = external_data.problem(path) if read else ""
+            same = digest(path) == sha256
+            if whole and same and name in opened:
+                reason = registry.get(opened[name]).outside(path)
         except FileNotFoundError:
             faults.append(f"`{path.name}` is missing")
         except (OSError, ValueError):

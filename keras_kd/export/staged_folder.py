@@ -108,8 +108,7 @@ def place(stage: Path, target: Path, content: dict[str, Any], *, overwrite: bool
     """
     target = target.resolve()
     check_folder(target, overwrite)
-    hashes = {row["file"]: row["sha256"] for row in content["artifacts"] if row["file"] is not None}
-    hashes[content["evaluation"]["file"]] = content["evaluation"]["sha256"]
+    hashes = manifest.hashes_of(content)
     check_names_free(target, [*hashes, manifest.FILE])
     for name in hashes:
         files.sync(stage / name)
@@ -129,15 +128,19 @@ def place(stage: Path, target: Path, content: dict[str, Any], *, overwrite: bool
         files.sync(target.parent)
         return
     earlier = _earlier(target)
-    names = {name: aside(name, sha256) for name, sha256 in hashes.items()}
+    # Files of one artifact keep one name, by which the first finds the others.
+    first = {
+        each.file: row["sha256"] for row in content["artifacts"] for each in manifest.files_of(row)
+    }
+    names = {name: aside(name, first.get(name, sha256)) for name, sha256 in hashes.items()}
     # What goes once no manifest names it.
     ours = {*earlier, *names.values(), *left_behind(target)}
     try:
         for name, new in names.items():
             os.replace(stage / name, target / new)
         os.rename(stage / manifest.FILE, stage / f".{manifest.FILE}")
-        first = {**_renamed(content, names), "replaces": sorted({*earlier, *hashes})}
-        manifest.write(first, stage / manifest.FILE)
+        swap = {**_renamed(content, names), "replaces": sorted({*earlier, *hashes})}
+        manifest.write(swap, stage / manifest.FILE)
         os.replace(stage / manifest.FILE, target / manifest.FILE)
         for name, new in names.items():
             _second_name(target / new, stage / name)
@@ -154,13 +157,18 @@ def place(stage: Path, target: Path, content: dict[str, Any], *, overwrite: bool
 
 def first_names(content: dict[str, Any]) -> list[str]:
     """Return the names of all files that a manifest describes."""
-    rows = [row["file"] for row in content["artifacts"] if row.get("file")]
-    return [*rows, content["evaluation"]["file"]]
+    return list(manifest.hashes_of(content))
 
 
 def _renamed(content: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     def entry(row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, "file": names.get(row["file"], row["file"])}
+        renamed = {**row, "file": names.get(row["file"], row["file"])}
+        if "more_files" in row:
+            renamed["more_files"] = [
+                {**each, "file": names.get(each["file"], each["file"])}
+                for each in row["more_files"]
+            ]
+        return renamed
 
     return {
         **content,

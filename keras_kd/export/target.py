@@ -13,7 +13,7 @@ from keras_kd.export.scratch import LOCK
 from keras_kd.utils import files, folders
 
 _LENGTH = 16
-_ASIDE = re.compile(rf".+\.([0-9a-f]{{{_LENGTH}}})\.(tflite|onnx|npz)")
+_ASIDE = re.compile(rf"(.+\.([0-9a-f]{{{_LENGTH}}}))\.[a-z0-9_]+")
 
 
 def check_folder(target: Path, overwrite: bool) -> None:
@@ -96,16 +96,21 @@ def aside(name: str, sha256: str) -> str:
 
 
 def left_behind(target: Path) -> set[str]:
-    """Return the files that a killed export brought in: their names say a part of their hash."""
-    found = set()
+    """Return the files that a killed export brought in: their names say a part of a hash.
+
+    It is that of the first file of an artifact, whose others have the same name.
+    """
+    groups: dict[str, list[str]] = {}
+    proven = set()
     for name in os.listdir(target):
         match = _ASIDE.fullmatch(name)
         path = target / name
         if match and path.is_file() and not path.is_symlink():
+            groups.setdefault(match[1], []).append(name)
             with contextlib.suppress(OSError, ValueError):
-                if manifest.digest(path).startswith(match[1]):
-                    found.add(name)
-    return found
+                if manifest.digest(path).startswith(match[2]):
+                    proven.add(match[1])
+    return {name for group in proven for name in groups[group]}
 
 
 def _holds_something(target: Path) -> bool:

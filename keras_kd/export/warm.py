@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from keras_kd.export import limits
 from keras_kd.export.writing import write_file
@@ -64,20 +64,90 @@ FORKS = sys.platform == "linux"
 """Whether a job may be a fork of the waiting process: macOS's own libraries do not survive one."""
 
 
+class _Process(Protocol):
+    """What `Server` needs of `subprocess.Popen`."""
+
+    stdin: IO[bytes] | None
+
+    def poll(self) -> int | None:
+        """Return the exit code, or `None` while it runs."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def wait(self) -> int:
+        """Wait for its end."""
+
+
+class _Fork:
+    """A fork of this process that waits for jobs.
+
+    Args:
+        kind: Of the jobs.
+        log: Receives what it writes.
+    """
+
+    def __init__(self, kind: str, log: IO[bytes]) -> None:
+        reading, writing = os.pipe()
+        parent = os.getpid()
+        self._pid = os.fork()
+        if not self._pid:
+            try:
+                os.close(writing)
+                for source, target in ((reading, 0), (log.fileno(), 1), (log.fileno(), 2)):
+                    os.dup2(source, target)
+                os.environ.clear()
+                os.environ.update(environment())
+                os.chdir(os.path.abspath(os.sep))
+                from keras_kd.export import server
+
+                server.main(kind, IDLE, parent, forks=True)
+            finally:
+                # Whatever happened, nothing of the program's own is to run a second time.
+                os._exit(1)
+        os.close(reading)
+        self.stdin: IO[bytes] | None = open(writing, "wb", buffering=0)  # noqa: SIM115
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code, or `None` while it runs."""
+        if self._code is None:
+            found, status = os.waitpid(self._pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if found else None
+        return self._code
+
+    def kill(self) -> None:
+        """End it."""
+        if self._code is None:
+            os.kill(self._pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Wait for its end."""
+        if self._code is None:
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return self._code
+
+
 class Server:
     """A process that waits for jobs.
 
     Args:
         kind: Of the jobs.
         key: What it was started under, see `_key`.
+        fork: Whether it is a fork of this process.
     """
 
-    def __init__(self, kind: str, key: tuple[Any, ...]) -> None:
+    def __init__(self, kind: str, key: tuple[Any, ...], *, fork: bool = False) -> None:
         self.key = key
         self.users = 0
         self.forks = FORKS
         self._lock = threading.Lock()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  as long as the process
+        self.proven = False
+        """Whether it has begun a job, so that its imports work."""
+        if fork:
+            self.process: _Process = _Fork(kind, self._log)
+            return
         # -P: a file named like a package in the current folder must not be imported for it.
         words = [sys.executable, "-P", "-m", "keras_kd.export.server", kind, str(IDLE)]
         self.process = subprocess.Popen(
@@ -91,8 +161,6 @@ class Server:
             cwd=os.path.abspath(os.sep),
             bufsize=0,
         )
-        self.proven = False
-        """Whether it has begun a job, so that its imports work."""
 
     def send(self, what: str, box: Path) -> None:
         """Ask for something, see `server`; nothing happens if the process has ended."""
@@ -215,6 +283,22 @@ def prepare(kind: str) -> None:
     """
     with _LOCK:
         _found(kind)
+
+
+def prepare_fork(kind: str) -> None:
+    """Start the process for a kind of job as a fork of this one, where that is safe.
+
+    It has what this process has imported, which spares it half of its start. For commands of this
+    package alone: the state of a user's program is none of the business of jobs.
+
+    Args:
+        kind: One of `KINDS`.
+    """
+    with _LOCK:
+        if FORKS and threading.active_count() == 1 and not _POOL:
+            _POOL[kind] = Server(kind, _key(), fork=True)
+        else:
+            _found(kind)
 
 
 def _lease(kind: str) -> Server:

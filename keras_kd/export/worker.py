@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from keras_kd.export import limits
+from keras_kd.export.formats import registry
 from keras_kd.export.formats.reasons import explain
+from keras_kd.export.rows import TASKS, ConvertTask, from_json, to_json
 from keras_kd.export.writing import disk_fault, write_file
 
 
@@ -56,17 +58,20 @@ def main(folder: Path) -> None:
 
 
 def _worker(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    registry.adopt(job.get("formats", {}))
     if job["kind"] == "convert":
         from keras_kd.export.convert import Converter
 
-        return Converter(job).convert
+        converter = Converter(job)
+        return lambda task: to_json(converter.convert(from_json(ConvertTask, task)))
     if job["kind"] == "bench":
         from keras_kd.export.verification.benchmark import bench_file
 
         return bench_file
     from keras_kd.export.verification.measurer import Measurer
 
-    return Measurer(job).measure
+    measurer = Measurer(job)
+    return lambda task: to_json(measurer.do(from_json(TASKS[task["kind"]], task)))
 
 
 def _no_memory(job: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from keras import ops
 from keras_kd.losses import counts
 from keras_kd.losses.counts import joint_mask
 from keras_kd.losses.temperatures import AdaptiveTemperature
+from keras_kd.models import meaning
 from keras_kd.utils.types import Shape, Tensor
 
 
@@ -68,6 +69,10 @@ class DistillationLoss(keras.losses.Loss):
 
     reads_logits: ClassVar[bool] = False
     """Whether the tensors compared are class logits, so that probabilities are turned back."""
+
+    compares: ClassVar[str] = meaning.VALUES
+    """What the loss takes outputs for: `meaning.CLASSES` or `INDEPENDENT` units, of which it reads
+    distributions, or `VALUES` as they are, which a regression has too."""
 
     reads_indices: bool = False
     """Whether `call` needs `self.indices`, the row numbers of the batch in the data."""

@@ -10,6 +10,7 @@ from keras_kd.losses.divergences import squared_temperature
 from keras_kd.losses.geometry import rounding
 from keras_kd.losses.logits import LogitLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
+from keras_kd.models import meaning
 from keras_kd.utils.types import Tensor
 
 
@@ -138,6 +139,7 @@ class DecoupledKD(LogitLoss):
     """
 
     reads_labels: ClassVar[bool] = True
+    compares: ClassVar[str] = meaning.CLASSES
 
     def __init__(
         self,
@@ -266,6 +268,8 @@ class DIST(LogitLoss):
     Reference:
         - [Huang et al., 2022](https://arxiv.org/abs/2205.10536), section 4
     """
+
+    compares: ClassVar[str] = meaning.CLASSES
 
     def __init__(
         self,

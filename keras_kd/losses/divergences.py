@@ -254,6 +254,8 @@ class PartwiseLoss(LogitLoss):
         dtype: Precision of the computation.
     """
 
+    compares: ClassVar[str] = meaning.CLASSES
+
     def converted(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """Both logits, as they are where parts of them are cast, else in the loss's precision."""
         whole = self.standardize or isinstance(self.temperature, AdaptiveTemperature)
@@ -522,6 +524,8 @@ class TotalVariation(LogitLoss):
     Reference:
         - [Wen et al., 2023](https://arxiv.org/abs/2307.15190), section 3
     """
+
+    compares: ClassVar[str] = meaning.CLASSES
 
     def __init__(
         self,

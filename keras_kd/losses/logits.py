@@ -8,7 +8,6 @@ from keras import ops
 from keras_kd.losses.base import DistillationLoss, last_axis_equal, require_positive
 from keras_kd.losses.geometry import huber
 from keras_kd.losses.temperatures import AdaptiveTemperature
-from keras_kd.models import meaning
 from keras_kd.utils.types import Tensor
 
 
@@ -67,9 +66,6 @@ class LogitLoss(DistillationLoss):
     reads_logits: ClassVar[bool] = True
     single_layer = True
     per_position: ClassVar[bool] = True
-
-    compares: ClassVar[str] = meaning.CLASSES
-    """What the loss takes outputs for: classes or independent units, or values as they are."""
 
     def __init__(
         self,
@@ -146,8 +142,6 @@ class LogitMSE(LogitLoss):
         - [Kim et al., 2021](https://arxiv.org/abs/2105.08919), section 3
     """
 
-    compares: ClassVar[str] = meaning.VALUES
-
     def __init__(
         self,
         temperature: float | AdaptiveTemperature | None = 1.0,
@@ -200,8 +194,6 @@ class LogitHuber(LogitLoss):
         - [Kim et al., 2021](https://arxiv.org/abs/2105.08919), section 3, with
           the Huber function in place of the square
     """
-
-    compares: ClassVar[str] = meaning.VALUES
 
     def __init__(
         self,

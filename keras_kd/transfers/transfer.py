@@ -11,7 +11,6 @@ from keras import ops
 from keras_kd.losses import counts
 from keras_kd.losses.base import DistillationLoss, owns_layers
 from keras_kd.losses.counts import Counted, joint_mask
-from keras_kd.models import meaning
 from keras_kd.models.graph import copy_built, copy_layer
 from keras_kd.transfers import compatibility, projectors
 from keras_kd.utils.masks import keras_mask, remasked
@@ -164,9 +163,8 @@ class Transfer(keras.layers.Layer):
     @property
     def compares(self) -> str | None:
         """What the loss takes outputs for (`keras_kd.models.meaning`); `None` for other tensors."""
-        if not self.reads_logits:
-            return None
-        return str(getattr(self.loss, "compares", meaning.CLASSES))
+        loss = self.loss
+        return loss.compares if isinstance(loss, DistillationLoss) and loss.reads_logits else None
 
     def call(
         self,

@@ -16,8 +16,8 @@ import pytest
 import keras_kd.export
 from keras_kd.cli.try_page import Export
 from keras_kd.export import ManifestError, Report, manifest
-from keras_kd.export.formats.onnx import external_data
-from keras_kd.export.report import html_page
+from keras_kd.export.formats import registry
+from keras_kd.export.report import plots
 from keras_kd.export.verification import reverify
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"
@@ -275,15 +275,15 @@ def test_a_tflite_file_with_weights_elsewhere_is_refused(copy):
     from ai_edge_litert.tools import flatbuffer_utils
 
     path = copy / "digits_int8.tflite"
-    assert external_data.problem(path) == ""
+    assert registry.get("tflite").outside(path) == ""
     model = flatbuffer_utils.read_model(path)
     group, buffer = schema.ExternalBufferGroupT(), schema.ExternalBufferT()
     group.name = b"weights.bin"
     model.externalBufferGroups, model.externalBuffers = [group], [buffer]
     flatbuffer_utils.write_model(model, path)
-    assert "other files" in external_data.problem(path)
+    assert "other files" in registry.get("tflite").outside(path)
     path.write_bytes(b"no flatbuffer")
-    assert external_data.problem(path) == ""
+    assert registry.get("tflite").outside(path) == ""
 
 
 # ------------------------------------------------------------------ a full schema
@@ -326,7 +326,7 @@ def changed(rng, content):
 
 def test_any_manifest_is_read_or_is_one_error(copy, tmp_path, monkeypatch):
     """Three hundred manifests with something odd in them, sealed anew, all of their uses."""
-    monkeypatch.setattr(html_page, "svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr(plots, "svg", lambda figure: "<svg></svg>")
     whole = manifest.read(copy)
     whole["history"] = {"loss": [1.0, None], "val_loss": [2.0, 1.0]}
     whole["teacher"] = {"accuracy": 0.5}

@@ -1,5 +1,6 @@
 """Outputs that are decisions already, such as those of `argmax`, are judged as decisions."""
 
+import judging
 import keras
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from keras import layers, ops
 from sklearn import metrics as sk
 
 import keras_kd.export
-from keras_kd.export.verification import acceptance, metrics, reference, scores
+from keras_kd.export.verification import keras_answers, metrics, output_meaning, scores
 from keras_kd.export.verification.decisions import whole_numbers
 
 rng = np.random.default_rng(4)
@@ -59,7 +60,7 @@ def row(before, after, labels=None, weights=None, precision="int8", max_drop=0.0
     kinds = {"y": {"kind": "decisions", "probabilities": False}}
     given = {} if labels is None else {"y": labels}
     weights = {} if weights is None else {"y": weights}
-    found = metrics.compare({"y": before}, {"y": after}, given, kinds, weights, scores=True)
+    found = judging.compare({"y": before}, {"y": after}, given, kinds, weights, scores=True)
     entry = {
         "format": "tflite",
         "precision": precision,
@@ -71,8 +72,8 @@ def row(before, after, labels=None, weights=None, precision="int8", max_drop=0.0
         "metrics": found,
         "contents": {"flex": [], "weight_bits": {"8": 9}, "float_operators": []},
     }
-    figures = metrics.compare({"y": before}, {"y": before}, given, kinds, weights, scores=True)
-    acceptance.judge([entry], max_drop, False, figures["outputs"])
+    figures = judging.compare({"y": before}, {"y": before}, given, kinds, weights, scores=True)
+    judging.judge([entry], max_drop, False, figures["outputs"])
     return entry
 
 
@@ -167,11 +168,11 @@ def test_a_class_that_is_lost_is_named():
 )
 def test_labels_that_do_not_fit_decisions_are_refused(outputs, labels, message):
     with pytest.raises(ValueError, match=message):
-        metrics.kind_of(outputs, labels, "decisions")
+        output_meaning.kind_of(outputs, labels, "decisions")
 
 
 def test_labels_of_decisions_may_be_columns():
-    assert metrics.kind_of(CHOICES, CHOICES[:, None], "decisions") == "decisions"
+    assert output_meaning.kind_of(CHOICES, CHOICES[:, None], "decisions") == "decisions"
     assert metrics.accuracy(CHOICES, CHOICES[:, None], "decisions", False) == 1.0
 
 
@@ -179,7 +180,7 @@ def test_numbers_beyond_float32_are_compared_exactly():
     a = np.array([2**24, 2**24 + 1] * 10)
     b = a.copy()
     b[:10] = 2**24
-    figures = metrics.compare(
+    figures = judging.compare(
         {"y": a}, {"y": b}, {}, {"y": {"kind": "decisions", "probabilities": False}}
     )
     assert figures["agreement"] == 0.75
@@ -243,7 +244,7 @@ def test_outputs_without_an_axis_of_units_are_one_number_a_row():
     flat = keras.Model(inputs, ops.squeeze(model(inputs), -1))
     flat.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
     x = rng.normal(size=(30, 4)).astype("float32")
-    assert next(iter(reference.answer(flat, x, None).kinds.values()))["kind"] == "binary"
+    assert next(iter(keras_answers.answer(flat, x, None).kinds.values()))["kind"] == "binary"
 
 
 def test_files_without_any_noise_are_proven_again(tmp_path):

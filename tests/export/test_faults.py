@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import judging
 import keras
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from keras import layers
 
 import keras_kd.export
 from keras_kd.export import warm, worker_pool
-from keras_kd.export.verification import acceptance, metrics
+from keras_kd.export.verification import acceptance, output_meaning
 
 X = np.random.default_rng(0).random((20, 4)).astype("float32")
 Y = np.arange(20) % 3
@@ -262,19 +263,23 @@ def row(precision, **changes):
     return {**entry, **changes}
 
 
+def best(objective, *entries):
+    return acceptance.best(list(map(judging.artifact, entries)), objective)
+
+
 def judged(*rows, max_drop=0.01):
     entries = list(rows)
-    acceptance.judge(entries, max_drop, False)
+    judging.judge(entries, max_drop, False)
     return entries
 
 
 def compared(reference, outputs, labels, max_drop=0.01):
     """The judged row of an int8 file that gives these outputs by name."""
     kinds = {
-        name: {"kind": metrics.kind_of(array, labels.get(name)), "probabilities": False}
+        name: {"kind": output_meaning.kind_of(array, labels.get(name)), "probabilities": False}
         for name, array in reference.items()
     }
-    entry = {**row("int8"), "metrics": metrics.compare(reference, outputs, labels, kinds)}
+    entry = {**row("int8"), "metrics": judging.compare(reference, outputs, labels, kinds)}
     return judged(entry, max_drop=max_drop)[0]
 
 
@@ -300,7 +305,7 @@ def test_the_budget_decides_on_accuracy_agreement_or_noise():
     values = {"accuracy": None, "agreement": None}
     good, bad = (row("int8", metrics={**values, "sqnr": noise}) for noise in (25.0, 15.0))
     assert [entry["status"] for entry in judged(good, bad)] == ["passed", "failed"]
-    assert acceptance.best([beyond], "size") is None
+    assert best("size", beyond) is None
 
 
 def test_every_output_is_judged_by_itself():
@@ -340,8 +345,8 @@ def test_best_follows_the_objective():
     small = row("int8", bytes=10, latency_ms=2.0)
     fast = row("float16", bytes=20, latency_ms=1.0)
     failed = row("dynamic", bytes=1, latency_ms=0.1, status="failed")
-    assert acceptance.best([failed, fast, small], "size") == small["file"]
-    assert acceptance.best([failed, fast, small], "latency") == fast["file"]
+    assert best("size", failed, fast, small) == small["file"]
+    assert best("latency", failed, fast, small) == fast["file"]
 
 
 def test_a_quantization_that_did_nothing_or_harm_is_flagged():

@@ -1,5 +1,6 @@
 """Files that are of no use, whatever accuracy they keep, and what their failure says."""
 
+import judging
 import keras
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from sklearn import metrics as sk
 
 import keras_kd.export
 from keras_kd.export.verification import acceptance as budget
-from keras_kd.export.verification import metrics, scores, useless_files
+from keras_kd.export.verification import scores, useless_files
 
 rng = np.random.default_rng(5)
 
@@ -22,7 +23,7 @@ def rows(*, before, after, labels=None, kind="classes", probabilities=False, pre
     """An entry of the manifest, measured, and the Keras model's figures."""
     kinds = {"y": {"kind": kind, "probabilities": probabilities}}
     given = {} if labels is None else {"y": labels}
-    found = metrics.compare({"y": before}, {"y": after}, given, kinds, scores=True)
+    found = judging.compare({"y": before}, {"y": after}, given, kinds, scores=True)
     keras_figures = {"y": {"scores": scores.scores(before, labels, kind, probabilities)}}
     row = {
         "format": "tflite",
@@ -39,7 +40,7 @@ def rows(*, before, after, labels=None, kind="classes", probabilities=False, pre
 
 
 def judge(row, before, max_drop=0.01, **given):
-    budget.judge([row], max_drop, False, before, **given)
+    judging.judge([row], max_drop, False, before, **given)
     return row["status"], row["reason"]
 
 
@@ -285,12 +286,15 @@ def test_why_mixed_was_not_tried_is_said():
     logits = rng.normal(size=(50, 3)).astype("float32")
 
     def row(precision):
-        return {**rows(before=logits, after=-logits)[0], "precision": precision, "file": "f"}
+        entry = {**rows(before=logits, after=-logits)[0], "precision": precision, "file": "f"}
+        return judging.artifact(entry)
 
     def reasons(entries, aware):
-        budget.judge(entries, None, aware)
-        try_mixed(Work(), entries, lambda e: budget.judge(e, None, aware), "a/{format}", aware)
-        return [flag for entry in entries for flag in entry["flags"] if "`mixed`" in flag]
+        def judge(found):
+            return budget.judge(found, None, aware)
+
+        found = try_mixed(Work(), judge(entries), judge, lambda fmt: "a/f", aware)
+        return [flag for row in found for flag in row.flags if "`mixed`" in flag]
 
     assert "quantization-aware model" in reasons([row("int8")], True)[0]
     assert "no layer of the int8 file" in reasons([row("int8")], False)[0]

@@ -1,10 +1,11 @@
 import math
 
+import judging
 import keras
 import numpy as np
 import pytest
 
-from keras_kd.export.verification import metrics, reference
+from keras_kd.export.verification import keras_answers, metrics, output_meaning
 
 rng = np.random.default_rng(3)
 LOGITS = rng.normal(size=(50, 4)).astype("float32")
@@ -31,16 +32,16 @@ LOGITS = rng.normal(size=(50, 4)).astype("float32")
     ],
 )
 def test_kind_is_read_from_outputs_and_labels(outputs, labels, kind):
-    assert metrics.kind_of(outputs, labels) == kind
+    assert output_meaning.kind_of(outputs, labels) == kind
 
 
 def test_labels_out_of_range_are_named():
     with pytest.raises(ValueError, match=r"from 0 to 4, but the model has 4 outputs"):
-        metrics.kind_of(LOGITS, np.array([0, 4] * 25))
+        output_meaning.kind_of(LOGITS, np.array([0, 4] * 25))
     with pytest.raises(ValueError, match=r"shape \(50, 3\)"):
-        metrics.kind_of(LOGITS, np.zeros((50, 3)))
+        output_meaning.kind_of(LOGITS, np.zeros((50, 3)))
     with pytest.raises(ValueError, match=r"hold 1\.5, but class numbers are whole.* 0 to 3"):
-        metrics.kind_of(LOGITS, np.array([0, 1.5] * 25))
+        output_meaning.kind_of(LOGITS, np.array([0, 1.5] * 25))
 
 
 def test_sqnr_is_the_ratio_of_energies_in_decibels():
@@ -68,8 +69,8 @@ def test_accuracy_and_agreement_of_every_kind():
 
 
 def test_what_is_known_of_the_model_decides_without_labels():
-    assert metrics.kind_of(LOGITS, None, "values") == "values"
-    assert metrics.kind_of(LOGITS, rng.integers(0, 4, 50), "values") == "classes"
+    assert output_meaning.kind_of(LOGITS, None, "values") == "values"
+    assert output_meaning.kind_of(LOGITS, rng.integers(0, 4, 50), "values") == "classes"
     outputs = {"a": LOGITS, "b": LOGITS[:, :1]}
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
     for loss, kind in (
@@ -80,11 +81,11 @@ def test_what_is_known_of_the_model_decides_without_labels():
         (None, None),
     ):
         model.compile("sgd", loss)
-        assert reference._hints(model, {"a": LOGITS}, False).get("a") == kind
+        assert keras_answers._hints(model, {"a": LOGITS}, False).get("a") == kind
     model.loss = {"a": keras.losses.categorical_crossentropy, "b": "binary_crossentropy"}
-    assert reference._hints(model, outputs, False) == {"a": "classes", "b": "binary"}
+    assert keras_answers._hints(model, outputs, False) == {"a": "classes", "b": "binary"}
     model.loss = "mse"
-    assert reference._hints(model, outputs, True) == {"a": "classes"}
+    assert keras_answers._hints(model, outputs, True) == {"a": "classes"}
 
 
 def test_a_constant_part_hides_no_noise():
@@ -104,13 +105,13 @@ def test_compare_averages_decisions_and_keeps_the_worst_error():
         "b": {"kind": "values", "probabilities": False},
     }
     labels = {"a": LOGITS.argmax(1)}
-    result = metrics.compare(references, outputs, labels, kinds)
+    result = judging.compare(references, outputs, labels, kinds)
     assert result["accuracy"] == result["agreement"] == 1.0
     assert result["worst"] == pytest.approx(1.0)
     assert result["relative"] == pytest.approx(max(0.5 / np.abs(LOGITS).max(), 0.1), rel=1e-5)
     assert result["sqnr"] == pytest.approx(
         min(metrics.sqnr(references[name], outputs[name]) for name in "ab")
     )
-    broken = metrics.compare(references, {**outputs, "b": np.full((2, 1), np.nan)}, labels, kinds)
+    broken = judging.compare(references, {**outputs, "b": np.full((2, 1), np.nan)}, labels, kinds)
     assert broken["finite"] is False
     assert broken["worst"] == math.inf

@@ -8,7 +8,8 @@ import pytest
 from keras import layers, ops
 
 import keras_kd.export
-from keras_kd.export.formats import contents, reasons, runtime
+from keras_kd.export.formats import reasons, runtime
+from keras_kd.export.formats.onnx import contents
 from keras_kd.export.formats.onnx import graph as onnx_graph
 
 RNG = np.random.default_rng(7)
@@ -192,9 +193,9 @@ def test_nodes_out_of_order_are_refused_and_sorted(report):
     del model.graph.node[:]
     model.graph.node.extend(reversed(nodes))
     with pytest.raises(ValueError, match="not valid ONNX: Nodes in a graph must be topologically"):
-        contents.check_onnx(model.SerializeToString())
+        contents.check(model.SerializeToString())
     onnx_graph.sort(model)
-    contents.check_onnx(model.SerializeToString())
+    contents.check(model.SerializeToString())
     feed = {model.graph.input[0].name: RNG.random((3, 8, 8, 1)).astype("float32")}
     one, other = (
         onnxruntime.InferenceSession(m, providers=["CPUExecutionProvider"]).run(None, feed)[0]

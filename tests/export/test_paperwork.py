@@ -13,8 +13,8 @@ import pytest
 
 import keras_kd.export
 from keras_kd.export import checks, manifest
-from keras_kd.export.report import html_page, snippets
-from keras_kd.export.verification import benchmark
+from keras_kd.export.report import plots, snippets
+from keras_kd.export.verification import benchmark, timing
 
 
 def test_the_manifest_follows_its_schema(report):
@@ -109,9 +109,9 @@ def test_bench_refuses_what_it_cannot_time(report, tmp_path):
         with pytest.raises(ValueError, match="`seconds` must be a finite number"):
             keras_kd.export.bench(report.folder, seconds=seconds)
         with pytest.raises(ValueError, match="`seconds` must be a finite number"):
-            benchmark.time_calls(lambda: None, seconds=seconds)
+            timing.time_calls(lambda: None, seconds=seconds)
     with pytest.raises(ValueError, match="`seconds` must be positive"):
-        benchmark.time_calls(lambda: None, seconds=-1)
+        timing.time_calls(lambda: None, seconds=-1)
     for arguments in ({"seconds": "1"}, {"threads": 1.5}, {"threads": "two"}, {"threads": None}):
         with pytest.raises(TypeError, match="must be a"):
             keras_kd.export.bench(report.folder, **arguments)
@@ -122,12 +122,12 @@ def test_bench_refuses_what_it_cannot_time(report, tmp_path):
 
 
 def test_the_axis_of_a_share_ends_at_100_percent(monkeypatch):
-    monkeypatch.setattr(html_page, "svg", lambda figure: figure)
+    monkeypatch.setattr(plots, "svg", lambda figure: figure)
     rows = [
         {"name": f"f{i}", "best": False, "bytes": 10 * (i + 1), "accuracy": accuracy}
         for i, accuracy in enumerate((0.9, 1.0))
     ]
-    low, high = html_page._scatter(rows, "bytes", "size", 1.0)["svg"].axes[0].get_ylim()
+    low, high = plots.scatter(rows, "bytes", "size", 1.0)["svg"].axes[0].get_ylim()
     assert low < 90
     assert high == 100
 
@@ -136,7 +136,7 @@ def test_the_plot_of_files_that_do_not_run_is_empty_and_no_error():
     figures = ("bytes", "p50_ms", "p90_ms", "cold_start_ms", "warm_start_ms", "peak_memory_bytes")
     row = {**dict.fromkeys(figures), "name": "onnx int8", "error": "it crashed. " * 20}
     result = benchmark.BenchReport([row], 1)
-    assert html_page.png(html_page.bench_figure(result.rows())).startswith(b"\x89PNG")
+    assert plots.png(plots.bench_figure(result.rows())).startswith(b"\x89PNG")
     lines = result.table(46).splitlines()
     assert max(map(len, lines)) <= 46
     assert " ".join(lines).count("crashed.") == 20
@@ -187,10 +187,10 @@ def test_kotlin_buffers_have_the_type_of_the_input():
 
 @pytest.mark.parametrize("values", [(0.0014, 0.02), (0.03, 0.2), (0.002, 8.0), (0.001, 900.0)])
 def test_labels_of_a_logarithmic_axis_do_not_overlap(values):
-    figure = html_page._figure(3.3, 1.6)
+    figure = plots._figure(3.3, 1.6)
     axes = figure.subplots()
     axes.scatter(values, [0] * len(values))
-    html_page._log_scale(axes)
+    plots._log_scale(axes)
     axes.tick_params(labelsize=7, which="both")
     figure.draw_without_rendering()
     labels = [*axes.get_xticklabels(which="major"), *axes.get_xticklabels(which="minor")]
@@ -206,5 +206,5 @@ def test_labels_of_a_logarithmic_axis_do_not_overlap(values):
 
 
 def test_each_precision_has_its_own_marker():
-    assert set(html_page._MARKERS) == {name for known in checks.KNOWN.values() for name in known}
-    assert len(set(html_page._MARKERS.values())) == len(html_page._MARKERS)
+    assert set(plots._MARKERS) == set(checks.known_precisions())
+    assert len(set(plots._MARKERS.values())) == len(plots._MARKERS)

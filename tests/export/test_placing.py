@@ -137,8 +137,8 @@ def test_a_long_name_is_no_obstacle_and_a_like_one_no_other(tmp_path):
 
 def test_the_stage_of_a_dead_process_goes_with_the_next_export(tmp_path):
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom keras_kd.export import staging\n"
-        "with staging.staging(Path(sys.argv[1])) as stage:\n"
+        "import os, sys\nfrom pathlib import Path\nfrom keras_kd.export import staged_folder\n"
+        "with staged_folder.staging(Path(sys.argv[1])) as stage:\n"
         "    (stage / 'half').write_text('x')\n    os._exit(9)\n"
     )
     goal = tmp_path / "out"

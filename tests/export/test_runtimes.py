@@ -9,8 +9,10 @@ from keras import layers
 
 import keras_kd.export
 from keras_kd.export import manifest
-from keras_kd.export.formats import device_table
+from keras_kd.export.formats import device_table, registry
 from keras_kd.export.formats.onnx import onnx_devices
+from keras_kd.export.rows import ArtifactRow, Contents, FileFigures, FileRow, Measured
+from keras_kd.export.verification import acceptance
 
 
 def entry(report, fmt, precision):
@@ -58,13 +60,17 @@ def test_an_image_classifier_in_mediapipe_and_a_quantized_softmax_in_tract(image
 
 def test_other_versions_of_a_family_follow_from_the_operators(report):
     _, dynamic = entry(report, "tflite", "dynamic")
-    found = device_table.answers(dynamic.path, ["tflite-2.16", "tflite-2.17"])
+    found = registry.of_file(dynamic.path).runtimes(
+        dynamic.path, ["tflite-2.16", "tflite-2.17"], None, ()
+    )
     assert found["tflite-2.16"].startswith("no: FULLY_CONNECTED version 12")
     assert found["tflite-2.17"].startswith("yes")
-    assert device_table.minimum(dynamic.path) == dynamic.details["since"] == "2.17"
+    assert registry.get("tflite").since(dynamic.path) == dynamic.details["since"] == "2.17"
     _, float32 = entry(report, "onnx", "float32")
     # Opset 17 came with ONNX Runtime 1.12.
-    found = device_table.answers(float32.path, ["onnxruntime-1.11", "onnxruntime-1.12"])
+    found = registry.of_file(float32.path).runtimes(
+        float32.path, ["onnxruntime-1.11", "onnxruntime-1.12"], None, ()
+    )
     assert found["onnxruntime-1.11"] == "no: operator set 17, IR 8, since 1.12"
     assert found["onnxruntime-1.12"] == "yes"
 
@@ -108,14 +114,12 @@ def test_unknown_targets_are_refused_before_any_work(tmp_path, name, hint):
 
 
 def row(file, size, answers, status="passed"):
-    return {
-        "file": file,
-        "format": file.rpartition(".")[2],
-        "status": status,
-        "bytes": size,
-        "latency_ms": 1.0,
-        "runtimes": answers,
-    }
+    nothing = FileFigures(None, None, 0.0, 0.0, 100.0, True, {})
+    measured = Measured(
+        nothing, nothing, size, size, {}, Contents(), runtimes=answers, latency_ms=1.0
+    )
+    fmt = file.rpartition(".")[2]
+    return ArtifactRow(fmt, "int8", status, files=(FileRow(file, "", size),), measured=measured)
 
 
 def test_targets_choose_the_smallest_file_that_runs_in_all_of_them():
@@ -125,7 +129,7 @@ def test_targets_choose_the_smallest_file_that_runs_in_all_of_them():
         row("c.tflite", 5, {"litert": "yes", "ethos-u55": "only batch 1"}, status="failed"),
         row("d.onnx", 8, {"tract": "yes"}),
     ]
-    order = ("bytes", "latency_ms")
+    order = acceptance.order("size")
     best, each = device_table.chosen(rows, ["litert", "ethos-u55"], order)
     assert best == "b.tflite"
     onnx = "no: it reads no .onnx files"
@@ -203,7 +207,7 @@ def test_4_bit_blocks_that_tract_misreads(tmp_path, sizes, block, relu, wrong):
         nodes, "g", [info("x", 1, [1, *sizes])], [info("y", 1, [1, 2])], []
     )
     onnx.save(onnx.helper.make_model(graph, ir_version=8), tmp_path / "m.onnx")
-    answer = device_table.answers(tmp_path / "m.onnx")["tract"]
+    answer = registry.get("onnx").runtimes(tmp_path / "m.onnx", (), None, ())["tract"]
     assert answer.startswith("no: MatMulNBits") == wrong
 
 

@@ -1,5 +1,6 @@
 """What is measured against labels, against scikit-learn and NumPy written out here."""
 
+import judging
 import keras
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
 from keras_kd.export.signature import Signature, TensorInfo
-from keras_kd.export.verification import chosen_metrics, counting, metrics, scores
+from keras_kd.export.verification import chosen_metrics, counting, metrics, output_meaning, scores
 
 rng = np.random.default_rng(7)
 LOGITS = rng.normal(size=(300, 4)).astype("float32")
@@ -126,7 +127,7 @@ def test_rows_of_no_weight_and_without_label_count_nowhere():
     labels = np.where(rng.random(300) < 0.8, LABELS, -1)
     both = kept & (labels >= 0)
     names = {"a": {"kind": "classes", "probabilities": False}}
-    found = metrics.compare({"a": LOGITS}, {"a": other}, {"a": labels}, names, {"a": weights})
+    found = judging.compare({"a": LOGITS}, {"a": other}, {"a": labels}, names, {"a": weights})
     said, asked = other.argmax(1), LOGITS.argmax(1)
     assert found["accuracy"] == pytest.approx(
         np.average(said[both] == labels[both], weights=weights[both])
@@ -141,7 +142,7 @@ def test_rows_of_no_weight_and_without_label_count_nowhere():
         sk.cohen_kappa_score(asked[kept], said[kept], sample_weight=weights[kept])
     )
     broken = np.where(kept[:, None], other, np.nan)
-    again = metrics.compare({"a": LOGITS}, {"a": broken}, {"a": labels}, names, {"a": weights})
+    again = judging.compare({"a": LOGITS}, {"a": broken}, {"a": labels}, names, {"a": weights})
     assert again["finite"]
     assert again["worst"] == pytest.approx(np.abs(other - LOGITS)[kept].max())
 
@@ -158,7 +159,7 @@ def test_tokens_count_one_by_one():
     truth, weights = counting.count({"a": labels}, given, {"a": mask}, {"a": {4}}, {"a": tokens})
     heavy = rows[:, None] * mask * (labels != 4)
     np.testing.assert_allclose(weights["a"], heavy)
-    assert metrics.kind_of(tokens, truth["a"]) == "classes"
+    assert output_meaning.kind_of(tokens, truth["a"]) == "classes"
     right = tokens.argmax(-1) == labels
     want = (right * heavy).sum() / heavy.sum()
     assert metrics.accuracy(tokens, truth["a"], "classes", False, weights["a"]) == pytest.approx(
@@ -197,16 +198,16 @@ def test_weights_that_do_not_fit_are_refused(weights, message):
 
 def test_minus_one_is_no_label_and_other_numbers_are_refused():
     labels = np.where(np.arange(300) < 20, -1, LABELS)
-    assert metrics.kind_of(LOGITS, labels) == "classes"
+    assert output_meaning.kind_of(LOGITS, labels) == "classes"
     with pytest.raises(ValueError, match=r"from -2 to 3.*ignore_class"):
-        metrics.kind_of(LOGITS, np.where(labels < 0, -2, labels))
+        output_meaning.kind_of(LOGITS, np.where(labels < 0, -2, labels))
     with pytest.raises(ValueError, match="All evaluation labels are -1"):
-        metrics.kind_of(LOGITS, np.full(300, -1))
+        output_meaning.kind_of(LOGITS, np.full(300, -1))
     # One unit: -1 is a number like others, unless the loss says yes or no.
     signs = np.where(np.arange(300) < 20, -1, TRUTH)
-    assert metrics.kind_of(ONE, signs) == "values"
-    assert metrics.kind_of(ONE, signs, "binary") == "binary"
-    assert metrics.kind_of(ONE, TRUTH, "values") == "values"
+    assert output_meaning.kind_of(ONE, signs) == "values"
+    assert output_meaning.kind_of(ONE, signs, "binary") == "binary"
+    assert output_meaning.kind_of(ONE, TRUTH, "values") == "values"
     kept = signs >= 0
     assert metrics.accuracy(ONE, signs, "binary", False) == pytest.approx(
         np.mean((ONE[:, 0] > 0)[kept] == signs[kept])

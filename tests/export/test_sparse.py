@@ -1,6 +1,9 @@
 """Weights without zeros: smaller files, the same answers, whoever made the file."""
 
+from dataclasses import replace
+
 import jsonschema
+import judging
 import keras
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import keras_kd.export
 from keras_kd import compress
 from keras_kd.export import exporter, manifest
 from keras_kd.export.formats.tflite import sparsity
+from keras_kd.export.rows import Against, Contents, Failure, FileFigures, Measured
 from keras_kd.export.verification import acceptance
 
 DTYPES = {0: np.float32, 1: np.float16, 9: np.int8}
@@ -139,7 +143,9 @@ def test_indices_take_the_fewest_bytes_and_runs_where_zeros_are_blocks():
     assert layout.bytes == kept + kept // 4 + (64 + 1) * (1 if kept // 4 < 256 else 2)
 
 
-FOUND = {"latency_low_ms": 2.0, "against": {"difference": 0.0, "slowdown": 1.0}}
+NOTHING = FileFigures(None, None, 0.0, 0.0, 100.0, True, {})
+PLAIN = Measured(NOTHING, NOTHING, 9, 9, {}, Contents(), latency_low_ms=1.0)
+FOUND = replace(PLAIN, latency_low_ms=2.0, against=Against(0.0))
 
 
 @pytest.mark.parametrize(
@@ -147,13 +153,13 @@ FOUND = {"latency_low_ms": 2.0, "against": {"difference": 0.0, "slowdown": 1.0}}
     [
         (FOUND, "size", ""),
         (FOUND, "latency", "2.0 times slower"),
-        ({"error": "the process crashed (signal 11, SIGSEGV)"}, "size", "SIGSEGV"),
-        ({**FOUND, "against": {"difference": 0.01}}, "size", "answer differently"),
-        ({**FOUND, "against": {"difference": float("nan")}}, "size", "answer differently"),
+        (Failure("the process crashed (signal 11, SIGSEGV)"), "size", "SIGSEGV"),
+        (replace(FOUND, against=Against(0.01)), "size", "answer differently"),
+        (replace(FOUND, against=Against(float("nan"))), "size", "answer differently"),
     ],
 )
 def test_a_smaller_file_must_run_and_answer_the_same(found, objective, reason):
-    got = sparsity.refusal({"latency_low_ms": 1.0}, found, objective)
+    got = acceptance.refusal(PLAIN, found, objective)
     assert reason in got
     assert bool(got) == bool(reason)
 
@@ -174,7 +180,9 @@ def exported(tmp_path_factory):
     measure = exporter.jobs.measure
 
     def broken(*arguments):
-        return {**measure(*arguments), "tflite-float32-sparse": {"error": "it crashed"}}
+        found = measure(*arguments)
+        failed = {"tflite-float32-sparse": Failure("it crashed")}
+        return replace(found, files={**found.files, **failed})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporter.jobs, "measure", broken)
@@ -222,5 +230,5 @@ def test_a_file_slower_than_with_its_zeros_is_flagged(exported):
         ({**quick, "slowdown": 3.0}, "3.0 times slower than with its zeros stored where XNNPACK"),
     ):
         row["dense"] = dense
-        acceptance.judge([row], None, True)
+        judging.judge([row], None, True)
         assert any(flag in text for text in row["flags"]) if flag else row["flags"] == []

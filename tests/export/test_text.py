@@ -14,8 +14,8 @@ import pytest
 import keras_kd.export
 from keras_kd.cli.console import Terminal
 from keras_kd.export import Report, manifest
-from keras_kd.export.report import html_page, snippets
-from keras_kd.export.verification import layer_noise
+from keras_kd.export.report import plots, snippets
+from keras_kd.export.report.layer_report import LayerReport
 from keras_kd.utils import escaping
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"
@@ -186,11 +186,12 @@ def test_formulas_and_underscores_in_a_plot_are_drawn_as_letters():
             {"layer": name, "tensor": "t", "sqnr": 9.0} for name in (r"$\frac$", "_hidden", "$x^2$")
         ]
     }
-    text = html_page.layer_plot(layer_noise.LayerReport(rows))
+    layers = LayerReport(rows)
+    text = plots.layer_plot(layers.rows(), layers.names())
     xml.etree.ElementTree.fromstring(text)
     for name in (r"$\frac$", "_hidden", "$x^2$"):
         assert f"<!-- {name} -->" in text or f"<!--  {name} -->" in text
-    curves = html_page._curves({"_loss": [1.0, 2.0], "$loss$": [2.0, 1.0]})[0]["svg"]
+    curves = plots.curves({"_loss": [1.0, 2.0], "$loss$": [2.0, 1.0]})[0]["svg"]
     assert "_loss" in curves
     assert "$loss$" in curves
 
@@ -199,9 +200,8 @@ def test_a_user_who_writes_with_tex_gets_the_plots_all_the_same():
     import matplotlib
 
     with matplotlib.rc_context({"text.usetex": True}):
-        assert html_page.layer_plot(
-            layer_noise.LayerReport({"onnx": [{"layer": "a_b", "tensor": "t", "sqnr": 9.0}]})
-        ).startswith("<svg")
+        layers = LayerReport({"onnx": [{"layer": "a_b", "tensor": "t", "sqnr": 9.0}]})
+        assert plots.layer_plot(layers.rows(), layers.names()).startswith("<svg")
 
 
 def test_a_tensor_that_no_language_has_is_one_error():

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 import keras_kd.export
 from keras_kd.cli import main as command_line
 from keras_kd.export import manifest
-from keras_kd.export.formats import metadata_reader
+from keras_kd.export.formats import registry
 from keras_kd.export.report import card, html_page
 
 NAMES = ["ant", "bee", "cat"]
@@ -95,7 +95,7 @@ def test_inputs_of_any_name_become_files(made):
 def test_a_file_says_what_is_recorded_of_it(made):
     *_, report = made
     for artifact in report.artifacts:
-        labels, pixels = metadata_reader.labels_and_normalization(artifact.path)
+        labels, pixels = registry.of_file(artifact.path).says(artifact.path)
         assert labels == NAMES
         assert list(pixels) == ["in"]
         np.testing.assert_allclose(pixels["in"]["mean"], PIXELS["mean"])

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import difflib
 import re
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from keras_kd.export.formats.onnx import onnx_devices
 from keras_kd.export.formats.onnx.onnx_devices import ONNXFile
 from keras_kd.export.formats.tflite import tflite_devices
 from keras_kd.export.formats.tflite.tflite_devices import ETHOS_U55, ETHOS_U85, TFLiteFile
+from keras_kd.export.rows import ArtifactRow
 
 
 @dataclass(frozen=True)
@@ -164,45 +163,15 @@ def check_targets(targets: Sequence[str] | str | None) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def answers(
-    path: Path,
-    targets: Sequence[str] = (),
-    *,
-    steps: float | None = None,
-    images: Sequence[str] = (),
-) -> dict[str, str]:
-    """Say for each runtime that reads the format of a file whether it takes the file.
-
-    Args:
-        path: A `.tflite` or `.onnx` file.
-        targets: Names to answer for besides `NAMES`.
-        steps: How far its integer answers lie apart from kernel to kernel, in steps of the output.
-        images: Names of the inputs whose normalization is known.
-
-    Returns:
-        Answers by name.
-    """
-    asked = [find(name) for name in dict.fromkeys((*NAMES, *targets))]
-    runtimes = [runtime for runtime in asked if runtime is not None]
-    if path.suffix == ".tflite":
-        tflite = TFLiteFile(path, steps, frozenset(images))
-        return {r.name: r.tflite(tflite) for r in runtimes if r.tflite is not None}
-    onnx = ONNXFile(path, steps)
-    return {r.name: r.onnx(onnx) for r in runtimes if r.onnx is not None}
+def asked(targets: Sequence[str] = ()) -> list[Runtime]:
+    """Return the runtimes of the table, and those of other names."""
+    found = [find(name) for name in dict.fromkeys((*NAMES, *targets))]
+    return [runtime for runtime in found if runtime is not None]
 
 
-def minimum(path: Path) -> str:
-    """Return the first TensorFlow Lite or ONNX Runtime that knows all of a file, as `2.17`."""
-    if path.suffix == ".tflite":
-        found = TFLiteFile(path, None, frozenset()).minimum
-    else:
-        found = onnx_devices.minimum(ONNXFile(path, None))
-    return "{}.{}".format(*found)
-
-
-def runs(row: Mapping[str, Any], target: str) -> bool:
-    """Whether the file of an entry of the manifest runs in a target."""
-    return not row.get("runtimes", {}).get(target, "no").startswith("no")
+def runs(answers: Mapping[str, str], target: str) -> bool:
+    """Whether a file runs in a target, by the answers for it."""
+    return not answers.get(target, "no").startswith("no")
 
 
 def together(found: Mapping[str, str]) -> dict[str, list[str]]:
@@ -214,116 +183,36 @@ def together(found: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def chosen(
-    rows: Sequence[dict[str, Any]], targets: Sequence[str], order: Sequence[str]
+    rows: Sequence[ArtifactRow], targets: Sequence[str], order: Callable[[ArtifactRow], Any]
 ) -> tuple[str | None, dict[str, Any]]:
     """Choose files for targets.
 
     Args:
-        rows: Entries of the manifest; those that passed are looked at.
+        rows: Of the manifest; those that passed are looked at.
         targets: Names of runtimes.
-        order: Keys by which the best file has the least.
+        order: What the best file has least of.
 
     Returns:
         The name of the best file that runs in all of them, or `None`; and for each target `best`,
         the best file that runs there, and `gave_up`, the better files that do not.
     """
-    passed = sorted(
-        (row for row in rows if row["status"] == "passed"),
-        key=lambda row: [row[key] for key in order],
-    )
+    passed = sorted((row for row in rows if row.status == "passed"), key=order)
+
+    def answers(row: ArtifactRow) -> Mapping[str, str]:
+        return {} if row.measured is None else row.measured.runtimes
+
     everywhere = next(
-        (row["file"] for row in passed if all(runs(row, name) for name in targets)), None
+        (row.file for row in passed if all(runs(answers(row), name) for name in targets)), None
     )
     each = {}
     for name in targets:
-        taken = next((row for row in passed if runs(row, name)), None)
+        taken = next((row for row in passed if runs(answers(row), name)), None)
         before = passed[: passed.index(taken)] if taken is not None else passed
         each[name] = {
-            "best": None if taken is None else taken["file"],
+            "best": None if taken is None else taken.file,
             "gave_up": {
-                row["file"]: row.get("runtimes", {}).get(
-                    name, f"no: it reads no .{row['format']} files"
-                )
+                row.file: answers(row).get(name, f"no: it reads no .{row.format} files")
                 for row in before
             },
         }
     return everywhere, each
-
-
-class RuntimeReport(Mapping[str, Mapping[str, str]]):
-    """Where the files of an export run: answers by file name and runtime.
-
-    Args:
-        manifest: Of the export.
-
-    Examples:
-        >>> where = report.runtimes()  # doctest: +SKIP
-        >>> where["digits_int8.tflite"]["tflite-2.14"]  # doctest: +SKIP
-        'yes'
-    """
-
-    def __init__(self, manifest: Mapping[str, Any]) -> None:
-        self._rows = [row for row in manifest["artifacts"] if row.get("file")]
-        self._targets = manifest["settings"].get("targets") or []
-
-    def __getitem__(self, file: str) -> Mapping[str, str]:
-        for row in self._rows:
-            if row["file"] == file:
-                return dict(row.get("runtimes", {}))
-        raise KeyError(file)
-
-    def __iter__(self) -> Iterator[str]:
-        return (row["file"] for row in self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one flat dict for each file and runtime: `file`, `runtime`, `runs`, `answer`."""
-        return [
-            {"file": row["file"], "runtime": name, "runs": runs(row, name), "answer": answer}
-            for row in self._rows
-            for name, answer in row.get("runtimes", {}).items()
-        ]
-
-    def since(self, file: str) -> str:
-        """Return which versions of its own runtime know all of a file, as a person reads it.
-
-        Args:
-            file: Its name.
-
-        Returns:
-            Such as `"TensorFlow Lite 2.17 and newer"`; empty if the manifest does not say.
-        """
-        row = next(row for row in self._rows if row["file"] == file)
-        return f"{_SINCE[row['format']]} {row['since']} and newer" if "since" in row else ""
-
-    def advice(self) -> dict[str, str]:
-        """Return by runtime the settings under which its answers are those of the report."""
-        used = {name for row in self._rows for name in row.get("runtimes", {})}
-        known = {name: find(name) for name in sorted(used)}
-        return {name: each.advice for name, each in known.items() if each and each.advice}
-
-    def table(self, width: int = 80) -> str:
-        """Return the answers as text: a block for each file, runtimes with one answer together.
-
-        Args:
-            width: Most columns of text.
-        """
-        lines = []
-        for row in self._rows:
-            since = self.since(row["file"])
-            text = row["file"] + (f" ({since})" if since else "")
-            lines += textwrap.wrap(text, width, subsequent_indent="    ")
-            for answer, names in together(row.get("runtimes", {})).items():
-                text = f"{', '.join(names)}: {answer}"
-                lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      ")
-        for name, advice in self.advice().items():
-            lines += textwrap.wrap(f"{name}: {advice}", width, subsequent_indent="  ")
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
-        return self.table()
-
-
-_SINCE = {"tflite": "TensorFlow Lite", "onnx": "ONNX Runtime"}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
-from keras_kd.export.formats.contents import MOVERS
+from keras_kd.export.formats.onnx.graph import border_scales
 from keras_kd.export.formats.tflite import operator_versions
 from keras_kd.export.signature import Signature
 
@@ -28,7 +29,7 @@ _IMAGE = 2
 _NORMALIZATION = 1
 
 
-def tflite(blob: bytes, about: dict[str, Any], precision: str) -> bytes:
+def tflite(blob: bytes, about: Mapping[str, Any], precision: str) -> bytes:
     """Write metadata and labels into a TFLite file, and mend what it says about its operators.
 
     The metadata is a buffer of the model named `TFLITE_METADATA`; the labels stand behind the model
@@ -65,7 +66,7 @@ def tflite(blob: bytes, about: dict[str, Any], precision: str) -> bytes:
     return whole.getvalue()
 
 
-def onnx(blob: bytes, about: dict[str, Any], precision: str) -> bytes:
+def onnx(blob: bytes, about: Mapping[str, Any], precision: str) -> bytes:
     """Write the same into the `metadata_props` of an ONNX file, as JSON texts.
 
     Args:
@@ -101,50 +102,7 @@ def onnx(blob: bytes, about: dict[str, Any], precision: str) -> bytes:
     return model.SerializeToString()
 
 
-def border_scales(model: Any) -> dict[str, dict[str, Any]]:
-    """Return how the inputs and outputs of a quantized ONNX file map to integers.
-
-    Args:
-        model: An `onnx.ModelProto`.
-
-    Returns:
-        For each input that is quantized first, and each output that is dequantized last, `scale`,
-        `zero_point` and `dtype`, with `real = (integer - zero_point) * scale`.
-    """
-    from onnx import numpy_helper
-
-    constants = {entry.name: entry for entry in model.graph.initializer}
-    producers = {name: node for node in model.graph.node for name in node.output}
-    inputs = {entry.name for entry in model.graph.input}
-
-    def origin(name: str) -> str:
-        # Images are turned to channels first before they are quantized.
-        while name in producers and producers[name].op_type in MOVERS:
-            name = producers[name].input[0]
-        return name
-
-    borders = [
-        (origin(node.input[0]), node)
-        for node in model.graph.node
-        if node.op_type == "QuantizeLinear" and origin(node.input[0]) in inputs
-    ]
-    for entry in model.graph.output:
-        last = producers.get(origin(entry.name))
-        if last is not None and last.op_type == "DequantizeLinear":
-            borders.append((entry.name, last))
-    found = {}
-    for name, node in borders:
-        if len(node.input) == 3 and all(part in constants for part in node.input[1:]):
-            scale, zero = (numpy_helper.to_array(constants[part]) for part in node.input[1:])
-            found[name] = {
-                "scale": float(scale),
-                "zero_point": int(zero),
-                "dtype": zero.dtype.name,
-            }
-    return found
-
-
-def _packed(about: dict[str, Any], precision: str) -> bytes:
+def _packed(about: Mapping[str, Any], precision: str) -> bytes:
     import flatbuffers  # type: ignore[import-untyped]
 
     build = _Builder(flatbuffers.Builder(1024))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,55 +13,64 @@ import numpy as np
 
 from keras_kd.export.formats.metadata import LABELS
 
+Said = tuple[list[str] | None, dict[str, dict[str, list[float]]]]
+"""The names of the classes of the first output, `None` if it has none; and `mean` and `std` by
+image input, in float32 precision."""
+
 _LONGEST = 1 << 24
 """Bytes of class names that are read."""
 
 
-def labels_and_normalization(
-    path: Path,
-) -> tuple[list[str] | None, dict[str, dict[str, list[float]]]]:
-    """Return the class names and the normalization of pixels that a file carries.
-
-    Args:
-        path: A `.tflite` or `.onnx` file.
-
-    Returns:
-        The names of the classes of the first output, `None` if it has none; and `mean` and `std`
-        by image input, in float32 precision.
+def tflite(path: Path) -> Said:
+    """Return what a TFLite file carries.
 
     Raises:
-        ValueError: If what it carries cannot be read.
+        ValueError: If it cannot be read.
     """
-    if path.suffix == ".tflite":
+    with _explaining():
         return _labels(path), {
             row["name"]: row["normalization"]
             for row in metadata(path.read_bytes()).get("inputs", [])
             if "normalization" in row
         }
-    import onnx
-
-    texts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    return json.loads(texts.get("labels", "null")), json.loads(texts.get("normalization", "{}"))
 
 
-def difference(path: Path, model: dict[str, Any]) -> str:
+def onnx(path: Path) -> Said:
+    """Return what an ONNX file carries.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    import onnx as package
+
+    with _explaining():
+        texts = {entry.key: entry.value for entry in package.load(path).metadata_props}
+        labels = json.loads(texts.get("labels", "null"))
+        return labels, json.loads(texts.get("normalization", "{}"))
+
+
+@contextlib.contextmanager
+def _explaining() -> Iterator[None]:
+    try:
+        yield
+    except (UnicodeDecodeError, zipfile.BadZipFile, IndexError) as error:
+        raise ValueError(str(error)) from error
+
+
+def difference(said: Said, model: Mapping[str, Any]) -> str:
     """Say in what a file and a manifest differ of these; empty if they say the same.
 
     Args:
-        path: A `.tflite` or `.onnx` file.
+        said: What the file carries.
         model: `labels` and `normalization` as the manifest has them.
     """
-    try:
-        labels, pixels = labels_and_normalization(path)
-    except (ValueError, UnicodeDecodeError, zipfile.BadZipFile, IndexError) as error:
-        return f"what it says of its labels and pixels cannot be read ({error})"
-    for what, has, said in (
-        ("class names", labels, model["labels"]),
-        ("normalization of pixels", pixels, model.get("normalization", {})),
+    for what, has, wanted in (
+        ("class names", said[0], model["labels"]),
+        ("normalization of pixels", said[1], model.get("normalization", {})),
     ):
-        same = has == said if what == "class names" else _same_pixels(has, said)
+        same = has == wanted if what == "class names" else _same_pixels(has, wanted)
         if not same:
-            return f"its {what} are {_short(has)}, and {_short(said)} are recorded"
+            return f"its {what} are {_short(has)}, and {_short(wanted)} are recorded"
     return ""
 
 

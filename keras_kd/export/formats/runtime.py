@@ -1,186 +1,26 @@
-"""Exported files in the runtimes that devices use: LiteRT and ONNX Runtime."""
+"""Exported files in their runtimes, by the suffix of the file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from keras_kd.export.formats import registry
+from keras_kd.export.formats.base import Runtime, run_all
 
-from keras_kd.export.signature import Arrays
-
-
-class TFLiteRuntime:
-    """A TFLite file in LiteRT, fed and read in real numbers.
-
-    Args:
-        model: The file, or its bytes.
-        threads: Threads of the interpreter.
-        delegates: Whether XNNPACK may run what it can, as it does by default.
-    """
-
-    def __init__(self, model: Path | bytes, threads: int = 1, delegates: bool = True) -> None:
-        self._model = model
-        self._threads = threads
-        self._delegates = delegates
-        self._runner = self._interpreter().get_signature_runner()
-        self._inputs = self._runner.get_input_details()
-        self._outputs = self._runner.get_output_details()
-        self.free_batch = all(
-            len(row["shape_signature"]) and row["shape_signature"][0] == -1
-            for row in self._inputs.values()
-        )
-
-    def run(self, feed: Arrays) -> Arrays:
-        """Run one batch; quantizes float inputs and dequantizes outputs with the file's scales."""
-        result = self._runner(**{name: self._encode(name, x) for name, x in feed.items()})
-        return {name: _dequantize(x, self._outputs[name]) for name, x in result.items()}
-
-    def prepare(self, feed: Arrays) -> Callable[[], Any]:
-        """Return a call that only runs the network on an already set batch of one."""
-        # The signature runner holds the interpreter's memory, which forbids its other methods, and
-        # sets the shapes anew in every call: what is timed gets an interpreter of its own.
-        interpreter = self._interpreter()
-        for name, row in self._inputs.items():
-            if tuple(row["shape"]) != feed[name].shape:
-                interpreter.resize_tensor_input(row["index"], feed[name].shape)
-        interpreter.allocate_tensors()
-        for name, x in feed.items():
-            interpreter.set_tensor(self._inputs[name]["index"], self._encode(name, x))
-        return interpreter.invoke
-
-    def signature(self) -> dict[str, list[dict[str, Any]]]:
-        """Return names, shapes, dtypes and scales of inputs and outputs, as the file has them."""
-        return {
-            "inputs": [_row(name, row) for name, row in self._inputs.items()],
-            "outputs": [_row(name, row) for name, row in self._outputs.items()],
-        }
-
-    def _interpreter(self) -> Any:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        options: dict[str, Any] = {"num_threads": self._threads}
-        if not self._delegates:
-            kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-            options["experimental_op_resolver_type"] = kernels
-        if isinstance(self._model, bytes):
-            return Interpreter(model_content=self._model, **options)
-        return Interpreter(model_path=str(self._model), **options)
-
-    def _encode(self, name: str, x: np.ndarray) -> np.ndarray:
-        row = self._inputs[name]
-        scale, zero = row["quantization"]
-        if scale and np.issubdtype(row["dtype"], np.integer):
-            limits = np.iinfo(row["dtype"])
-            x = np.clip(np.round(x / scale) + zero, limits.min, limits.max)
-        return x.astype(row["dtype"], copy=False)
+__all__ = ["open_file", "run_all"]
 
 
-class ONNXRuntime:
-    """An ONNX file in ONNX Runtime, on the CPU.
-
-    Args:
-        path: The file.
-        threads: Threads within an operator; operators run one after the other.
-        fused: Whether operators may be joined and replaced, as they are by default.
-    """
-
-    def __init__(self, path: Path, threads: int = 1, fused: bool = True) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        if not fused:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-        self._inputs = self._session.get_inputs()
-        self._outputs = self._session.get_outputs()
-        self._names = [row.name for row in self._outputs]
-        self.free_batch = all(
-            row.shape and not isinstance(row.shape[0], int) for row in self._inputs
-        )
-
-    def run(self, feed: Arrays) -> Arrays:
-        """Run one batch."""
-        return dict(zip(self._names, self._session.run(self._names, feed), strict=True))
-
-    def prepare(self, feed: Arrays) -> Callable[[], Any]:
-        """Return a call that runs the network on a batch of one."""
-        return lambda: self._session.run(self._names, feed)
-
-    def signature(self) -> dict[str, list[dict[str, Any]]]:
-        """Return names, shapes and dtypes of the inputs and outputs, as the file has them."""
-
-        def rows(values: Any) -> list[dict[str, Any]]:
-            return [
-                {"name": v.name, "shape": list(v.shape), "dtype": _ONNX_TYPES[v.type]}
-                for v in values
-            ]
-
-        return {"inputs": rows(self._inputs), "outputs": rows(self._outputs)}
-
-
-_ONNX_TYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(bool)": "bool",
-}
-
-
-def open_file(path: Path, threads: int = 1) -> TFLiteRuntime | ONNXRuntime:
+def open_file(path: Path, threads: int = 1) -> Runtime:
     """Load a file in its own runtime.
 
     Args:
-        path: A `.tflite` or `.onnx` file.
+        path: The first file of an artifact, such as a `.tflite` or `.onnx` file.
         threads: Threads to run it with.
 
     Returns:
         The runtime, ready to run.
+
+    Raises:
+        ValueError: If no format has this suffix.
     """
-    return TFLiteRuntime(path, threads) if path.suffix == ".tflite" else ONNXRuntime(path, threads)
-
-
-def run_all(runtime: TFLiteRuntime | ONNXRuntime, inputs: Arrays, batch: int = 64) -> Arrays:
-    """Run all samples, in batches where the file takes them, and join the outputs."""
-    count = len(next(iter(inputs.values())))
-    step = batch if runtime.free_batch else 1
-    parts = [
-        runtime.run({name: x[i : i + step] for name, x in inputs.items()})
-        for i in range(0, count, step)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _dequantize(x: np.ndarray, row: dict[str, Any]) -> np.ndarray:
-    scale, zero = row["quantization"]
-    if scale and np.issubdtype(row["dtype"], np.integer):
-        return (x.astype(np.float32) - zero) * np.float32(scale)
-    return x
-
-
-def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:
-    # -1 is LiteRT's mark for a free dimension; the first one is the batch.
-    shape = [
-        int(size) if size >= 0 else ("batch" if axis == 0 else f"{name}_{axis}")
-        for axis, size in enumerate(row["shape_signature"])
-    ]
-    result: dict[str, Any] = {
-        "name": name,
-        "shape": shape,
-        "dtype": np.dtype(row["dtype"]).name,
-    }
-    scale, zero = row["quantization"]
-    if scale:
-        result["scale"], result["zero_point"] = float(scale), int(zero)
-    return result
+    return registry.of_file(path).open(path, threads)

@@ -3,115 +3,23 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from keras_kd.export import manifest
-from keras_kd.export.formats.device_table import RuntimeReport
-from keras_kd.export.report.scorecard import Scorecard, labels_of
-from keras_kd.export.verification.layer_noise import LayerReport
+from keras_kd.export.report.export_report.artifact import Artifact
+from keras_kd.export.report.export_report.figures import latency, number, percent, size
+from keras_kd.export.report.export_report.results import Results
+from keras_kd.export.report.scorecard import labels_of
 from keras_kd.export.writing import write_file
 from keras_kd.utils.escaping import plain
 from keras_kd.utils.tables import fitted
 
-
-@dataclass(frozen=True)
-class Artifact:
-    """One exported file and what was measured on it.
-
-    Args:
-        format: `"tflite"` or `"onnx"`.
-        precision: For example `"int8"`.
-        status: `"passed"` or `"failed"`.
-        reason: Why it failed; empty if it passed.
-        path: The file; `None` if none was made.
-        bytes: Size of the file.
-        gzip_bytes: Size when gzipped.
-        accuracy: Share of right answers on the evaluation data, 0..1; `None` without labels. Of
-            several outputs their mean.
-        drop: Accuracy of the Keras model minus that of the file, at the output that loses most; of
-            a chosen metric the share of it that is lost, see `keras_kd.export(metrics=...)`.
-        score: The first chosen metric; without one accuracy, or of plain numbers the root of the
-            mean squared error. `Report.scorecard().name` says which.
-        agreement: Share of the Keras model's decisions that the file repeats, 0..1, at the output
-            where it is lowest.
-        worst: Greatest absolute difference from the Keras model's outputs.
-        sqnr: Ratio of signal to quantization noise in dB; `None` where there is no noise.
-        latency_ms: Median time of one inference with one thread, in milliseconds.
-        batch: `"dynamic"` or `"static"` (batch of one).
-        sparsity: Share of zeros among the weights, 0..1, if they are stored without the zeros; else
-            `None`. `details["dense"]` then holds size and latency of the same file with its zeros.
-        flags: What deserves a second look, as sentences.
-        sha256: Hash of the file.
-        details: The whole entry of the manifest.
-    """
-
-    format: str
-    precision: str
-    status: str
-    reason: str
-    path: Path | None
-    bytes: int | None
-    gzip_bytes: int | None
-    accuracy: float | None
-    score: float | None
-    drop: float | None
-    agreement: float | None
-    worst: float | None
-    sqnr: float | None
-    latency_ms: float | None
-    batch: str | None
-    sparsity: float | None
-    flags: tuple[str, ...]
-    sha256: str | None
-    details: dict[str, Any] = field(repr=False)
-
-    @property
-    def passed(self) -> bool:
-        """Whether it was made, verified and within the budget."""
-        return self.status == "passed"
-
-    @property
-    def file(self) -> str | None:
-        """Name of the file, without its folder."""
-        return None if self.path is None else self.path.name
-
-    def without_zeros(self) -> str:
-        """Say what a file saves that stores its weights without zeros; empty if it does not."""
-        if self.sparsity is None:
-            return ""
-        dense = self.details["dense"]
-        return (
-            f"{percent(self.sparsity)} % of its weights are zeros and not stored: "
-            f"{size(self.bytes)}, with them {size(dense['bytes'])} (gzipped "
-            f"{size(self.gzip_bytes)}, with them {size(dense['gzip_bytes'])})"
-        )
-
-    def processors(self) -> str:
-        """Say on which processors an ONNX file's integers add up alike; empty without integers."""
-        facts = self.details.get("integer_products")
-        if not facts:
-            return ""
-        counts = ", ".join(f"{count} {kind}" for kind, count in facts["weights"].items())
-        return (
-            f"all sums of its integer products ({counts}) are exact on x86: computed from the "
-            f"weights for {', '.join(facts['computed'])}; run on {facts['ran']}"
-        )
-
-
 _LEAST = {"": 21, "size": 9, "gzip": 9, "acc": 7, "agree": 7, "worst": 9, "SQNR": 7, "ms": 9}
 _DISPENSABLE = ("worst", "gzip", "agree", "SQNR")
-_OWN = ("name", "best", "parameters", "flags")
-_COLUMNS = (
-    *("name", "best", "format", "precision", "status", "reason", "file", "parameters", "bytes"),
-    *("gzip_bytes", "accuracy", "score", "drop", "agreement", "worst", "sqnr", "latency_ms"),
-    *("batch", "sparsity", "flags", "sha256"),
-)
 
 
-class Report:
+class Report(Results):
     """What an export made and measured.
 
     Args:
@@ -123,14 +31,6 @@ class Report:
         >>> report = keras_kd.export.verify("exported/digits")  # doctest: +SKIP
         >>> print(report.table())  # doctest: +SKIP
     """
-
-    def __init__(
-        self, folder: str | Path, content: dict[str, Any], problems: Sequence[str] = ()
-    ) -> None:
-        self.folder = Path(folder)
-        self.problems = tuple(problems)
-        self.manifest = content
-        self.artifacts = tuple(self._artifact(row) for row in content["artifacts"])
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:
@@ -146,72 +46,6 @@ class Report:
             ManifestError: If the manifest is missing, damaged or edited.
         """
         return cls(folder, manifest.read(Path(folder)))
-
-    @property
-    def best(self) -> Artifact | None:
-        """The smallest (or fastest) file that passed; `None` if none did."""
-        for artifact in self.artifacts:
-            if artifact.file is not None and artifact.file == self.manifest["best"]:
-                return artifact
-        return None
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is a best file, or one for each target, and nothing was found wrong."""
-        targets = self.manifest.get("targets", {})
-        each = bool(targets) and all(row["best"] is not None for row in targets.values())
-        return (self.best is not None or each) and not self.problems
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one flat dict for the teacher if there is one, the Keras model, and each file.
-
-        The keys are the same in all of them: `name`, `best`, `parameters`, and the fields of
-        `Artifact`, with `file` for `path`. What does not apply is `None`.
-        """
-        rows = [
-            {
-                **dict.fromkeys(_COLUMNS),
-                "name": name,
-                "best": False,
-                **{key: v for key, v in self.manifest[name].items() if key in _COLUMNS},
-                "score": self.scorecard().of(self.manifest[name]),
-            }
-            for name in ("teacher", "keras")
-            if self.manifest[name]
-        ]
-        for artifact in self.artifacts:
-            known = {key: getattr(artifact, key) for key in _COLUMNS if key not in _OWN}
-            rows.append(
-                {
-                    **known,
-                    "name": f"{artifact.format} {artifact.precision}",
-                    "best": artifact is self.best,
-                    "parameters": None,
-                    "flags": list(artifact.flags),
-                }
-            )
-        return rows
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values: the folder, the best file, the rows and the settings.
-
-        `metric` is what files are judged by, `scores` and `classes` are the rows of the scorecard.
-        """
-        card = self.scorecard()
-        return {
-            "folder": str(self.folder),
-            "best": None if self.best is None else self.best.file,
-            "ok": self.ok,
-            "problems": list(self.problems),
-            "runtimes": {file: dict(answers) for file, answers in self.runtimes().items()},
-            "targets": self.manifest.get("targets", {}),
-            "rows": self.rows(),
-            "metric": card.name,
-            "scores": card.rows(),
-            "classes": card.classes(),
-            "settings": self.manifest["settings"],
-            "evaluation": self.manifest["evaluation"],
-        }
 
     def table(self, width: int = 80) -> str:
         """Return the figures as text, failures and flags below.
@@ -288,40 +122,6 @@ class Report:
         # Names of tensors and classes come from anywhere.
         return "\n".join(plain(line, "\n") for line in lines)
 
-    def scorecard(self) -> Scorecard:
-        """Return the figures that the task asks for: AUC, macro F1, classes, errors, ranks.
-
-        Its `rows()` gives them for the Keras model and each file, `classes()` a table with support
-        for each class, `name` what files are judged by.
-        """
-        return Scorecard(self.manifest, self.manifest["best"])
-
-    def given_up(self) -> list[str]:
-        """Return a sentence for each target: its file, and the better ones that it refuses."""
-        sentences = []
-        for name, row in self.manifest.get("targets", {}).items():
-            lost = "; ".join(f"{file} ({answer})" for file, answer in row["gave_up"].items())
-            taken = "no file that passed runs there" if row["best"] is None else row["best"]
-            sentences.append(f"> {name}: {taken}" + (f"; given up: {lost}" if lost else ""))
-        return sentences
-
-    def layers(self) -> LayerReport:
-        """Return the noise of each layer of the int8 files, measured against the float32 files.
-
-        Its `table()` and `save_svg(path)` show it, `rows()` gives the figures. It says which layers
-        to keep in higher precision where int8 costs too much accuracy.
-        """
-        return LayerReport(self.manifest.get("layers", {}))
-
-    def runtimes(self) -> RuntimeReport:
-        """Return where each file runs: which runtimes and compilers take it, and which do not.
-
-        It maps file names to answers by runtime, such as `"yes"`, `"only batch 1"`,
-        `"slow: float"` or `"no: FULLY_CONNECTED version 12, since 2.17"`; its `table()` and
-        `rows()` show them. They follow from operators, versions, types and shapes in the files.
-        """
-        return RuntimeReport(self.manifest)
-
     def snippets(self, artifact: Artifact | None = None) -> dict[str, str]:
         """Return code that runs a file, for pasting into an app.
 
@@ -396,61 +196,6 @@ class Report:
             f"* {kind} file that passed{where}, {budget}: {best.file} "
             f"({self.manifest['evaluation']['samples']} evaluation samples)."
         )
-
-    def _artifact(self, row: dict[str, Any]) -> Artifact:
-        metrics = row.get("metrics") or {}
-        return Artifact(
-            format=row["format"],
-            precision=row["precision"],
-            status=row["status"],
-            reason=row["reason"],
-            path=self.folder / row["file"] if row.get("file") else None,
-            bytes=row.get("bytes"),
-            gzip_bytes=row.get("gzip_bytes"),
-            accuracy=metrics.get("accuracy"),
-            score=self.scorecard().of(metrics),
-            drop=row.get("drop"),
-            agreement=metrics.get("agreement"),
-            worst=metrics.get("worst"),
-            sqnr=metrics.get("sqnr"),
-            latency_ms=row.get("latency_ms"),
-            batch=row.get("batch"),
-            sparsity=row.get("sparsity"),
-            flags=tuple(row["flags"]),
-            sha256=row.get("sha256"),
-            details=row,
-        )
-
-
-def size(count: int | None) -> str:
-    """Return a number of bytes as a person reads it, in units of 1,000."""
-    if count is None:
-        return "-"
-    if count < 1000:
-        return f"{count} B"
-    value = float(count)
-    for unit in ("KB", "MB", "GB"):
-        value /= 1000
-        if value < 999.5 or unit == "GB":
-            break
-    return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
-
-
-def percent(share: float | None) -> str:
-    """Return a share in 0..1 as percent with two digits."""
-    return "-" if share is None else f"{100 * share:.2f}"
-
-
-def number(value: float | None) -> str:
-    """Return a difference in three significant digits."""
-    return "-" if value is None else f"{value:.2g}"
-
-
-def latency(milliseconds: float | None) -> str:
-    """Return milliseconds with the digits that mean something."""
-    if milliseconds is None:
-        return "-"
-    return f"{milliseconds:.3f}" if milliseconds < 10 else f"{milliseconds:.1f}"
 
 
 def _quality(name: str, row: dict[str, Any]) -> str:

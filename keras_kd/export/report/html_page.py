@@ -2,58 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
-from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
 from keras_kd.export.formats.device_table import together
-from keras_kd.export.report.export_report import Report, latency, number, percent, size
-from keras_kd.export.report.scorecard import Scorecard, heading
-from keras_kd.export.verification.layer_noise import LayerReport
+from keras_kd.export.report.export_report.figures import latency, number, percent, size
+from keras_kd.export.report.export_report.results import Results
+from keras_kd.export.report.plots import curves, layer_plot, scatter
+from keras_kd.export.report.scorecard import heading
 from keras_kd.utils.escaping import plain
-
-_COLORS = {"tflite": "#1f6f8b", "onnx": "#c1553b"}
-_MARKERS = {
-    "float32": "o",
-    "float16": "s",
-    "dynamic": "^",
-    "int8": "D",
-    "uint8": "d",
-    "weight_int8": "v",
-    "weight_int4": "<",
-    "int16x8": "P",
-    "int8_qoperator": "X",
-}
-
-
-_LONGEST_NAME = 60
-
-
-def _literally(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function draw text as it is: Matplotlib reads formulas between dollar signs, or TeX."""
-
-    @functools.wraps(draw)
-    def drawn(*arguments: Any, **options: Any) -> Any:
-        with _literal():
-            return draw(*arguments, **options)
-
-    return drawn
-
-
-def _literal() -> contextlib.AbstractContextManager[None]:
-    from matplotlib import rc_context
-
-    return rc_context({"text.parse_math": False, "text.usetex": False})
-
-
-def _name(text: str) -> str:
-    text = plain(text)
-    text = text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 3]}..."
-    # A legend leaves out what begins with an underscore.
-    return f" {text}" if text.startswith("_") else text
 
 
 def _finalized(value: Any) -> Any:
@@ -61,7 +18,7 @@ def _finalized(value: Any) -> Any:
     return plain(value) if type(value) is str else value
 
 
-def render(report: Report) -> str:
+def render(report: Results) -> str:
     """Return the page.
 
     Args:
@@ -90,9 +47,9 @@ def render(report: Report) -> str:
     plots = [
         plot
         for plot in (
-            _scatter(rows, "bytes", "size in KB", 1e-3, card),
-            _scatter(rows, "latency_ms", "latency in ms, one thread, batch of one", 1.0, card),
-            *_curves(report.manifest["history"] or {}),
+            scatter(rows, "bytes", "size in KB", 1e-3, card),
+            scatter(rows, "latency_ms", "latency in ms, one thread, batch of one", 1.0, card),
+            *curves(report.manifest["history"] or {}),
             _noise(report),
         )
         if plot is not None
@@ -113,212 +70,8 @@ def render(report: Report) -> str:
     )
 
 
-@_literally
-def layer_plot(layers: LayerReport) -> str:
-    """Return the SQNR of each layer as an SVG."""
-    rows = layers.rows()
-    names = layers.names()
-    figure = _figure()
-    axes = figure.subplots()
-    for fmt in dict.fromkeys(row["format"] for row in rows):
-        known = [row for row in rows if row["format"] == fmt and row["sqnr"] is not None]
-        axes.plot(
-            [names.index(row["layer"]) for row in known],
-            [row["sqnr"] for row in known],
-            "o-",
-            color=_COLORS[fmt],
-            label=fmt,
-            markersize=4,
-        )
-    axes.set_xticks(range(len(names)), map(_name, names), rotation=90, fontsize=6)
-    axes.set_ylabel("SQNR in dB")
-    axes.legend(fontsize=7)
-    axes.grid(True, alpha=0.3)
-    return svg(figure)
-
-
-def bench_figure(rows: list[dict[str, Any]]) -> Any:
-    """Draw latency, starts and memory of each file.
-
-    Args:
-        rows: Those of a `BenchReport`; a figure that is missing leaves its place empty.
-
-    Returns:
-        A Matplotlib figure.
-
-    Raises:
-        ImportError: If Matplotlib is missing.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "The plot needs Matplotlib, which is not installed. Install it with "
-            '`pip install "keras_kd[report]"`.'
-        ) from error
-    return _bench_figure(rows)
-
-
-@_literally
-def _bench_figure(rows: list[dict[str, Any]]) -> Any:
-    figure = _figure(10.0, 1.6 + 0.28 * len(rows))
-    latency_axes, start_axes, memory_axes = figure.subplots(1, 3, sharey=True)
-    nan = float("nan")
-
-    def values(key: str, factor: float = 1.0) -> list[float]:
-        return [nan if row[key] is None else factor * row[key] for row in rows]
-
-    places = range(len(rows))
-    colors = [_COLORS.get(row["name"].split()[0], "#444444") for row in rows]
-    p50, p90 = values("p50_ms"), values("p90_ms")
-    latency_axes.scatter(p50, places, color=colors, label="p50")
-    latency_axes.scatter(p90, places, color=colors, marker="|", s=90, label="p90")
-    latency_axes.hlines(places, p50, p90, color=colors, alpha=0.5)
-    latency_axes.set_xlabel("one inference, ms")
-    cold, warm = values("cold_start_ms"), values("warm_start_ms")
-    start_axes.scatter(warm, places, color=colors, label="warm")
-    start_axes.scatter(cold, places, facecolors="white", edgecolors=colors, label="cold")
-    start_axes.hlines(places, warm, cold, color=colors, alpha=0.5)
-    start_axes.set_xlabel("start, ms")
-    memory_axes.barh(places, values("peak_memory_bytes", 1e-6), color=colors, height=0.6)
-    memory_axes.set_xlabel("peak memory, MB")
-    for axes, figures in ((latency_axes, p50), (start_axes, warm)):
-        # Where no file ran, there is nothing to scale.
-        if any(value > 0 for value in figures):
-            _log_scale(axes)
-        axes.legend(fontsize=7)
-    for axes in (latency_axes, start_axes, memory_axes):
-        axes.grid(True, axis="x", alpha=0.3)
-        axes.tick_params(labelsize=7, which="both")
-    latency_axes.set_yticks(places, [_name(row["name"]) for row in rows], fontsize=7)
-    latency_axes.invert_yaxis()
-    return figure
-
-
-def _noise(report: Report) -> dict[str, str] | None:
+def _noise(report: Results) -> dict[str, str] | None:
     layers = report.layers()
     if not layers.rows():
         return None
-    return {"title": "Noise of int8 by layer", "svg": layer_plot(layers)}
-
-
-def _figure(width: float = 5.6, height: float = 3.6) -> Any:
-    # The object interface: pyplot would change the caller's backend and open figures.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def svg(figure: Any) -> str:
-    """Return a Matplotlib figure as SVG, for a page or a file of its own."""
-    from matplotlib import rc_context
-
-    buffer = io.StringIO()
-    # A fixed salt and no date: the same report gives the same bytes. Paths, since the reader's
-    # machine may lack the font.
-    with rc_context({"svg.hashsalt": "keras_kd", "svg.fonttype": "path"}), _literal():
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def png(figure: Any) -> bytes:
-    """Return a Matplotlib figure as PNG."""
-    buffer = io.BytesIO()
-    with _literal():
-        figure.savefig(buffer, format="png", dpi=144)
-    return buffer.getvalue()
-
-
-@_literally
-def _scatter(
-    rows: list[dict[str, Any]],
-    key: str,
-    label: str,
-    factor: float,
-    card: Scorecard | None = None,
-) -> dict[str, str] | None:
-    quality = name = "accuracy"
-    title, share = "accuracy in %", True
-    if card is not None and card.name not in (None, "accuracy"):
-        quality, name, title, share = "score", card.heading or "", card.heading or "", False
-    if all(row.get(quality) is None for row in rows):
-        quality = name = "agreement"
-        title, share = "agreement with the Keras model in %", True
-    points = [row for row in rows if row.get(key) is not None and row.get(quality) is not None]
-    if not points:
-        return None
-    figure = _figure()
-    axes = figure.subplots()
-    for row in points:
-        failed = row.get("status") == "failed"
-        color = _COLORS.get(row.get("format", ""), "#444444")
-        x, y = row[key] * factor, (100 if share else 1) * row[quality]
-        axes.plot(
-            [x],
-            [y],
-            _MARKERS.get(row.get("precision", ""), "*"),
-            color=color,
-            markersize=10 if row["best"] else 7,
-            markerfacecolor="white" if failed else color,
-            label=_name(row["name"])
-            + (" (best)" if row["best"] else " (failed)" if failed else ""),
-            alpha=0.8,
-            clip_on=False,
-        )
-    values = [row[key] * factor for row in points]
-    if min(values) > 0 and max(values) > 8 * min(values):
-        _log_scale(axes)
-    axes.margins(0.1, 0.15)
-    # A share ends at 100 %: the axis does too, and points there are drawn whole.
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, min(high, 100.0) if share else high)
-    # Names beside the points would lie on top of each other: exact files share one accuracy.
-    figure.legend(loc="outside right upper", fontsize=7)
-    axes.set_xlabel(label)
-    axes.set_ylabel(title)
-    axes.grid(True, alpha=0.3)
-    what = "Size" if key == "bytes" else "Latency"
-    return {"title": f"{what} against {name}", "svg": svg(figure)}
-
-
-def _log_scale(axes: Any) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axes.set_xscale("log")
-    # Labels of Matplotlib's own choice, such as 2x10^-3 to 6x10^-3, lie on top of each other.
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-    axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-@_literally
-def _curves(history: dict[str, list[float | None]]) -> list[dict[str, str]]:
-    # One plot for each quantity, its validation curve in the same one.
-    names = [name for name in history if not name.startswith("val_")]
-    losses = [name for name in names if "loss" in name]
-    others = [name for name in names if name not in losses]
-    plots = []
-    for title, group in (("Losses by epoch", losses), ("Metrics by epoch", others)):
-        if not group:
-            continue
-        figure = _figure()
-        axes = figure.subplots()
-        for i, name in enumerate(group):
-            for key, style in ((name, "-"), (f"val_{name}", "--")):
-                if key in history:
-                    values = [float("nan") if v is None else v for v in history[key]]
-                    axes.plot(
-                        range(1, len(values) + 1),
-                        values,
-                        style,
-                        color=f"C{i}",
-                        label=_name(key),
-                        lw=1.5,
-                    )
-        axes.set_xlabel("epoch")
-        axes.legend(fontsize=7)
-        axes.grid(True, alpha=0.3)
-        plots.append({"title": title, "svg": svg(figure)})
-    return plots
+    return {"title": "Noise of int8 by layer", "svg": layer_plot(layers.rows(), layers.names())}

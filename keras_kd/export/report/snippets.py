@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.report.export_report import Artifact
+from keras_kd.export.formats import registry
+from keras_kd.export.report.export_report.artifact import Artifact
 from keras_kd.utils.escaping import comment, quoted
 
 LANGUAGES = ("kotlin", "swift", "cpp", "javascript", "python")
@@ -42,7 +43,12 @@ def snippets(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["comment"] = comment
-    source = files(__package__).joinpath("templates", f"{artifact.format}.j2").read_text("utf-8")
+    template = registry.get(artifact.format).template
+    if not template:
+        raise ValueError(
+            f"`{artifact.file}` is of the format {artifact.format}, for which there is no code."
+        )
+    source = files(__package__).joinpath("templates", template).read_text("utf-8")
     signature = artifact.details["signature"]
     for info in (*signature["inputs"], *signature["outputs"]):
         if info["dtype"] not in _TYPES["kotlin"]:

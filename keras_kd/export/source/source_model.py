@@ -6,12 +6,15 @@ import importlib
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_kd.export.signature import Arrays, Signature, pack
 from keras_kd.export.source.model_files import plain_rounding, save_tensorflow, specs
+
+if TYPE_CHECKING:
+    import keras
 
 _HALF = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
 _RECURRENT = ("LSTM", "GRU", "SimpleRNN")
@@ -58,6 +61,19 @@ class Source:
                 self.quantized = compress.has_activation_quantization(self._model)
                 self._float = compress.finalize(self._model)
             self._check(job["sample"])
+
+    def keras_model(self) -> keras.Model:
+        """Return the model in float32, with its rounding and masks worked into the weights.
+
+        Raises:
+            LoadError: If only its traced functions came into this process.
+        """
+        if not self._keras:
+            raise LoadError(
+                "the model's classes cannot be imported here, so only its traced functions are "
+                "known"
+            )
+        return self._float
 
     def saved_model(self, form: str, endpoint: str) -> str:
         """Return the folder of a SavedModel.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
 import io
 import json
 import os
@@ -19,50 +20,15 @@ import numpy as np
 
 from keras_kd.export import manifest
 from keras_kd.export.checks import number
+from keras_kd.export.formats import registry
 from keras_kd.export.report.scorecard import Scorecard
 from keras_kd.export.scratch import working_folder
+from keras_kd.export.verification.reverify.timing import time_calls
 from keras_kd.export.worker_pool import run_tasks
 from keras_kd.export.writing import write_file
 from keras_kd.utils import archives
 from keras_kd.utils.escaping import plain
 from keras_kd.utils.tables import fitted
-
-TIMED = 0.05
-"""Seconds for which an export measures each file's latency, and the Keras model's."""
-
-
-def time_calls(call: Callable[[], Any], *, seconds: float = 0.3, at_least: int = 30) -> np.ndarray:
-    """Time a call again and again after a warm-up.
-
-    Args:
-        call: What to time.
-        seconds: How long to measure, after a third of it for warming up.
-        at_least: Fewest timed calls, however long they take (but no more than 20 times `seconds`).
-
-    Returns:
-        Seconds of each call.
-
-    Raises:
-        ValueError: If `seconds` is no finite number above 0.
-    """
-    number("seconds", seconds)
-    if seconds <= 0:
-        raise ValueError(f"`seconds` must be positive. Received: seconds={seconds!r}.")
-    end = time.perf_counter() + seconds / 3
-    call()
-    while time.perf_counter() < end:
-        call()
-    times: list[float] = []
-    began = time.perf_counter()
-    while True:
-        start = time.perf_counter()
-        call()
-        stop = time.perf_counter()
-        times.append(stop - start)
-        spent = stop - began
-        if (spent >= seconds and len(times) >= at_least) or spent >= 20 * seconds:
-            return np.asarray(times)
-
 
 _MOST_THREADS = 1024
 """Of 100,000, each with a stack of its own, a machine takes minutes and gigabytes to start."""
@@ -126,8 +92,9 @@ def bench(
     tasks = [
         {
             "id": f"{row['format']} {row['precision']}",
+            "format": row["format"],
             "path": str((folder / row["file"]).resolve()),
-            "bytes": (folder / row["file"]).stat().st_size,
+            "bytes": row["bytes"],
         }
         for row in content["artifacts"]
         if row["file"] is not None
@@ -153,7 +120,7 @@ def bench(
             if progress is not None:
                 progress("bench", i, len(tasks))
             # A process each: peak memory only ever grows, and a cold start happens once.
-            job = {"kind": "bench"}
+            job = {"kind": "bench", "formats": registry.foreign()}
             settings = {"threads": threads, "seconds": seconds, "sample": sample, "names": names}
             result = run_tasks(job, [{**task, **settings}], scratch / str(i))[task["id"]]
             if task["id"] == "keras" and "error" in result:
@@ -229,7 +196,7 @@ class BenchReport:
             width: Most columns of text. Below 80 the least important figures are left out, which
                 the line under them says.
         """
-        from keras_kd.export.report.export_report import latency, size
+        from keras_kd.export.report.export_report.figures import latency, size
         from keras_kd.export.report.scorecard import figure_text, heading
 
         headings = [f"{self.threads} thread(s), batch of 1", "size", "p50 ms", "p90 ms", "cold ms"]
@@ -277,13 +244,13 @@ class BenchReport:
 
     def save_svg(self, path: str | Path) -> Path:
         """Write a plot of latency, starts and memory as SVG and return the path."""
-        from keras_kd.export.report.html_page import bench_figure, svg
+        from keras_kd.export.report.plots import bench_figure, svg
 
         return write_file(path, svg(bench_figure(self.rows())))
 
     def save_png(self, path: str | Path) -> Path:
         """Write the same plot as PNG and return the path."""
-        from keras_kd.export.report.html_page import bench_figure, png
+        from keras_kd.export.report.plots import bench_figure, png
 
         return write_file(path, png(bench_figure(self.rows())))
 
@@ -335,13 +302,10 @@ def _starter(
     path: Path, task: dict[str, Any], feed: dict[str, np.ndarray]
 ) -> Callable[[], Callable[[], Any]]:
     # Importing the runtime is no part of a start: an app links it.
-    if path.suffix == ".tflite":
-        import ai_edge_litert.interpreter  # noqa: F401
-    else:
-        import onnxruntime  # noqa: F401
-    from keras_kd.export.formats.runtime import open_file
-
-    return lambda: open_file(path, task["threads"]).prepare(feed)
+    fmt = registry.get(task["format"])
+    for package in fmt.runtime_packages:
+        importlib.import_module(package)
+    return lambda: fmt.open(path, task["threads"]).prepare(feed)
 
 
 def _keras_starter(path: Path, feed: dict[str, np.ndarray]) -> Callable[[], Callable[[], Any]]:

@@ -8,17 +8,19 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from keras_kd.export.signature import Arrays
 from keras_kd.export.verification import scores
-from keras_kd.export.verification.metrics import UNLABELED, is_probability, judged, spread, squeeze
-
-if TYPE_CHECKING:
-    from keras_kd.export.verification.reference import Reference
+from keras_kd.export.verification.reverify.output_meaning import (
+    UNLABELED,
+    is_probability,
+    judged,
+    spread,
+    squeeze,
+)
 
 _BATCH = 4096
 """Rows that a Keras metric is given at once."""
@@ -476,41 +478,3 @@ def _single(value: Any) -> float:
             f"it gives {array.size} numbers and one is needed, for example with `average='macro'`"
         )
     return float(array.reshape(()))
-
-
-def add_chosen(row: dict[str, Any], answers: Path, reference: Reference) -> None:
-    """Measure the user's metrics on a file: here, since functions do not travel to a worker.
-
-    Args:
-        row: The file's entry in the manifest; each output gets `chosen`, rows of `name`,
-            `direction`, `before` (the Keras model's value), `value` and `lost`, see there.
-        answers: Archive of the file's outputs, `y<i>`.
-        reference: The Keras model's answers, and the metrics.
-    """
-    with np.load(answers) as arrays:
-        outputs = {info.name: arrays[f"y{i}"] for i, info in enumerate(reference.signature.outputs)}
-    if not row["metrics"]["finite"]:
-        return
-    try:
-        found = measure(reference.chosen, outputs, reference.labels, reference.weights)
-    except Exception as error:
-        # It worked on the Keras model's answers; a function of the user's may fail on any others.
-        row.setdefault("notes", []).append(f"the chosen metrics fail on its answers ({error})")
-        found = {
-            name: dict.fromkeys((each.name for each in chosen), math.nan)
-            for name, chosen in reference.chosen.items()
-        }
-    for name, chosen in reference.chosen.items():
-        before = reference.figures["outputs"][name]["chosen"]
-        row["metrics"]["outputs"][name]["chosen"] = [
-            {
-                "name": each.name,
-                "direction": each.direction,
-                "before": before[each.name],
-                "value": found[name][each.name],
-                "lost": lost(each.direction, before[each.name], found[name][each.name])
-                if each.direction
-                else None,
-            }
-            for each in chosen
-        ]

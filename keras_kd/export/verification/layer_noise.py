@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from keras_kd.export.formats.base import Format
+from keras_kd.export.rows import LayerRow
 from keras_kd.export.signature import Arrays
 from keras_kd.export.tensor_names import layer_of
 from keras_kd.export.verification.metrics import sqnr
-from keras_kd.export.writing import write_file
-from keras_kd.utils.escaping import plain
 
 SAMPLES = 32
 """Samples that the noise is measured on."""
 
-_CLEAN = 60.0
-"""The SQNR in dB that stands for no noise; eight bits leave 50 at most."""
-
-_PAIR = ("QuantizeLinear", "DequantizeLinear")
-
 
 def layer_noise(
-    reference: Path, quantized: Path, inputs: Arrays, layers: Collection[str]
-) -> list[dict[str, Any]]:
+    fmt: Format, reference: Path, quantized: Path, inputs: Arrays, layers: Collection[str]
+) -> list[LayerRow]:
     """Compare the output of each layer in a quantized file with the same layer in the float file.
 
     Both files run on the same samples, one after the other, with every inner tensor kept; no
@@ -33,34 +27,35 @@ def layer_noise(
     from the layers before it.
 
     Args:
+        fmt: The format of both.
         reference: The float32 file.
-        quantized: The quantized file of the same format.
+        quantized: The quantized file.
         inputs: Samples by input name; the first 32 are used.
         layers: Names of the Keras model's layers.
 
     Returns:
-        `{"layer", "tensor", "sqnr", "reads", "covers"}` for each layer that both files keep, in the
-        order in which they run; the SQNR in dB is `None` where there is no noise. `reads` names the
-        layers of this list whose outputs the layer works on, `covers` those between that have no
-        row of their own, since the quantized file computes them in one step with the layer: a
+        A row for each layer that both files keep, in the order in which they run. `reads` names the
+        layers among them whose outputs the layer works on, `covers` those between that have no row
+        of their own, since the quantized file computes them in one step with the layer: a
         convolution and its BatchNorm before a ReLU.
     """
     feed = {name: array[:SAMPLES] for name, array in inputs.items()}
-    read = tflite_tensors if reference.suffix == ".tflite" else onnx_tensors
-    (want, readings), (got, _) = read(reference, feed), read(quantized, feed)
-    rows: dict[str, dict[str, Any]] = {}
+    want, readings = fmt.layer_outputs(reference, feed)
+    got, _ = fmt.layer_outputs(quantized, feed)
+    found: dict[str, tuple[str, float | None]] = {}
     for name, array in want.items():
         layer = layer_of(name, layers)
         if layer is None or name not in got or got[name].shape != array.shape:
             continue
         # A later tensor of the same layer takes the place of an earlier one.
         noise = sqnr(array, got[name])
-        value = noise if np.isfinite(noise) else None
-        rows.pop(layer, None)
-        rows[layer] = {"layer": layer, "tensor": name, "sqnr": value}
-    for layer, row in rows.items():
-        row["reads"], row["covers"] = _layers_before(layer, readings, layers, rows)
-    return list(rows.values())
+        found.pop(layer, None)
+        found[layer] = name, noise if np.isfinite(noise) else None
+    rows = []
+    for layer, (tensor, noise_of) in found.items():
+        reads, covers = _layers_before(layer, readings, layers, found)
+        rows.append(LayerRow(layer, tensor, noise_of, tuple(reads), tuple(covers)))
+    return rows
 
 
 def _layers_before(
@@ -90,234 +85,3 @@ def _layers_before(
                 seen.add(name)
                 waiting.append(name)
     return sorted(found, key=list(known).index), list(reversed(between))
-
-
-def tflite_tensors(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
-    """Return the tensors that operators make, and for each those that its operator reads."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    interpreter = Interpreter(
-        model_path=str(path),
-        experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    inputs = {row["name"]: row for row in interpreter.get_input_details()}
-    rows = {row["index"]: row for row in interpreter.get_tensor_details()}
-    # Only what an operator made, in running order: weights go by the name of their layer, too.
-    graph = flatbuffer_utils.read_model(path).subgraphs[0]
-    made = [index for operator in graph.operators for index in operator.outputs]
-    tensors = {index: rows[index] for index in made if index in rows}
-    names = [tensor.name.decode() for tensor in graph.tensors]
-    # An index of -1 stands for an operand that was left out.
-    readings = {
-        names[index]: [names[read] for read in operator.inputs if read >= 0]
-        for operator in graph.operators
-        for index in operator.outputs
-    }
-    parts: dict[str, list[np.ndarray]] = {}
-    for i in range(len(next(iter(feed.values())))):
-        for name, row in inputs.items():
-            interpreter.set_tensor(row["index"], _encode(feed[name][i : i + 1], row))
-        interpreter.invoke()
-        for index, row in tensors.items():
-            try:
-                array = interpreter.get_tensor(index)
-            except ValueError:
-                # A tensor that this run did not fill, such as one in a branch not taken.
-                continue
-            if array.dtype.kind in "fi" and array.ndim:
-                parts.setdefault(row["name"], []).append(_decode(array, row))
-    arrays = {name: np.stack(rows) for name, rows in parts.items() if _same_shape(rows)}
-    return arrays, readings
-
-
-def _encode(x: np.ndarray, row: dict[str, Any]) -> np.ndarray:
-    scale, zero = row["quantization"]
-    if scale and np.issubdtype(row["dtype"], np.integer):
-        limits = np.iinfo(row["dtype"])
-        x = np.clip(np.round(x / scale) + zero, limits.min, limits.max)
-    return x.astype(row["dtype"], copy=False)
-
-
-def _decode(array: np.ndarray, row: dict[str, Any]) -> np.ndarray:
-    scale, zero = row["quantization"]
-    if scale and array.dtype.kind == "i":
-        return (array.astype(np.float32) - zero) * np.float32(scale)
-    return np.array(array)
-
-
-def _same_shape(arrays: Sequence[np.ndarray]) -> bool:
-    return len({array.shape for array in arrays}) == 1
-
-
-def onnx_tensors(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
-    """Return the tensors that nodes make, and for each those that its node reads."""
-    import onnx
-    import onnxruntime
-
-    model = onnx.load(path)
-    nodes = model.graph.node
-    readings = {
-        made: [name for name in node.input if name] for node in nodes for made in node.output
-    }
-    have = {entry.name for entry in model.graph.output}
-    for node in model.graph.node:
-        for name in node.output:
-            if name and name not in have:
-                # Without a type, the runtime infers it.
-                model.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    # What the next layer reads: an activation such as ReLU may live in the quantization alone.
-    readers = {node.input[0]: node for node in model.graph.node if node.op_type in _PAIR}
-    order = [name for node in model.graph.node for name in node.output if name]
-    values = _all_values(session, feed)
-    result = {}
-    for name in order:
-        quantize = readers.get(name)
-        read = readers.get(quantize.output[0]) if quantize is not None else None
-        value = values.get(name if read is None else read.output[0])
-        if isinstance(value, np.ndarray) and value.dtype == np.float32:
-            result[name] = value
-    return result, readings
-
-
-def _all_values(session: Any, feed: Arrays) -> dict[str, Any]:
-    names = [row.name for row in session.get_outputs()]
-    if not any(isinstance(row.shape[0], int) for row in session.get_inputs() if row.shape):
-        return dict(zip(names, session.run(None, feed), strict=True))
-    # A file of one sample; what its loops make of different length is no tensor of a layer.
-    parts = [
-        session.run(None, {name: x[i : i + 1] for name, x in feed.items()})
-        for i in range(len(next(iter(feed.values()))))
-    ]
-    return {
-        name: np.stack(rows)
-        for name, rows in zip(names, map(list, zip(*parts, strict=True)), strict=True)
-        if all(isinstance(row, np.ndarray) for row in rows) and _same_shape(rows)
-    }
-
-
-def _level(row: dict[str, Any]) -> float:
-    return _CLEAN if row["sqnr"] is None else min(_CLEAN, float(row["sqnr"]))
-
-
-class LayerReport:
-    """The noise of each layer of the int8 files against the float32 ones.
-
-    Args:
-        rows: For each format the rows of `layer_noise`.
-    """
-
-    def __init__(self, rows: dict[str, list[dict[str, Any]]]) -> None:
-        self._rows = rows
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of `layer_noise` with their `format`, in running order."""
-        return [{"format": fmt, **row} for fmt, rows in self._rows.items() for row in rows]
-
-    def names(self) -> list[str]:
-        """Return the layers of all formats, in running order."""
-        merged: list[str] = []
-        for rows in self._rows.values():
-            place = 0
-            for row in rows:
-                if row["layer"] not in merged:
-                    merged.insert(place, row["layer"])
-                place = merged.index(row["layer"]) + 1
-        return merged
-
-    def worst(self, fmt: str) -> list[str]:
-        """Return the layers of a format, first those at which most of the signal is lost.
-
-        A layer that only hands on the noise of what it reads comes after the layer at which the
-        noise arose.
-
-        Args:
-            fmt: `"tflite"` or `"onnx"`.
-
-        Returns:
-            The layers with noise.
-        """
-        rows = self._rows.get(fmt, [])
-        level = {row["layer"]: _level(row) for row in rows}
-
-        def lost(row: dict[str, Any]) -> float:
-            return min([level[name] for name in row.get("reads", ())], default=_CLEAN) - _level(row)
-
-        noisy = [row for row in rows if row["sqnr"] is not None]
-        return [row["layer"] for row in sorted(noisy, key=lost, reverse=True)]
-
-    def with_inputs(self, fmt: str, layers: Collection[str]) -> list[str]:
-        """Return layers and those they read, in running order: what must be float together.
-
-        A range too wide for eight bits belongs to the layer before, and is felt in the next.
-
-        Args:
-            fmt: `"tflite"` or `"onnx"`.
-            layers: Some of the layers.
-
-        Returns:
-            Those layers and the ones they read, each behind the layers that are part of it.
-        """
-        rows = self._rows.get(fmt, [])
-        chosen = {name for row in rows if row["layer"] in layers for name in row.get("reads", ())}
-        kept = [row for row in rows if row["layer"] in chosen | set(layers)]
-        names = [name for row in kept for name in (*row.get("covers", ()), row["layer"])]
-        return list(dict.fromkeys(names))
-
-    def table(self, width: int = 80) -> str:
-        """Return layers and their SQNR in dB as text of at most so many columns."""
-        formats = list(self._rows)
-        if not formats:
-            return "No float32 and int8 file of one format: nothing to compare layer by layer."
-        names = self.names()
-        figures = {
-            fmt: {row["layer"]: row["sqnr"] for row in rows} for fmt, rows in self._rows.items()
-        }
-        covered: dict[str, dict[str, None]] = {}
-        for row in self.rows():
-            covered.setdefault(row["layer"], {}).update(dict.fromkeys(row.get("covers", ())))
-        labels = {
-            name: plain(f"{name} (with {', '.join(covered[name])})" if covered[name] else name)
-            for name in names
-        }
-        room = min(60, width - 9 * len(formats))
-        width = min(room, max(map(len, ("SQNR of int8 in dB", *labels.values()))))
-        lines = [f"{'SQNR of int8 in dB':<{width}}" + "".join(f"{fmt:>9}" for fmt in formats)]
-        for name in names:
-            label = (
-                labels[name] if len(labels[name]) <= width else "..." + labels[name][3 - width :]
-            )
-            cells = [
-                "-"
-                if name not in figures[fmt]
-                else "exact"
-                if figures[fmt][name] is None
-                else f"{figures[fmt][name]:.1f}"
-                for fmt in formats
-            ]
-            lines.append(f"{label:<{width}}" + "".join(f"{cell:>9}" for cell in cells))
-        return "\n".join(lines)
-
-    def save_svg(self, path: str | Path) -> Path:
-        """Write the plot of the layers, as in the HTML report.
-
-        Args:
-            path: The file; its folder must exist.
-
-        Returns:
-            The path.
-        """
-        from keras_kd.export.report.html_page import layer_plot
-
-        return write_file(path, layer_plot(self))
-
-    def __str__(self) -> str:
-        return self.table()

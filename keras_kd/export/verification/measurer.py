@@ -8,16 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.formats import device_table, metadata_reader, scales
-from keras_kd.export.formats.contents import check_onnx, inspect
-from keras_kd.export.formats.onnx import external_data
-from keras_kd.export.formats.runtime import ONNXRuntime, TFLiteRuntime, open_file, run_all
-from keras_kd.export.signature import Signature
-from keras_kd.export.verification import float16_range
-from keras_kd.export.verification.benchmark import time_calls
+from keras_kd.export.formats import metadata_reader, registry
+from keras_kd.export.formats.base import Format, Runtime, run_all
+from keras_kd.export.rows import (
+    Against,
+    Failure,
+    FileFigures,
+    LayerRow,
+    Measured,
+    MeasureTask,
+    Noise,
+    NoiseTask,
+    Task,
+    Times,
+    TimeTask,
+)
+from keras_kd.export.signature import Arrays, Signature
 from keras_kd.export.verification.kernels import apart
 from keras_kd.export.verification.layer_noise import layer_noise
 from keras_kd.export.verification.metrics import compare
+from keras_kd.export.verification.reverify.timing import time_calls
 from keras_kd.utils import archives
 
 # Samples on which two kernels are compared, each with each.
@@ -31,9 +41,10 @@ class Measurer:
         job: `signature`, `evaluation` (path of an `.npz` with `x<i>` inputs, `y<i>` outputs of
             Keras, `t<i>` labels and `w<i>` weights), `kinds`, `stored` (how many of the samples
             travel with the files), `threads`, `time` (seconds for which latency is measured),
-            `targets` and `images` (see `runtimes.answers`), and perhaps `whole`: whether files
-            that keep weights in other ones are refused, see `external`, and `about`, what files are
-            to say of themselves, see `embedded.difference`.
+            `targets` and `images` (see `Format.runtimes`), perhaps `layers` (names of the model's),
+            `whole`: whether files that keep weights in other ones are refused, see
+            `Format.outside`, and `about`, what files are to say of themselves, see
+            `metadata_reader.difference`.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -51,118 +62,104 @@ class Measurer:
         )
         self._job = job
 
-    def measure(self, task: dict[str, Any]) -> dict[str, Any]:
+    def do(self, task: Task) -> Measured | Failure | Times | Noise:
+        """Do a task of any kind."""
+        if isinstance(task, NoiseTask):
+            return Noise(tuple(self.noise(task)))
+        if isinstance(task, TimeTask):
+            fmt = registry.get(task.format)
+            return self._latency(fmt.open(Path(task.path), self._job["threads"]))
+        return self.measure(task)
+
+    def noise(self, task: NoiseTask) -> list[LayerRow]:
+        """Compare a quantized file with a float one, layer by layer."""
+        layers = set(self._job["layers"]) | set(self._references)
+        fmt = registry.get(task.format)
+        return layer_noise(fmt, Path(task.reference), Path(task.path), self._inputs, layers)
+
+    def measure(self, task: MeasureTask) -> Measured | Failure:
         """Measure one file.
 
         Args:
-            task: `path`; of a file that stores the weights of another one without zeros, the
-                path of that one as `dense`; perhaps `outputs`, an archive to write the answers to,
-                `y<i>` by number; and of a float16 file `full`, the path of the float32 one. With
-                `timing`, only the latency is measured.
+            task: Which one.
 
         Returns:
-            JSON values, or `error` and `outside` of a refused file: `metrics`, `check` (the same on
-            the samples that travel along), `bytes`,
-            `gzip_bytes`, `latency_ms`, `signature`, `contents`, `runtimes` (where it runs), `since`
-            (the first version of its runtime that knows all of it), `steps`, see `kernels.apart`,
-            of a file with integer outputs, `scales` (see `scales.inspect`),
-            and of a float16 file `float16`, see `half.beyond`. For a task with `float32`, the path
-            of the float file, only `layers`, see `layer_noise`. For a task with `dense` also
-            `against`: the greatest `difference` of the two files' answers over
-            the greatest answer, with and without XNNPACK, and `slowdown`, how many times slower the
-            file is without. With `about` in the job also `unlike`, in what the file differs.
+            What was measured; the reason, if the file cannot be proven by its own bytes.
+
+        Raises:
+            ValueError: If it is not valid, or its outputs are others than the model's.
         """
-        if "float32" in task:
-            layers = set(self._job["layers"]) | set(self._references)
-            rows = layer_noise(Path(task["float32"]), Path(task["path"]), self._inputs, layers)
-            return {"layers": rows}
-        path = Path(task["path"])
-        if "timing" in task:
-            return self._latency(open_file(path, self._job["threads"]))
+        fmt, path = registry.get(task.format), Path(task.path)
         if self._job.get("whole"):
-            outside = external_data.problem(path)
+            outside = fmt.outside(path)
             if outside:
                 # Not even opened: the runtime would read what no hash covers.
-                return {"error": f"it {outside}", "outside": outside}
-        blob = path.read_bytes()
-        if path.suffix == ".onnx":
-            check_onnx(blob)
-        runtime = open_file(path, self._job["threads"])
-        contents = inspect(path)
-        # One range for a whole batch: such a file answers otherwise than on a device that gives it
-        # one sample at a time.
-        batch = 1 if "DynamicQuantizeLinear" in contents["operators"] else 64
-        outputs = run_all(runtime, self._inputs, batch)
+                return Failure(f"it {outside}", outside=outside)
+        fmt.check(path)
+        runtime = fmt.open(path, self._job["threads"])
+        contents = fmt.contents(path)
+        outputs = run_all(runtime, self._inputs, fmt.most_samples(contents))
         # What the file answers is compared, whatever anybody says that it answers.
         if set(outputs) != set(self._references):
             raise ValueError(
                 f"the file has outputs {sorted(outputs)}, and answers are known for "
                 f"{sorted(self._references)}"
             )
-        result: dict[str, Any] = {
-            "metrics": self._compare(outputs, slice(None), scores=True),
-            "check": self._compare(outputs, slice(self._job["stored"])),
-            "bytes": len(blob),
-            "gzip_bytes": len(gzip.compress(blob, mtime=0)),
-            "signature": runtime.signature(),
-            "contents": contents,
-            "scales": scales.inspect(path),
-        }
-        if "outputs" in task:
-            np.savez(
-                task["outputs"],
-                **{f"y{i}": outputs[name] for i, name in enumerate(self._references)},
-            )
-        if "full" in task:
-            result["float16"] = float16_range.beyond(path, Path(task["full"]), self._inputs)
-        steps = apart(path, {name: x[:_FEW] for name, x in self._inputs.items()})
-        if steps is not None:
-            result["steps"] = steps
-        result["runtimes"] = device_table.answers(
-            path, self._job["targets"], steps=steps, images=self._job["images"]
+        metrics = self._compare(outputs, slice(None), scores=True)
+        check = self._compare(outputs, slice(self._job["stored"]))
+        if task.outputs:
+            arrays = {f"y{i}": outputs[name] for i, name in enumerate(self._references)}
+            np.savez(task.outputs, **arrays)
+        steps = apart(fmt, path, {name: x[:_FEW] for name, x in self._inputs.items()})
+        files = [path, *(path.with_name(name) for name in task.others)]
+        blobs = [each.read_bytes() for each in files]
+        times = self._latency(runtime) if self._job["time"] else Times()
+        return Measured(
+            metrics,
+            check,
+            sum(map(len, blobs)),
+            sum(len(gzip.compress(blob, mtime=0)) for blob in blobs),
+            runtime.signature(),
+            contents,
+            fmt.scales(path),
+            fmt.runtimes(path, self._job["targets"], steps, self._job["images"]),
+            fmt.since(path),
+            steps,
+            fmt.beyond_float16(path, Path(task.full), self._inputs) if task.full else None,
+            against=self._against(fmt, path, Path(task.dense)) if task.dense else None,
+            unlike=self._unlike(fmt, path) if "about" in self._job else None,
+            latency_ms=times.latency_ms,
+            latency_low_ms=times.latency_low_ms,
         )
-        result["since"] = device_table.minimum(path)
-        if self._job["time"]:
-            result.update(self._latency(runtime))
-        if "about" in self._job:
-            result["unlike"] = metadata_reader.difference(path, self._job["about"])
-        if "dense" in task:
-            result["against"] = self._against(path, Path(task["dense"]))
-        return result
 
-    def _latency(self, runtime: TFLiteRuntime | ONNXRuntime) -> dict[str, float]:
+    def _unlike(self, fmt: Format, path: Path) -> str:
+        try:
+            said = fmt.says(path)
+        except ValueError as error:
+            return f"what it says of its labels and pixels cannot be read ({error})"
+        return "" if said is None else metadata_reader.difference(said, self._job["about"])
+
+    def _latency(self, runtime: Runtime) -> Times:
         one = {name: x[:1] for name, x in self._inputs.items()}
         times = time_calls(runtime.prepare(one), seconds=self._job["time"])
-        return {
-            "latency_ms": float(np.median(times)) * 1e3,
-            # What the file can do when nothing else runs: the figure to compare files by.
-            "latency_low_ms": float(np.quantile(times, 0.1)) * 1e3,
-        }
+        return Times(float(np.quantile(times, 0.5)) * 1e3, float(np.quantile(times, 0.1)) * 1e3)
 
-    def _against(self, sparse: Path, dense: Path) -> dict[str, float]:
+    def _against(self, fmt: Format, sparse: Path, dense: Path) -> Against:
         feed = {name: x[:64] for name, x in self._inputs.items()}
         one = {name: x[:1] for name, x in self._inputs.items()}
-        differences, times = [], []
-        for delegates in (True, False):
-            files = [TFLiteRuntime(path, 1, delegates) for path in (dense, sparse)]
+        pairs = list(zip(fmt.kernels(dense), fmt.kernels(sparse), strict=True))
+        differences = []
+        for files in pairs:
             want, got = (run_all(file, feed) for file in files)
             for name, array in want.items():
                 peak = np.max(np.abs(array), initial=0.0)
-                apart = np.max(np.abs(got[name].astype(np.float64) - array), initial=0.0)
-                differences.append(float(apart / peak if peak > 0 else apart))
-            if not delegates:
-                times = [
-                    np.quantile(time_calls(file.prepare(one), seconds=0.1), 0.1) for file in files
-                ]
+                most = np.max(np.abs(got[name].astype(np.float64) - array), initial=0.0)
+                differences.append(float(most / peak if peak > 0 else most))
+        low = [np.quantile(time_calls(f.prepare(one), seconds=0.1), 0.1) for f in pairs[-1]]
         # The largest of numbers one of which is none would depend on their order.
-        return {
-            "difference": float(np.max(differences)),
-            "slowdown": float(times[1] / times[0]),
-        }
+        return Against(float(np.max(differences)), float(low[1] / low[0]))
 
-    def _compare(
-        self, outputs: dict[str, np.ndarray], rows: slice, *, scores: bool = False
-    ) -> dict[str, Any]:
+    def _compare(self, outputs: Arrays, rows: slice, *, scores: bool = False) -> FileFigures:
         return compare(
             {name: array[rows] for name, array in self._references.items()},
             {name: array[rows] for name, array in outputs.items()},

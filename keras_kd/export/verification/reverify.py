@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,18 @@ import numpy as np
 from keras_kd.export import manifest, warm
 from keras_kd.export.jobs import Progress, measure
 from keras_kd.export.report.export_report import Report
+from keras_kd.export.rows import (
+    ArtifactRow,
+    Failure,
+    Measured,
+    MeasureTask,
+    to_json,
+)
 from keras_kd.export.scratch import working_folder
 from keras_kd.export.signature import Signature
-from keras_kd.export.verification import acceptance, metrics
-from keras_kd.export.verification.chosen_metrics import add_chosen, again
-from keras_kd.export.verification.reference import Reference, judged
+from keras_kd.export.verification import acceptance, output_meaning
+from keras_kd.export.verification.chosen_metrics import again
+from keras_kd.export.verification.reference import Reference, judged, with_chosen
 from keras_kd.export.verification.useless_files import Causes
 from keras_kd.utils import archives
 
@@ -64,48 +72,49 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
     reference = stored.reference
     with working_folder() as scratch:
         tasks = [
-            {
-                "id": row["file"],
-                "path": str((folder / row["file"]).resolve()),
-                "outputs": str(scratch / f"answers-{i}.npz"),
-            }
+            MeasureTask(
+                row["file"],
+                row["format"],
+                str((folder / row["file"]).resolve()),
+                others=tuple(each.file for each in manifest.files_of(row)[1:]),
+                outputs=str(scratch / f"answers-{i}.npz") if reference.chosen else "",
+            )
             for i, row in enumerate(rows)
         ]
-        measured = measure(
-            tasks,
-            {
-                "signature": reference.signature.to_dict(),
-                "evaluation": str((folder / content["evaluation"]["file"]).resolve()),
-                "kinds": reference.kinds,
-                "stored": reference.count,
-                "threads": 1,
-                "time": _TIMED,
-                "whole": True,
-                "targets": content["settings"].get("targets", []),
-                "images": sorted(content["model"].get("normalization", {})),
-                "about": {key: content["model"].get(key) for key in ("labels", "normalization")},
-            },
-            scratch,
-            tell,
-        )
+        job = {
+            "signature": reference.signature.to_dict(),
+            "evaluation": str((folder / content["evaluation"]["file"]).resolve()),
+            "kinds": reference.kinds,
+            "stored": reference.count,
+            "threads": 1,
+            "time": _TIMED,
+            "whole": True,
+            "targets": content["settings"].get("targets", []),
+            "images": sorted(content["model"].get("normalization", {})),
+            "about": {key: content["model"].get(key) for key in ("labels", "normalization")},
+        }
+        measured = measure(tasks, job, scratch, tell).files
         for task in tasks:
-            result = measured[task["id"]]
-            if "metrics" in result and reference.chosen:
-                add_chosen(result, Path(task["outputs"]), reference)
-    figures = {name: result["metrics"] for name, result in measured.items() if "metrics" in result}
-    measured = {name: manifest.plain(result) for name, result in measured.items()}
+            found = measured[task.id]
+            if isinstance(found, Measured) and task.outputs:
+                measured[task.id] = with_chosen(found, Path(task.outputs), reference)[0]
     manifest.refuse(
-        folder, [f"`{name}` {row['outside']}" for name, row in measured.items() if "outside" in row]
+        folder,
+        [
+            f"`{name}` {found.outside}"
+            for name, found in measured.items()
+            if isinstance(found, Failure) and found.outside
+        ],
     )
     problems = {
         row["file"]: fault
         for row in rows
         if (fault := _difference(row, measured[row["file"]], content, reference.count))
     }
-    return Report(folder, *_measured(content, measured, figures, problems, stored))
+    return Report(folder, *_measured(content, measured, problems, stored))
 
 
-_TIMED = 0.01
+_TIMED = 0.002
 """Seconds for which a file's latency is measured here: it is shown, and decides nothing."""
 
 
@@ -155,8 +164,8 @@ class Stored:
             kinds = {
                 name: {
                     **said[name],
-                    "kind": metrics.kind_of(y, labels.get(name), said[name]["kind"]),
-                    "probabilities": metrics.is_probability(y),
+                    "kind": output_meaning.kind_of(y, labels.get(name), said[name]["kind"]),
+                    "probabilities": output_meaning.is_probability(y),
                 }
                 for name, y in answers.items()
             }
@@ -226,8 +235,7 @@ def _array_fault(
 
 def _measured(
     content: dict[str, Any],
-    measured: dict[str, dict[str, Any]],
-    figures: dict[str, dict[str, Any]],
+    measured: Mapping[str, Measured | Failure],
     problems: dict[str, str],
     stored: Stored,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -239,46 +247,31 @@ def _measured(
     model, settings = content["model"], content["settings"]
     # Where the metric that judged cannot be measured, accuracy must not judge in its place.
     limit = None if stored.missing else settings["max_drop"]
-    rows = []
-    for said in content["artifacts"]:
-        kept = {key: said[key] for key in ("format", "precision", "status", "stage", "reason")}
-        row = {**kept, "flags": [], "notes": [], "file": said["file"], "bytes": None, "batch": None}
-        if said["file"] is not None:
-            now = measured[said["file"]]
-            row["sha256"] = said["sha256"]
-            row.update({key: now[key] for key in _MEASURED if key in now})
-            if "signature" in now:
-                fixed = all(isinstance(t["shape"][0], int) for t in now["signature"]["inputs"])
-                row["batch"] = "static" if fixed else "dynamic"
-        rows.append(row)
+    rows = [_row(said, measured) for said in content["artifacts"]]
     # A file that was over its limit on all of the evaluation data may not be on those that are
     # stored, and the other way round: only what chance does not explain counts then.
     whole = content["evaluation"]["samples"] == reference.count
-    # What is judged has its infinities yet, such as the decibels of a file without any noise.
-    fresh = [
-        {**row, "status": "passed", "metrics": figures.get(row["file"], row.get("metrics"))}
-        for row in rows
-    ]
-    acceptance.judge(
-        fresh,
+    fresh = acceptance.judge(
+        [replace(row, status="passed") for row in rows],
         limit if whole else None,
         model["quantization_aware"],
-        reference.figures["outputs"],
+        reference.figures.outputs,
         Causes(reference.inputs, reference.outputs, (), {}),
     )
+    found = []
     for row, now in zip(rows, fresh, strict=True):
-        if row["bytes"] is None:
-            continue
-        row.update({key: now[key] for key in _JUDGED if key in now})
-        failed = "" if whole or limit is None else _over(row, limit, reference.count)
-        failed = failed or (now["reason"] if now["status"] == "failed" else "")
-        if failed and row["status"] == "passed":
-            problems.setdefault(row["file"], f"it is recorded as passed, and {failed}")
-        elif failed:
-            row["reason"] = failed
-    for row in rows:
-        if row["file"] in problems:
-            row.update(status="failed", stage="verify", reason=problems[row["file"]])
+        measured_now = row.measured
+        if measured_now is not None:
+            row = replace(row, drop=now.drop, worst_output=now.worst_output, flags=now.flags)
+            failed = "" if whole or limit is None else _over(measured_now, limit, reference.count)
+            failed = failed or (now.reason if now.status == "failed" else "")
+            if failed and row.status == "passed":
+                problems.setdefault(str(row.file), f"it is recorded as passed, and {failed}")
+            elif failed:
+                row = replace(row, reason=failed)
+        if row.file in problems:
+            row = replace(row, status="failed", stage="verify", reason=problems[row.file])
+        found.append(row)
     evaluation = {
         **{key: content["evaluation"][key] for key in ("file", "stored", "sha256")},
         "samples": reference.count,
@@ -291,16 +284,16 @@ def _measured(
         "not_measured": stored.missing,
     }
     result = {
-        "schema": content["schema"],
+        "schema": manifest.VERSION,
         "model": model,
         "settings": {**settings, "max_drop": limit},
-        "keras": reference.figures,
+        "keras": to_json(reference.figures),
         "teacher": None,
         "evaluation": evaluation,
         "calibration": None,
-        "artifacts": rows,
+        "artifacts": [row.to_json() for row in found],
         "layers": {},
-        **acceptance.choice(rows, settings["objective"], settings.get("targets") or []),
+        **acceptance.choice(found, settings["objective"], settings.get("targets") or []),
         "history": None,
         "versions": manifest.versions(),
     }
@@ -308,23 +301,33 @@ def _measured(
     return manifest.plain(result), faults
 
 
-_MEASURED = (
-    *("metrics", "check", "bytes", "gzip_bytes", "signature", "contents", "latency_ms"),
-    *("latency_low_ms", "runtimes", "since", "steps", "scales"),
-)
-_JUDGED = ("drop", "worst_output", "flags")
+def _row(said: dict[str, Any], measured: Mapping[str, Measured | Failure]) -> ArtifactRow:
+    """A row of the manifest with what was measured now in place of what is recorded."""
+    row = ArtifactRow(
+        said["format"],
+        said["precision"],
+        said["status"],
+        said["stage"],
+        said["reason"],
+        files=tuple(manifest.files_of(said)),
+    )
+    found = measured.get(said["file"])
+    if not isinstance(found, Measured):
+        return row
+    fixed = all(isinstance(tensor["shape"][0], int) for tensor in found.signature["inputs"])
+    return replace(row, measured=found, batch="static" if fixed else "dynamic")
 
 
-def _over(row: dict[str, Any], limit: float, samples: int) -> str:
-    for name, output in row["metrics"]["outputs"].items():
+def _over(measured: Measured, limit: float, samples: int) -> str:
+    for name, output in measured.metrics.outputs.items():
         # Chance has another size in other metrics than accuracy.
-        if output["drop"] is None or output["agreement"] is None or output.get("chosen"):
+        if output.drop is None or output.agreement is None or output.chosen:
             continue
         # Three standard errors of the difference of two shares on these samples.
-        chance = 3 * math.sqrt(max(0.0, 1 - output["agreement"]) / samples)
-        if output["drop"] > limit + chance:
+        chance = 3 * math.sqrt(max(0.0, 1 - output.agreement) / samples)
+        if output.drop > limit + chance:
             return (
-                f"at output `{name}` it loses {100 * output['drop']:.2f} points of accuracy on the "
+                f"at output `{name}` it loses {100 * output.drop:.2f} points of accuracy on the "
                 f"stored samples, where max_drop allows {100 * limit:g}"
             )
     return ""
@@ -336,26 +339,27 @@ ManifestError = manifest.ManifestError
 
 
 def _difference(
-    row: dict[str, Any], fresh: dict[str, Any], content: dict[str, Any], samples: int
+    row: dict[str, Any], found: Measured | Failure, content: dict[str, Any], samples: int
 ) -> str:
     """What a file is or answers otherwise than recorded; empty if nothing."""
-    if "error" in fresh:
-        return str(fresh["error"])
-    fresh = manifest.plain(fresh)
+    if isinstance(found, Failure):
+        return found.error
+    # As JSON has it: what is not finite is nothing.
+    fresh = manifest.plain(to_json(found))
     if fresh["bytes"] != row["bytes"]:
         return f"it has {fresh['bytes']} bytes, and {row['bytes']} are recorded"
     if fresh["signature"] != row["signature"]:
         return "its inputs and outputs are not the recorded ones"
-    if fresh["unlike"]:
-        return str(fresh["unlike"])
+    if found.unlike:
+        return found.unlike
     recorded = [row["check"]]
     if content["evaluation"]["samples"] == samples:
         # All samples travel with the files: then both say the same.
         recorded.append(row["metrics"])
     for before in recorded:
-        found = _other_answers(before, fresh["check"], samples)
-        if found:
-            return found
+        fault = _other_answers(before, fresh["check"], samples)
+        if fault:
+            return fault
     return ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.verification.metrics import decide, judged, spread, squeeze
+from keras_kd.export.verification.reverify.output_meaning import decide, judged, spread, squeeze
 
 MOST_CLASSES = 256
 """Classes up to which each has figures of its own."""
@@ -52,8 +52,8 @@ def scores(
 
     Args:
         outputs: `(samples, ..., units)`.
-        labels: As for `metrics.kind_of`, or `None`.
-        kind: One of `metrics.KINDS`.
+        labels: As for `output_meaning.kind_of`, or `None`.
+        kind: One of `output_meaning.KINDS`.
         probabilities: Whether outputs are probabilities rather than logits.
         weights: Of the samples, or of each of their first axes; `None` for ones. Rank correlation
             has no weights: it is that of the rows that count.

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_kd.export.formats import registry
+from keras_kd.export.report.layer_report import LayerReport
+from keras_kd.export.rows import (
+    ArtifactRow,
+    BadScale,
+    Beyond,
+    Chosen,
+    KerasOutput,
+    LayerRow,
+    Measured,
+    OutputFigures,
+)
 from keras_kd.export.signature import Arrays
 from keras_kd.export.tensor_names import layer_of
-from keras_kd.export.verification.layer_noise import LayerReport
 from keras_kd.export.verification.metrics import STILL
 
 LEAST_SIGNAL = 5.0
@@ -29,7 +40,7 @@ _FEW = 10
 """Rows of a class below which its ranking is an accident."""
 
 
-def useless(output: dict[str, Any], before: dict[str, Any] | None, max_drop: float | None) -> str:
+def useless(output: OutputFigures, before: KerasOutput | None, max_drop: float | None) -> str:
     """Say why an output is of no use, whatever accuracy it may lose; empty if it is.
 
     Args:
@@ -37,49 +48,49 @@ def useless(output: dict[str, Any], before: dict[str, Any] | None, max_drop: flo
         before: `scores` and `chosen` of the Keras model there.
         max_drop: What a file may lose of a chosen metric.
     """
-    if output["kind"] == "decisions":
+    if output.kind == "decisions":
         return _other_decisions(output, max_drop)
-    if output.get("constant"):
+    if output.constant:
         return (
             "its answers hardly change from sample to sample (less than "
             f"{100 * STILL:g} % of the standard deviation of the Keras model's)"
         ) + _skill_text(output, before)
-    if output["kind"] == "values" and output.get("still"):
+    if output.kind == "values" and output.still:
         return f"{_units(output)} hardly change from sample to sample, while the Keras model's do"
     signal = _signal(output)
     if signal >= LEAST_SIGNAL:
         return ""
     text = f"its answers keep {signal:.1f} dB of signal over noise, less than {LEAST_SIGNAL:g} dB"
-    chosen = output.get("chosen")
-    if chosen and max_drop is not None and chosen[0]["lost"] <= max_drop + 1e-9:
+    chosen = output.chosen
+    if chosen and max_drop is not None and _spared(chosen[0], max_drop):
         # The user's own measure says that what it needs is there.
         return ""
-    if output["kind"] in ("values", "unknown"):
+    if output.kind in ("values", "unknown"):
         return text
     kept = _kept(output, before)
     if kept is None:
-        kept = output.get("kappa")
+        kept = output.kappa
     return "" if kept is not None and kept >= _HALF else text + _skill_text(output, before)
 
 
-def _other_decisions(output: dict[str, Any], max_drop: float | None) -> str:
-    chosen = output.get("chosen")
-    if chosen and max_drop is not None and chosen[0]["lost"] <= max_drop + 1e-9:
+def _other_decisions(output: OutputFigures, max_drop: float | None) -> str:
+    chosen = output.chosen
+    if chosen and max_drop is not None and _spared(chosen[0], max_drop):
         return ""
     # Where the Keras model always decides the same there is no chance to compare with.
-    alike = output["agreement"] if output["kappa"] is None else output["kappa"]
+    alike = output.agreement if output.kappa is None else output.kappa
     # A few that change are no sign, however rare what they decide: so many are, by a sign test.
-    enough = min(math.ceil(-math.log2(_SURE)), math.ceil(output["decided"] / 2))
-    if alike is None or alike >= _HALF or output["changed"] < enough:
+    enough = min(math.ceil(-math.log2(_SURE)), math.ceil((output.decided or 0) / 2))
+    if alike is None or alike >= _HALF or (output.changed or 0) < enough:
         return ""
-    text = f"{output['changed']} of its {output['decided']} decisions are not the Keras model's"
-    if output["kappa"] is None:
+    text = f"{output.changed} of its {output.decided} decisions are not the Keras model's"
+    if output.kappa is None:
         return text
     return f"{text}, which leaves {100 * max(alike, 0.0):.0f} % of what is beyond chance (kappa)"
 
 
 def doubtful(
-    output: dict[str, Any], before: dict[str, Any] | None, labels: Sequence[str] | None
+    output: OutputFigures, before: KerasOutput | None, labels: Sequence[str] | None
 ) -> list[str]:
     """Say what of a passed output deserves a second look.
 
@@ -89,7 +100,7 @@ def doubtful(
         labels: Names of the classes, if they are this output's.
     """
     flags = []
-    now, then = output.get("scores") or {}, (before or {}).get("scores") or {}
+    now, then = output.scores or {}, _scores(before)
     for key, name, least in (
         ("auc", "AUC", 0.01),
         ("balanced_accuracy", "balanced accuracy", 0.05),
@@ -101,17 +112,17 @@ def doubtful(
     signal = _signal(output)
     if signal < LEAST_SIGNAL:
         flags.append(f"its answers keep {signal:.1f} dB of signal over noise alone")
-    if output["kind"] != "values" and output.get("still"):
+    if output.kind != "values" and output.still:
         flags.append(
             f"{_units(output, labels)} hardly change from sample to sample, so nothing tells apart "
-            "the rows of " + ("that class" if output["still_count"] == 1 else "those classes")
+            "the rows of " + ("that class" if output.still_count == 1 else "those classes")
         )
     return flags
 
 
 def class_loss(
-    output: dict[str, Any],
-    before: dict[str, Any] | None,
+    output: OutputFigures,
+    before: KerasOutput | None,
     max_drop: float,
     labels: Sequence[str] | None,
 ) -> str:
@@ -123,7 +134,7 @@ def class_loss(
         max_drop: Accuracy that may be lost, 0..1.
         labels: Names of the classes, if they are this output's.
     """
-    now, then = output.get("scores") or {}, (before or {}).get("scores") or {}
+    now, then = output.scores or {}, _scores(before)
     limit = max(5 * max_drop, 0.02)
     a, b = then.get("auc"), now.get("auc")
     supports = [n for n in (now.get("per_class") or {}).get("support", ()) if n > 0]
@@ -160,14 +171,22 @@ def class_loss(
     return ""
 
 
-def _signal(output: dict[str, Any]) -> float:
-    values = [output["sqnr"], output.get("variation")]
+def _scores(before: KerasOutput | None) -> Mapping[str, Any]:
+    return {} if before is None or before.scores is None else before.scores
+
+
+def _spared(metric: Chosen, max_drop: float) -> bool:
+    return metric.lost is not None and metric.lost <= max_drop + 1e-9
+
+
+def _signal(output: OutputFigures) -> float:
+    values = [output.sqnr, output.variation]
     return min(value for value in values if value is not None)
 
 
-def _kept(output: dict[str, Any], before: dict[str, Any] | None) -> float | None:
+def _kept(output: OutputFigures, before: KerasOutput | None) -> float | None:
     """Share of what the Keras model tells apart, beyond chance, that the file still does."""
-    now, then = output.get("scores") or {}, (before or {}).get("scores") or {}
+    now, then = output.scores or {}, _scores(before)
     shares = []
     for key, chance in (("auc", 0.5), ("balanced_accuracy", None)):
         if now.get(key) is None or then.get(key) is None:
@@ -175,14 +194,14 @@ def _kept(output: dict[str, Any], before: dict[str, Any] | None) -> float | None
         if chance is None:
             rows = then.get("per_class") or {}
             classes = sum(support > 0 for support in rows.get("support", ()))
-            chance = 0.5 if output["kind"] != "classes" else 1 / max(classes, 1)
+            chance = 0.5 if output.kind != "classes" else 1 / max(classes, 1)
         if then[key] - chance > 0.05:
             shares.append((now[key] - chance) / (then[key] - chance))
     return min(shares) if shares else None
 
 
-def _skill_text(output: dict[str, Any], before: dict[str, Any] | None) -> str:
-    now, then = output.get("scores") or {}, (before or {}).get("scores") or {}
+def _skill_text(output: OutputFigures, before: KerasOutput | None) -> str:
+    now, then = output.scores or {}, _scores(before)
     if now.get("auc") is None or then.get("auc") is None:
         return ""
     return f"; AUC {then['auc']:.3f} becomes {now['auc']:.3f}"
@@ -192,10 +211,10 @@ def _class(k: int, labels: Sequence[str] | None) -> str:
     return f"`{labels[k]}`" if labels and k < len(labels) else str(k)
 
 
-def _units(output: dict[str, Any], labels: Sequence[str] | None = None) -> str:
-    shown = ", ".join(_class(k, labels) for k in output["still"][:5])
-    more = output["still_count"] - len(output["still"][:5])
-    noun = "unit" if output["still_count"] == 1 else "units"
+def _units(output: OutputFigures, labels: Sequence[str] | None = None) -> str:
+    shown = ", ".join(_class(k, labels) for k in (output.still or ())[:5])
+    more = (output.still_count or 0) - len((output.still or ())[:5])
+    noun = "unit" if output.still_count == 1 else "units"
     return f"{noun} {shown}" + (f" and {more} more" if more else "")
 
 
@@ -214,99 +233,97 @@ class Causes:
         inputs: Arrays,
         outputs: Arrays,
         layers: Sequence[str],
-        noise: dict[str, list[dict[str, Any]]],
+        noise: Mapping[str, Sequence[LayerRow]],
     ) -> None:
         self._inputs = inputs
         self._outputs = outputs
         self._layers = set(layers)
         self._noise = noise
 
-    def of(self, row: dict[str, Any], output: str) -> str:
+    def of(self, row: ArtifactRow, measured: Measured, output: str) -> str:
         """Return sentences on the likely cause and what to do, each behind a space.
 
         Args:
             row: The file's entry in the manifest.
+            measured: What was measured of it.
             output: The output that lost its signal.
         """
-        found = [self.scales(row), self.instead(row), *self.lost_features(row)]
-        found.append(self._units(row, output))
+        found = [self.scales(measured), self.instead(row, measured), *self.lost_features(measured)]
+        found.append(self._units(measured, output))
         # Where all is well but for one unit, the layer at which most is lost is another story.
-        figures = row["metrics"]["outputs"][output]
-        if figures["kind"] == "decisions" or _signal(figures) < _CLEAR:
+        figures = measured.metrics.outputs[output]
+        if figures.kind == "decisions" or _signal(figures) < _CLEAR:
             found.append(self._layer(row))
         return "".join(f". {text}" for text in found if text)
 
-    def broken(self, row: dict[str, Any]) -> str:
+    def broken(self, measured: Measured) -> str:
         """Return the scales that are not finite, as a reason; empty if there are none."""
-        bad = [one for one in row.get("scales", {}).get("broken", ()) if not one["finite"]]
+        bad = [one for one in measured.scales.broken if not one.finite]
         if not bad:
             return ""
-        where = ", ".join(f"`{one['tensor']}`{self._of_layer(one)}" for one in bad[:3])
-        return f"the scale of {where} is {bad[0]['scale']}, with which nothing can be computed"
+        where = ", ".join(f"`{one.tensor}`{self._of_layer(one)}" for one in bad[:3])
+        return f"the scale of {where} is {bad[0].scale}, with which nothing can be computed"
 
-    def float16(self, row: dict[str, Any]) -> str:
+    def float16(self, row: ArtifactRow, measured: Measured) -> str:
         """Return what float16 could not hold, as a reason; empty if nothing is known of it."""
-        # TFLite files have float16 constants, and LiteRT computes with them in float32.
-        found = [
-            one for one in row.get("float16") or () if one["constant"] or row["format"] == "onnx"
-        ]
+        # Where a runtime computes with float16 constants in float32, as LiteRT does, results are.
+        half = registry.get(row.format).computes_float16
+        found = [one for one in measured.float16 or () if one.constant or half]
         if not found:
             return ""
         texts = []
         for one in found[:3]:
-            what = "constant" if one["constant"] else "result"
-            size = "at most" if one["vanishes"] else "up to"
-            texts.append(
-                f"the {what} `{one['tensor']}`{self._of_layer(one)} is {size} {one['value']}"
-            )
+            what = "constant" if one.constant else "result"
+            size = "at most" if one.vanishes else "up to"
+            texts.append(f"the {what} `{one.tensor}`{self._of_layer(one)} is {size} {one.value}")
         return (
             f"beyond float16's range: {'; '.join(texts)}, and float16 ends at 65,504 and rounds "
             "what is below 3e-08 to 0. Bring inputs and targets to the size of 1 outside the "
             "model, or take float32, dynamic or int8"
         )
 
-    def elsewhere(self, row: dict[str, Any]) -> str:
+    def elsewhere(self, measured: Measured) -> str:
         """Say which results of a float16 file are infinite where float16 is computed with."""
-        found = [one for one in row.get("float16") or () if not one["constant"]]
+        found = [one for one in measured.float16 or () if not one.constant]
         if not found:
             return ""
         one = found[0]
         return (
-            f"`{one['tensor']}`{self._of_layer(one)} is up to {one['value']}, and float16 ends at "
+            f"`{one.tensor}`{self._of_layer(one)} is up to {one.value}, and float16 ends at "
             "65,504: it is right here, where float16 files are computed in float32, and infinite "
             "on GPUs and accelerators that compute in float16"
         )
 
-    def scales(self, row: dict[str, Any]) -> str:
+    def scales(self, measured: Measured) -> str:
         """Say which scales are so small that products of them vanish; empty if none is."""
-        bad = [one for one in row.get("scales", {}).get("broken", ()) if one["finite"]]
+        bad = [one for one in measured.scales.broken if one.finite]
         if not bad:
             return ""
-        where = ", ".join(f"`{one['tensor']}`{self._of_layer(one)}" for one in bad[:3])
+        where = ", ".join(f"`{one.tensor}`{self._of_layer(one)}" for one in bad[:3])
         return (
-            f"The scale of {where} is {bad[0]['scale']}: it was 0 in all calibration samples, as "
+            f"The scale of {where} is {bad[0].scale}: it was 0 in all calibration samples, as "
             "the start state of a recurrent layer is, and kernels with a bias divide by it"
         )
 
     @staticmethod
-    def instead(row: dict[str, Any]) -> str:
+    def instead(row: ArtifactRow, measured: Measured) -> str:
         """Return what to take in place of a file whose scales are broken; empty if none is."""
-        if not row.get("scales", {}).get("broken"):
+        if not measured.scales.broken:
             return ""
-        return "Take int8" if row["precision"] == "int16x8" else "Take float16 or weight_int8"
+        return "Take int8" if row.precision == "int16x8" else "Take float16 or weight_int8"
 
-    def _of_layer(self, one: dict[str, Any]) -> str:
+    def _of_layer(self, one: BadScale | Beyond) -> str:
         # A constant may have lost its layer's name; what is computed from it has not.
-        for name in (one["tensor"], one.get("reader") or ""):
+        for name in (one.tensor, one.reader or ""):
             layer = layer_of(name, self._layers)
             if layer is not None:
                 return "" if layer == name else f" of layer `{layer}`"
         return ""
 
-    def lost_features(self, row: dict[str, Any]) -> list[str]:
+    def lost_features(self, measured: Measured) -> list[str]:
         """Say which features of a quantized input lie within one step of its only scale."""
         texts = []
-        for name, scale in row.get("scales", {}).get("inputs", {}).items():
+        for name, scale in measured.scales.inputs.items():
             array = self._inputs.get(name)
             if array is None or array.ndim < 2 or array.shape[-1] < 2 or array.dtype.kind != "f":
                 continue
@@ -325,25 +342,25 @@ class Causes:
             )
         return texts
 
-    def _units(self, row: dict[str, Any], output: str) -> str:
-        figures = row["metrics"]["outputs"][output]
-        if figures.get("constant") or not figures.get("still") or figures["kind"] != "values":
+    def _units(self, measured: Measured, output: str) -> str:
+        figures = measured.metrics.outputs[output]
+        if figures.constant or not figures.still or figures.kind != "values":
             return ""
         array = self._outputs[output]
         spread = np.std(array.reshape(-1, array.shape[-1]).astype(np.float64), axis=0)
-        small = spread[figures["still"][0]]
+        small = spread[figures.still[0]]
         return (
             f"Units of very different size share the one scale of output `{output}` (standard "
             f"deviations from {small:.3g} to {spread.max():.3g}): scale the targets to one size, "
             "or give each an output of its own"
         )
 
-    def _layer(self, row: dict[str, Any]) -> str:
-        rows = self._noise.get(row["format"], [])
-        if row["precision"] not in ("int8", "uint8") or not rows:
+    def _layer(self, row: ArtifactRow) -> str:
+        rows = self._noise.get(row.format, [])
+        if row.precision not in ("int8", "uint8") or not rows:
             return ""
-        worst = LayerReport({row["format"]: rows}).worst(row["format"])
+        worst = LayerReport({row.format: rows}).worst(row.format)
         if not worst:
             return ""
-        level = next(one["sqnr"] for one in rows if one["layer"] == worst[0])
+        level = next(one.sqnr or 0.0 for one in rows if one.layer == worst[0])
         return f"Most of the signal is lost at layer `{worst[0]}` ({level:.1f} dB behind it)"

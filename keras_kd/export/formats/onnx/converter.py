@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd.export.absent_packages import without
-from keras_kd.export.formats.contents import check_onnx
-from keras_kd.export.formats.onnx import resizes
+from keras_kd.export.formats.onnx import contents, resizes
 from keras_kd.export.formats.onnx.exact_products import (
     PROVEN,
     fitting_scales,
@@ -38,7 +37,7 @@ _LOSS = 1.0
 """Decibels that signed weights may cost otherwise."""
 
 
-class ONNX:
+class Converter:
     """Converts a model to ONNX.
 
     Args:
@@ -51,18 +50,20 @@ class ONNX:
     def __init__(
         self, source: Source, calibration: Arrays | None, opset: int, scratch: Path
     ) -> None:
-        self._source = source
+        self.source = source
         self._calibration = calibration
         self._opset = opset
         self._scratch = scratch
         self._float: Path | None = None
         self._tried: dict[frozenset[str], tuple[dict[bool, bytes], dict[bool, float]]] = {}
 
-    def convert(self, precision: str, keep: Collection[str] = ()) -> tuple[bytes, dict[str, Any]]:
-        """Return the file's bytes and what is worth saying about it.
+    def convert(
+        self, precision: str, keep: Collection[str] = ()
+    ) -> tuple[bytes, str, list[str], dict[str, Any]]:
+        """Return the file's bytes, its kind of batch, notes, and what its row says besides.
 
         Args:
-            precision: One of those of `checks.KNOWN`, or `"mixed"`: int8 but for some layers.
+            precision: One of those of `ONNX.precisions`, or `"mixed"`: int8 but for some layers.
             keep: Layers that `"mixed"` leaves in float.
         """
         import onnx
@@ -77,24 +78,24 @@ class ONNX:
             blob = self._dynamic(path)
         elif precision == "weight_int4":
             blob = _weight_int4(path)
-        elif precision == "int8" and self._source.quantized:
+        elif precision == "int8" and self.source.quantized:
             blob = self._aware()
         else:
             blob = self._static(path, precision, notes, keep)
-        batch = "static" if self._source.batch else "dynamic"
-        result: dict[str, Any] = {"batch": batch, "notes": notes}
+        batch = "static" if self.source.batch else "dynamic"
+        facts: dict[str, Any] = {}
         weights = prove(onnx.load_from_string(blob))
         if weights:
-            result["integer_products"] = {
+            facts["integer_products"] = {
                 "weights": weights,
                 "computed": list(PROVEN),
                 "ran": this_processor(),
             }
-        return blob, result
+        return blob, batch, notes, facts
 
     def _float_file(self) -> Path:
         if self._float is None:
-            model = _from_keras(self._source, self._opset, "float")
+            model = _from_keras(self.source, self._opset, "float")
             path = self._scratch / "float32.onnx"
             path.write_bytes(model.SerializeToString())
             _load(path)
@@ -157,7 +158,7 @@ class ONNX:
     def _aware(self) -> bytes:
         # The learned ranges come along as quantize and dequantize nodes; tf2onnx folds the weights,
         # which lie on an integer grid, back to floats.
-        model = _from_keras(self._source, self._opset, "quantized")
+        model = _from_keras(self.source, self._opset, "quantized")
         keep = {name for node in model.graph.node for name in node.output}
         quantize_on_grid(model)
         keep_float(model)
@@ -170,7 +171,7 @@ class ONNX:
 
         target = self._scratch / "static.onnx"
         prepared = self._prepared(path)
-        layers = self._source.layers | {info.name for info in self._source.signature.outputs}
+        layers = self.source.layers | {info.name for info in self.source.signature.outputs}
         graph = onnx.load(prepared).graph
         weights = {entry.name for entry in graph.initializer}
 
@@ -184,7 +185,7 @@ class ONNX:
         quantize_static(
             prepared,
             target,
-            _Reader(self._source.signature, self._calibration or {}),
+            _Reader(self.source.signature, self._calibration or {}),
             quant_format=layout,
             per_channel=True,
             # On x86, ONNX Runtime makes signed activations unsigned before it multiplies.
@@ -213,7 +214,7 @@ class ONNX:
         arrays = self._calibration or {}
         feed = {name: array[:64] for name, array in arrays.items()}
         count = len(next(iter(feed.values())))
-        step = self._source.batch or count
+        step = self.source.batch or count
         for model in (str(path), blob):
             session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
@@ -418,5 +419,5 @@ def _weight_int4(path: Path) -> bytes:
 def _load(path: Path) -> None:
     import onnxruntime
 
-    check_onnx(path.read_bytes())
+    contents.check(path.read_bytes())
     onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

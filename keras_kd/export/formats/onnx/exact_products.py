@@ -26,8 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.formats.contents import MOVERS
-from keras_kd.export.formats.onnx.graph import graphs
+from keras_kd.export.formats.onnx.graph import MOVERS, graphs
 
 PAIR = 128
 """Greatest magnitude of the sum of two weights that 255 can be multiplied by within 16 bits."""

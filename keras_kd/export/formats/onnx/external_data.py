@@ -1,4 +1,4 @@
-"""Exported files that hold all of themselves: what lies in other files is hashed nowhere."""
+"""ONNX files that hold all of themselves: what lies in other files is hashed nowhere."""
 
 from __future__ import annotations
 
@@ -6,38 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from keras_kd.export.formats.base import OUTSIDE
 from keras_kd.utils import archives
 
 
 def problem(path: Path) -> str:
-    """Say why a file cannot be proven by its own bytes; empty if it can.
-
-    Args:
-        path: A `.tflite` or `.onnx` file.
-
-    Returns:
-        The rest of a sentence, as in "`model.onnx` keeps weights in other files".
-    """
-    with archives.opened(path) as stream:
-        blob = stream.read()
-    return _tflite(blob) if path.suffix == ".tflite" else _onnx(blob)
-
-
-def _tflite(blob: bytes) -> str:
-    from ai_edge_litert import schema_py_generated as schema
-
-    try:
-        model = schema.Model.GetRootAs(blob, 0)
-        outside = model.ExternalBuffersLength() or model.ExternalBufferGroupsLength()
-    except Exception:
-        # Offsets that lead out of the bytes: the runtime says that this is no file of its own.
-        outside = 0
-    return _OUTSIDE if outside else ""
-
-
-def _onnx(blob: bytes) -> str:
+    """Say why a file cannot be proven by its own bytes, see `Format.outside`."""
     import onnx
 
+    with archives.opened(path) as stream:
+        blob = stream.read()
     try:
         model = onnx.load_model_from_string(blob)
     except Exception:
@@ -47,11 +25,8 @@ def _onnx(blob: bytes) -> str:
     outside = onnx.TensorProto.EXTERNAL
     for tensor in _tensors(model, onnx.TensorProto.DESCRIPTOR.full_name):
         if tensor.data_location == outside or tensor.external_data:
-            return _OUTSIDE
+            return OUTSIDE
     return ""
-
-
-_OUTSIDE = "keeps weights in other files, which no hash covers"
 
 
 def _tensors(message: Any, name: str) -> Iterator[Any]:

@@ -9,6 +9,9 @@ from typing import Any
 from keras_kd.export.signature import Signature
 from keras_kd.export.tensor_names import shorten, unique
 
+MOVERS = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "MaxPool"}
+"""Operators whose output values are input values."""
+
 
 def name_borders(model: Any, signature: Signature, batch: int | None = None) -> None:
     """Give inputs and outputs their Keras names, and their first dimension the name `batch`.
@@ -189,3 +192,46 @@ def _tensors(graph: Any) -> Iterator[str]:
             yield entry.name
         for node in inner.node:
             yield from (name for name in node.output if name)
+
+
+def border_scales(model: Any) -> dict[str, dict[str, Any]]:
+    """Return how the inputs and outputs of a quantized ONNX file map to integers.
+
+    Args:
+        model: An `onnx.ModelProto`.
+
+    Returns:
+        For each input that is quantized first, and each output that is dequantized last, `scale`,
+        `zero_point` and `dtype`, with `real = (integer - zero_point) * scale`.
+    """
+    from onnx import numpy_helper
+
+    constants = {entry.name: entry for entry in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    inputs = {entry.name for entry in model.graph.input}
+
+    def origin(name: str) -> str:
+        # Images are turned to channels first before they are quantized.
+        while name in producers and producers[name].op_type in MOVERS:
+            name = producers[name].input[0]
+        return name
+
+    borders = [
+        (origin(node.input[0]), node)
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and origin(node.input[0]) in inputs
+    ]
+    for entry in model.graph.output:
+        last = producers.get(origin(entry.name))
+        if last is not None and last.op_type == "DequantizeLinear":
+            borders.append((entry.name, last))
+    found = {}
+    for name, node in borders:
+        if len(node.input) == 3 and all(part in constants for part in node.input[1:]):
+            scale, zero = (numpy_helper.to_array(constants[part]) for part in node.input[1:])
+            found[name] = {
+                "scale": float(scale),
+                "zero_point": int(zero),
+                "dtype": zero.dtype.name,
+            }
+    return found

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from keras_kd.export.formats.contents import MOVERS
+from keras_kd.export.formats.onnx.graph import MOVERS
 
 
 class ONNXFile:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.formats.contents import MOVERS
 from keras_kd.export.formats.onnx.exact_products import fits, rounded
+from keras_kd.export.formats.onnx.graph import MOVERS
 
 # Steps on each side of zero that training with 8, 7, ... 2 bits leaves.
 _LIMITS = tuple(2 ** (bits - 1) - 1 for bits in range(8, 1, -1))

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.formats.runtime import TFLiteRuntime, run_all
+from keras_kd.export.formats.base import run_all
+from keras_kd.export.formats.tflite.runtime import TFLiteRuntime
 from keras_kd.export.formats.tflite.uint8_io import unsigned
 from keras_kd.export.signature import Arrays, Signature
 from keras_kd.export.source import reshapes
@@ -41,7 +42,7 @@ class LiteRT:
         normalization: dict[str, dict[str, list[float]]],
         batch: int | None = None,
     ) -> None:
-        self._source = source
+        self.source = source
         self._parameters = parameter_names(source.signature)
         self._normalization = normalization
         self._calibration = calibration
@@ -54,11 +55,11 @@ class LiteRT:
         # The int8 network and what is to be said about it, for both kinds of borders.
         self._quantized: tuple[bytes, list[str]] | None = None
 
-    def convert(self, precision: str, keep: Collection[str] = ()) -> tuple[bytes, dict[str, Any]]:
-        """Return the file's bytes and what is worth saying about it.
+    def convert(self, precision: str, keep: Collection[str] = ()) -> tuple[bytes, str, list[str]]:
+        """Return the file's bytes, its kind of batch, and what is worth saying about it.
 
         Args:
-            precision: One of those of `checks.KNOWN`, or `"mixed"`: int8 but for some layers.
+            precision: One of those of `TFLite.precisions`, or `"mixed"`: int8 but for some layers.
             keep: Layers that `"mixed"` leaves in float.
         """
         notes: list[str] = []
@@ -76,14 +77,14 @@ class LiteRT:
                 blob = unsigned(blob, self._normalization)
         else:
             raw = self._mixed(keep) if precision == "mixed" else self._run(precision, notes)
-            blob = rename(raw, self._source.signature, self._source.layers)
-        return blob, {"batch": "dynamic" if _free_batch(blob) else "static", "notes": notes}
+            blob = rename(raw, self.source.signature, self.source.layers)
+        return blob, "dynamic" if _free_batch(blob) else "static", notes
 
     def _needs_static_batch(self) -> bool:
         try:
             blob = self._convert(self._converter("dynamic"), "float32", strict=False)
-            if _runs_with_batch(blob, self._source):
-                self._float = rename(blob, self._source.signature, self._source.layers)
+            if _runs_with_batch(blob, self.source):
+                self._float = rename(blob, self.source.signature, self.source.layers)
                 return False
             return True
         except Exception as error:
@@ -92,13 +93,13 @@ class LiteRT:
         # says less than the first one.
         try:
             blob = self._convert(self._converter("static"), "float32", strict=False)
-            self._float = rename(blob, self._source.signature, self._source.layers)
+            self._float = rename(blob, self.source.signature, self.source.layers)
         except Exception as error:
             raise error from dynamic
         return True
 
     def _free_sizes(self) -> str:
-        pairs = zip(self._source.signature.inputs, self._source.shapes, strict=True)
+        pairs = zip(self.source.signature.inputs, self.source.shapes, strict=True)
         return ", ".join(
             f"`{info.name}` {shape}" for info, shape in pairs if None in info.shape[1:]
         )
@@ -109,12 +110,12 @@ class LiteRT:
             return self._weights(precision)
         if precision not in ("int8", "int16x8"):
             return self._convert(self._converter(endpoint), precision, strict=False)
-        form = "quantized" if self._source.quantized and precision == "int8" else "float"
+        form = "quantized" if self.source.quantized and precision == "int8" else "float"
         # Calibrating a loop ends the process with a segmentation fault; unrolled, it has no loop.
-        if self._source.recurrent and form == "float":
+        if self.source.recurrent and form == "float":
             endpoint, form = "static" if self._asked else "dynamic", "unrolled"
             notes[:] = ["recurrent layers are unrolled: the number of time steps is fixed"]
-        if precision == "int8" and self._source.quantized:
+        if precision == "int8" and self.source.quantized:
             return self._convert(self._converter(endpoint, form), "int8", strict=False)
         try:
             blob = self._convert(self._converter(endpoint, form), precision, strict=True)
@@ -129,7 +130,7 @@ class LiteRT:
         try:
             return self._convert(self._converter(endpoint, form), precision, strict=False)
         except Exception as error:
-            whole = [i.name for i in self._source.signature.inputs if i.dtype != "float32"]
+            whole = [i.name for i in self.source.signature.inputs if i.dtype != "float32"]
             if precision != "int16x8" or not whole:
                 raise
             names = ", ".join(f"`{name}`" for name in whole)
@@ -140,7 +141,7 @@ class LiteRT:
 
     def _int8(self, notes: list[str]) -> bytes:
         if self._quantized is None:
-            blob = rename(self._run("int8", notes), self._source.signature, self._source.layers)
+            blob = rename(self._run("int8", notes), self.source.signature, self.source.layers)
             self._quantized = blob, list(notes)
         notes[:] = self._quantized[1]
         return self._quantized[0]
@@ -148,7 +149,7 @@ class LiteRT:
     def _mixed(self, keep: Collection[str]) -> bytes:
         import tensorflow as tf
 
-        if self._source.quantized or self._source.recurrent:
+        if self.source.quantized or self.source.recurrent:
             raise ValueError(
                 "layers of quantization-aware and recurrent models cannot be kept float"
             )
@@ -162,7 +163,7 @@ class LiteRT:
             converter=converter,
             debug_dataset=self._representative,
             debug_options=tf.lite.experimental.QuantizationDebugOptions(
-                denylisted_nodes=raw_names(raw, keep, self._source.signature, self._source.layers)
+                denylisted_nodes=raw_names(raw, keep, self.source.signature, self.source.layers)
             ),
         )
         return self._with_own_names(debugger.get_nondebug_quantized_model())
@@ -220,14 +221,14 @@ class LiteRT:
         if self._float is None:
             endpoint = "static" if self._static else "dynamic"
             blob = self._convert(self._converter(endpoint), "float32", strict=False)
-            self._float = rename(blob, self._source.signature, self._source.layers)
+            self._float = rename(blob, self.source.signature, self.source.layers)
         return self._float
 
     def _sqnr(self, blob: bytes) -> float:
         # Against the float file, on the calibration samples: the evaluation data must not choose.
         feed = {name: array[:_SAMPLES] for name, array in (self._calibration or {}).items()}
         outputs = []
-        for content in (self._float32(), rename(blob, self._source.signature)):
+        for content in (self._float32(), rename(blob, self.source.signature)):
             runtime = TFLiteRuntime(content)
             outputs.append(run_all(runtime, feed))
         return lowest_sqnr((want, outputs[1][name]) for name, want in outputs[0].items())
@@ -238,7 +239,7 @@ class LiteRT:
         # Making one loads the whole model; a copy of one without settings is as good.
         if (form, endpoint) not in self._converters:
             self._converters[form, endpoint] = tf.lite.TFLiteConverter.from_saved_model(
-                self._source.saved_model(form, endpoint), signature_keys=[endpoint]
+                self.source.saved_model(form, endpoint), signature_keys=[endpoint]
             )
         return copy.deepcopy(self._converters[form, endpoint])
 
@@ -254,7 +255,7 @@ class LiteRT:
         if precision in ("int8", "int16x8"):
             # Fake quantization in the model already carries every range. The converter accepts the
             # strict set of operators only together with calibration.
-            if precision == "int16x8" or not self._source.quantized:
+            if precision == "int16x8" or not self.source.quantized:
                 converter.representative_dataset = self._representative
                 integer = (
                     ops.TFLITE_BUILTINS_INT8
@@ -264,7 +265,7 @@ class LiteRT:
                 converter.target_spec.supported_ops = (
                     [integer] if strict else [integer, ops.TFLITE_BUILTINS]
                 )
-            signature = self._source.signature
+            signature = self.source.signature
             border = tf.int8 if precision == "int8" else tf.int16
             if all(info.dtype == "float32" for info in signature.inputs):
                 converter.inference_input_type = border

@@ -18,13 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.verification.acceptance import SLOWER
-
 LEAST_SAVING = 0.05
 """Share of the file that must be saved: unpacking weights takes time and memory at the start."""
-
-EQUAL = 1e-5
-"""Largest difference of the answers, over the largest answer, that the order of sums explains."""
 
 # Where an operator takes its weights. Others, such as GATHER, read parts of a constant in place.
 _WEIGHTS = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1}
@@ -119,27 +114,28 @@ def encode(blob: bytes) -> tuple[bytes | None, dict[str, Any]]:
     return (smaller if len(smaller) <= (1 - LEAST_SAVING) * len(blob) else None), facts
 
 
-def refusal(row: dict[str, Any], found: dict[str, Any], objective: str) -> str:
-    """Say why a file keeps its zeros though it has a smaller form.
+def compact(blob: bytes, notes: list[str]) -> tuple[bytes | None, float | None]:
+    """Store a file's weights without their zeros, where that makes it smaller.
 
     Args:
-        row: What was measured of the file itself.
-        found: What was measured of the form without zeros, or its `error`.
-        objective: What the user wants least of, `"size"` or `"latency"`.
+        blob: The file.
+        notes: Receives a sentence where zeros stay.
 
     Returns:
-        The reason; empty if the smaller form takes the file's place.
+        The smaller file, or `None`; and the share of zeros among its weights.
     """
-    if "error" in found:
-        return f"LiteRT does not run them sparse ({found['error']})"
-    difference = found["against"]["difference"]
-    # Not a number is not equal either.
-    if not difference <= EQUAL:
-        return f"sparse, they answer differently (by {difference:.2g} of the largest output)"
-    times = found["latency_low_ms"] / row["latency_low_ms"]
-    if objective == "latency" and times > SLOWER:
-        return f"sparse, they are {times:.1f} times slower"
-    return ""
+    try:
+        smaller, facts = encode(blob)
+    except Exception as error:
+        # The file itself is made and may be all that is wanted.
+        notes.append(f"its zeros could not be left out ({type(error).__name__})")
+        return None, None
+    if facts["refused"] > LEAST_SAVING * len(blob):
+        notes.append(
+            f"{facts['refused']} bytes of zeros stay in weights that LiteRT does not run "
+            "sparse, such as int8 ones that multiply floats"
+        )
+    return smaller, None if smaller is None else facts["sparsity"]
 
 
 @dataclass
