@@ -76,8 +76,9 @@ class Study:
 
         Keys: `trial`, `role` (`"plain"` and `"defaults"` of the references), the values by
         parameter, `state` (`"done"`, `"stopped"` early, `"beyond"` the budget, `"running"`),
-        `epochs` where it was stopped, `error`, `bytes`, `latency_ms` of the file (of an untrained
-        one where the state is beyond), `front`, `reason`.
+        `epochs` where it was stopped, `error`, `bytes`, `latency_ms` of the file, `front`,
+        `reason`. What was not trained, or not to the end, has size and latency of the untrained
+        file, and the error of the Keras model.
         """
         return [dict(row) for row in self._rows]
 

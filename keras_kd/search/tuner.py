@@ -428,8 +428,13 @@ class Search:
                 return reference or goes_on(trial.slot, epochs, error, weighed, others, by_size)
 
             student, epochs = self.trainer.trained(values, TRIAL_SEED, keeps_on)
-            path = self.folder / "trials" / f"{trial.slot}.tflite"
-            found, error = self._file(student, path, str(values["precision"]))
+            stopped = epochs < self.trainer.epochs
+            if stopped:
+                # It can be no part of the front: the untrained file says enough of it.
+                found, error = weighed, self.trainer.error(student)
+            else:
+                path = self.folder / "trials" / f"{trial.slot}.tflite"
+                found, error = self._file(student, path, str(values["precision"]))
         except (ValueError, ArithmeticError) as problem:
             if reference:
                 raise
@@ -437,9 +442,9 @@ class Search:
             trial.beyond({"failed": 1.0})
             return
         excess = self.excess(found)
-        stopped = {"stopped": epochs} if epochs < self.trainer.epochs else {}
+        early = {"stopped": epochs} if stopped else {}
         beyond = {name: value for name, value in excess.items() if value > 0}
-        trial.note(file=asdict(found), error=error, excess=beyond, **stopped)
+        trial.note(file=asdict(found), error=error, excess=beyond, **early)
         if found.reason:
             trial.note(reason=found.reason)
             trial.beyond(excess)

@@ -9,6 +9,7 @@ import keras_kd as kd
 from keras_kd import candidates, method_choice
 from keras_kd.candidates import CANDIDATES, Made, Situation
 
+
 @pytest.fixture(scope="module")
 def taught():
     """A teacher that knows the classes of linear data, and the data."""
@@ -250,9 +251,7 @@ def test_auto_trains_as_the_method_that_it_chose_would(taught, few):
     def weights(**options):
         keras.utils.set_random_seed(2)
         distiller = kd.Distiller(student(), teacher)
-        distiller.compile(
-            keras.optimizers.Adam(0.02), crossentropy(), run_eagerly=True, **options
-        )
+        distiller.compile(keras.optimizers.Adam(0.02), crossentropy(), run_eagerly=True, **options)
         if "auto" not in options.values():
             # What is left of the generators behind the choice.
             drawn = int(np.random.randint(2**31))
