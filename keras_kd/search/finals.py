@@ -278,6 +278,8 @@ class Finals:
             if made is None:
                 raise ArithmeticError(f"The last training of {role} gave no file: {found.reason}.")
             error = self.exporter.errors(made, student).mean
+            with atomic.replacing(self._path(role, seed, "tflite")) as stream:
+                stream.write(made.read_bytes())
         arrays = {f"w{i}": array for i, array in enumerate(student.get_weights())}
         write_file(self._path(role, seed, "npz"), record.packed(**arrays))
         said = {"error": error, "file": asdict(found)}

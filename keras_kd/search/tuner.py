@@ -276,13 +276,8 @@ class Search:
         from keras_kd.search import journal
 
         began = time.time()
-        ranges = {
-            name: journal.distribution(r) for name, r in self.about["space"]["searched"].items()
-        }
         with journal.quietly():
-            trials = journal.Trials(
-                self.folder, self.minimize, ranges, self.seed, self.sampler == "random"
-            )
+            trials = self._trials()
             shape, reason = self._reference_shape()
             if shape is None:
                 return self._unreachable(reason)
@@ -291,6 +286,33 @@ class Search:
                 self._work(trials, shape, began)
                 self._finish(trials)
         return Study(self.folder)
+
+    def work_on(self, candidates: Sequence[Mapping[str, Any]]) -> None:
+        """Judge candidates that are given, in place of those that Optuna would propose.
+
+        Args:
+            candidates: All values of each.
+        """
+        from keras_kd.search import journal
+
+        with journal.quietly():
+            trials = self._trials()
+            self._ask()
+            named = []
+            for number, values in enumerate(candidates):
+                searched = {name: values[name] for name in self.space.ranges}
+                named.append((f"given {number}", searched, dict(values)))
+            with trials.working():
+                while (trial := trials.propose(named, len(candidates))) is not None:
+                    self._judge(trials, trial, dict(trial.values or {}))
+
+    def _trials(self) -> Any:
+        from keras_kd.search import journal
+
+        searched = self.about["space"]["searched"]
+        ranges = {name: journal.distribution(found) for name, found in searched.items()}
+        random = self.sampler == "random"
+        return journal.Trials(self.folder, self.minimize, ranges, self.seed, random)
 
     # ------------------------------------------------------------------ trials
 
@@ -411,7 +433,7 @@ class Search:
 
     def _judge(self, trials: Any, trial: Any, values: dict[str, Any]) -> None:
         """Weigh, train, export, run: one trial to its end."""
-        reference = bool(trial.role)
+        reference = trial.role in (finals.PLAIN, finals.DEFAULTS)
         try:
             weighed = self._weighed(values)
             excess = self.excess(weighed)

@@ -110,9 +110,8 @@ def test_too_low_an_accuracy_says_how_near_and_what_is_next(found):
     size = short.study.best["bytes"]
     assert size <= 100
     assert short.accuracy == pytest.approx(0.6 + size / 1000)
-    assert (
-        f"{100 * (0.99 - short.accuracy):.2f} points less than the 99 % asked for" in short.verdict
-    )
+    missing = 100 * (0.99 - short.accuracy)
+    assert f"{missing:.2f} points less than the 99 % asked for" in short.verdict
     wrong = np.mean(found.model.predict(DATA[1][0], verbose=0).argmax(1) != DATA[1][1])
     assert f"The teacher itself is right on {100 * (1 - wrong):.2f} %" in short.verdict
     assert "The next larger student (width 0.75) would take 136 bytes" in short.verdict
