@@ -7,15 +7,16 @@
     python benchmarks/search.py --rate --against ../before
 
 First part, for each seed: `tune` with Optuna's TPE and with values drawn at random, for equally
-many minutes (or `--trials`), within 20 KB and 5 ms, minimizing error and bytes. What is reported is the
-accuracy of the int8 files on the test samples, which chose nothing: of the winner, of the defaults
-and of plain training in the size and at the learning rate of the winner, mean over the seeds of the
-last trainings; and the hypervolume of the front (validation error below 1, size below the limit).
-Studies lie in `runs/benchmarks`, so that a benchmark that was stopped goes on.
+many minutes (or `--trials`), within 20 KB and 5 ms, minimizing error and bytes. What is reported is
+the accuracy of the int8 files on the test samples, which chose nothing: of the winner, of the
+defaults and of plain training in the size and at the learning rate of the winner, mean over the
+seeds of the last trainings; and the hypervolume of the front (validation error below 1, size below
+the limit). Studies lie in `runs/benchmarks`, so that a benchmark that was stopped goes on.
 
 `--rate`: how many candidates are judged a minute. This build searches; the other one does what can
-be done with it: weigh the untrained file of each size, train what is within the budget, export it, run
-it. Both judge the same candidates in the same order; importing and the teacher count for nothing.
+be done with it: weigh the untrained file of each size, train what is within the budget, export it,
+run it. Both judge the same candidates in the same order; importing and the teacher count for
+nothing.
 """
 
 import argparse
