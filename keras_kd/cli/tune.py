@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +13,12 @@ import typer
 from keras_kd import datasets
 from keras_kd.cli import inputs
 from keras_kd.cli.console import Terminal, Work, import_keras
+from keras_kd.export.report import Report
 from keras_kd.export.runtimes import check_targets
 from keras_kd.search.budget import Budget
 from keras_kd.search.space import METHODS, PRECISIONS, Choice, Float, Log
 from keras_kd.search.study import OBJECTIVES
+from keras_kd.shown import plain
 
 _RANGES = {
     "temperature": Log,
@@ -85,7 +89,8 @@ def tune(
     Candidates are smaller copies of the teacher. Their files are weighed before they are trained,
     and judged by what they answer on the validation rows. Killed or ended, the same call goes on
     where it was, and several of them may work on one folder. The folder gets `search.html`,
-    `front.png`, `best/` with the file, and `best.toml` for `keras-kd distill --config`.
+    `front.png`, `best.toml`, and `distilled/` with the file, as `keras-kd distill --config
+    best.toml` makes it again.
 
     Exit code 0 if a file is within the budget, 1 if none is, 2 for bad input.
     """
@@ -128,14 +133,18 @@ def tune(
             batch_size=batch_size,
             seed=seed,
             config=config,
+            export={"labels": list(loaded.class_names), "name": _slug(data)},
             progress=_told(work),
             verbose=0,
         )
+        if study.best is not None:
+            study.save_config(folder / "best.toml")
+            work("distill", 0, 1, "by keras-kd distill --config best.toml")
+            _distilled(study, loaded)
+            work("distill", 1, 1)
         if study.rows():
             study.save_html(folder / "search.html")
             study.plot(folder / "front.png")
-        if study.best is not None:
-            study.save_config(folder / "best.toml")
     texts = [study.table(terminal.width)]
     if study.best is not None:
         texts += [
@@ -145,6 +154,33 @@ def tune(
         ]
     terminal.result(study.to_dict(), *texts)
     raise typer.Exit(0 if study.best is not None else 1)
+
+
+def _distilled(study: Any, data: datasets.Dataset) -> None:
+    """Make the file as `keras-kd distill --config best.toml` makes it, wherever that is called.
+
+    Raises:
+        ValueError: If that fails.
+    """
+    from keras_kd.export import load
+    from keras_kd.search.files import latencies
+    from keras_kd.training_rows import Rows
+
+    out = study.folder / "distilled"
+    words = ["distill", "--config", str(study.folder / "best.toml"), "--out", str(out)]
+    ended = subprocess.run(
+        [sys.executable, "-P", "-m", "keras_kd", *words, "--overwrite", "--json", "--quiet"],
+        capture_output=True,
+        text=True,
+    )
+    if ended.returncode != 0:
+        said = (ended.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise ValueError(f"`keras-kd {' '.join(words)}` failed: {plain(said)}")
+    path = Report.load(out).artifacts[0].path
+    assert path is not None
+    wrong = load(path)(data.x_validation).argmax(-1) != data.y_validation
+    (times,) = latencies([path], Rows(data.x_validation, data.y_validation))
+    study.take(path, float(wrong.mean()), times.median_ms)
 
 
 def _told(work: Work) -> Callable[[str, int, int, str], None]:

@@ -56,6 +56,7 @@ def tune(
     seed: int = 0,
     sampler: str = "tpe",
     config: Mapping[str, Any] | None = None,
+    export: Mapping[str, Any] | None = None,
     callbacks: Any = None,
     progress: Progress | None = None,
     verbose: int | str = "auto",
@@ -103,6 +104,8 @@ def tune(
         seed: Of the proposals.
         sampler: `"tpe"`, or `"random"` to compare it with.
         config: More keys of `Study.config`, such as the paths of teacher and data.
+        export: What every file carries along: `labels`, `normalization` and `name`, as for
+            `keras_kd.export`.
         callbacks: Keras callbacks of every training.
         progress: Called as `progress(stage, done, total, remark)`.
         verbose: 0 says nothing, 1 a line a trial, 2 shows Keras's progress bars as well.
@@ -146,6 +149,7 @@ def tune(
         seed=seed,
         sampler=sampler,
         config=dict(config or {}),
+        export=export,
         callbacks=callbacks,
         progress=progress,
         verbose=verbose,
@@ -181,6 +185,7 @@ class Search:
         seed: int = 0,
         sampler: str = "tpe",
         config: dict[str, Any] | None = None,
+        export: Mapping[str, Any] | None = None,
         callbacks: Any = None,
         progress: Progress | None = None,
         verbose: Any = "auto",
@@ -233,6 +238,7 @@ class Search:
         self.regression = candidate.is_regression(probe, hard)
         self.verbose = verbose
         self._tell = progress
+        checks.known_keys(export or {}, ("labels", "normalization", "name"), "export")
         self.sized: list[tuple[dict[str, Any], Weighed]] = []
         """The sizes that were weighed, see `_reference_shape`."""
         about = {
@@ -253,6 +259,7 @@ class Search:
             "train": task.digest(rows.x, rows.y, rows.weight),
             "validation": task.digest(held.x, held.y, held.weight),
             "config": record.plain(config or {}),
+            "export": record.plain(export or {}),
         }
         self.folder = record.opened(folder, "tune", about)
         self.about = about
@@ -269,7 +276,9 @@ class Search:
             verbose=1 if verbose == 2 else 0,
             callbacks=callbacks,
         )
-        self.exporter = Exporter(self.folder / "weighed", rows, held, self.device, hard)
+        self.exporter = Exporter(
+            self.folder / "weighed", rows, held, self.device, hard, dict(export or {})
+        )
 
     def run(self) -> Study:
         """Search until the budget is spent, and train the winner again."""
