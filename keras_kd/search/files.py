@@ -231,10 +231,15 @@ def latencies(
 
 
 def _call(path: Path, rows: Rows) -> Callable[[], Any]:
-    model = loaded.load(path)
+    # The names in the order of the Keras model's inputs.
+    names = [row["name"] for row in loaded.load(path).inputs]
     one = rows.taken(slice(0, 1)).x
-    named = {row["name"]: array for array, row in model._matched(one)}
-    return TFLiteRuntime(path, 1).prepare({name: np.asarray(x) for name, x in named.items()})
+    if isinstance(one, dict):
+        feed = {name: np.asarray(one[name]) for name in names}
+    else:
+        flat = list(one) if isinstance(one, list | tuple) else [one]
+        feed = {name: np.asarray(x) for name, x in zip(names, flat, strict=True)}
+    return TFLiteRuntime(path, 1).prepare(feed)
 
 
 def _pin() -> None:
