@@ -24,6 +24,7 @@ _COMMANDS = {
     "report": "report",
     "robust": "robust",
     "doctor": "doctor",
+    "tune": "tune",
 }
 """The commands, and the module of each: it has a function of its own name."""
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Exporter:
         validation: Rows that files answer.
         targets: Runtimes that files have to run in.
         hard: The hard loss, which says what the outputs mean.
+        options: More keywords of `keras_kd.export`, such as `labels`, which files carry along.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Exporter:
     validation: Rows
     targets: tuple[str, ...]
     hard: Any
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def weigh(self, key: Any, precision: str, build: Callable[[], Any]) -> Weighed:
         """Say what files of such students weigh and take, from an untrained one.
@@ -111,21 +113,9 @@ class Exporter:
         Returns:
             The file, `None` if it could not be made or is of no use, and what is known of it.
         """
-        few = self.validation.taken(slice(0, EVALUATION))
-        report = keras_kd.export.export_model(
-            student,
-            folder,
-            formats=("tflite",),
-            precisions=(precision,),
-            calibration=self.train.taken(spread(self.train.count, CALIBRATION)).x,
-            # Without labels: what a file has to keep are the answers of its own model.
-            evaluation=few.x,
-            max_drop=None,
-            mixed=False,
-            batch=1 if self.targets else None,
-            targets=self.targets,
-            name="student",
-        )
+        # Without labels: what a file has to keep are the answers of its own model.
+        few = self.validation.taken(slice(0, EVALUATION)).x
+        report = self.report(student, folder, precision, few)
         artifact = report.artifacts[0]
         parameters = int(student.count_params())
         if artifact.path is None or (trained and not artifact.passed):
@@ -139,6 +129,35 @@ class Exporter:
             artifact.bytes, times.median_ms, times.low_ms, times.high_ms, parameters, refused
         )
         return artifact.path, weighed
+
+    def report(
+        self, student: Any, folder: Path, precision: str, evaluation: Any, **options: Any
+    ) -> Any:
+        """Export a student to one TFLite file, and return the report.
+
+        Args:
+            student: A built model.
+            folder: For it.
+            precision: Of the file.
+            evaluation: As for `keras_kd.export`.
+            **options: More of its keywords.
+        """
+        given = {
+            "max_drop": None,
+            "mixed": False,
+            "batch": 1 if self.targets else None,
+            "targets": self.targets,
+            "name": "student",
+        }
+        return keras_kd.export.export_model(
+            student,
+            folder,
+            formats=("tflite",),
+            precisions=(precision,),
+            calibration=self.train.taken(spread(self.train.count, CALIBRATION)).x,
+            evaluation=evaluation,
+            **{**given, **self.options, **options},
+        )
 
     def errors(self, path: Path, student: Any) -> RowErrors:
         """Run a file on all validation rows.
@@ -212,10 +231,15 @@ def latencies(
 
 
 def _call(path: Path, rows: Rows) -> Callable[[], Any]:
-    model = loaded.load(path)
+    # The names in the order of the Keras model's inputs.
+    names = [row["name"] for row in loaded.load(path).inputs]
     one = rows.taken(slice(0, 1)).x
-    named = {row["name"]: array for array, row in model._matched(one)}
-    return TFLiteRuntime(path, 1).prepare({name: np.asarray(x) for name, x in named.items()})
+    if isinstance(one, dict):
+        feed = {name: np.asarray(one[name]) for name in names}
+    else:
+        flat = list(one) if isinstance(one, list | tuple) else [one]
+        feed = {name: np.asarray(x) for name, x in zip(names, flat, strict=True)}
+    return TFLiteRuntime(path, 1).prepare(feed)
 
 
 def _pin() -> None:

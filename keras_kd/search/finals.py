@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-import keras_kd.export
 from keras_kd.export.scratch import working_folder
 from keras_kd.export.writing import write_file
 from keras_kd.search import record
 from keras_kd.search.budget import Budget
 from keras_kd.search.candidate import Trainer
-from keras_kd.search.files import CALIBRATION, Exporter, Times, latencies, spread
+from keras_kd.search.files import Exporter, Times, latencies
 from keras_kd.search.journal import Record
 from keras_kd.utils import archives, paired
 from keras_kd.utils import files as atomic
@@ -279,6 +278,8 @@ class Finals:
             if made is None:
                 raise ArithmeticError(f"The last training of {role} gave no file: {found.reason}.")
             error = self.exporter.errors(made, student).mean
+            with atomic.replacing(self._path(role, seed, "tflite")) as stream:
+                stream.write(made.read_bytes())
         arrays = {f"w{i}": array for i, array in enumerate(student.get_weights())}
         write_file(self._path(role, seed, "npz"), record.packed(**arrays))
         said = {"error": error, "file": asdict(found)}
@@ -294,21 +295,10 @@ class Finals:
         arrays = archives.arrays(self._path(twin, seed, "npz"))
         student.set_weights([arrays[f"w{i}"] for i in range(len(arrays))])
         target = self.folder / "best"
-        rows, held = self.trainer.train, self.trainer.validation
+        held = self.trainer.validation
         evaluation = (held.x, held.y) if held.weight is None else (held.x, held.y, held.weight)
-        report = keras_kd.export.export_model(
-            student,
-            target,
-            formats=("tflite",),
-            precisions=(str(values["precision"]),),
-            calibration=rows.taken(spread(rows.count, CALIBRATION)).x,
-            evaluation=evaluation,
-            max_drop=None,
-            mixed=False,
-            batch=1 if self.exporter.targets else None,
-            targets=self.exporter.targets,
-            name="student",
-            overwrite=True,
+        report = self.exporter.report(
+            student, target, str(values["precision"]), evaluation, overwrite=True
         )
         # Whatever cannot be saved is made by the user's own function again.
         with (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,16 +13,35 @@ from keras_kd.export.report.html_page import png, svg
 from keras_kd.export.writing import write_file
 from keras_kd.utils.escaping import plain
 
-if TYPE_CHECKING:
-    from keras_kd.search.study import Study
+
+class Shown(Protocol):
+    """What is drawn of a `Study`."""
+
+    regression: bool
+    minimize: tuple[str, ...]
+
+    @property
+    def front(self) -> list[dict[str, Any]]:
+        """The trials that no other one beats in everything."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict a trial."""
+
+    def parameters(self, varying: bool = False) -> list[str]:
+        """Names of the values."""
+
+    def error_text(self, error: float | None) -> str:
+        """An error as it is shown."""
+
 
 KINDS = ("front", "parallel")
 
+_FIGURES = ("error", "bytes", "latency_ms")
 _COLORS = {"done": "#1f6f8b", "stopped": "#b9c6cc", "beyond": "#e0d5c8"}
 _LABELS = {"bytes": "bytes of the file", "latency_ms": "ms, one thread, batch of one"}
 
 
-def save(study: Study, path: str | os.PathLike[str], kind: str) -> Path:
+def save(study: Shown, path: str | os.PathLike[str], kind: str) -> Path:
     """Write one plot as PNG or SVG.
 
     Args:
@@ -45,7 +64,7 @@ def save(study: Study, path: str | os.PathLike[str], kind: str) -> Path:
     return write_file(path, png(figure) if suffix == ".png" else svg(figure))
 
 
-def front_figure(study: Study) -> Any:
+def front_figure(study: Shown) -> Any:
     """Draw the error of each trial's file against its size, or its latency."""
     figure, axes = _figure()
     other = "latency_ms" if "latency_ms" in study.minimize else "bytes"
@@ -76,13 +95,12 @@ def front_figure(study: Study) -> Any:
     return figure
 
 
-def parallel_figure(study: Study) -> Any:
+def parallel_figure(study: Shown) -> Any:
     """Draw a line a trial through its values and figures, the front on top."""
-    from keras_kd.search.study import parallel_columns
-
     figure, axes = _figure()
     rows = [row for row in study.rows() if row["error"] is not None]
-    names = parallel_columns(study, rows)
+    figures = [name for name in _FIGURES if any(row[name] is not None for row in rows)]
+    names = [*study.parameters(varying=True), *figures]
     ticks = {name: _places([row.get(name) for row in rows]) for name in names}
     for i, row in enumerate(rows):
         color = "#c1553b" if row["front"] else _COLORS.get(row["state"], "#b9c6cc")
@@ -137,7 +155,7 @@ def _figure() -> Any:
     return figure, axes
 
 
-def render(study: Study) -> str:
+def render(study: Shown) -> str:
     """Return the page.
 
     Args:
@@ -162,7 +180,7 @@ def render(study: Study) -> str:
         lstrip_blocks=True,
         finalize=lambda value: plain(value) if type(value) is str else value,
     ).from_string(files(__package__).joinpath("study.html.j2").read_text(encoding="utf-8"))
-    names = study._parameters()
+    names = study.parameters()
     return template.render(
         study=study,
         names=names,

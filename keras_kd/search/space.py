@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from keras_kd.utils import checks
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ class Space:
             ranges["precision"] = Choice(*precisions)
         known = [name for name in DEFAULTS if not (own and name in ("width", "depth"))]
         if not own:
-            checks.known_keys(ranges, known, "space")
+            _require_names(ranges, known, "space")
         for name, found in ranges.items():
             if name in DEFAULTS:
                 _require_known(name, found, classes)
@@ -283,7 +281,7 @@ def _require_known(name: str, found: Range, classes: bool) -> None:
         known = PRECISIONS if name == "precision" else METHODS if classes else METHODS[:2]
         if not isinstance(found, Choice):
             raise TypeError(f"`{name}` is a choice of names. Received: {found!r}.")
-        checks.known_keys(map(str, found.options), known, f"space[{name!r}]")
+        _require_names(map(str, found.options), known, f"space[{name!r}]")
         return
     low, high, closed = _LIMITS[name]
     for value in (found.low, found.high) if isinstance(found, Float) else found.options:
@@ -294,6 +292,13 @@ def _require_known(name: str, found: Range, classes: bool) -> None:
                 f"{f' and at most at {high:g}' if math.isfinite(high) else ''}. Received: "
                 f"{name}={value!r} in the space."
             )
+
+
+def _require_names(given: Iterable[str], known: Sequence[str], argument: str) -> None:
+    # Keras is imported for it, and the command line reads its options before that.
+    from keras_kd.utils import checks
+
+    checks.known_keys(given, known, argument)
 
 
 def _require_range(low: float, high: float) -> None:

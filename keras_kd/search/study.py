@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from keras_kd.utils.tables import fitted
 
 OBJECTIVES = ("error", "bytes", "latency_ms")
 
+_RESULT = "result.json"
 _VALUES = ("method", "temperature", "alpha", "learning_rate", "width", "depth", "precision")
 
 
@@ -54,7 +54,7 @@ class Study:
         self.about = dict(record.read(path)["about"])
         self.minimize = tuple(self.about["minimize"])
         self.regression = bool(self.about["regression"])
-        result = self.folder / "result.json"
+        result = self.folder / _RESULT
         said = json.loads(archives.read_bytes(result)) if result.exists() else {}
         self.verdict: str = said.get("verdict", "the search has not ended: call it again")
         self.errors: dict[str, list[float]] = said.get("errors", {})
@@ -76,8 +76,9 @@ class Study:
 
         Keys: `trial`, `role` (`"plain"` and `"defaults"` of the references), the values by
         parameter, `state` (`"done"`, `"stopped"` early, `"beyond"` the budget, `"running"`),
-        `epochs` where it was stopped, `error`, `bytes`, `latency_ms` of the file (of an untrained
-        one where the state is beyond), `front`, `reason`.
+        `epochs` where it was stopped, `error`, `bytes`, `latency_ms` of the file, `front`,
+        `reason`. What was not trained, or not to the end, has size and latency of the untrained
+        file, and the error of the Keras model.
         """
         return [dict(row) for row in self._rows]
 
@@ -87,7 +88,7 @@ class Study:
         Args:
             width: Most columns of text.
         """
-        shown = [name for name in self._parameters() if self._varies(name)]
+        shown = self.parameters(varying=True)
         headings = ["trial", *(_SHORT.get(name, name) for name in shown)]
         headings += ["error" if self.regression else "error %", "bytes", "ms", ""]
         cells = []
@@ -218,16 +219,47 @@ class Study:
             "config": self.config,
         }
 
+    def take(self, file: str | os.PathLike[str], error: float, latency_ms: float) -> None:
+        """Put another file of the best student in place of the one that the search exported.
+
+        Args:
+            file: Inside the folder of the search.
+            error: Its error on the validation rows.
+            latency_ms: Median of one inference.
+
+        Raises:
+            ValueError: If nothing is within the budget, or the file lies elsewhere.
+        """
+        if self.best is None:
+            raise ValueError(f"There is no best student: {self.verdict}.")
+        name = Path(file).relative_to(self.folder)
+        size = Path(file).stat().st_size
+        path = self.folder / _RESULT
+        said = json.loads(archives.read_bytes(path))
+        said["best"] |= {
+            "file": str(name),
+            "error": error,
+            "bytes": size,
+            "latency_ms": latency_ms,
+        }
+        write_file(path, json.dumps(said, indent=2) + "\n")
+        self.best = {**said["best"], "file": Path(file)}
+
     def __str__(self) -> str:
         return self.table()
 
-    def _parameters(self) -> list[str]:
-        names = [name for row in self._rows for name in row["values"]]
-        own = [name for name in dict.fromkeys(names) if name not in _VALUES]
-        return [*(name for name in _VALUES if name in names), *own]
+    def parameters(self, varying: bool = False) -> list[str]:
+        """Return the names of the values.
 
-    def _varies(self, name: str) -> bool:
-        return len({row["values"].get(name) for row in self._rows}) > 1
+        Args:
+            varying: Only of those that differ from trial to trial.
+        """
+        names = list(dict.fromkeys(name for row in self._rows for name in row["values"]))
+        ordered = [name for name in _VALUES if name in names]
+        ordered += [name for name in names if name not in _VALUES]
+        if not varying:
+            return ordered
+        return [n for n in ordered if len({row["values"].get(n) for row in self._rows}) > 1]
 
     def _read(self) -> list[dict[str, Any]]:
         if not (self.folder / "journal.log").exists():
@@ -265,9 +297,3 @@ def _text(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def parallel_columns(study: Study, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The parameters that differ from row to row, and the figures that are known of them."""
-    names = [name for name in study._parameters() if study._varies(name)]
-    return [*names, *(name for name in OBJECTIVES if any(row[name] is not None for row in rows))]

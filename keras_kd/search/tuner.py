@@ -59,6 +59,7 @@ def tune(
     seed: int = 0,
     sampler: str = "tpe",
     config: Mapping[str, Any] | None = None,
+    export: Mapping[str, Any] | None = None,
     callbacks: Any = None,
     progress: Progress | None = None,
     verbose: int | str = "auto",
@@ -106,6 +107,8 @@ def tune(
         seed: Of the proposals.
         sampler: `"tpe"`, or `"random"` to compare it with.
         config: More keys of `Study.config`, such as the paths of teacher and data.
+        export: What every file carries along: `labels`, `normalization` and `name`, as for
+            `keras_kd.export`.
         callbacks: Keras callbacks of every training.
         progress: Called as `progress(stage, done, total, remark)`.
         verbose: 0 says nothing, 1 a line a trial, 2 shows Keras's progress bars as well.
@@ -149,6 +152,7 @@ def tune(
         seed=seed,
         sampler=sampler,
         config=dict(config or {}),
+        export=export,
         callbacks=callbacks,
         progress=progress,
         verbose=verbose,
@@ -184,6 +188,7 @@ class Search:
         seed: int = 0,
         sampler: str = "tpe",
         config: dict[str, Any] | None = None,
+        export: Mapping[str, Any] | None = None,
         callbacks: Any = None,
         progress: Progress | None = None,
         verbose: Any = "auto",
@@ -236,6 +241,7 @@ class Search:
         self.regression = candidate.is_regression(probe, hard)
         self.verbose = verbose
         self._tell = progress
+        checks.known_keys(export or {}, ("labels", "normalization", "name"), "export")
         self.sized: list[tuple[dict[str, Any], Weighed]] = []
         """The sizes that were weighed, see `_reference_shape`."""
         about = {
@@ -256,6 +262,7 @@ class Search:
             "train": task.digest(rows.x, rows.y, rows.weight),
             "validation": task.digest(held.x, held.y, held.weight),
             "config": record.plain(config or {}),
+            "export": record.plain(export or {}),
         }
         self.folder = record.opened(folder, "tune", about)
         self.about = about
@@ -272,20 +279,17 @@ class Search:
             verbose=1 if verbose == 2 else 0,
             callbacks=callbacks,
         )
-        self.exporter = Exporter(self.folder / "weighed", rows, held, self.device, hard)
+        self.exporter = Exporter(
+            self.folder / "weighed", rows, held, self.device, hard, dict(export or {})
+        )
 
     def run(self) -> Study:
         """Search until the budget is spent, and train the winner again."""
         from keras_kd.search import journal
 
         began = time.time()
-        ranges = {
-            name: journal.distribution(r) for name, r in self.about["space"]["searched"].items()
-        }
         with journal.quietly():
-            trials = journal.Trials(
-                self.folder, self.minimize, ranges, self.seed, self.sampler == "random"
-            )
+            trials = self._trials()
             shape, reason = self._reference_shape()
             if shape is None:
                 return self._unreachable(reason)
@@ -294,6 +298,33 @@ class Search:
                 self._work(trials, shape, began)
                 self._finish(trials)
         return Study(self.folder)
+
+    def work_on(self, candidates: Sequence[Mapping[str, Any]]) -> None:
+        """Judge candidates that are given, in place of those that Optuna would propose.
+
+        Args:
+            candidates: All values of each.
+        """
+        from keras_kd.search import journal
+
+        with journal.quietly():
+            trials = self._trials()
+            self._ask()
+            named = []
+            for number, values in enumerate(candidates):
+                searched = {name: values[name] for name in self.space.ranges}
+                named.append((f"given {number}", searched, dict(values)))
+            with trials.working():
+                while (trial := trials.propose(named, len(candidates))) is not None:
+                    self._judge(trials, trial, dict(trial.values or {}))
+
+    def _trials(self) -> Any:
+        from keras_kd.search import journal
+
+        searched = self.about["space"]["searched"]
+        ranges = {name: journal.distribution(found) for name, found in searched.items()}
+        random = self.sampler == "random"
+        return journal.Trials(self.folder, self.minimize, ranges, self.seed, random)
 
     # ------------------------------------------------------------------ trials
 
@@ -414,7 +445,7 @@ class Search:
 
     def _judge(self, trials: Any, trial: Any, values: dict[str, Any]) -> None:
         """Weigh, train, export, run: one trial to its end."""
-        reference = bool(trial.role)
+        reference = trial.role in (finals.PLAIN, finals.DEFAULTS)
         try:
             weighed = self._weighed(values)
             excess = self.excess(weighed)
@@ -431,8 +462,13 @@ class Search:
                 return reference or goes_on(trial.slot, epochs, error, weighed, others, by_size)
 
             student, epochs = self.trainer.trained(values, TRIAL_SEED, keeps_on)
-            path = self.folder / "trials" / f"{trial.slot}.tflite"
-            found, error = self._file(student, path, str(values["precision"]))
+            stopped = epochs < self.trainer.epochs
+            if stopped:
+                # It can be no part of the front: the untrained file says enough of it.
+                found, error = weighed, self.trainer.error(student)
+            else:
+                path = self.folder / "trials" / f"{trial.slot}.tflite"
+                found, error = self._file(student, path, str(values["precision"]))
         except (ValueError, ArithmeticError) as problem:
             if reference:
                 raise
@@ -440,9 +476,9 @@ class Search:
             trial.beyond({"failed": 1.0})
             return
         excess = self.excess(found)
-        stopped = {"stopped": epochs} if epochs < self.trainer.epochs else {}
+        early = {"stopped": epochs} if stopped else {}
         beyond = {name: value for name, value in excess.items() if value > 0}
-        trial.note(file=asdict(found), error=error, excess=beyond, **stopped)
+        trial.note(file=asdict(found), error=error, excess=beyond, **early)
         if found.reason:
             trial.note(reason=found.reason)
             trial.beyond(excess)

@@ -1,0 +1,251 @@
+"""`keras-kd tune`: the best file within a budget, from a teacher, data and time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from keras_kd import datasets
+from keras_kd.cli import inputs
+from keras_kd.cli.console import Terminal, Work, import_keras
+from keras_kd.export.formats.device_table import check_targets
+from keras_kd.export.report.export_report import Report
+from keras_kd.search.budget import Budget
+from keras_kd.search.space import METHODS, PRECISIONS, Choice, Float, Log
+from keras_kd.search.study import OBJECTIVES
+from keras_kd.utils.escaping import plain
+
+_RANGES = {
+    "temperature": Log,
+    "alpha": Float,
+    "learning_rate": Log,
+    "width": Float,
+    "depth": Float,
+}
+
+
+def tune(
+    teacher: Annotated[
+        str, typer.Option(metavar="FILE.keras", help="The teacher, which students are made of.")
+    ],
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help="`digits`, `tfds:NAME` or `FILE.npz`.")
+    ] = "digits",
+    data_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where TFDS keeps its data.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Resize TFDS images to N by N pixels."),
+    ] = None,
+    minimize: Annotated[
+        str, typer.Option(help=f"Separated by commas, of: {', '.join(OBJECTIVES)}.")
+    ] = "error",
+    minutes: Annotated[float, typer.Option(help="Of searching at most.")] = 60.0,
+    trials: Annotated[int | None, typer.Option(help="Most trials.  [default: no limit]")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Most bytes of the file.")] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="Most milliseconds of one inference on this machine.")
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUNTIME",
+            help="The file has to run there, as in tflite-2.14 or ethos-u55. May be given several "
+            "times.",
+        ),
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUES",
+            help="What is searched: options separated by commas, `width=0.25,0.5`, or a range, "
+            f"`temperature=1..20`. Methods: {', '.join(METHODS)}; precisions: "
+            f"{', '.join(PRECISIONS)}. May be given several times.  [default: all but precision]",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="[default: 5 to 30, by sample count]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 32,
+    seeds: Annotated[int, typer.Option(min=2, help="How often the winner is trained again.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the proposals.")] = 0,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder of the search.  [default: runs/search-DATA]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No notes or progress bars.")
+    ] = False,
+) -> None:
+    """Search the best file within a budget: method, temperature, size, learning rate.
+
+    Candidates are smaller copies of the teacher. Their files are weighed before they are trained,
+    and judged by what they answer on the validation rows. Killed or ended, the same call goes on
+    where it was, and several of them may work on one folder. The folder gets `search.html`,
+    `front.png`, `best.toml`, and `distilled/` with the file, as `keras-kd distill --config
+    best.toml` makes it again.
+
+    Exit code 0 if a file is within the budget, 1 if none is, 2 for bad input.
+    """
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    budget = Budget(minutes, max_bytes, max_latency_ms, trials)
+    space = _space(search or [])
+    devices = [word for part in device or [] for word in _words(part)]
+    check_targets(devices)
+    folder = Path(out) if out is not None else Path("runs") / f"search-{_slug(data)}"
+    # The cheap checks come first: Keras and its backend take seconds to import.
+    inputs.check_model_file(teacher, "teacher")
+    import_keras()
+    model = inputs.load_model(teacher, "teacher")
+    with terminal.working():
+        loaded = datasets.load(
+            data,
+            data_dir=data_dir,
+            image_size=None if image_size is None else (image_size, image_size),
+        )
+    inputs.check_classifier(model, "teacher", loaded)
+    terminal.note(_introduction(loaded, budget, folder))
+    from keras_kd.search.tuner import tune as run
+
+    config: dict[str, Any] = {"teacher": [teacher], "data": data}
+    config |= {} if data_dir is None else {"data_dir": data_dir}
+    config |= {} if image_size is None else {"image_size": image_size}
+    with terminal.working() as work:
+        study = run(
+            "shrink",
+            model,
+            (loaded.x_train, loaded.y_train),
+            (loaded.x_validation, loaded.y_validation),
+            space=space,
+            minimize=_words(minimize),
+            device=devices,
+            budget=budget,
+            seeds=seeds,
+            folder=folder,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            config=config,
+            export={"labels": list(loaded.class_names), "name": _slug(data)},
+            progress=_told(work),
+            verbose=0,
+        )
+        if study.best is not None:
+            study.save_config(folder / "best.toml")
+            work("distill", 0, 1, "by keras-kd distill --config best.toml")
+            _distilled(study, loaded)
+            work("distill", 1, 1)
+        if study.rows():
+            study.save_html(folder / "search.html")
+            study.plot(folder / "front.png")
+    texts = [study.table(terminal.width)]
+    if study.best is not None:
+        texts += [
+            "",
+            f"Train it again with: keras-kd distill --config {folder / 'best.toml'}. Open "
+            f"{folder / 'search.html'}.",
+        ]
+    terminal.result(study.to_dict(), *texts)
+    raise typer.Exit(0 if study.best is not None else 1)
+
+
+def _distilled(study: Any, data: datasets.Dataset) -> None:
+    """Make the file as `keras-kd distill --config best.toml` makes it, wherever that is called.
+
+    Raises:
+        ValueError: If that fails.
+    """
+    from keras_kd.distill.training_rows import Rows
+    from keras_kd.export import load
+    from keras_kd.search.files import latencies
+
+    out = study.folder / "distilled"
+    words = ["distill", "--config", str(study.folder / "best.toml"), "--out", str(out)]
+    ended = subprocess.run(
+        [sys.executable, "-P", "-m", "keras_kd", *words, "--overwrite", "--json", "--quiet"],
+        capture_output=True,
+        text=True,
+    )
+    if ended.returncode != 0:
+        said = (ended.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise ValueError(f"`keras-kd {' '.join(words)}` failed: {plain(said)}")
+    path = Report.load(out).artifacts[0].path
+    assert path is not None
+    wrong = load(path)(data.x_validation).argmax(-1) != data.y_validation
+    (times,) = latencies([path], Rows(data.x_validation, data.y_validation))
+    study.take(path, float(wrong.mean()), times.median_ms)
+
+
+def _told(work: Work) -> Callable[[str, int, int, str], None]:
+    def tell(stage: str, done: int, total: int, remark: str) -> None:
+        work(stage, done, total, remark if len(remark) < 60 else f"{remark[:57]}...")
+
+    return tell
+
+
+def _introduction(data: datasets.Dataset, budget: Budget, folder: Path) -> str:
+    limits = [
+        f"{name.replace('_', ' ')} {value:g}"
+        for name, value in (
+            ("minutes", budget.minutes),
+            ("trials", budget.trials),
+            ("bytes", budget.bytes),
+            ("latency_ms", budget.latency_ms),
+        )
+        if value is not None
+    ]
+    sizes = data.sizes
+    return (
+        f"{data.name}: {sizes['train']:,} training and {sizes['validation']:,} validation rows; "
+        f"the {sizes['test']:,} test rows are not looked at. Limits: {', '.join(limits)}. Folder "
+        f"{folder}."
+    )
+
+
+def _space(given: list[str]) -> dict[str, Any] | None:
+    """The space of `--search`, `None` for the default one."""
+    if not given:
+        return None
+    space: dict[str, Any] = {}
+    for text in given:
+        name, equals, values = (part.strip() for part in text.partition("="))
+        if not equals or not values:
+            raise ValueError(
+                f"`--search {text}` is no parameter. Expected `NAME=VALUE,VALUE` or "
+                "`NAME=LOW..HIGH`."
+            )
+        name = name.replace("-", "_")
+        if name in space:
+            raise ValueError(f"`--search {name}` is given twice. Put all its values into one.")
+        low, dots, high = values.partition("..")
+        if dots:
+            kind: Any = _RANGES.get(name, Float)
+            space[name] = kind(_number(low, text), _number(high, text))
+        else:
+            names = name in ("method", "precision")
+            words = _words(values)
+            space[name] = Choice(*(words if names else (_number(word, text) for word in words)))
+    return space
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"`--search {option}`: `{text}` is no number.") from None
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _slug(name: str) -> str:
+    stem = Path(name).stem if name.endswith(".npz") else name.removeprefix("tfds:")
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem)
