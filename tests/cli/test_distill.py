@@ -473,4 +473,17 @@ def test_auto_is_asked_for_by_its_name():
 def test_what_needs_no_model_is_worth():
     data = load_task("digits")
     most = np.bincount(data.train.y).argmax()
-    assert distill_result.trivial(data) == {"accuracy": np.mean(data.test.y == most)}
+    assert distill_result.trivial(data)["accuracy"] == pytest.approx(np.mean(data.test.y == most))
+
+
+def test_the_same_tag_everywhere_is_worth(job):
+    data = load_task(job["tokens"][0], "tokens")
+    truth = data.test.y[data.test.y >= 0]
+    often = np.bincount(data.train.y[data.train.y >= 0]).argmax()
+    expected = metrics.f1_score(truth, np.full(len(truth), often), average="macro")
+    assert distill_result.trivial(data)["macro_f1"] == pytest.approx(expected)
+    data = load_task(job["regression"][0], "regression")
+    expected = metrics.mean_absolute_error(
+        data.test.y, np.broadcast_to(data.train.y.mean(axis=0), data.test.y.shape)
+    )
+    assert distill_result.trivial(data)["mae"] == pytest.approx(expected, rel=1e-5)
