@@ -235,6 +235,8 @@ def remarks(result: dict[str, Any], folder: Path) -> list[str]:
     samples = result["data"]["samples"]
     best, teacher = _best(result), result["models"].get("teacher")
     lines = []
+    if result.get("choice"):
+        lines.append(f"Method {result['choice']['best']}: {result['choice']['verdict']}.")
     if best is None:
         lines.append("No file passed its check: the reasons are below and in report.html.")
     else:
