@@ -215,16 +215,19 @@ def distill(
     warm.prepare("convert")
     import_keras()
     with contextlib.ExitStack() as stack:
-        found = [teachers.load(name, loaded, stack) for name in teacher]
         plan = distill_training.make_plan(loaded, epochs, batch_size, learning_rate, seed)
-        model = distill_training.make_student(student, found, loaded, seed)
+        model = distill_training.load_student(student, loaded)
+        single = model is not None and recipes.is_single(model)
+        found = [teachers.load(name, loaded, stack, single) for name in teacher]
+        if model is None:
+            model = distill_training.shrunk(student, found, loaded, seed)
         compiled = (
             None if method == recipes.PLAIN else recipes.distillation(method, task, **weights)
         )
         terminal.note(distill_training.introduction(loaded, plan, teacher, method))
         with terminal.working() as work:
-            history = distill_training.train(
-                model, teachers.together(found), loaded, plan, compiled, work
+            history, choice = distill_training.train(
+                model, teachers.together(found), loaded, plan, compiled, work, quiet=quiet
             )
             judges = distill_training.judges(loaded, model, inputs.words(metrics))
             report = keras_kd.export.export_model(
@@ -248,6 +251,7 @@ def distill(
         result = distill_result.collect(loaded, model, found, report, proof)
     result |= {
         "method": method,
+        "choice": choice,
         "plan": dataclasses.asdict(plan),
         "settings": {name: value for name, value in given.items() if value is not None},
         "seconds": round(time.monotonic() - started, 1),

@@ -122,20 +122,22 @@ def _by_name(student: Any, x: Any, outputs: Array, describe: Any) -> dict[str, A
 
 
 def trivial(data: TaskData) -> dict[str, float] | None:
-    """Return what answering the same for every row is worth on the test rows, where that is told.
+    """Return what the same answer to every row is worth on the test rows, where that is told.
 
-    The most frequent class of the training rows for `classification` and `tokens` (`accuracy`), the
-    mean target for `regression` (`mae`).
+    Of the most frequent class of the training rows the `accuracy` for `classification` and the
+    `macro_f1` for `tokens`, of the mean target the `mae` for `regression`.
     """
-    if data.task in ("classification", "tokens"):
-        known = data.train.y[data.train.y != UNLABELED]
-        often = int(np.bincount(known.reshape(-1)).argmax())
-        truth = data.test.y[data.test.y != UNLABELED]
-        return {"accuracy": float(np.mean(truth == often))}
     if data.task == "regression":
         mean = data.train.y.mean(axis=0, dtype=np.float64)
         return {"mae": float(np.abs(data.test.y - mean).mean())}
-    return None
+    name = {"classification": "accuracy", "tokens": "macro_f1"}.get(data.task)
+    if name is None:
+        return None
+    known = data.train.y[data.train.y != UNLABELED]
+    often = int(np.bincount(known.reshape(-1)).argmax())
+    same = np.zeros((*data.test.y.shape, len(data.class_names)), np.float32)
+    same[..., often] = 1
+    return {name: float(figures(data.task, same, data.test.y)[name])}
 
 
 def tables(result: dict[str, Any], width: int = 80) -> list[str]:
@@ -233,6 +235,8 @@ def remarks(result: dict[str, Any], folder: Path) -> list[str]:
     samples = result["data"]["samples"]
     best, teacher = _best(result), result["models"].get("teacher")
     lines = []
+    if result.get("choice"):
+        lines.append(f"Method {result['choice']['best']}: {result['choice']['verdict']}.")
     if best is None:
         lines.append("No file passed its check: the reasons are below and in report.html.")
     else:
@@ -247,9 +251,14 @@ def remarks(result: dict[str, Any], folder: Path) -> list[str]:
             better = math.inf if mine is None else mine - value if name != "mae" else value - mine
             if better <= 0:
                 same = "the mean target" if name == "mae" else "the most frequent class"
+                advice = (
+                    "Train it longer (`--epochs`), or with another `--learning-rate`."
+                    if what == "student"
+                    else "Was it made for inputs of another scale?"
+                )
                 lines.append(
                     f"! {what}: its {heading(name)} of {digits(mine)} is no better than answering "
-                    f"{same} every time ({digits(value)}). Was it made for inputs of another scale?"
+                    f"{same} every time ({digits(value)}). {advice}"
                 )
     if teacher is not None and teacher.get(result["metric"]) is None:
         lines.append("The teacher was not asked about the test rows, so it has no figures.")

@@ -12,6 +12,7 @@ from keras_kd.cli import inputs, recipes
 from keras_kd.cli.console import Work
 from keras_kd.cli.teachers import NamedTeacher
 from keras_kd.datasets import TaskData
+from keras_kd.datasets.task_data import rows_of
 
 _SMALL = 10_000
 _SAMPLES_SEEN = 60_000
@@ -87,41 +88,62 @@ def check_student(name: str) -> tuple[float, float] | None:
     return width, depth
 
 
-def make_student(name: str, found: Sequence[NamedTeacher], data: TaskData, seed: int) -> Any:
-    """Load the student, or derive it from the first Keras teacher.
+def load_student(name: str, data: TaskData) -> Any:
+    """Load the student.
 
     Args:
         name: See `check_student`.
+        data: What it is trained on.
+
+    Returns:
+        A built `keras.Model`; `None` where it is to be derived from the teacher.
+
+    Raises:
+        ValueError: If it does not fit the data.
+    """
+    if check_student(name) is not None:
+        return None
+    student = inputs.load_model(name, "student")
+    _check_fit(student, data)
+    return student
+
+
+def shrunk(name: str, found: Sequence[NamedTeacher], data: TaskData, seed: int) -> Any:
+    """Derive the student from the first Keras teacher.
+
+    Args:
+        name: `shrink:WIDTH` or `shrink:WIDTH,DEPTH`.
         found: The teachers.
         data: What it is trained on.
-        seed: Of its first weights, where it is derived.
+        seed: Of its first weights.
 
     Returns:
         A built `keras.Model`.
 
     Raises:
-        ValueError: If there is no Keras teacher to derive it from, or it does not fit the data.
+        ValueError: If there is no Keras teacher to derive it from.
     """
     import keras
 
-    sizes = check_student(name)
-    if sizes is None:
-        student = inputs.load_model(name, "student")
-    else:
-        model = next((one.model for one in found if one.model is not None), None)
-        if model is None:
-            raise ValueError(
-                f"`--student {name}` derives the student from a Keras teacher, and "
-                f"`{found[0].name}` is none. Pass a student of your own, `FILE.keras`."
-            )
-        from keras_kd.students import shrink
+    from keras_kd.students import shrink
 
-        keras.utils.set_random_seed(seed)
-        student = shrink(model, width=sizes[0], depth=sizes[1], name="student")
+    model = next((one.model for one in found if one.model is not None), None)
+    sizes = check_student(name)
+    if model is None or sizes is None:
+        raise ValueError(
+            f"`--student {name}` derives the student from a Keras teacher, and `{found[0].name}` "
+            "is none. Pass a student of your own, `FILE.keras`."
+        )
+    keras.utils.set_random_seed(seed)
+    student = shrink(model, width=sizes[0], depth=sizes[1], name="student")
+    _check_fit(student, data)
+    return student
+
+
+def _check_fit(student: Any, data: TaskData) -> None:
     recipes.check_output(student, "student", data)
     inputs.check_inputs(inputs.first_rows(data.train.x), "student's", student)
     _check_words(student, data)
-    return student
 
 
 def _check_words(model: Any, data: TaskData) -> None:
@@ -161,7 +183,9 @@ def train(
     plan: Plan,
     compiled: dict[str, Any] | None,
     work: Work,
-) -> dict[str, Sequence[float]]:
+    *,
+    quiet: bool = False,
+) -> tuple[dict[str, Sequence[float]], dict[str, Any] | None]:
     """Train the student.
 
     Args:
@@ -172,9 +196,11 @@ def train(
         compiled: How `Distiller.compile` distills, see `recipes.distillation`; `None` trains on the
             labels alone.
         work: Hears of every epoch.
+        quiet: Whether what choosing a method costs and finds is not printed.
 
     Returns:
-        Losses, one value an epoch.
+        Losses, one value an epoch; and where the method was chosen its `best`, `verdict` and
+        `methods`.
 
     Raises:
         ValueError: If models, data and method do not fit together.
@@ -192,41 +218,55 @@ def train(
     x, y = data.train.x, recipes.targets(data.task, data.train.y)
     unlabeled = bool((~data.labeled).any())
     if compiled is None and unlabeled:
-        from keras_kd.datasets.task_data import rows_of
-
         x, y = rows_of(x, data.labeled), y[data.labeled]
         unlabeled = False
     loss = recipes.hard_loss(data.task, student, inputs.first_rows(x), unlabeled)
     steps = plan.epochs * -(-len(y) // plan.batch_size)
+    chooses = compiled is not None and compiled.get("distillation_loss") == recipes.AUTO
     keras.utils.set_random_seed(plan.seed)
-    distiller = keras_kd.Distiller(student, None if compiled is None else teacher)
+    distiller: Any = keras_kd.Distiller(student, None if compiled is None else teacher)
     distiller.compile(
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(plan.learning_rate, steps)),
         loss=loss,
         **(compiled or {}),
     )
-    work("distill", 0, plan.epochs)
-    history = distiller.fit(
-        x,
-        y,
-        batch_size=plan.batch_size,
-        epochs=plan.epochs,
-        validation_data=(data.validation.x, recipes.targets(data.task, data.validation.y)),
-        callbacks=[
+    # Made by hand, the list has no bar of Keras's own where `verbose` lets the choice speak.
+    heard = keras.callbacks.CallbackList(
+        [
             keras.callbacks.LambdaCallback(
                 on_epoch_end=lambda epoch, logs: work(
                     "distill", epoch + 1, plan.epochs, f"validation loss {logs['val_loss']:.4g}"
                 )
             )
         ],
+        add_history=True,
+        add_progbar=False,
+        model=distiller,
+        epochs=plan.epochs,
+        steps=steps // plan.epochs,
         verbose=0,
+    )
+    if not chooses:
+        work("distill", 0, plan.epochs)
+    history = distiller.fit(
+        x,
+        y,
+        batch_size=plan.batch_size,
+        epochs=plan.epochs,
+        validation_data=(data.validation.x, recipes.targets(data.task, data.validation.y)),
+        callbacks=heard,
+        verbose=1 if chooses and not quiet else 0,
     )
     if not all(np.isfinite(weight).all() for weight in student.get_weights()):
         raise ArithmeticError(
             "The training ended with NaN or infinite weights. Lower `--learning-rate`, or check "
             "the scale of the inputs (`--standardize` for tables)."
         )
-    return {name: [float(value) for value in values] for name, values in history.history.items()}
+    curves = {name: [float(value) for value in values] for name, values in history.history.items()}
+    if not chooses:
+        return curves, None
+    choice = distiller.method_choice
+    return curves, {"best": choice.best, "verdict": choice.verdict, "methods": choice.rows()}
 
 
 def judges(data: TaskData, student: Any, asked: Sequence[str]) -> list[str]:

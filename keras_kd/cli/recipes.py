@@ -123,7 +123,7 @@ def hard_loss(task: str, student: Any, x: Any, unlabeled: bool) -> Any:
         return losses.BinaryCrossentropy(from_logits=logits)
     if task == "ranking":
         return losses.CategoricalCrossentropy(from_logits=logits)
-    if task == "classification" and keras.tree.flatten(student.outputs)[0].shape[-1] == 1:
+    if task == "classification" and is_single(student):
         if unlabeled:
             raise ValueError(
                 "Some training rows have no label, and the student has a single unit, whose loss "
@@ -236,6 +236,14 @@ def check_weights(method: str, given: dict[str, float | None]) -> None:
 
 def _listed(names: Any) -> str:
     return " or ".join(f"`--{name.replace('_', '-')}`" for name in names)
+
+
+def is_single(model: Any) -> bool:
+    """Say whether a model has a single output of one unit."""
+    import keras
+
+    outputs = keras.tree.flatten(model.outputs or [])
+    return len(outputs) == 1 and outputs[0].shape[-1] == 1
 
 
 def check_output(model: Any, what: str, data: TaskData) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_kd.cli import inputs, recipes
 from keras_kd.datasets import TaskData, files
-from keras_kd.datasets.task_data import Array
+from keras_kd.datasets.task_data import Array, rows_of
 from keras_kd.utils import archives
 
 ESTIMATORS = ("gradient-boosting", "random-forest")
@@ -32,17 +32,28 @@ class NamedTeacher:
         teacher: What the distiller takes.
         model: The Keras model, if it is one.
         answers: Its answers to every row of the data's file, if that is all it is.
+        asked: Whether it is asked on the host, as files of other runtimes and estimators are.
     """
 
     name: str
     teacher: Any
     model: Any = None
     answers: Array | None = None
+    asked: bool = False
 
     def test_answers(self, data: TaskData) -> Array | None:
         """Return its answers to the test rows, or `None` if nobody can ask it."""
         if self.model is not None:
             return np.asarray(self.model.predict(data.test.x, batch_size=256, verbose=0))
+        if self.asked:
+            import keras
+
+            x = data.test.x
+            parts = [
+                self.teacher.answer(rows_of(x, slice(i, i + 256))).output
+                for i in range(0, len(data.test), 256)
+            ]
+            return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts])
         if self.answers is not None and (data.test.index >= 0).all():
             return self.answers[data.test.index]
         return None
@@ -72,13 +83,16 @@ def check(name: str) -> None:
     )
 
 
-def load(name: str, data: TaskData, stack: contextlib.ExitStack) -> NamedTeacher:
+def load(
+    name: str, data: TaskData, stack: contextlib.ExitStack, single: bool = False
+) -> NamedTeacher:
     """Load a teacher by its name.
 
     Args:
         name: See `check`.
         data: What it is asked about.
         stack: Holds what must live as long as the teacher.
+        single: Whether the student has one unit for two classes.
 
     Returns:
         The teacher.
@@ -95,13 +109,16 @@ def load(name: str, data: TaskData, stack: contextlib.ExitStack) -> NamedTeacher
         inputs.check_inputs(inputs.first_rows(data.train.x), "teacher's", model)
         return NamedTeacher(name, model, model)
     if name.endswith(".onnx"):
-        return NamedTeacher(name, keras_kd.teachers.from_onnx(name))
+        return NamedTeacher(name, keras_kd.teachers.from_onnx(name), asked=True)
     if name.endswith(".tflite"):
-        return NamedTeacher(name, keras_kd.teachers.from_tflite(name))
+        return NamedTeacher(name, keras_kd.teachers.from_tflite(name), asked=True)
     if name.endswith(".npz"):
         return _from_answers(name, data, stack)
     if name in ESTIMATORS:
-        return NamedTeacher(name, keras_kd.teachers.from_sklearn(_trained(name, data)))
+        made = keras_kd.teachers.from_sklearn(
+            _trained(name, data), units=1 if single else None, name=name
+        )
+        return NamedTeacher(name, made, asked=True)
     return NamedTeacher(name, keras_kd.teachers.CachedTeacher(name))
 
 
@@ -126,13 +143,15 @@ def _from_answers(name: str, data: TaskData, stack: contextlib.ExitStack) -> Nam
     import keras_kd
 
     arrays = files.read(name)
-    kinds = [kind for kind in ("logits", "probabilities") if kind in arrays]
-    if len(kinds) != 1:
+    kinds = [kind for kind in ("logits", "probabilities", "log_probabilities") if kind in arrays]
+    if len(kinds) != 1 or ("indices" in arrays) != (kinds[0] == "log_probabilities"):
         raise ValueError(
             f"`{name}` holds {', '.join(f'`{key}`' for key in arrays) or 'no arrays'}. A teacher's "
-            "answers are `logits` or `probabilities`, one row for each row of the data."
+            "answers are `logits`, `probabilities`, or `indices` with `log_probabilities`, one row "
+            "for each row of the data."
         )
-    answers = np.asarray(arrays[kinds[0]])
+    kind = kinds[0]
+    answers = np.asarray(arrays[kind])
     _check_classes(name, arrays, data)
     rows = 1 + int(max(data.train.index.max(), data.validation.index.max(), data.test.index.max()))
     if len(answers) not in (rows, len(data.train)):
@@ -141,16 +160,27 @@ def _from_answers(name: str, data: TaskData, stack: contextlib.ExitStack) -> Nam
             "train on. Store one for each, in the order of the file."
         )
     shape = (data.units,) if data.task != "tokens" else (*data.train.y.shape[1:], data.units)
-    if answers.shape[1:] != shape:
+    # Of the most probable classes alone there are fewer.
+    if answers.shape[1:] != shape and kind != "log_probabilities":
         raise ValueError(
             f"The answers in `{name}` have the shape {answers.shape}, but `{data.name}` needs "
             f"{('rows', *shape)}: {', '.join(data.class_names[:8])}."
         )
-    given = answers[data.train.index] if len(answers) == rows else answers
+    every = len(answers) == rows
+    chosen = data.train.index if every else np.arange(len(answers))
+    given: dict[str, Any] = {kind: answers[chosen]}
+    if kind == "log_probabilities":
+        given = {"top_k": (np.asarray(arrays["indices"])[chosen], answers[chosen])}
+        given["vocabulary"] = data.units
+    if data.task == "multilabel":
+        given["binary"] = True
+    if data.task == "tokens" and not isinstance(data.train.x, dict) and data.train.x.ndim == 2:
+        # Behind the end of a sentence there is nothing to answer.
+        given["mask"] = data.train.x != 0
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="keras_kd_answers_"))
     cache = str(Path(folder) / "cache")
-    keras_kd.cache.write_answers(cache, data.train.x, **{kinds[0]: given})
-    whole = answers if len(answers) == rows else None
+    keras_kd.cache.write_answers(cache, data.train.x, name=name, **given)
+    whole = answers if every and kind != "log_probabilities" else None
     return NamedTeacher(name, keras_kd.teachers.CachedTeacher(cache), answers=whole)
 
 
@@ -205,4 +235,6 @@ def _trained(name: str, data: TaskData) -> Any:
                 f"`--teacher {name}` cannot answer for it. Name the classes that there are with "
                 "`--classes`."
             )
+    # It is asked in float32, and would decide otherwise where a number is at a threshold.
+    x = x.astype(np.float32)
     return kinds[name, data.task](random_state=0).fit(x[data.labeled], y[data.labeled])

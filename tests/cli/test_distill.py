@@ -332,7 +332,7 @@ def test_models_that_do_not_fit(refused, tmp_path, job, monkeypatch):
     assert "has 3 rows, and the vocabulary" in refused(*asked(job, "tokens", student="few.keras"))
     (tmp_path / "empty.npz").write_bytes(b"x")
     data, _ = job["classification"]
-    monkeypatch.setattr(keras_kd.teachers, "from_sklearn", lambda made: made, raising=False)
+    monkeypatch.setattr(keras_kd.teachers, "from_sklearn", lambda made, **_: made, raising=False)
     common = ("distill", "--data", data, "--target", "label", "--method", "default")
     said = refused(*common, "--teacher", "gradient-boosting", "--student", "shrink:0.5")
     assert "from a Keras teacher, and `gradient-boosting` is none" in said
@@ -369,6 +369,13 @@ def test_answers_follow_the_rows_that_are_trained_on(tmp_path, answered):
         np.testing.assert_array_equal(found.test_answers(data), logits[data.test.index])
     with pytest.raises(ValueError, match="no ensemble asks"):
         teachers.together([found, found])
+    indices = np.arange(300)[:, None] % 2
+    save(tmp_path / "b.npz", indices=indices, log_probabilities=np.zeros((300, 1)))
+    with contextlib.ExitStack() as stack:
+        found = teachers.load(str(tmp_path / "b.npz"), data, stack)
+    np.testing.assert_array_equal(taken["top_k"][0], indices[data.train.index])
+    assert taken["vocabulary"] == 2
+    assert found.test_answers(data) is None
 
 
 @pytest.mark.parametrize(
@@ -376,7 +383,9 @@ def test_answers_follow_the_rows_that_are_trained_on(tmp_path, answered):
     [
         ({"logits": np.zeros((299, 2))}, "299 answers, but .* has 300 rows"),
         ({"logits": np.zeros((300, 3))}, "shape .300, 3., but .* needs .'rows', 2."),
-        ({"outputs": np.zeros((300, 2))}, "`logits` or `probabilities`"),
+        ({"outputs": np.zeros((300, 2))}, "answers are `logits`, `probabilities`, or `indices`"),
+        ({"indices": np.zeros((300, 2)), "logits": np.zeros((300, 2))}, "answers are `logits`"),
+        ({"log_probabilities": np.zeros((300, 2))}, "answers are `logits`"),
         ({"logits": np.zeros((300, 2)), "class_names": ["b", "a"]}, "another order: number 0"),
         ({"logits": np.zeros((300, 2)), "class_names": ["a", "z"]}, "`z` is none of these"),
     ],
@@ -406,7 +415,7 @@ def test_files_of_other_runtimes_are_asked_for_by_their_door(tmp_path, monkeypat
 def test_an_estimator_is_trained_on_the_rows_with_a_label(monkeypatch, tmp_path):
     import keras_kd.teachers
 
-    monkeypatch.setattr(keras_kd.teachers, "from_sklearn", lambda made: made, raising=False)
+    monkeypatch.setattr(keras_kd.teachers, "from_sklearn", lambda made, **_: made, raising=False)
     x = np.random.default_rng(0).normal(size=(200, 2))
     y = np.where(np.arange(200) % 2, (x[:, 0] > 0).astype(int), -1)
     save(tmp_path / "a.npz", x=x, y=y)
@@ -473,4 +482,17 @@ def test_auto_is_asked_for_by_its_name():
 def test_what_needs_no_model_is_worth():
     data = load_task("digits")
     most = np.bincount(data.train.y).argmax()
-    assert distill_result.trivial(data) == {"accuracy": np.mean(data.test.y == most)}
+    assert distill_result.trivial(data)["accuracy"] == pytest.approx(np.mean(data.test.y == most))
+
+
+def test_the_same_tag_everywhere_is_worth(job):
+    data = load_task(job["tokens"][0], "tokens")
+    truth = data.test.y[data.test.y >= 0]
+    often = np.bincount(data.train.y[data.train.y >= 0]).argmax()
+    expected = metrics.f1_score(truth, np.full(len(truth), often), average="macro")
+    assert distill_result.trivial(data)["macro_f1"] == pytest.approx(expected)
+    data = load_task(job["regression"][0], "regression")
+    expected = metrics.mean_absolute_error(
+        data.test.y, np.broadcast_to(data.train.y.mean(axis=0), data.test.y.shape)
+    )
+    assert distill_result.trivial(data)["mae"] == pytest.approx(expected, rel=1e-5)
