@@ -290,7 +290,7 @@ def table(kept):
 
 def noise_table(kept):
     lines = [
-        "| wrong labels | teacher | plain student | distilled student | gain by seed | seeds |",
+        "| wrong labels | teacher | plain student | distilled | gain, equal seeds | seeds |",
         "|---|---|---|---|---|---|",
     ]
     for rate, runs in kept["runs"].items():

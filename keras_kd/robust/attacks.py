@@ -130,7 +130,7 @@ def attack(
     if y is None and targeted:
         raise ValueError("A targeted attack needs `y`, the classes that it is to reach.")
     labels = before.argmax(-1) if y is None else labels_of(y, len(x), classifier.classes)
-    if kind == "square":
+    if kind == "square" or isinstance(classifier, FileClassifier):
         found = square.search(
             classifier.predict, x, labels, threat, queries, seed, targeted, batch_size
         )

@@ -27,7 +27,8 @@ Progress = Callable[[str, int, int], None]
 _DOUBTED = 200
 """Rows on which it is looked whether attacks work at all."""
 _STRONGER = 0.002
-"""Share of the rows by which a weaker attack may be ahead by chance, as in AutoAttack."""
+"""Share of the rows by which a weaker attack may be ahead by chance, as in AutoAttack; of few rows
+one row is more, and is chance as well."""
 _APART = 0.02
 """Share of the rows by which two libraries may differ."""
 
@@ -311,7 +312,7 @@ class _Evaluation:
         """What says that the attacks did not work, so that the figures are too high."""
         found, threat, twin = self.content["attacks"], require_threat(self.threat), self.twin
         gained = self.white - found["square"]
-        if twin is self.it and gained > _STRONGER:
+        if twin is self.it and self._ahead(gained):
             self._flag(
                 f"The square attack, which sees no gradients, breaks {100 * gained:.1f} points "
                 "that PGD left: gradients may be masked, or the steps too few."
@@ -319,7 +320,7 @@ class _Evaluation:
         if twin is None:
             return
         own = found if twin is self.it else self.content["twin"]
-        if own["fgsm"] < own["pgd"] - _STRONGER:
+        if self._ahead(own["pgd"] - own["fgsm"]):
             self._flag(
                 f"FGSM ({100 * own['fgsm']:.1f} %) is stronger than PGD ({100 * own['pgd']:.1f} "
                 "%), which has more steps: the steps are too long or too few, or gradients are "
@@ -357,6 +358,10 @@ class _Evaluation:
                 "The model returns probabilities, and no layer tells their logits: gradients of "
                 "sure decisions are lost. Return logits."
             )
+
+    def _ahead(self, share: float) -> bool:
+        """Whether a weaker attack leaves fewer rows by more than chance."""
+        return share > _STRONGER and round(share * len(self.x)) > 1
 
     def _large(self, threat: Threat, x: np.ndarray) -> Threat:
         low, high = threat.bounds or (float(x.min()), float(x.max()))

@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-Rng = np.random.Generator
 _SIDE = 32
 
 
@@ -26,25 +25,25 @@ def _scale(image: np.ndarray) -> float:
 # ------------------------------------------------------------------------------- noise
 
 
-def gaussian_noise(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def gaussian_noise(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of one size, as in the dark."""
     return image + (0.04, 0.06, 0.08, 0.09, 0.10)[severity - 1] * rng.standard_normal(image.shape)
 
 
-def shot_noise(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def shot_noise(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of few photons, greater where it is bright."""
     photons = (500, 250, 100, 75, 50)[severity - 1]
     return rng.poisson(np.clip(image, 0, 1) * photons) / photons
 
 
-def impulse_noise(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def impulse_noise(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Single values black or white."""
     rate = (0.01, 0.02, 0.03, 0.05, 0.07)[severity - 1]
     draws, white = rng.random(image.shape), rng.random(image.shape) < 0.5
     return np.where(draws < rate, white.astype(float), image)
 
 
-def speckle_noise(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def speckle_noise(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Noise in proportion to the brightness."""
     size = (0.06, 0.1, 0.12, 0.16, 0.2)[severity - 1]
     return image * (1 + size * rng.standard_normal(image.shape))
@@ -53,12 +52,12 @@ def speckle_noise(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
 # -------------------------------------------------------------------------------- blur
 
 
-def gaussian_blur(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def gaussian_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """A soft focus."""
     return _blurred(image, (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1] * max(_scale(image), 0.8))
 
 
-def defocus_blur(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def defocus_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Points become disks."""
     from scipy.ndimage import convolve
 
@@ -70,7 +69,7 @@ def defocus_blur(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
     return convolve(image, (disk / disk.sum())[..., None], mode="nearest")
 
 
-def glass_blur(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def glass_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Pixels swapped with neighbors, as through frosted glass."""
     share = (0.1, 0.25, 0.4, 0.6, 0.9)[severity - 1]
     found = _blurred(image, 0.2)
@@ -84,7 +83,7 @@ def glass_blur(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
     return _blurred(found, 0.2)
 
 
-def motion_blur(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def motion_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """A line in place of each point, in a direction of the row's own."""
     from scipy.ndimage import convolve
 
@@ -105,20 +104,20 @@ def motion_blur(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
 # ----------------------------------------------------------------------- light, weather
 
 
-def brightness(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def brightness(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """The value of each color raised, with its hue and saturation kept."""
     value = image.max(axis=-1, keepdims=True)
     raised = np.minimum(value + (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1], 1.0)
     return np.where(value > 0, image * raised / np.where(value > 0, value, 1), raised)
 
 
-def contrast(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def contrast(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """All values nearer to their mean."""
     mean = image.mean(axis=(0, 1), keepdims=True)
     return (image - mean) * (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1] + mean
 
 
-def fog(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def fog(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """A veil of clouds, by the diamond-square algorithm, over a darkened image."""
     thick = (0.2, 0.5, 0.75, 1.0, 1.5)[severity - 1]
     veil = _clouds(max(image.shape[:2]), rng)[: image.shape[0], : image.shape[1], None]
@@ -126,7 +125,7 @@ def fog(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
     return (image + thick * veil) * top / (top + thick)
 
 
-def spatter(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def spatter(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Drops on the lens, more of them with each severity."""
     share = (0.03, 0.06, 0.1, 0.15, 0.22)[severity - 1]
     field = _blurred(rng.standard_normal(image.shape[:2])[..., None], max(1.5 * _scale(image), 0.5))
@@ -137,7 +136,7 @@ def spatter(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
 # ----------------------------------------------------------------------------- digital
 
 
-def pixelate(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def pixelate(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Blocks of 2 to 6 of 32 pixels that have one color each.
 
     CIFAR-10-C shrinks images to 95 to 65 % and back, where 85 % may change them less than 90 %.
@@ -156,7 +155,7 @@ def pixelate(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
     return (1 - share) * image + share * found
 
 
-def jpeg_compression(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def jpeg_compression(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """JPEG of quality 80 to 40; images of other than three channels one channel at a time."""
     quality = (80, 65, 58, 50, 40)[severity - 1]
     if image.shape[-1] == 3:
@@ -167,25 +166,25 @@ def jpeg_compression(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
 # ------------------------------------------------------------------------------ shapes
 
 
-def rotate(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def rotate(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Turned by 7 to 40 degrees, to the left or to the right."""
     angle = math.radians((7, 14, 21, 30, 40)[severity - 1]) * rng.choice([-1, 1])
     turn = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
     return _warped(image, np.array(turn))
 
 
-def shear(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def shear(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Slanted by 0.1 to 0.6 pixels a line."""
     slant = (0.1, 0.2, 0.3, 0.45, 0.6)[severity - 1] * rng.choice([-1, 1])
     return _warped(image, np.array([[1, 0], [slant, 1]]))
 
 
-def scale(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def scale(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Smaller by a tenth to a half, in the middle of the frame."""
     return _warped(image, np.eye(2) / (0.9, 0.8, 0.7, 0.6, 0.5)[severity - 1])
 
 
-def translate(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def translate(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Moved by 1 to 5 of 28 pixels, in a direction of the row's own."""
     angle = rng.uniform(0, 2 * math.pi)
     by = severity * min(image.shape[:2]) / 28 * np.array([math.sin(angle), math.cos(angle)])
@@ -195,7 +194,7 @@ def translate(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
 # ----------------------------------------------------------------------------- strokes
 
 
-def stripe(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def stripe(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """A band of inverted columns in the middle, a tenth to a half of the width."""
     width = max(severity, round(image.shape[1] * severity / 10))
     begin = (image.shape[1] - width) // 2
@@ -204,17 +203,17 @@ def stripe(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
     return found
 
 
-def dotted_line(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def dotted_line(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """One to five dotted lines across."""
     return _drawn(image, [_points(rng, image.shape, 1) for _ in range(5)][:severity], dotted=True)
 
 
-def zigzag(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def zigzag(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """One to five zigzags across."""
     return _drawn(image, [_points(rng, image.shape, 6) for _ in range(5)][:severity], dotted=False)
 
 
-def edges(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+def edges(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Its own outlines in place of the image, by a fifth to the whole (for MNIST-C's Canny)."""
     from scipy.ndimage import sobel
 
@@ -233,7 +232,7 @@ def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
     return gaussian_filter(image, (sigma, sigma, 0), mode="nearest")
 
 
-def _clouds(side: int, rng: Rng, wibble: float = 2.0) -> np.ndarray:
+def _clouds(side: int, rng: np.random.Generator, wibble: float = 2.0) -> np.ndarray:
     """A fractal of this side and more, in `[0, 1]`: noise halved with each finer grid."""
     from scipy.ndimage import zoom
 
@@ -276,7 +275,7 @@ def _warped(image: np.ndarray, matrix: np.ndarray, by: np.ndarray | float = 0.0)
     return np.stack(channels, axis=-1)
 
 
-def _points(rng: Rng, shape: tuple[int, ...], bends: int) -> np.ndarray:
+def _points(rng: np.random.Generator, shape: tuple[int, ...], bends: int) -> np.ndarray:
     """A path from the left edge to the right one, `(bends + 1, 2)`."""
     down = rng.uniform(0, shape[0] - 1, bends + 1)
     return np.stack([down, np.linspace(0, shape[1] - 1, bends + 1)], axis=1)
@@ -294,7 +293,7 @@ def _drawn(image: np.ndarray, paths: list[np.ndarray], dotted: bool) -> np.ndarr
     return found
 
 
-CORRUPTIONS: dict[str, Callable[[np.ndarray, int, Rng], np.ndarray]] = {
+CORRUPTIONS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
     "gaussian_noise": gaussian_noise,
     "shot_noise": shot_noise,
     "impulse_noise": impulse_noise,
