@@ -169,7 +169,7 @@ class ResumableBackup(keras.callbacks.Callback):
         """Note the random state, from which the order of the epoch follows."""
         self._epoch = epoch
         if self._found is None:
-            self._begun = _random_state("begun")
+            self._begun = random_state("begun")
             return
         self.model._initial_epoch = None
         if epoch != self._place["epoch"]:
@@ -178,7 +178,7 @@ class ResumableBackup(keras.callbacks.Callback):
                 f"began with epoch {epoch + 1}. Do not pass `initial_epoch`: the backup knows it."
             )
         self._begun = {key: value for key, value in self._found.items() if key.startswith("begun")}
-        _set_random_state("begun", self._begun)
+        set_random_state("begun", self._begun)
         if self._place["batch"]:
             # Keras has set them to zero for this epoch.
             _assign_all(_named(self.model.metrics_variables, "metric"), self._found)
@@ -237,7 +237,7 @@ class ResumableBackup(keras.callbacks.Callback):
         """Go on with the step itself."""
         self.model.train_function = self._train
         if self._place["batch"]:
-            _set_random_state("now", found)
+            set_random_state("now", found)
         self._found = None
 
     # ------------------------------------------------------------------ backing up
@@ -252,7 +252,7 @@ class ResumableBackup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Back up between two epochs."""
-        self._begun = _random_state("begun")
+        self._begun = random_state("begun")
         self._save(epoch + 1, 0)
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -273,7 +273,7 @@ class ResumableBackup(keras.callbacks.Callback):
         arrays = {name: _plain(v) for name, v in _variables(self.model).items()}
         if not writes():
             return
-        arrays.update(self._begun, **_random_state("now"))
+        arrays.update(self._begun, **random_state("now"))
         arrays["place"] = np.array(json.dumps({"epoch": epoch, "batch": batch}))
         arrays["settings"] = np.array(json.dumps(self._settings))
         try:
@@ -386,8 +386,12 @@ def _assign_all(named: dict[str, Any], found: dict[str, Any]) -> None:
             variable.assign(found[name])
 
 
-def _random_state(when: str) -> dict[str, np.ndarray]:
-    """The random states that data are shuffled with."""
+def random_state(when: str) -> dict[str, np.ndarray]:
+    """The random states that data are shuffled with.
+
+    Args:
+        when: What they are named after.
+    """
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, inner, gauss = random.getstate()
     state = {
@@ -402,7 +406,13 @@ def _random_state(when: str) -> dict[str, np.ndarray]:
     return state
 
 
-def _set_random_state(when: str, state: dict[str, Any]) -> None:
+def set_random_state(when: str, state: dict[str, Any]) -> None:
+    """Go on drawing from a state that `random_state` returned.
+
+    Args:
+        when: What it was named after.
+        state: The state.
+    """
     name, position, has_gauss, cached = json.loads(str(state[f"{when}:numpy_rest"]))
     np.random.set_state((name, state[f"{when}:numpy"], position, has_gauss, cached))
     version, inner, gauss = json.loads(str(state[f"{when}:python"]))
