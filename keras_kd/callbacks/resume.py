@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import weakref
 from collections.abc import Iterator
 from itertools import chain
@@ -108,6 +109,8 @@ class ResumableBackup(keras.callbacks.Callback):
             return
         self._found = self._read()
         _assign(self.model, self._found, self._path, complete=_builds_before_fit())
+        # Where all epochs are over no other begins, and what comes after `fit` draws from here.
+        set_random_state("begun", self._found)
         # Keras reads the first epoch from here, after this callback; its own
         # `BackupAndRestore` has no other door either.
         self.model._initial_epoch = self._place["epoch"]
@@ -347,10 +350,12 @@ def _variables(model: Any) -> dict[str, Any]:
 def _named(variables: Any, kind: str) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for variable in variables:
-        name, number = f"{kind}:{variable.path}", 1
+        # Keras counts generators through a whole process, which may have made others before.
+        path = re.sub(r"\bseed_generator_\d+\b", "seed_generator", variable.path)
+        name, number = f"{kind}:{path}", 1
         while name in named:
             number += 1
-            name = f"{kind}:{variable.path}#{number}"
+            name = f"{kind}:{path}#{number}"
         named[name] = variable
     return named
 

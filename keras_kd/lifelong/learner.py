@@ -216,7 +216,8 @@ class Learner:
             self._state.require_same(self._rows[index]["identity"], identity, f"task {index}")
             self._tasks.append(task)
             return _history(self._rows[index]["history"])
-        self._require_fits(task, train)
+        if self._trained != index:
+            self._require_fits(task, train)
         if self._continues is not None:
             self._state.set_random_state(self._continues)
             self._continues = None
