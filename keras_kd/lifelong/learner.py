@@ -368,6 +368,7 @@ class Learner:
         lesson = Lesson(
             head.reader(taps),
             method,
+            head=head.layer,
             old=old,
             ranks=head.ranks,
             old_columns=positions,

@@ -27,6 +27,7 @@ class Lesson(keras.Model):
     Args:
         network: From inputs to a dict of `logits`, `features` and taps.
         method: The method.
+        head: The layer of `network` that answers.
         old: `network` as it was before the task, or `None`.
         ranks: Which number in order of appearance the class of each column has, `(classes,)`.
         old_columns: Positions of the columns that there were before, in their order then.
@@ -40,6 +41,7 @@ class Lesson(keras.Model):
         network: Any,
         method: Method,
         *,
+        head: Any = None,
         old: Any = None,
         ranks: Array,
         old_columns: Sequence[int],
@@ -51,6 +53,8 @@ class Lesson(keras.Model):
         self.network = network
         self.old = old
         self.method = method
+        # A part of `network`: tracked once.
+        object.__setattr__(self, "_head", head)
         self.counts = len(old_columns), len(task_columns), len(ranks)
         self.ranks = np.asarray(ranks, "int32")
         self.old_columns = [int(i) for i in old_columns]
@@ -168,6 +172,10 @@ class Lesson(keras.Model):
         mask = np.ones(self.counts[2], "float32")
         mask[self.task_columns] = 0.0
         return ops.take(ops.convert_to_tensor(mask), ops.cast(y, "int32"), axis=0)
+
+    def scale(self) -> Tensor:
+        """The factor of the cosines of a cosine head."""
+        return ops.convert_to_tensor(self._head.scale)
 
     def store(self, parts: dict[str, Any], logits: Tensor) -> None:
         """Write the logits of this step into the slots of the memory that its rows take.
