@@ -23,6 +23,7 @@ _COMMANDS = {
     "verify": "verify",
     "bench": "bench",
     "report": "report",
+    "lifelong": "lifelong",
 }
 """The commands, and the module of each: it has a function of its own name."""
 

@@ -6,6 +6,7 @@ from keras_kd.lifelong.exemplars import ICaRL, LessForgetting, PodNet
 from keras_kd.lifelong.learner import Learner
 from keras_kd.lifelong.memory import Memory, herding
 from keras_kd.lifelong.method import FineTune, Joint, Method
+from keras_kd.lifelong.refresh import Refreshed, refresh
 from keras_kd.lifelong.regularizers import ElasticWeights
 from keras_kd.lifelong.rehearsal import DarkReplay, Replay
 from keras_kd.lifelong.report import Report, average_accuracy, backward_transfer, forgetting
@@ -24,6 +25,7 @@ __all__ = [
     "Memory",
     "Method",
     "PodNet",
+    "Refreshed",
     "Replay",
     "Report",
     "Stream",
@@ -33,4 +35,5 @@ __all__ = [
     "backward_transfer",
     "forgetting",
     "herding",
+    "refresh",
 ]

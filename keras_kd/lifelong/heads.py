@@ -8,6 +8,7 @@ weights and the state of the optimizer, goes along with the class.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -344,11 +345,14 @@ def carried(
             f"The optimizer has {len(new.variables)} variables and had {len(held)} before the task."
             " The same layers have to be trained in every task."
         )
-    others = {v.path for v in body_only.variables}
+    # The head is built last. Not all optimizers give each slot a name of its own.
+    others = Counter(v.path for v in body_only.variables)
     _, from_old, from_new = np.intersect1d(before, now, return_indices=True)
     pairs = []
     for value, variable in zip(held, new.variables):
-        if variable.path in others or not value.ndim:
+        of_body = others[variable.path] > 0
+        others[variable.path] -= 1
+        if of_body or not value.ndim:
             pairs.append((variable, value))
             continue
         shape = tuple(variable.shape)
