@@ -27,6 +27,7 @@ _MODULES = (
     "compress",
     "datasets",
     "export",
+    "lifelong",
     "losses",
     "robust",
     "search",

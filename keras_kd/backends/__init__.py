@@ -88,6 +88,34 @@ def variable_scope(model: Any) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def answers(model: Any, x: Any, batch_size: int = 256) -> Any:
+    """What a model says of rows, in inference mode, as NumPy arrays.
+
+    Keras's `predict` compiles each model anew. That pays on JAX, where each operation by itself
+    would be compiled; elsewhere models that are asked once are run as they are.
+
+    Args:
+        model: A built model with one input.
+        x: Rows, `(samples, ...)`, one at least.
+        batch_size: Rows at once.
+
+    Returns:
+        The outputs, structured as the model's.
+    """
+    if keras.config.backend() == "jax":
+        # Another model over the same layers, since the given one may be compiled for something.
+        asked = keras.Model(model.inputs[0], model.output)
+        return asked.predict(x, batch_size=batch_size, verbose=0)
+    with inference_only():
+        parts = [
+            keras.tree.map_structure(
+                keras.ops.convert_to_numpy, model(x[i : i + batch_size], training=False)
+            )
+            for i in range(0, len(x), batch_size)
+        ]
+    return keras.tree.map_structure(lambda *each: np.concatenate(each), *parts)
+
+
 def gradient(fn: Callable[[Any], Any], x: Any, differentiable: bool = False) -> Any:
     """The gradient of a function with respect to its input, inside or outside of a step.
 

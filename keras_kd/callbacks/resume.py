@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import weakref
 from collections.abc import Iterator
 from itertools import chain
@@ -109,6 +110,8 @@ class ResumableBackup(keras.callbacks.Callback):
             return
         self._found = self._read()
         _assign(self.model, self._found, self._path, complete=_builds_before_fit())
+        # Where all epochs are over no other begins, and what comes after `fit` draws from here.
+        set_random_state("begun", self._found)
         # Keras reads the first epoch from here, after this callback; its own
         # `BackupAndRestore` has no other door either.
         self.model._initial_epoch = self._place["epoch"]
@@ -170,7 +173,7 @@ class ResumableBackup(keras.callbacks.Callback):
         """Note the random state, from which the order of the epoch follows."""
         self._epoch = epoch
         if self._found is None:
-            self._begun = _random_state("begun")
+            self._begun = random_state("begun")
             return
         self.model._initial_epoch = None
         if epoch != self._place["epoch"]:
@@ -179,7 +182,7 @@ class ResumableBackup(keras.callbacks.Callback):
                 f"began with epoch {epoch + 1}. Do not pass `initial_epoch`: the backup knows it."
             )
         self._begun = {key: value for key, value in self._found.items() if key.startswith("begun")}
-        _set_random_state("begun", self._begun)
+        set_random_state("begun", self._begun)
         if self._place["batch"]:
             # Keras has set them to zero for this epoch.
             _assign_all(_named(self.model.metrics_variables, "metric"), self._found)
@@ -238,7 +241,7 @@ class ResumableBackup(keras.callbacks.Callback):
         """Go on with the step itself."""
         self.model.train_function = self._train
         if self._place["batch"]:
-            _set_random_state("now", found)
+            set_random_state("now", found)
         self._found = None
 
     # ------------------------------------------------------------------ backing up
@@ -253,7 +256,7 @@ class ResumableBackup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Back up between two epochs."""
-        self._begun = _random_state("begun")
+        self._begun = random_state("begun")
         self._save(epoch + 1, 0)
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -274,7 +277,7 @@ class ResumableBackup(keras.callbacks.Callback):
         arrays = {name: _plain(v) for name, v in _variables(self.model).items()}
         if not writes():
             return
-        arrays.update(self._begun, **_random_state("now"))
+        arrays.update(self._begun, **random_state("now"))
         arrays["place"] = np.array(json.dumps({"epoch": epoch, "batch": batch}))
         arrays["settings"] = np.array(json.dumps(self._settings))
         try:
@@ -348,10 +351,12 @@ def _variables(model: Any) -> dict[str, Any]:
 def _named(variables: Any, kind: str) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for variable in variables:
-        name, number = f"{kind}:{variable.path}", 1
+        # Keras counts generators through a whole process, which may have made others before.
+        path = re.sub(r"\bseed_generator_\d+\b", "seed_generator", variable.path)
+        name, number = f"{kind}:{path}", 1
         while name in named:
             number += 1
-            name = f"{kind}:{variable.path}#{number}"
+            name = f"{kind}:{path}#{number}"
         named[name] = variable
     return named
 
@@ -387,8 +392,12 @@ def _assign_all(named: dict[str, Any], found: dict[str, Any]) -> None:
             variable.assign(found[name])
 
 
-def _random_state(when: str) -> dict[str, np.ndarray]:
-    """The random states that data are shuffled with."""
+def random_state(when: str) -> dict[str, np.ndarray]:
+    """The random states that data are shuffled with.
+
+    Args:
+        when: What they are named after.
+    """
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, inner, gauss = random.getstate()
     state = {
@@ -403,7 +412,13 @@ def _random_state(when: str) -> dict[str, np.ndarray]:
     return state
 
 
-def _set_random_state(when: str, state: dict[str, Any]) -> None:
+def set_random_state(when: str, state: dict[str, Any]) -> None:
+    """Go on drawing from a state that `random_state` returned.
+
+    Args:
+        when: What it was named after.
+        state: The state.
+    """
     name, position, has_gauss, cached = json.loads(str(state[f"{when}:numpy_rest"]))
     np.random.set_state((name, state[f"{when}:numpy"], position, has_gauss, cached))
     version, inner, gauss = json.loads(str(state[f"{when}:python"]))

@@ -25,6 +25,7 @@ _COMMANDS = {
     "robust": "robust",
     "doctor": "doctor",
     "tune": "tune",
+    "lifelong": "lifelong",
 }
 """The commands, and the module of each: it has a function of its own name."""
 

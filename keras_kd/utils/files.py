@@ -341,3 +341,35 @@ def lock(handle: int) -> None:
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         return
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def exchange(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> None:
+    """Give each of two files or folders the name of the other, in one step of the system.
+
+    Every moment finds both names, each with one of the two behind it. A rename alone cannot put a
+    folder in the place of one that holds files.
+
+    Args:
+        one: A path.
+        other: A path on the same disk.
+
+    Raises:
+        OSError: If one is missing, they lie on different disks, or the system or the file system
+            cannot do this; then nothing has changed.
+    """
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    names = (os.fsencode(one), os.fsencode(other))
+    if library is not None and hasattr(library, "renameat2"):
+        here = ctypes.c_int(-100)  # AT_FDCWD
+        failed = library.renameat2(here, names[0], here, names[1], ctypes.c_uint(2))
+    elif library is not None and hasattr(library, "renamex_np"):
+        failed = library.renamex_np(*names, ctypes.c_uint(2))
+    else:
+        raise OSError(errno.ENOTSUP, "This system cannot exchange two folders in one step")
+    if failed:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fspath(one), None, os.fspath(other))
+    for folder in {pathlib.Path(one).absolute().parent, pathlib.Path(other).absolute().parent}:
+        sync(folder)

@@ -1,0 +1,173 @@
+"""What each step of a task reads, decided before the first of them.
+
+Which rows come, which of the memory are replayed, and which go into it follows from labels and
+random numbers alone. So a `Plan` is made of row numbers before any model runs, the same in every
+run of the program; a run that goes on after a kill makes it anew and reads on where it was. Logits
+that a step stores never leave the compiled step: the plan tells it which slots they take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_kd.lifelong.memory import Memory, Slots
+
+Array = Any
+"""A NumPy array."""
+
+
+class Pool:
+    """Rows of the memory as it was when the task began, and behind them those of the task.
+
+    Args:
+        memory: The memory, or `None`.
+        x: Inputs of the task, `(samples, ...)`.
+        y: Their classes.
+    """
+
+    def __init__(self, memory: Memory | None, x: Array, y: Array) -> None:
+        self.held = 0 if memory is None else len(memory)
+        self._memory_x = None if memory is None else memory.x
+        memory_y = np.zeros(0, "int64") if memory is None else memory.y
+        self._x = x
+        self.y = np.concatenate([memory_y, y])
+
+    def x(self, rows: Array) -> Array:
+        """Inputs of these rows.
+
+        Args:
+            rows: Numbers, those of the memory first, `(count,)`.
+        """
+        if not self.held:
+            return self._x[rows]
+        old = rows < self.held
+        found = np.empty((len(rows), *self._x.shape[1:]), self._x.dtype)
+        found[old], found[~old] = self._memory_x[rows[old]], self._x[rows[~old] - self.held]
+        return found
+
+
+class Plan:
+    """Row numbers of every step of a task.
+
+    Args:
+        pool: What they count.
+        rows: Those that an epoch goes through.
+        epochs: Number of epochs.
+        batch_size: Rows a step.
+        rng: Of the order of the rows and of what is replayed.
+        slots: What places the rows of each step into the memory, or `None` where the memory stays
+            as it is until the task ends. It is used up.
+        held: Numbers of the pool's rows in the slots when the task begins.
+        draws: Names of the draws from the memory in each step, independent of one another.
+        draw_size: Rows a draw.
+
+    Attributes:
+        steps: Steps an epoch.
+        held: Numbers of the rows in the slots when the task ends.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        rows: Array,
+        epochs: int,
+        batch_size: int,
+        rng: np.random.Generator,
+        *,
+        slots: Slots | None = None,
+        held: Sequence[int] = (),
+        draws: Sequence[str] = (),
+        draw_size: int = 0,
+    ) -> None:
+        self.pool = pool
+        self.steps = -(-len(rows) // batch_size)
+        self.held = list(held)
+        self.rows: list[Array] = []
+        self.slots: list[Array] = []
+        # Whether the memory held any row when a step began.
+        self.filled: list[bool] = []
+        self.drawn: dict[str, list[Array]] = {name: [] for name in draws}
+        self.replayed: dict[str, list[Array]] = {name: [] for name in draws}
+        dump = slots.capacity if slots is not None else 0
+        for _ in range(epochs):
+            order = rng.permutation(rows)
+            for i in range(self.steps):
+                batch = order[i * batch_size : (i + 1) * batch_size]
+                self.rows.append(batch)
+                self.filled.append(bool(self.held))
+                # Drawn before the batch goes in, so that nothing is replayed beside itself.
+                for name in draws:
+                    chosen = self._draw(rng, draw_size)
+                    self.drawn[name].append(chosen)
+                    # Before the memory holds any row those of the batch stand there, and count 0.
+                    ids = np.array(self.held, "int64")[chosen] if self.held else batch[chosen]
+                    self.replayed[name].append(ids)
+                if slots is not None:
+                    self.slots.append(self._placed(slots, batch, dump))
+
+    def _draw(self, rng: np.random.Generator, size: int) -> Array:
+        count = len(self.held)
+        if not count:
+            return np.zeros(size, "int64")
+        return rng.choice(count, size, replace=count < size)
+
+    def _placed(self, slots: Slots, batch: Array, dump: int) -> Array:
+        """The slot of each row; the dump behind the last slot for those that are not kept."""
+        taken = np.full(len(batch), dump, "int64")
+        last: dict[int, int] = {}
+        for i, row in enumerate(batch):
+            slot = slots.place(int(self.pool.y[row]))
+            if slot < 0:
+                continue
+            if slot in last:
+                taken[last[slot]] = dump
+            taken[i], last[slot] = slot, i
+            if slot == len(self.held):
+                self.held.append(int(row))
+            else:
+                self.held[slot] = int(row)
+        return taken
+
+
+class Batches(keras.utils.PyDataset):
+    """The steps of a plan, as Keras reads them.
+
+    Args:
+        plan: The plan.
+        read: `fn(plan, step)`: the inputs by name, and the columns, of one step of the task.
+    """
+
+    def __init__(self, plan: Plan, read: Callable[[Plan, int], tuple[Any, Any]]) -> None:
+        super().__init__()
+        self.plan = plan
+        self._read = read
+        self.epoch = 0
+
+    @property
+    def num_batches(self) -> int:
+        """Steps an epoch."""
+        return self.plan.steps
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """One step of the present epoch."""
+        return self._read(self.plan, self.epoch * self.plan.steps + index)
+
+
+class Epochs(keras.callbacks.Callback):
+    """Tells the batches which epoch begins.
+
+    Args:
+        batches: What is trained on.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        super().__init__()
+        self._batches = batches
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Read the steps of this epoch."""
+        self._batches.epoch = epoch
