@@ -153,17 +153,19 @@ class ONNX:
         keep = {name for node in model.graph.node for name in node.output}
         quantize_on_grid(model)
         keep_float(model)
+        resizes.keep_rounding(model)
         slim(model, keep)
         return bytes(model.SerializeToString())
 
     def _quantize(self, path: Path, layout: Any, keep: Collection[str], *, signed: bool) -> bytes:
         import onnx
-        from onnxruntime.quantization import QuantType, quantize_static
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
         target = self._scratch / "static.onnx"
         prepared = self._prepared(path)
         layers = self._source.layers | {info.name for info in self._source.signature.outputs}
-        graph = onnx.load(prepared).graph
+        before = onnx.load(prepared)
+        graph = before.graph
         weights = {entry.name for entry in graph.initializer}
 
         def owner(node: Any) -> str | None:
@@ -173,6 +175,9 @@ class ONNX:
             return next((layer for layer in found if layer is not None), None)
 
         floats = [node.name for node in graph.node if owner(node) in keep]
+        if layout == QuantFormat.QOperator:
+            # There is no operator that interpolates bytes and rounds.
+            floats += [node.name for node in graph.node if resizes.interpolates(node)]
         quantize_static(
             prepared,
             target,
@@ -191,6 +196,7 @@ class ONNX:
         # Of integer operators, it makes some weights signed that were to be unsigned.
         make_unsigned(model)
         keep_float(model)
+        resizes.keep_rounding(model, before)
         return _slimmed(model, path)
 
     def _sqnr(self, blob: bytes, path: Path) -> float:

@@ -103,7 +103,8 @@ def ncnn(path, x):
         copy.write_bytes(path.read_bytes())
         shape = "[" + ",".join(map(str, (1, *x.shape[1:]))) + "]"
         result = subprocess.run(
-            [next(binary), copy, f"inputshape={shape}"],
+            # By default it rounds weights to float16.
+            [next(binary), copy, f"inputshape={shape}", "fp16=0"],
             cwd=folder,
             capture_output=True,
             text=True,

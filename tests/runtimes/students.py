@@ -85,9 +85,12 @@ class Residual(layers.Layer):
         self.attend = layers.MultiHeadAttention(2, 8, name="attend")
         self.norms = [layers.LayerNormalization() for _ in range(2)]
         self.dense = [layers.Dense(32, activation="gelu"), layers.Dense(shape[-1])]
+        # Without it, no row would know where it stands.
+        self.place = self.add_weight(shape=shape[1:], initializer="random_normal", name="place")
         super().build(shape)
 
     def call(self, x):
+        x = x + self.place
         y = self.norms[0](x)
         x = x + self.attend(y, y)
         return x + self.dense[1](self.dense[0](self.norms[1](x)))
@@ -112,7 +115,8 @@ def mobile():
         layers.UpSampling2D(2, interpolation="bilinear", name="up"),
         layers.DepthwiseConv2D(3, strides=4, activation="relu6", name="deep"),
         layers.Conv2D(24, 1, activation="relu", name="point"),
-        layers.GlobalAveragePooling2D(name="mean"),
+        layers.AveragePooling2D(4, name="mean"),
+        layers.Flatten(name="flat"),
         layers.Dense(4, activation="softmax", name="last"),
     ]
 
