@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# onnxruntime 1.31.1 (PyPI, Linux x86), numpy 2.4.6, Python 3.11: `import onnxruntime` alone, with no
+# onnxruntime 1.31.1 (PyPI, Linux x86), numpy 2.4.6, Python 3.11: `import onnxruntime`, without a
 # session, starts a thread that reports to its makers, writes an identifier of the computer into
 # ~/.cache/Microsoft/DeveloperTools/.onnxruntime and leaves a file `.ses` in the temporary folder.
 # Telemetry was of Windows before. `onnxruntime.disable_telemetry_events()`, the switch of its API,

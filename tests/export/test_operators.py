@@ -155,6 +155,35 @@ def test_interpolated_bytes_are_rounded_and_not_cut_off(tmp_path, precision):
     assert abs(np.mean(got - model.predict(data, verbose=0))) < 0.1 * step
 
 
+def test_logarithms_and_powers_that_onnx_lacks(tmp_path):
+    """Front ends of audio and counts have `log1p`; `celu` and `logaddexp` are made of the two."""
+    x = keras.Input((6,), name="x")
+    scaled = layers.Rescaling(0.5)(x)
+    model = keras.Model(
+        x,
+        {
+            "log1p": ops.log1p(ops.abs(scaled)),
+            "expm1": ops.expm1(scaled),
+            "celu": ops.celu(scaled),
+            "logaddexp": ops.logaddexp(scaled, x),
+        },
+    )
+    data = np.random.default_rng(3).normal(size=(20, 6)).astype("float32")
+    want = {
+        "log1p": np.log1p(np.abs(data / 2)),
+        "expm1": np.expm1(data / 2),
+        "celu": np.where(data > 0, data / 2, np.expm1(data / 2)),
+        "logaddexp": np.logaddexp(data / 2, data),
+    }
+    for name, artifact in exported(model, tmp_path, evaluation=data).items():
+        assert artifact.passed, (name, artifact.reason)
+        got = keras_kd.export.load(artifact.path)(data)
+        for output, array in want.items():
+            np.testing.assert_allclose(
+                got[output], array, atol=1e-5 if "float32" in name else 1e-2, err_msg=name
+            )
+
+
 def test_what_cannot_convert_is_named_with_its_layer(tmp_path):
     class Spectrum(layers.Layer):
         def call(self, inputs):
