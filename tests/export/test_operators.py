@@ -126,7 +126,7 @@ def test_sizes_of_resized_images_are_those_that_were_asked_for(tmp_path):
 
 @pytest.mark.parametrize("precision", ["int8", "int8_qoperator"])
 def test_interpolated_bytes_are_rounded_and_not_cut_off(tmp_path, precision):
-    """In every version of ONNX Runtime: old ones drop what stands around a `Resize` of one scale."""
+    """In all versions of ONNX Runtime: old ones drop what stands around a `Resize` of one scale."""
     image = keras.Input((8, 6, 4), name="image")
     x = layers.Conv2D(4, 1, activation="relu6", name="mix")(image)
     # ONNX Runtime multiplies by an operator of its own, behind which nothing says the shape.
