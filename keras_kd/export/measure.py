@@ -20,7 +20,7 @@ from .runtime import ONNXRuntime, TFLiteRuntime, open_file, run_all
 from .signature import Signature
 
 # Samples on which two kernels are compared, each with each.
-_FEW = 128
+_FEW = 256
 
 
 class Measurer:
