@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The process is the command's own, so that it may set TensorFlow's log level; the library,
     # which lives in a process of the user's, never does.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Where models are run, nobody else needs to hear of it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         if _is_plain(words):

@@ -57,6 +57,9 @@ def environment() -> dict[str, str]:
             part for part in (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")) if part
         ),
     )
+    # Imported, ONNX Runtime starts a thread that reports to its makers, which no fork has, and
+    # leaves a file in the folder for what is temporary.
+    found.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return found
 
 

@@ -469,8 +469,8 @@ def _refusal(rows: Sequence[dict[str, Any]], max_drop: float) -> str | None:
     if not worse:
         return None
     said = "; ".join(
-        f"`{escaping.plain(row['name'])}` ({row['part']}) falls from {100 * row['before']:.2f} % to "
-        f"{100 * row['after']:.2f} %, by {100 * row['drop']:.2f} points"
+        f"`{escaping.plain(row['name'])}` ({row['part']}) falls from {100 * row['before']:.2f} % "
+        f"to {100 * row['after']:.2f} %, by {100 * row['drop']:.2f} points"
         for row in worse
     )
     return (

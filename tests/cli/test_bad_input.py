@@ -290,3 +290,12 @@ def test_a_mistake_of_the_program_keeps_its_traceback(run, monkeypatch):
     monkeypatch.setattr("keras_kd.datasets.load", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         run("demo")
+
+
+def test_the_program_reports_to_nobody(refused, monkeypatch):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    refused("verify", "missing")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    refused("verify", "missing")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"

@@ -339,11 +339,23 @@ def copy(tmp_path):
 
 
 def refused(run, *arguments):
-    code, out, err = run("try", "--no-open", *arguments)
+    """What `keras-kd try` says as it refuses. Where it would serve, the test fails and ends."""
+
+    def served(server, poll_interval=0.5):
+        pytest.fail(f"`keras-kd try` took {arguments} and serves; it was to be refused.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TryServer, "serve_forever", served)
+        code, out, err = run("try", "--no-open", *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("keras-kd: ")
     assert err.count("\n") == 1
     return err
+
+
+def test_what_is_not_refused_ends_the_test(run, packages):
+    with pytest.raises(pytest.fail.Exception, match="it was to be refused"):
+        refused(run, DIGITS, "--assets", packages)
 
 
 def test_what_is_not_the_export_is_refused(run, copy, packages):
@@ -352,17 +364,19 @@ def test_what_is_not_the_export_is_refused(run, copy, packages):
     edited = re.sub(r'"accuracy": 0\.\d+', '"accuracy": 0.999', original, count=1)
     assert edited != original
     path.write_text(edited)
-    assert "was changed after the export" in refused(run, copy)
+    assert "was changed after the export" in refused(run, copy, "--assets", packages)
     content = json.loads(original)
     content["artifacts"][0]["file"] = "../digits_int8.tflite"
     manifest.write(content, path)
-    assert "lies outside the folder" in refused(run, copy)
+    assert "lies outside the folder" in refused(run, copy, "--assets", packages)
     path.write_text(original)
     shutil.copy(copy / FILES[1], copy / FILES[0])
-    assert f"`{FILES[0]}` is not the file that was exported" in refused(run, copy)
+    assert f"`{FILES[0]}` is not the file that was exported" in refused(
+        run, copy, "--assets", packages
+    )
     (copy / FILES[0]).unlink()
-    assert f"`{FILES[0]}` is missing" in refused(run, copy)
-    assert "has no manifest.json" in refused(run, copy.parent)
+    assert f"`{FILES[0]}` is missing" in refused(run, copy, "--assets", packages)
+    assert "has no manifest.json" in refused(run, copy.parent, "--assets", packages)
 
 
 def test_a_file_that_goes_while_serving(packages, copy):
@@ -373,12 +387,12 @@ def test_a_file_that_goes_while_serving(packages, copy):
         assert str(copy) not in body.decode()
 
 
-def test_an_export_without_files(run, copy):
+def test_an_export_without_files(run, copy, packages):
     content = manifest.read(copy)
     for row in content["artifacts"]:
         row.update(file=None, status="failed", bytes=None)
     manifest.write({**content, "best": None}, copy / "manifest.json")
-    assert "holds no exported file" in refused(run, copy)
+    assert "holds no exported file" in refused(run, copy, "--assets", packages)
 
 
 @pytest.mark.parametrize(

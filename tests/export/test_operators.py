@@ -126,6 +126,66 @@ def test_sizes_of_resized_images_are_those_that_were_asked_for(tmp_path):
             np.testing.assert_allclose(got[name], array, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.parametrize("precision", ["int8", "int8_qoperator"])
+def test_interpolated_bytes_are_rounded_and_not_cut_off(tmp_path, precision):
+    """In all versions of ONNX Runtime: old ones drop what stands around a `Resize` of one scale."""
+    image = keras.Input((8, 6, 4), name="image")
+    x = layers.Conv2D(4, 1, activation="relu6", name="mix")(image)
+    # ONNX Runtime multiplies by an operator of its own, behind which nothing says the shape.
+    x = layers.Multiply(name="square")([x, x])
+    x = layers.UpSampling2D(2, interpolation="bilinear", name="up")(x)
+    model = keras.Model(image, layers.Conv2D(4, 1, name="last")(x))
+    for name in ("mix", "last"):
+        model.get_layer(name).set_weights([np.eye(4)[None, None], np.zeros(4)])
+    data = RNG.uniform(0, 2, size=(20, 8, 6, 4)).astype("float32")
+    # Both ends of the range are left as they are, so that all have one scale.
+    data[:, :, :, 0], data[:, :, :, 1] = 0, 2
+    made = exported(
+        model, tmp_path, formats="onnx", precisions=precision, evaluation=data, calibration=data
+    )[f"onnx {precision}"]
+    graph = onnx.load(made.path).graph
+    values = {e.name: onnx.numpy_helper.to_array(e) for e in graph.initializer}
+    made_by = {node.output[0]: node for node in graph.node}
+    read_by = {name: node for node in graph.node for name in node.input}
+    (resize,) = [node for node in graph.node if node.op_type == "Resize"]
+    before, behind = made_by[resize.input[0]], read_by[resize.output[0]]
+    assert (before.op_type, behind.op_type) == ("DequantizeLinear", "QuantizeLinear")
+    assert values[before.input[1]].tolist() == [float(values[behind.input[1]])] * 4
+    got = keras_kd.export.load(made.path)(data)
+    step = np.diff(np.unique(got)).min()
+    # Cut off, the answers lie half a step below on average.
+    assert abs(np.mean(got - model.predict(data, verbose=0))) < 0.1 * step
+
+
+def test_logarithms_and_powers_that_onnx_lacks(tmp_path):
+    """Front ends of audio and counts have `log1p`; `celu` and `logaddexp` are made of the two."""
+    x = keras.Input((6,), name="x")
+    scaled = layers.Rescaling(0.5)(x)
+    model = keras.Model(
+        x,
+        {
+            "log1p": ops.log1p(ops.abs(scaled)),
+            "expm1": ops.expm1(scaled),
+            "celu": ops.celu(scaled),
+            "logaddexp": ops.logaddexp(scaled, x),
+        },
+    )
+    data = np.random.default_rng(3).normal(size=(20, 6)).astype("float32")
+    want = {
+        "log1p": np.log1p(np.abs(data / 2)),
+        "expm1": np.expm1(data / 2),
+        "celu": np.where(data > 0, data / 2, np.expm1(data / 2)),
+        "logaddexp": np.logaddexp(data / 2, data),
+    }
+    for name, artifact in exported(model, tmp_path, evaluation=data).items():
+        assert artifact.passed, (name, artifact.reason)
+        got = keras_kd.export.load(artifact.path)(data)
+        for output, array in want.items():
+            np.testing.assert_allclose(
+                got[output], array, atol=1e-5 if "float32" in name else 1e-2, err_msg=name
+            )
+
+
 def test_what_cannot_convert_is_named_with_its_layer(tmp_path):
     class Spectrum(layers.Layer):
         def call(self, inputs):

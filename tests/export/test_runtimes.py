@@ -46,6 +46,35 @@ def test_answers_follow_from_what_is_in_the_file(report, fmt, precision, wanted)
     assert ("tract" in answers) == (fmt == "onnx")
 
 
+@pytest.mark.parametrize(
+    ("made", "batch", "wanted"),
+    [
+        # A file of free batch has one row where there are as many as the dilation.
+        ("dilated", None, "no: BATCH_TO_SPACE_ND, SPACE_TO_BATCH_ND of a free batch, computed"),
+        ("dilated", 1, "slow: float"),
+        ("one loop", 1, "slow: float"),
+        ("two loops", 1, "no: several WHILE, computed wrongly"),
+    ],
+)
+def test_what_microcontrollers_compute_wrongly(made, batch, wanted, tmp_path):
+    """As `make runtimes` saw them: no error, and other answers than LiteRT's."""
+    loops = [layers.LSTM(3, return_sequences=True), layers.GRU(3)]
+    x = np.random.default_rng(0).normal(size=(4, 6, 2)).astype("float32")
+    model = keras.Sequential(
+        [
+            keras.Input((6, 2)),
+            *([layers.Conv1D(3, 2, dilation_rate=2)] if made == "dilated" else []),
+            *(loops if made == "two loops" else loops[1:] if made == "one loop" else []),
+        ]
+    )
+    report = keras_kd.export(
+        model, tmp_path / "out", "tflite", "float32", evaluation=x, batch=batch, max_drop=None
+    )
+    assert report.artifacts[0].passed, report.artifacts[0].reason
+    (answers,) = report.runtimes().values()
+    assert answers["tflite-micro"].startswith(wanted)
+
+
 def test_an_image_classifier_in_mediapipe_and_a_quantized_softmax_in_tract(images):
     assert entry(images, "tflite", "float32")[0]["mediapipe"] == "yes"
     assert entry(images, "tflite", "uint8")[0]["mediapipe"] == "yes"

@@ -100,6 +100,8 @@ def run_inputs(count, rng, root):
             problems = [f"it hung for {LONGEST:.0f} s"]
         elif code < 0:
             problems = [f"the process crashed, {signal.Signals(-code).name}"]
+        if kills.run_on(folder):
+            problems.append("a process is left at work when the program has ended")
         counts[family, "wrong" if problems else "refused"] += 1
         findings += [f"{family}/{name} (seed {seed}): {problem}" for problem in problems]
         shutil.rmtree(folder, ignore_errors=True)

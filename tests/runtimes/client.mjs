@@ -34,7 +34,9 @@ for (const place of fs.readdirSync(folder).sort()) {
       const session = await ort.InferenceSession.create(fs.readFileSync(path.join(folder, key)), options);
       const answers = [];
       for (let i = 0; i < shape[0]; i++) {
-        const tensor = new ort.Tensor("float32", data.slice(i * size, (i + 1) * size), [1, ...shape.slice(1)]);
+        const kind = row.signature.inputs[0].dtype;
+        const values = data.slice(i * size, (i + 1) * size);
+        const tensor = new ort.Tensor(kind, kind === "int32" ? Int32Array.from(values) : values, [1, ...shape.slice(1)]);
         const result = await session.run({ [session.inputNames[0]]: tensor });
         answers.push(Array.from(result[session.outputNames[0]].data));
       }

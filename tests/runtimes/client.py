@@ -101,9 +101,11 @@ def ncnn(path, x):
         binary = BIN.parent.glob("lib/python*/site-packages/pnnx/pnnx")
         copy = Path(folder) / "model.onnx"
         copy.write_bytes(path.read_bytes())
-        shape = "[" + ",".join(map(str, (1, *x.shape[1:]))) + "]"
+        kind = "" if x.dtype == np.float32 else "i32"
+        shape = "[" + ",".join(map(str, (1, *x.shape[1:]))) + "]" + kind
         result = subprocess.run(
-            [next(binary), copy, f"inputshape={shape}"],
+            # By default it rounds weights to float16.
+            [next(binary), copy, f"inputshape={shape}", "fp16=0"],
             cwd=folder,
             capture_output=True,
             text=True,

@@ -123,6 +123,7 @@ _ALL = (
         "ncnn, by way of pnnx",
         "run in 1.0.20261020",
         onnx=onnx_devices.ncnn,
+        advice="give pnnx fp16=0, or it rounds weights to float16",
     ),
 )
 

@@ -31,7 +31,7 @@ from keras_kd.export.verification.reverify.timing import time_calls
 from keras_kd.utils import archives
 
 # Samples on which two kernels are compared, each with each.
-_FEW = 128
+_FEW = 256
 
 
 class Measurer:

@@ -162,17 +162,19 @@ class Converter:
         keep = {name for node in model.graph.node for name in node.output}
         quantize_on_grid(model)
         keep_float(model)
+        resizes.keep_rounding(model)
         slim(model, keep)
         return bytes(model.SerializeToString())
 
     def _quantize(self, path: Path, layout: Any, keep: Collection[str], *, signed: bool) -> bytes:
         import onnx
-        from onnxruntime.quantization import QuantType, quantize_static
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
         target = self._scratch / "static.onnx"
         prepared = self._prepared(path)
         layers = self.source.layers | {info.name for info in self.source.signature.outputs}
-        graph = onnx.load(prepared).graph
+        before = onnx.load(prepared)
+        graph = before.graph
         weights = {entry.name for entry in graph.initializer}
 
         def owner(node: Any) -> str | None:
@@ -182,6 +184,9 @@ class Converter:
             return next((layer for layer in found if layer is not None), None)
 
         floats = [node.name for node in graph.node if owner(node) in keep]
+        if layout == QuantFormat.QOperator:
+            # There is no operator that interpolates bytes and rounds.
+            floats += [node.name for node in graph.node if resizes.interpolates(node)]
         quantize_static(
             prepared,
             target,
@@ -200,6 +205,7 @@ class Converter:
         # Of integer operators, it makes some weights signed that were to be unsigned.
         make_unsigned(model)
         keep_float(model)
+        resizes.keep_rounding(model, before)
         return _slimmed(model, path)
 
     def _sqnr(self, blob: bytes, path: Path) -> float:
@@ -307,7 +313,7 @@ def _from_keras(source: Source, opset: int, form: str) -> Any:
 
     function, specs = source.function(form)
     concrete = function.get_concrete_function(*specs)
-    options = {"opset": opset, "custom_op_handlers": {"Erfc": (_erfc, [])}}
+    options = {"opset": opset, "custom_op_handlers": _HANDLERS}
     if needs_plain(concrete.graph.as_graph_def()):
         inputs, outputs = (
             [tensor.name for tensor in tensors if str(tensor.dtype.name) != "resource"]
@@ -351,23 +357,42 @@ def _check_operators(model: Any, source: Source) -> None:
 
 
 def _erfc(context: Any, node: Any, _name: str, _args: Any) -> None:
-    # tf2onnx knows no Erfc, which TensorFlow's GELU is made of: erfc(x) = 1 - erf(x).
-    dtype = context.get_dtype(node.output[0])
-    shape = context.get_shape(node.output[0])
-    source, target = node.input[0], node.output[0]
-    consumers = context.find_output_consumers(target)
-    erf = context.make_node("Erf", [source], shapes=[shape], dtypes=[dtype])
-    one = context.make_const(f"{node.name}_one", np.array(1.0, np.float32))
+    # TensorFlow's GELU is made of it: erfc(x) = 1 - erf(x).
+    erf = _like(context, node, "Erf", node.input[0])
+    _replace(context, node, _like(context, node, "Sub", _one(context, node), erf))
+
+
+def _log1p(context: Any, node: Any, _name: str, _args: Any) -> None:
+    more = _like(context, node, "Add", node.input[0], _one(context, node))
+    _replace(context, node, _like(context, node, "Log", more))
+
+
+def _expm1(context: Any, node: Any, _name: str, _args: Any) -> None:
+    power = _like(context, node, "Exp", node.input[0])
+    _replace(context, node, _like(context, node, "Sub", power, _one(context, node)))
+
+
+_HANDLERS = {"Erfc": (_erfc, []), "Log1p": (_log1p, []), "Expm1": (_expm1, [])}
+"""Operators that tf2onnx does not know."""
+
+
+def _like(context: Any, node: Any, kind: str, *inputs: str) -> str:
+    """Make an operator with the output of another one."""
+    shape, dtype = context.get_shape(node.output[0]), context.get_dtype(node.output[0])
+    made = context.make_node(kind, list(inputs), shapes=[shape], dtypes=[dtype])
+    return str(made.output[0])
+
+
+def _one(context: Any, node: Any) -> str:
+    return str(context.make_const(f"{node.name}_one", np.array(1.0, np.float32)).output[0])
+
+
+def _replace(context: Any, node: Any, result: str) -> None:
+    """Put the result of new operators in the place of one, under its name."""
+    target, shape = node.output[0], context.get_shape(node.output[0])
+    dtype = context.get_dtype(target)
     context.remove_node(node.name)
-    result = context.make_node(
-        "Sub",
-        [one.output[0], erf.output[0]],
-        outputs=[target],
-        shapes=[shape],
-        dtypes=[dtype],
-    )
-    for consumer in consumers:
-        context.replace_input(consumer, target, result.output[0])
+    context.make_node("Identity", [result], outputs=[target], shapes=[shape], dtypes=[dtype])
 
 
 def _fold_captures(model: Any, concrete: Any) -> None:
@@ -405,7 +430,15 @@ def _float16(path: Path) -> bytes:
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    return _slimmed(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
+    model = convert_float_to_float16(onnx.load(path), keep_io_types=True)
+    # What several operators in float32 read, it casts for each of them, under one name.
+    made: set[str] = set()
+    for node in list(model.graph.node):
+        if node.op_type == "Cast":
+            if node.output[0] in made:
+                model.graph.node.remove(node)
+            made.add(node.output[0])
+    return _slimmed(model, path)
 
 
 def _weight_int4(path: Path) -> bytes:

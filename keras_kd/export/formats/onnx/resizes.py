@@ -1,4 +1,4 @@
-"""ONNX's `Resize` gives the sizes that it was made for."""
+"""ONNX's `Resize` gives the sizes that it was made for, and its answers are rounded."""
 
 from __future__ import annotations
 
@@ -43,9 +43,8 @@ def settle(model: Any) -> None:
         short = [n is not None and _size(n, f) != w for n, f, w in zip(shape, factors, wanted)]
         if not any(short):
             continue
-        mode = next((a.s.decode() for a in node.attribute if a.name == "mode"), "nearest")
         base = f"{node.output[0]}__resized_{number}"
-        if mode != "nearest":
+        if interpolates(node):
             factors = np.where(short, np.nextafter(factors, np.float32(np.inf)), factors)
             model.graph.initializer.append(numpy_helper.from_array(factors, base))
             node.input[2] = base
@@ -68,6 +67,72 @@ def settle(model: Any) -> None:
                 helper.make_node("Slice", [f"{base}_shape", *names[1:]], [f"{base}_first"]),
                 helper.make_node("Concat", [f"{base}_first", names[0]], [f"{base}_all"], axis=0),
             ]
+    _insert(model, added)
+
+
+def interpolates(node: Any) -> bool:
+    """Whether a node resizes by computing values that were not there."""
+    if node.op_type != "Resize":
+        return False
+    return any(entry.name == "mode" and entry.s != b"nearest" for entry in node.attribute)
+
+
+def keep_rounding(model: Any, floats: Any = None) -> int:
+    """Let quantized values be interpolated as real numbers and rounded, as the file says.
+
+    Between a `DequantizeLinear` and a `QuantizeLinear` of one scale, ONNX Runtime drops the two and
+    interpolates bytes: 1.17 and 1.20 cut them off instead of rounding them, so that an image comes
+    out half a step too dark. It leaves alone what is dequantized by a scale for each channel. All
+    channels get the one that they have.
+
+    Args:
+        model: An `onnx.ModelProto`, changed in place.
+        floats: The model before it was quantized, for shapes behind operators of ONNX Runtime.
+
+    Returns:
+        How many operators were kept from it.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    rounded = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    found = [n for n in model.graph.node if interpolates(n) and n.output[0] in rounded]
+    if not found:
+        return 0
+    known = {} if floats is None else _shapes(floats)
+    known.update(_shapes(onnx.shape_inference.infer_shapes(_without_shapes(model))))
+    values = {entry.name: entry for entry in model.graph.initializer}
+    made = {name: node for node in model.graph.node for name in node.output}
+    added: dict[str, Any] = {}
+    for number, node in enumerate(found):
+        source = made.get(node.input[0])
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        # So ONNX Runtime's tool calls what it quantized.
+        names = (node.input[0], source.input[0].removesuffix("_quantized"))
+        shape = next((known[name] for name in names if name in known), [])
+        axis = next((i for i, size in enumerate(shape) if i and size is not None), None)
+        ends = [values.get(name) for name in source.input[1:]]
+        if axis is None or None in ends or len(ends) < 2:
+            continue
+        arrays = [numpy_helper.to_array(entry) for entry in ends]
+        if any(array.size != 1 for array in arrays):
+            continue
+        base = f"{node.input[0]}__channels_{number}"
+        both = [f"{base}_scale", f"{base}_zero"]
+        for name, array in zip(both, arrays, strict=True):
+            all_alike = np.full(shape[axis], array.reshape(()))
+            model.graph.initializer.append(numpy_helper.from_array(all_alike, name))
+        added[node.output[0]] = helper.make_node(
+            "DequantizeLinear", [source.input[0], *both], [base], axis=axis
+        )
+        node.input[0] = base
+    _insert(model, {name: [node] for name, node in added.items()})
+    return len(added)
+
+
+def _insert(model: Any, added: dict[str, list[Any]]) -> None:
+    """Put nodes before those that their name is an output of."""
     if added:
         ordered = [one for node in model.graph.node for one in (*added.get(_name(node), ()), node)]
         copies = [type(one).FromString(one.SerializeToString()) for one in ordered]

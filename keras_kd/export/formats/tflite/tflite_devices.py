@@ -97,13 +97,30 @@ class TFLiteFile:
             }
         )
 
-    def several_rows(self) -> bool:
-        """Whether a sample becomes several rows, which a file of free batch gives as one."""
-        return any(
-            _count(operator.tensor(0)) != _count(operator.tensors[operator.source.outputs[0]])
-            for operator in self.operators
-            if operator.name == "RESHAPE"
-        )
+    def several_rows(self) -> str:
+        """Say which operators make several rows of a sample, where a free batch has them as one.
+
+        Their sizes in the file are then those of no batch, and who goes by them computes on
+        less than there is.
+
+        Returns:
+            A sentence that begins with `no`; empty if there are none.
+        """
+        found = set()
+        for operator in self.operators:
+            if operator.name not in ("RESHAPE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND"):
+                continue
+            before, after = operator.tensor(0), operator.tensors[operator.source.outputs[0]]
+            more = _count(after) - _count(before)
+            # Of the two others one may pad and one may crop.
+            if more and (operator.name == "RESHAPE" or (more < 0) == operator.name.startswith("S")):
+                found.add(operator.name)
+        moved = sorted(found - {"RESHAPE"})
+        if moved:
+            return f"no: {', '.join(moved)} of a free batch, computed wrongly (batch=1 runs)"
+        if found:
+            return "no: RESHAPE of a free batch into several rows (batch=1 runs)"
+        return ""
 
     def rounding(self) -> str:
         """Say how far integer answers are from LiteRT's where its XNNPACK is not what computes."""
@@ -153,8 +170,11 @@ def micro(file: TFLiteFile) -> str:
     computed = file.computed_sizes()
     if computed:
         return f"no: {', '.join(computed)} to a size that is computed (batch=1 runs)"
-    if file.several_rows():
-        return "no: RESHAPE of a free batch into several rows (batch=1 runs)"
+    rows = file.several_rows()
+    if rows:
+        return rows
+    if sum(operator.name == "WHILE" for operator in file.operators) > 1:
+        return "no: several WHILE, computed wrongly"
     answer = file.rounding()
     if not set(file.input_types) & set(_INTEGERS):
         answer = "slow: float"
@@ -173,8 +193,9 @@ def ethos(file: TFLiteFile, known: frozenset[str]) -> str:
         return "no: sparse weights"
     if not any(operator.outputs[0] in _INTEGERS for operator in file.operators):
         return "no: float, nothing runs on the NPU"
-    if file.several_rows():
-        return "no: RESHAPE of a free batch into several rows (batch=1 runs)"
+    rows = file.several_rows()
+    if rows:
+        return rows
     if file.odd_scales:
         return f"no: a scale of {file.odd_scales[0]:.2g}"
     swishes = {operator.first for operator in file.operators if operator.name == "HARD_SWISH"}
