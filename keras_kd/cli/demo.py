@@ -240,7 +240,7 @@ def table(result: dict[str, Any], width: int = 80) -> str:
     Returns:
         The text.
     """
-    from keras_kd.export.report.export_report.figures import latency, size
+    from keras_kd.export.report.figures import latency, size
 
     models = result["models"]
     teacher = models["teacher"]

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from keras_kd.export.exporter import export_model
     from keras_kd.export.loaded import LoadedModel, load
     from keras_kd.export.manifest import ManifestError
+    from keras_kd.export.report.artifact import Artifact
     from keras_kd.export.report.export_report import Report
-    from keras_kd.export.report.export_report.artifact import Artifact
-    from keras_kd.export.report.export_report.runtime_report import RuntimeReport
     from keras_kd.export.report.layer_report import LayerReport
+    from keras_kd.export.report.runtime_report import RuntimeReport
     from keras_kd.export.report.scorecard import Scorecard
     from keras_kd.export.target import check_folder
     from keras_kd.export.verification.benchmark import BenchReport, bench

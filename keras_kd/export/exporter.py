@@ -38,8 +38,7 @@ from keras_kd.export.staged_folder import place, staging
 from keras_kd.export.target import check_folder, check_names_free, check_writable
 from keras_kd.export.tensor_names import layer_names
 from keras_kd.export.verification import acceptance
-from keras_kd.export.verification.reference import Reference, with_chosen
-from keras_kd.export.verification.reverify.keras_answers import (
+from keras_kd.export.verification.keras_answers import (
     answer,
     check_arguments,
     check_class_names,
@@ -47,7 +46,8 @@ from keras_kd.export.verification.reverify.keras_answers import (
     read_normalization,
     teacher_figures,
 )
-from keras_kd.export.verification.reverify.timing import TIMED
+from keras_kd.export.verification.reference import Reference, with_chosen
+from keras_kd.export.verification.timing import TIMED
 from keras_kd.export.verification.useless_files import Causes
 
 

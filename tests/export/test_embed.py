@@ -11,15 +11,15 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 from flatbuffers import encode, number_types, table
-from keras_kd.export.verification.reverify.keras_answers import (
-    check_class_names,
-    read_normalization,
-)
 
 import keras_kd.export
 from keras_kd.export.formats import metadata as embed
 from keras_kd.export.formats.tflite import uint8_io
 from keras_kd.export.signature import Signature, TensorInfo
+from keras_kd.export.verification.keras_answers import (
+    check_class_names,
+    read_normalization,
+)
 
 TFLITE = ("float32", "int8", "uint8")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keras_kd.export.report.export_report.figures import percent, size
+from keras_kd.export.report.figures import percent, size
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from keras_kd.export.formats.device_table import together
-from keras_kd.export.report.export_report.figures import latency, number, percent, size
-from keras_kd.export.report.export_report.results import Results
+from keras_kd.export.report.figures import latency, number, percent, size
+from keras_kd.export.report.results import Results
 from keras_kd.export.report.scorecard import heading
 from keras_kd.utils.escaping import code, markdown
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from keras_kd.export import manifest
-from keras_kd.export.report.export_report.artifact import Artifact
-from keras_kd.export.report.export_report.figures import latency, number, percent, size
-from keras_kd.export.report.export_report.results import Results
+from keras_kd.export.report.artifact import Artifact
+from keras_kd.export.report.figures import latency, number, percent, size
+from keras_kd.export.report.results import Results
 from keras_kd.export.report.scorecard import labels_of
 from keras_kd.export.writing import write_file
 from keras_kd.utils.escaping import plain

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_kd.export.report.export_report.artifact import Artifact
-from keras_kd.export.report.export_report.runtime_report import RuntimeReport
+from keras_kd.export.report.artifact import Artifact
 from keras_kd.export.report.layer_report import LayerReport
+from keras_kd.export.report.runtime_report import RuntimeReport
 from keras_kd.export.report.scorecard import Scorecard
 
 _OWN = ("name", "best", "parameters", "flags")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd.export.formats import registry
-from keras_kd.export.report.export_report.artifact import Artifact
+from keras_kd.export.report.artifact import Artifact
 from keras_kd.utils.escaping import comment, quoted
 
 LANGUAGES = ("kotlin", "swift", "cpp", "javascript", "python")

@@ -23,7 +23,7 @@ from keras_kd.export.checks import number
 from keras_kd.export.formats import registry
 from keras_kd.export.report.scorecard import Scorecard
 from keras_kd.export.scratch import working_folder
-from keras_kd.export.verification.reverify.timing import time_calls
+from keras_kd.export.verification.timing import time_calls
 from keras_kd.export.worker_pool import run_tasks
 from keras_kd.export.writing import write_file
 from keras_kd.utils import archives
@@ -196,7 +196,7 @@ class BenchReport:
             width: Most columns of text. Below 80 the least important figures are left out, which
                 the line under them says.
         """
-        from keras_kd.export.report.export_report.figures import latency, size
+        from keras_kd.export.report.figures import latency, size
         from keras_kd.export.report.scorecard import figure_text, heading
 
         headings = [f"{self.threads} thread(s), batch of 1", "size", "p50 ms", "p90 ms", "cold ms"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_kd.export.signature import Arrays
 from keras_kd.export.verification import scores
-from keras_kd.export.verification.reverify.output_meaning import (
+from keras_kd.export.verification.output_meaning import (
     UNLABELED,
     is_probability,
     judged,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd.export.signature import Arrays, Signature
-from keras_kd.export.verification.reverify.output_meaning import UNLABELED, squeeze
+from keras_kd.export.verification.output_meaning import UNLABELED, squeeze
 
 
 def sample_weights(given: Any, signature: Signature, outputs: Arrays) -> Arrays:

@@ -17,7 +17,7 @@ from keras_kd.export.verification import counting, output_meaning
 from keras_kd.export.verification.chosen_metrics import by_output, check_metrics, resolve
 from keras_kd.export.verification.decisions import whole_numbers
 from keras_kd.export.verification.reference import Reference, judged
-from keras_kd.export.verification.reverify.timing import TIMED, time_calls
+from keras_kd.export.verification.timing import TIMED, time_calls
 
 
 def answer(

@@ -27,7 +27,7 @@ from keras_kd.export.signature import Arrays, Signature
 from keras_kd.export.verification.kernels import apart
 from keras_kd.export.verification.layer_noise import layer_noise
 from keras_kd.export.verification.metrics import compare
-from keras_kd.export.verification.reverify.timing import time_calls
+from keras_kd.export.verification.timing import time_calls
 from keras_kd.utils import archives
 
 # Samples on which two kernels are compared, each with each.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd.export.rows import FileFigures, OutputFigures
-from keras_kd.export.verification.reverify.output_meaning import decide, judged, spread
+from keras_kd.export.verification.output_meaning import decide, judged, spread
 from keras_kd.export.verification.scores import scores as task_scores
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.verification.reverify.output_meaning import decide, judged, spread, squeeze
+from keras_kd.export.verification.output_meaning import decide, judged, spread, squeeze
 
 MOST_CLASSES = 256
 """Classes up to which each has figures of its own."""
