@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from keras_kd.cache import join_arrays as cached_rows
+from keras_kd.cache.from_teacher import write
 from keras_kd.cache.teacher import CachedTeacher
-from keras_kd.cache.writer import write
 
 
 def asked_once(

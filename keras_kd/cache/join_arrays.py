@@ -1,8 +1,7 @@
 """Arrays and a cache, joined row by row for `fit` and `evaluate`."""
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,29 +15,8 @@ from keras_kd.cache.join_datasets import (
     tf_fetch,
     tf_view,
 )
-from keras_kd.cache.stored import StoredTeacher
+from keras_kd.cache.stored import Source, StoredTeacher
 from keras_kd.utils.data import are_arrays
-
-
-class Source(Protocol):
-    """What the join asks of whoever knows the answers by row.
-
-    Attributes:
-        epoch: The epoch of the training.
-        augment: The `fn(sample, seed)` whose views were answered, `None` where the samples were.
-    """
-
-    epoch: int
-    augment: Callable[[Any, int], Any] | None
-
-    def fetch(self, rows: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
-        """What was said of some rows in an epoch, by name."""
-
-    def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
-        """The inputs of some rows as they were answered."""
-
-    def held(self) -> dict[str, np.ndarray] | None:
-        """All that `fetch` would give, where it is in memory and the same in every epoch."""
 
 
 def for_fit(
@@ -182,7 +160,7 @@ def row_data(x: Any, y: Any, arguments: dict[str, Any]) -> Any:
     return x, y, weight if classes is None else _class_weights(classes, y, weight)
 
 
-def _require_no_views(teacher: StoredTeacher) -> None:
+def _require_no_views(teacher: Source) -> None:
     """Raise `ValueError` where the cache answers augmented samples, and none as they are."""
     if teacher.augment is not None:
         raise ValueError(

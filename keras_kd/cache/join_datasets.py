@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_kd.cache import verification
-from keras_kd.cache.stored import StoredTeacher
+from keras_kd.cache.stored import Source, StoredTeacher
 
 UNJOINED = (
     "The teacher's answers are read from a cache, and nobody joined them to these data. Join the "
@@ -62,7 +62,7 @@ def packed(x: Joined, y: Any, weight: Any) -> tuple[Any, ...]:
 
 
 def tf_fetch(
-    teacher: StoredTeacher,
+    teacher: Source,
     place: Callable[..., tuple[np.ndarray, int]],
     arguments: list[Any],
     size: Any,
@@ -91,7 +91,7 @@ def tf_fetch(
     return dict(zip(names, tensors))
 
 
-def tf_view(teacher: StoredTeacher, x: Any, rows: Any, epoch: Any = None) -> Any:
+def tf_view(teacher: Source, x: Any, rows: Any, epoch: Any = None) -> Any:
     """`teacher.view` inside a `tf.data` function."""
     import tensorflow as tf
 

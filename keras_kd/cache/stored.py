@@ -2,12 +2,33 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from keras_kd.cache.reader import Records
 from keras_kd.teachers.base import Teacher
+
+
+class Source(Protocol):
+    """What the join asks of whoever knows the answers by row.
+
+    Attributes:
+        epoch: The epoch of the training.
+        augment: The `fn(sample, seed)` whose views were answered, `None` where the samples were.
+    """
+
+    epoch: int
+    augment: Callable[[Any, int], Any] | None
+
+    def fetch(self, rows: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
+        """What was said of some rows in an epoch, by name."""
+
+    def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
+        """The inputs of some rows as they were answered."""
+
+    def held(self) -> dict[str, np.ndarray] | None:
+        """All that `fetch` would give, where it is in memory and the same in every epoch."""
 
 
 class StoredTeacher(Teacher):
@@ -64,3 +85,7 @@ class StoredTeacher(Teacher):
         Raises:
             ValueError: If the augmentation gives other views than it did.
         """
+
+    def held(self) -> dict[str, np.ndarray] | None:
+        """All that `fetch` would give, where it is in memory and the same in every epoch."""
+        return None

@@ -42,11 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in ("rich", "typer"):
             raise
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        if given[:1] == ["doctor"]:
+        if words[:1] == ["doctor"]:
             from keras_kd.cli import installation
 
-            return installation.main(given[1:])
+            return installation.main(words[1:])
         print(
             f"keras-kd: the command line needs `{error.name}`, which is not installed. "
             'Install it with: pip install "keras_kd[report]"',

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,12 +16,12 @@ from keras_kd import datasets
 from keras_kd.cli import config_file, distill_result, distill_training, inputs, recipes, teachers
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import warm
-from keras_kd.export.checks import KNOWN
+from keras_kd.export.checks import known_precisions
 from keras_kd.export.target import check_names_free
 from keras_kd.export.writing import replacing, write_file
 
 _WRITTEN = ("student.keras", "distill.json", "distill.toml", "inputs.json", "report.html")
-_PRECISIONS = ", ".join(dict.fromkeys(name for known in KNOWN.values() for name in known))
+_PRECISIONS = ", ".join(known_precisions())
 
 
 def distill(
@@ -192,7 +192,7 @@ def distill(
     if save_config is not None:
         # The package that writes it is missed now rather than after the training.
         config_file.text(given, given)
-    options = {
+    options: dict[str, Any] = {
         "target": inputs.words(target),
         "validation": validation,
         "test": test,

@@ -31,7 +31,7 @@ def figures(task: str, outputs: Array, y: Array) -> dict[str, Any]:
     Returns:
         Figures by name, and `per_class`, lists of `support`, `precision`, `recall`, `f1`.
     """
-    from keras_kd.export.verification.metrics import is_probability
+    from keras_kd.export.verification.output_meaning import is_probability
     from keras_kd.export.verification.scores import scores
 
     kind = {"multilabel": "multilabel", "regression": "values", "ranking": "values"}.get(task)
@@ -150,7 +150,7 @@ def tables(result: dict[str, Any], width: int = 80) -> list[str]:
     Returns:
         The texts: models and files, and the classes of the best file where they are few.
     """
-    from keras_kd.export.report.export_report import latency, size
+    from keras_kd.export.report.figures import latency, size
     from keras_kd.export.report.scorecard import heading
 
     recipe = RECIPES[result["data"]["task"]]

@@ -137,7 +137,7 @@ def hard_loss(task: str, student: Any, x: Any, unlabeled: bool) -> Any:
 def _answers_logits(model: Any, x: Any) -> bool:
     import keras
 
-    from keras_kd.export.verification.metrics import is_probability
+    from keras_kd.export.verification.output_meaning import is_probability
     from keras_kd.models.output_kinds import outputs_of
 
     kind = outputs_of(model)[0].kind

@@ -14,7 +14,8 @@ import numpy as np
 
 from keras_kd.cli import inputs, recipes
 from keras_kd.datasets import TaskData, files
-from keras_kd.datasets.task_data import Array, rows_of
+from keras_kd.datasets.dataset import Array
+from keras_kd.datasets.task_data import rows_of
 from keras_kd.utils import archives
 
 ESTIMATORS = ("gradient-boosting", "random-forest")

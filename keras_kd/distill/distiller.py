@@ -528,10 +528,11 @@ class Distiller(SharedLayersModel):
         """
         self._preparation.for_batch(self, x, y)
         result = super().train_on_batch(x, y, *args, **kwargs)
-        if self.distills and "distillation_loss" in self._metrics_of_terms.means:
+        teacher = self._pairing.teacher
+        if teacher is not None and "distillation_loss" in self._metrics_of_terms.means:
             loss = self._metrics_of_terms.means["distillation_loss"].result()
             if not checks.finite(loss) and checks.finite(self.student.trainable_variables):
-                raise monitor.teacher_failed(self._pairing.teacher, "this batch")
+                raise monitor.teacher_failed(teacher, "this batch")
         return result
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -153,6 +153,10 @@ class Trained(Protocol):
         """What it learns from."""
 
     @property
+    def pairing(self) -> Any:
+        """The `Pairing` of the models."""
+
+    @property
     def trainable_variables(self) -> list[Any]:
         """What the optimizer changes."""
 

@@ -131,7 +131,7 @@ class DarkReplay(Method):
             )
         self.forward = forward
         weighted = (("logits", self.alpha), ("labels", self.beta))
-        self.draws = tuple(name for name, weight in weighted if weight)
+        self.draws: tuple[str, ...] = tuple(name for name, weight in weighted if weight)
         self.together = self.draws if forward == "joint" else ()
         named = zip(DarkReplay.terms[1:], (self.alpha, self.beta))
         self.terms = ("label_loss", *(name for name, weight in named if weight))

@@ -219,7 +219,7 @@ class Report:
         if target.suffix not in (".svg", ".png"):
             raise ValueError(f"A plot is a `.svg` or `.png` file. Received: {target.name!r}.")
         figure = _figure(self)
-        from keras_kd.export.report.html_page import png, svg
+        from keras_kd.export.report.plots import png, svg
 
         content = svg(figure).encode() if target.suffix == ".svg" else png(figure)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +244,7 @@ class Report:
         except ImportError as error:
             raise _missing(error) from error
         figure = _figure(self)
-        from keras_kd.export.report.html_page import svg
+        from keras_kd.export.report.plots import svg
 
         template = jinja2.Environment(
             autoescape=True, trim_blocks=True, lstrip_blocks=True

@@ -26,11 +26,11 @@ from keras_kd.robust import classifier, formulas
 from keras_kd.robust.attacks import ascend
 from keras_kd.robust.classifier import Logits
 from keras_kd.robust.threats import TINY_START, Threat, require_threat
-from keras_kd.teachers.model import Teacher
+from keras_kd.teachers.base import Teacher
 from keras_kd.utils.types import Tensor
 
 if TYPE_CHECKING:
-    from keras_kd.distill.distiller import Distiller
+    pass
 
 Objective = Callable[[Tensor], Tensor]
 """From attacked inputs `(batch, ...)` to what an attack makes great, `(batch,)`."""
@@ -207,7 +207,7 @@ class Term(Adversary, Penalty):
         """
         raise NotImplementedError
 
-    def __call__(self, distiller: Distiller, batch: Any) -> Tensor:
+    def __call__(self, distiller: hooks.Trained, batch: Any) -> Tensor:
         """Attack one batch, and compute what the student's answer to it costs."""
         x = classifier.only_tensor(batch.x, type(self).__name__)
         teacher: Teacher | None = distiller.pairing.teacher

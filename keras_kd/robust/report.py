@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from keras_kd.export.report.html_page import svg
+from keras_kd.export.report.plots import svg
 from keras_kd.export.writing import write_file
 from keras_kd.utils.escaping import plain
 from keras_kd.utils.tables import fitted

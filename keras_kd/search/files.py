@@ -22,9 +22,9 @@ from keras_kd.distill.method_choice import errors_of
 from keras_kd.distill.row_errors import RowErrors
 from keras_kd.distill.training_rows import Rows
 from keras_kd.export import loaded
-from keras_kd.export.formats.runtime import TFLiteRuntime
+from keras_kd.export.formats.tflite.runtime import TFLiteRuntime
 from keras_kd.export.scratch import working_folder
-from keras_kd.export.verification.benchmark import time_calls
+from keras_kd.export.verification.timing import time_calls
 from keras_kd.export.writing import write_file
 from keras_kd.utils import archives
 

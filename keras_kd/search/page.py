@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from keras_kd.export.report.html_page import png, svg
+from keras_kd.export.report.plots import png, svg
 from keras_kd.export.writing import write_file
 from keras_kd.utils.escaping import plain
 
