@@ -7,7 +7,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,7 @@ def distill(
         str | None,
         typer.Option(
             metavar="FILE.toml",
-            help="Options from a file that `--save-config` wrote; those of the line win.",
+            help="Options from a file, as saved by an earlier call; those of the line win.",
             callback=lambda context, value: config_file.read(context, value, distill),
             is_eager=True,
         ),
@@ -192,7 +192,7 @@ def distill(
     if save_config is not None:
         # The package that writes it is missed now rather than after the training.
         config_file.text(given, given)
-    options = {
+    options: dict[str, Any] = {
         "target": inputs.words(target),
         "validation": validation,
         "test": test,

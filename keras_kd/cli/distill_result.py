@@ -13,7 +13,8 @@ from keras_kd.cli.console import native_silence
 from keras_kd.cli.recipes import RECIPES
 from keras_kd.cli.teachers import NamedTeacher
 from keras_kd.datasets import TaskData
-from keras_kd.datasets.task_data import UNLABELED, Array
+from keras_kd.datasets.dataset import Array
+from keras_kd.datasets.task_data import UNLABELED
 from keras_kd.table import fitted
 
 _FEW = 20

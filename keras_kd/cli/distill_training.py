@@ -262,7 +262,9 @@ def train(
             "The training ended with NaN or infinite weights. Lower `--learning-rate`, or check "
             "the scale of the inputs (`--standardize` for tables)."
         )
-    curves = {name: [float(value) for value in values] for name, values in history.history.items()}
+    curves: dict[str, Sequence[float]] = {
+        name: [float(value) for value in values] for name, values in history.history.items()
+    }
     if not chooses:
         return curves, None
     choice = distiller.method_choice

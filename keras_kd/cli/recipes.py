@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from keras_kd.datasets import TaskData
-from keras_kd.datasets.task_data import UNLABELED, Array
+from keras_kd.datasets.dataset import Array
+from keras_kd.datasets.task_data import UNLABELED
 
 
 @dataclasses.dataclass(frozen=True)
