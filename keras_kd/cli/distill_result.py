@@ -210,7 +210,12 @@ def tables(result: dict[str, Any], width: int = 80) -> list[str]:
             "F1",
             "Keras F1",
         ]
-        texts += ["", "\n".join(fitted(headings, cells, width=width, dispensable=headings[:3:-1]))]
+        texts += [
+            "",
+            "\n".join(
+                fitted(headings, cells, width=width, dispensable=(headings[5], *headings[2:4]))
+            ),
+        ]
     return texts
 
 

@@ -288,7 +288,7 @@ def test_files_that_are_no_configuration(refused, tmp_path):
         (["--method", "plain", "--alpha", "0.3"], "`--method plain` reads no `--alpha`"),
         (["--method", "auto", "--temperature", "3"], "reads no `--temperature`"),
         (["--alpha", "1.5"], "`--alpha` is in [0, 1]"),
-        (["--alpha", "0.5", "--student-loss-weight", "1"], "Leave it out beside the two weights"),
+        (["--alpha", "0.5", "--label-weight", "1"], "Leave it out beside the two weights"),
         (["--temperature", "0"], "is above 0"),
         (["--learning-rate", "-1"], "`--learning-rate` is above 0"),
         (["--student", "shrink"], "is no student"),
