@@ -14,6 +14,7 @@ class Source(Protocol):
     """What the join asks of whoever knows the answers by row.
 
     Attributes:
+        root: The folder of the first cache, for messages.
         epoch: The epoch of the training.
         augment: The `fn(sample, seed)` whose views were answered, `None` where the samples were.
     """

@@ -30,7 +30,7 @@ def distill(
         str | None,
         typer.Option(
             metavar="FILE.toml",
-            help="Options from a file that `--save-config` wrote; those of the line win.",
+            help="Options from a file, as saved by an earlier call; those of the line win.",
             callback=lambda context, value: config_file.read(context, value, distill),
             is_eager=True,
         ),
@@ -39,8 +39,7 @@ def distill(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="`FILE.npz`, `FILE.csv`, `FILE.conll`, a folder of images, `tfds:NAME` or "
-            "`digits`.",
+            help="A `.npz`, CSV or CoNLL file, a folder of images, `tfds:NAME` or `digits`.",
         ),
     ] = None,
     task: Annotated[
@@ -116,10 +115,10 @@ def distill(
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the labels, in [0, 1].  [default: 0.5]")
     ] = None,
-    student_loss_weight: Annotated[
+    label_weight: Annotated[
         float | None, typer.Option(help="Weight of the labels, in place of --alpha.")
     ] = None,
-    distillation_loss_weight: Annotated[
+    teacher_weight: Annotated[
         float | None, typer.Option(help="Weight of the teacher, in place of --alpha.")
     ] = None,
     epochs: Annotated[
@@ -177,8 +176,8 @@ def distill(
     weights = {
         "alpha": alpha,
         "temperature": temperature,
-        "student_loss_weight": student_loss_weight,
-        "distillation_loss_weight": distillation_loss_weight,
+        "label_weight": label_weight,
+        "teacher_weight": teacher_weight,
     }
     recipes.check_weights(method, weights)
     distill_training.check_student(student)

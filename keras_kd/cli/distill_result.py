@@ -13,7 +13,8 @@ from keras_kd.cli.console import native_silence
 from keras_kd.cli.recipes import RECIPES
 from keras_kd.cli.teachers import NamedTeacher
 from keras_kd.datasets import TaskData
-from keras_kd.datasets.task_data import UNLABELED, Array
+from keras_kd.datasets.dataset import Array
+from keras_kd.datasets.task_data import UNLABELED
 from keras_kd.utils.tables import fitted
 
 _FEW = 20
@@ -209,7 +210,12 @@ def tables(result: dict[str, Any], width: int = 80) -> list[str]:
             "F1",
             "Keras F1",
         ]
-        texts += ["", "\n".join(fitted(headings, cells, width=width, dispensable=headings[:3:-1]))]
+        texts += [
+            "",
+            "\n".join(
+                fitted(headings, cells, width=width, dispensable=(headings[5], *headings[2:4]))
+            ),
+        ]
     return texts
 
 

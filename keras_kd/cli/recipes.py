@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from keras_kd.datasets import TaskData
-from keras_kd.datasets.task_data import UNLABELED, Array
+from keras_kd.datasets.dataset import Array
+from keras_kd.datasets.task_data import UNLABELED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,8 @@ PLAIN, DEFAULT, AUTO, STANDARDIZED = "plain", "default", "auto", "standardized"
 _NAMED = (AUTO, DEFAULT, STANDARDIZED, PLAIN)
 
 _LOSSES = (
-    *("SoftTargets", "ReverseKL", "JensenShannon", "TotalVariation", "LogitMSE", "LogitHuber"),
-    *("BinarySoftTargets", "DecoupledKD", "DIST"),
+    *("SoftTargets", "ReverseKL", "JensenShannon", "TotalVariation", "LogitMSE"),
+    *("BinarySoftTargets", "LogitHuber", "DecoupledKD", "DIST"),
 )
 """Losses that compare outputs alone. The others read layers, which are named in Python."""
 
@@ -154,8 +155,8 @@ def distillation(
     *,
     alpha: float | None = None,
     temperature: float | None = None,
-    student_loss_weight: float | None = None,
-    distillation_loss_weight: float | None = None,
+    label_weight: float | None = None,
+    teacher_weight: float | None = None,
 ) -> dict[str, Any]:
     """Return what `Distiller.compile` is given for a method.
 
@@ -164,8 +165,8 @@ def distillation(
         task: One of `keras_kd.datasets.task_data.TASKS`.
         alpha: Weight of the hard loss, in [0, 1].
         temperature: Of the losses that soften.
-        student_loss_weight: With `distillation_loss_weight` in place of `alpha`.
-        distillation_loss_weight: See there.
+        label_weight: With `teacher_weight` in place of `alpha`: `student_loss_weight`.
+        teacher_weight: `distillation_loss_weight`.
 
     Raises:
         ValueError: If the method does not fit the task.
@@ -175,16 +176,11 @@ def distillation(
     weights = {
         "alpha": alpha,
         "temperature": temperature,
-        "student_loss_weight": student_loss_weight,
-        "distillation_loss_weight": distillation_loss_weight,
+        "student_loss_weight": label_weight,
+        "distillation_loss_weight": teacher_weight,
     }
     given = {name: value for name, value in weights.items() if value is not None}
     if method == AUTO:
-        if given:
-            raise ValueError(
-                f"`--method auto` chooses weights and temperatures itself. Leave out "
-                f"{_listed(given)}, or name a method."
-            )
         return {"distillation_loss": "auto"}
     independent = task == "multilabel"
     if method == DEFAULT:

@@ -16,7 +16,6 @@ from keras_kd.cli import inputs, recipes
 from keras_kd.datasets import TaskData, files
 from keras_kd.datasets.dataset import Array
 from keras_kd.datasets.task_data import rows_of
-from keras_kd.utils import archives
 
 ESTIMATORS = ("gradient-boosting", "random-forest")
 """Estimators of scikit-learn that are trained on the training rows, for rows of plain numbers."""
@@ -109,10 +108,11 @@ def load(
         recipes.check_output(model, "teacher", data)
         inputs.check_inputs(inputs.first_rows(data.train.x), "teacher's", model)
         return NamedTeacher(name, model, model)
-    if name.endswith(".onnx"):
-        return NamedTeacher(name, keras_kd.teachers.from_onnx(name), asked=True)
-    if name.endswith(".tflite"):
-        return NamedTeacher(name, keras_kd.teachers.from_tflite(name), asked=True)
+    if name.endswith((".onnx", ".tflite")):
+        kinds = keras_kd.teachers
+        found = kinds.from_onnx(name) if name.endswith(".onnx") else kinds.from_tflite(name)
+        _check_classes(name, found.classes, data)
+        return NamedTeacher(name, found, asked=True)
     if name.endswith(".npz"):
         return _from_answers(name, data, stack)
     if name in ESTIMATORS:
@@ -153,7 +153,8 @@ def _from_answers(name: str, data: TaskData, stack: contextlib.ExitStack) -> Nam
         )
     kind = kinds[0]
     answers = np.asarray(arrays[kind])
-    _check_classes(name, arrays, data)
+    named = arrays.get("class_names")
+    _check_classes(name, None if named is None else np.atleast_1d(named).tolist(), data)
     rows = 1 + int(max(data.train.index.max(), data.validation.index.max(), data.test.index.max()))
     if len(answers) not in (rows, len(data.train)):
         raise ValueError(
@@ -185,10 +186,10 @@ def _from_answers(name: str, data: TaskData, stack: contextlib.ExitStack) -> Nam
     return NamedTeacher(name, keras_kd.teachers.CachedTeacher(cache), answers=whole)
 
 
-def _check_classes(name: str, arrays: dict[str, Array], data: TaskData) -> None:
-    if "class_names" not in arrays or not data.class_names:
+def _check_classes(name: str, given: Sequence[Any] | None, data: TaskData) -> None:
+    if given is None or not data.class_names:
         return
-    theirs = [str(one) for one in np.atleast_1d(arrays["class_names"])]
+    theirs = [str(one) for one in given]
     ours = list(data.class_names)
     if theirs == ours:
         return

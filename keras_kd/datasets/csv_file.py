@@ -14,7 +14,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -210,7 +210,7 @@ def read(path: str | os.PathLike[str], delimiter: str | None = None) -> Table:
     if delimiter is None:
         delimiter = max(_DELIMITERS, key=lambda one: first.count(one))
     # Cells between tabs are not quoted: a text that begins with a quote would swallow more rows.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     try:
         lines_of = io.StringIO(content, newline="")
         reader = csv.reader(lines_of, delimiter=delimiter, quoting=quoting, strict=True)

@@ -154,7 +154,7 @@ def _kind(name: str) -> str:
         return "named"
     if Path(name).is_dir():
         return "folder"
-    ends = ", ".join(end for ends in _KINDS.values() for end in ends)
+    known = ", ".join(end for ends in _KINDS.values() for end in ends)
     hint = (
         f"A TFDS set is written with its prefix, `tfds:{name}`."
         if name.isidentifier() and not Path(name).exists()
@@ -164,7 +164,7 @@ def _kind(name: str) -> str:
     )
     raise ValueError(
         f"`{name}` are no data. Expected `digits`, `tfds:NAME`, a folder of images, or a file that "
-        f"ends in one of {ends}. {hint}"
+        f"ends in one of {known}. {hint}"
     )
 
 

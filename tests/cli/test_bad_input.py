@@ -110,7 +110,9 @@ def test_an_unknown_target_is_told_before_keras_is_imported(refused, models, mon
 
 
 @pytest.mark.parametrize("columns", [40, 46, 60, 79])
-@pytest.mark.parametrize("command", [["demo"], ["export"], ["cache", "write"], [], ["cache"]])
+@pytest.mark.parametrize(
+    "command", [["demo"], ["distill"], ["export"], ["cache", "write"], [], ["cache"]]
+)
 def test_the_help_cuts_nothing_in_a_narrow_terminal(run, monkeypatch, columns, command):
     import re
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tomllib
+import types
 from pathlib import Path
 
 import keras
@@ -287,7 +288,7 @@ def test_files_that_are_no_configuration(refused, tmp_path):
         (["--method", "plain", "--alpha", "0.3"], "`--method plain` reads no `--alpha`"),
         (["--method", "auto", "--temperature", "3"], "reads no `--temperature`"),
         (["--alpha", "1.5"], "`--alpha` is in [0, 1]"),
-        (["--alpha", "0.5", "--student-loss-weight", "1"], "Leave it out beside the two weights"),
+        (["--alpha", "0.5", "--label-weight", "1"], "Leave it out beside the two weights"),
         (["--temperature", "0"], "is above 0"),
         (["--learning-rate", "-1"], "`--learning-rate` is above 0"),
         (["--student", "shrink"], "is no student"),
@@ -399,17 +400,30 @@ def test_answers_that_do_not_fit(tmp_path, answered, arrays, reason):
 
 
 @pytest.mark.parametrize("name", ["onnx", "tflite"])
-def test_files_of_other_runtimes_are_asked_for_by_their_door(tmp_path, monkeypatch, name):
+def test_files_of_other_runtimes_are_asked_for_by_their_door(tmp_path, job, monkeypatch, name):
     import keras_kd.teachers
 
     path = tmp_path / f"teacher.{name}"
     path.write_bytes(b"model")
-    monkeypatch.setattr(
-        keras_kd.teachers, f"from_{name}", lambda given: ("made of", given), raising=False
-    )
+    data = load_task(job["classification"][0], target="label")
+
+    class Made:
+        classes = None
+
+        def __init__(self, given):
+            self.given = given
+
+        def answer(self, x):
+            return types.SimpleNamespace(output=2 * x)
+
+    monkeypatch.setattr(keras_kd.teachers, f"from_{name}", Made, raising=False)
     teachers.check(str(path))
-    found = teachers.load(str(path), None, None)
-    assert found.teacher == ("made of", str(path))
+    found = teachers.load(str(path), data, None)
+    assert found.teacher.given == str(path)
+    np.testing.assert_allclose(found.test_answers(data), 2 * data.test.x)
+    monkeypatch.setattr(Made, "classes", ["b", "a"])
+    with pytest.raises(ValueError, match="another order: number 0 is `b` there"):
+        teachers.load(str(path), data, None)
 
 
 def test_an_estimator_is_trained_on_the_rows_with_a_label(monkeypatch, tmp_path):
