@@ -62,6 +62,7 @@ class Remembered:
 
     augment: Callable[[Any, int], Any] | None = None
     epoch = 0
+    root: Any = None
 
     def __init__(self, fields: dict[str, np.ndarray], form: Form) -> None:
         self.fields = fields

@@ -19,6 +19,7 @@ class Source(Protocol):
         augment: The `fn(sample, seed)` whose views were answered, `None` where the samples were.
     """
 
+    root: Any
     epoch: int
     augment: Callable[[Any, int], Any] | None
 

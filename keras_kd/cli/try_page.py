@@ -11,7 +11,6 @@ import re
 import shutil
 import socketserver
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -639,11 +638,9 @@ def _fault(folder: Path, pinned: dict[str, str]) -> str | None:
 
 
 def _cache() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    from platformdirs import user_cache_path
+
+    return user_cache_path()
 
 
 def _policy(page: bytes) -> str:

@@ -29,7 +29,6 @@ from keras_kd.export.rows import (
     to_json,
 )
 from keras_kd.export.signature import Signature
-from keras_kd.export.source.model_files import save_keras, save_tensorflow
 from keras_kd.export.worker_pool import Results, Run, run_tasks
 from keras_kd.export.writing import disk_fault
 
@@ -64,6 +63,8 @@ def convert(
         OSError: If the disk is full.
     """
     import keras
+
+    from keras_kd.export.source.model_files import save_keras, save_tensorflow
 
     finished: set[str] = set()
     wanted = [to_json(task) for task in tasks]

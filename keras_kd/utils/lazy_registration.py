@@ -1,9 +1,12 @@
-"""Stand-ins under which Keras finds this package's layers before their module is loaded."""
+"""Stand-ins under which Keras finds this package's classes before their module is loaded.
+
+A file names the module that a class was in when it was written; its registered name is what stays.
+"""
 
 import importlib
 from typing import Any
 
-LAYERS = {
+CLASSES = {
     "keras_kd.compress": (
         "ClusteredLayer",
         "FakeQuantize",
@@ -29,22 +32,59 @@ LAYERS = {
         "RSLAD",
         "TRADES",
     ),
+    "keras_kd.losses": (
+        "AttentionScores",
+        "AttentionTransfer",
+        "BinarySoftTargets",
+        "CRD",
+        "CWSM",
+        "CorrelationCongruence",
+        "DIST",
+        "DecoupledKD",
+        "FLSW",
+        "FSP",
+        "FactorTransfer",
+        "HiddenState",
+        "Hint",
+        "ICKD",
+        "JensenShannon",
+        "LogitHuber",
+        "LogitMSE",
+        "MiniLM",
+        "NST",
+        "PKD",
+        "PKT",
+        "RKD",
+        "ReverseKL",
+        "ReviewKD",
+        "SimKD",
+        "SimilarityPreserving",
+        "SoftTargets",
+        "TotalVariation",
+        "VID",
+    ),
+    "keras_kd": (
+        "Distiller",
+        "MutualLearning",
+        "SelfDistillation",
+        "Transfer",
+    ),
 }
-"""Registered classes that a plain `.keras` file may hold, by the module that has them."""
+"""Registered classes that a `.keras` file may hold, by the module that has them."""
 
 
 def register(keras: Any) -> None:
-    """Register a stand-in for each class of `LAYERS` that Keras does not know yet.
+    """Register a stand-in for each class of `CLASSES` that Keras does not know yet.
 
-    Keras looks a class of another package up by its registered name alone and imports nothing. A
-    stand-in is asked for `from_config` only, for which it loads the class; the class then takes its
-    place in the registry.
+    Keras looks a class of another package up by its registered name, or imports the module that it
+    was in, which may be gone. A stand-in is asked for `from_config` only, for which it loads the
+    class; the class then takes its place in the registry.
 
     Args:
         keras: The module `keras`, loaded already.
     """
     known = keras.saving.get_custom_objects()
-    for module, names in LAYERS.items():
+    for module, names in CLASSES.items():
         for name in names:
             known.setdefault(f"keras_kd>{name}", _stand_in(name, module))
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from keras_kd.export.rows import Beyond, Contents, Converted, ConvertTask, Scales
 from keras_kd.export.signature import Arrays
-from keras_kd.export.source.source_model import Source
+
+if TYPE_CHECKING:
+    from keras_kd.export.source.source_model import Source
 
 OUTSIDE = "keeps weights in other files, which no hash covers"
 """What `Format.outside` says of a file whose weights lie elsewhere."""

@@ -12,12 +12,10 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+from keras_kd.export.formats.metadata_reader import LABELS
 from keras_kd.export.formats.onnx.graph import border_scales
 from keras_kd.export.formats.tflite import operator_versions
 from keras_kd.export.signature import Signature
-
-LABELS = "labels.txt"
-"""Name of the file with one class name a line that travels inside a TFLite file."""
 
 _NAME = b"TFLITE_METADATA"
 # The identifier of the metadata schema, and the oldest reader that knows all tables used here.

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.export.formats.metadata import LABELS
+LABELS = "labels.txt"
+"""Name of the file with one class name a line that travels inside a TFLite file."""
 
 Said = tuple[list[str] | None, dict[str, dict[str, list[float]]]]
 """The names of the classes of the first output, `None` if it has none; and `mean` and `std` by

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_kd.export.formats import device_table, float16_range, metadata, metadata_reader
+from keras_kd.export.formats import device_table, float16_range, metadata_reader
 from keras_kd.export.formats.base import Borders, Format, Runtime, Settings
 from keras_kd.export.formats.onnx import contents, external_data, onnx_devices, scales
 from keras_kd.export.formats.onnx.graph import border_scales
@@ -14,11 +14,11 @@ from keras_kd.export.formats.onnx.onnx_devices import ONNXFile
 from keras_kd.export.formats.onnx.runtime import ONNXRuntime
 from keras_kd.export.rows import Beyond, Contents, Converted, ConvertTask, Scales
 from keras_kd.export.signature import Arrays
-from keras_kd.export.source.source_model import Source
 from keras_kd.export.writing import write_file
 
 if TYPE_CHECKING:
     from keras_kd.export.formats.onnx.converter import Converter
+    from keras_kd.export.source.source_model import Source
 
 
 class ONNX(Format):
@@ -40,6 +40,7 @@ class ONNX(Format):
 
     def convert(self, source: Source, settings: Settings, task: ConvertTask) -> Converted:
         """As in `Format`."""
+        from keras_kd.export.formats import metadata
         from keras_kd.export.formats.onnx.converter import Converter
 
         made = self._converter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,12 +18,25 @@ from keras_kd.utils import archives
 _BORDER = {"QUANTIZE", "DEQUANTIZE", "DENSIFY"}
 
 
+def read(path: Path) -> Any:
+    """Return a file as the objects of its schema, which nobody changes: it is read once."""
+    about = path.stat()
+    return _read(path, about.st_mtime_ns, about.st_size, about.st_ino)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path: Path, *_: int) -> Any:
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    return flatbuffer_utils.read_model(str(path))
+
+
 def inspect(path: Path) -> Contents:
     """Look into a file."""
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
 
-    model = flatbuffer_utils.read_model(path)
+    model = read(path)
     kinds = {value: name for name, value in vars(schema.TensorType).items() if name.isupper()}
     bits = {"INT4": 4, "INT2": 2, "INT8": 8, "UINT8": 8, "FLOAT16": 16, "INT16": 16}
     operators: Counter[str] = Counter()
@@ -63,7 +77,6 @@ def inspect(path: Path) -> Contents:
 def tensors(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
     """Return the tensors that operators make, and for each those that its operator reads."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
-    from ai_edge_litert.tools import flatbuffer_utils
 
     interpreter = Interpreter(
         model_path=str(path),
@@ -74,7 +87,7 @@ def tensors(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
     inputs = {row["name"]: row for row in interpreter.get_input_details()}
     rows = {row["index"]: row for row in interpreter.get_tensor_details()}
     # Only what an operator made, in running order: weights go by the name of their layer, too.
-    graph = flatbuffer_utils.read_model(path).subgraphs[0]
+    graph = read(path).subgraphs[0]
     made = [index for operator in graph.operators for index in operator.outputs]
     tensors = {index: rows[index] for index in made if index in rows}
     names = [tensor.name.decode() for tensor in graph.tensors]
@@ -123,9 +136,8 @@ def _same_shape(arrays: Sequence[np.ndarray]) -> bool:
 def constants(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the float constants of a file by name."""
     from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.tools import flatbuffer_utils
 
-    model = flatbuffer_utils.read_model(path)
+    model = read(path)
     types = {schema.TensorType.FLOAT32: np.float32, schema.TensorType.FLOAT16: np.float16}
     for graph in model.subgraphs:
         for tensor in graph.tensors:
@@ -138,9 +150,8 @@ def constants(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 def readers(path: Path) -> dict[str, str]:
     """Return for each tensor of a file the name of the first result that is computed from it."""
     found: dict[str, str] = {}
-    from ai_edge_litert.tools import flatbuffer_utils
 
-    for graph in flatbuffer_utils.read_model(path).subgraphs:
+    for graph in read(path).subgraphs:
         names = [tensor.name.decode() for tensor in graph.tensors]
         for operator in graph.operators or []:
             for index in operator.inputs:

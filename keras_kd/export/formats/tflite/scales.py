@@ -7,16 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from keras_kd.export.formats.scales import SHOWN, bad_scale, broken
-from keras_kd.export.formats.tflite.contents import readers
+from keras_kd.export.formats.tflite.contents import read, readers
 from keras_kd.export.rows import BadScale, Scales
 
 
 def scales(path: Path) -> Scales:
     """Return the scales of a file."""
     from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.tools import flatbuffer_utils
 
-    model = flatbuffer_utils.read_model(path)
+    model = read(path)
     integers = (
         schema.TensorType.INT8,
         schema.TensorType.UINT8,

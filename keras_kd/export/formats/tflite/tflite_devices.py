@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_kd.export.formats.tflite import operator_versions
+from keras_kd.export.formats.tflite.contents import read
 from keras_kd.export.formats.tflite.operator_versions import Operator
 
 # Where a size comes from that an operator takes as an input.
@@ -34,9 +35,8 @@ class TFLiteFile:
 
     def __init__(self, path: Path, steps: float | None, images: frozenset[str]) -> None:
         from ai_edge_litert import schema_py_generated as schema
-        from ai_edge_litert.tools import flatbuffer_utils
 
-        model = flatbuffer_utils.read_model(str(path))
+        model = read(path)
         kinds = {value: name for name, value in vars(schema.TensorType).items() if name.isupper()}
         self.steps = steps
         self.images = images

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_kd.export.formats import device_table, float16_range, metadata, metadata_reader
+from keras_kd.export.formats import device_table, float16_range, metadata_reader
 from keras_kd.export.formats.base import Borders, Format, Runtime, Settings
-from keras_kd.export.formats.tflite import contents, scales, sparsity
+from keras_kd.export.formats.tflite import contents, scales
 from keras_kd.export.formats.tflite.runtime import TFLiteRuntime
 from keras_kd.export.formats.tflite.tflite_devices import TFLiteFile
 from keras_kd.export.rows import Beyond, Contents, Converted, ConvertTask, Scales
 from keras_kd.export.signature import Arrays
-from keras_kd.export.source.source_model import Source
 from keras_kd.export.writing import write_file
 
 if TYPE_CHECKING:
     from keras_kd.export.formats.tflite.converter import LiteRT
+    from keras_kd.export.source.source_model import Source
 
 
 class TFLite(Format):
@@ -42,6 +42,8 @@ class TFLite(Format):
 
     def convert(self, source: Source, settings: Settings, task: ConvertTask) -> Converted:
         """As in `Format`."""
+        from keras_kd.export.formats import metadata
+        from keras_kd.export.formats.tflite import sparsity
         from keras_kd.export.formats.tflite.converter import LiteRT
 
         made = self._converter
