@@ -59,7 +59,7 @@ def _described(layer: Any) -> Any:
     bare = [type(layer).__name__, getattr(activation, "__name__", "")]
     if type(layer) is keras.layers.Lambda:
         # Its configuration holds marshaled code, with the lines and the file it came from.
-        return [*bare, _code(layer.function), _plain(layer.arguments, {}, True)]
+        return [*bare, code_of(layer.function), _plain(layer.arguments, {}, True)]
     try:
         config = keras.saving.serialize_keras_object(layer)
     except Exception:
@@ -68,8 +68,8 @@ def _described(layer: Any) -> Any:
     return [*bare, _plain(config, {}, type(layer).__module__.startswith("keras"))]
 
 
-def _code(function: Any) -> Any:
-    """What a function does, without where it was written."""
+def code_of(function: Any) -> Any:
+    """What a function does, without where it was written, in what JSON holds."""
     code = getattr(function, "__code__", None)
     if code is None:
         return _without_config(function)
@@ -83,7 +83,7 @@ def _constant(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_constant(each) for each in value]
     if isinstance(value, types.FunctionType):
-        return _code(value)
+        return code_of(value)
     if isinstance(value, bool | int | float | complex | str | bytes | None):
         return repr(value)
     return _without_config(value)

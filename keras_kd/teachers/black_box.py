@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_kd import backends
+from keras_kd.models.fingerprint import code_of
 from keras_kd.models.model_reader import Answer, like_probabilities
 from keras_kd.teachers.base import AnswerError, Teacher
 from keras_kd.teachers.mixtures import returned
@@ -70,7 +71,7 @@ class BlackBox(Teacher):
             `predict` returns a dict of several outputs.
         name: For messages and records. Defaults to the name of the function.
         version: What changes when the answers change. A cache of one version is not continued with
-            another.
+            another. `None` takes the code of `predict`, and not what it calls.
         classes: Names of the classes in the order of the outputs. They are compared with the
             columns of a data frame that `predict` returns, and with those of other teachers in an
             `Ensemble`.
@@ -208,10 +209,14 @@ class BlackBox(Teacher):
             require_ranks(self.name, leaves, self.reads)
 
     def fingerprint(self) -> str:
-        """Identify the teacher by its name, version and what it answers."""
-        forms = {name: told.form for name, told in self._told.items()}
-        said = ["black box", self.name, self.version, forms, self._classes, self.binary]
+        """Identify the teacher by its name, what it answers, and its version or code."""
+        said = [*self.described(), code_of(self._predict) if self.version is None else None]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    def described(self) -> list[Any]:
+        """What tells it from another teacher of the same source, in what JSON holds."""
+        forms = {name: told.form for name, told in self._told.items()}
+        return [self.name, self.version, forms, self._classes, self.binary]
 
     # ------------------------------------------------------------------------- asking
 

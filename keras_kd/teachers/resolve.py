@@ -1,5 +1,6 @@
 """A teacher made of what the user passed."""
 
+import os
 from typing import Any
 
 from keras_kd.teachers import precision as precisions
@@ -29,6 +30,12 @@ def make(teacher: Any, from_logits: bool | None, precision: str = "float32") -> 
         made = teacher
     elif isinstance(teacher, list | tuple):
         made = Ensemble(teacher, from_logits=from_logits)
+    elif isinstance(teacher, str | os.PathLike):
+        raise TypeError(
+            f"A teacher is an object. Received: the path `{os.fspath(teacher)}`. Open it with "
+            "`keras.saving.load_model`, `keras_kd.teachers.from_onnx` or `from_tflite`, or, if it "
+            "is a cache, `CachedTeacher`."
+        )
     else:
         made = ModelTeacher(teacher, from_logits)
     return made if precision == "float32" else made.at_precision(precision)

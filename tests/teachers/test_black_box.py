@@ -209,7 +209,7 @@ def test_what_goes_wrong_names_the_rows(kind, tmp_path):
         # What was wrong is told once; with a service that answers the training goes on.
         made.fit(x[:16], y[:16], batch_size=8, verbose=0)
         assert not all(map(np.array_equal, before, student.get_weights()))
-        said = {"all": "rows 0 to 7 of a batch of 8"}
+        said = {"all": "rows 0 to 23 of a batch of 24"}
         made.compile("sgd", loss=crossentropy(), evaluate_distillation=True)
         with pytest.raises(ValueError, match="`api` " + message.format(**said)):
             made.evaluate(x, y, batch_size=8, verbose=0)
@@ -247,6 +247,8 @@ def test_classes_in_another_order():
     for wrong in ("logit", "probs"):
         with pytest.raises(ValueError, match=f"`outputs` is one of.*{wrong}"):
             BlackBox(lambda x: x, wrong)
+    with pytest.raises(TypeError, match="the path `t.onnx`.*`keras_kd.teachers.from_onnx`"):
+        kd.Distiller(mlp(), "t.onnx")
     with pytest.raises(TypeError, match="`predict` is a function"):
         BlackBox("a model")
 
@@ -285,7 +287,9 @@ def test_a_cache_is_bound_to_name_and_version(tmp_path):
     assert CachedTeacher(tmp_path, teacher=box("1", classes="abcd")).classes == list("abcd")
     with pytest.raises(ValueError, match="cache of another teacher, `rules`"):
         kd.cache.write(box("2", classes="abcd"), x, tmp_path)
-    with pytest.raises(ValueError, match="reads batches|shows its answers alone"):
+    named = [BlackBox(f, name="f").fingerprint() for f in (lambda x: x, lambda x: x + 1)]
+    assert named[0] != named[1]
+    with pytest.raises(ValueError, match="shows its answers alone"):
         kd.cache.write(box("1"), x, tmp_path / "taps", taps=["hidden"])
 
 

@@ -318,7 +318,7 @@ def test_caches_weigh_by_confidence_too(tmp_path):
     cached = kd.teachers.CachedTeacher([tmp_path / f"{i}" for i in range(3)], weights="confidence")
     record = {k: ops.convert_to_tensor(v) for k, v in cached.fetch(np.arange(len(x))).items()}
     got = cached.answer(None, record, [False]).logits[0]
-    live = Ensemble(models, "confidence").read(x, None, [False]).logits[0]
+    live = Ensemble(models, "confidence").answer(x, None, [False]).logits[0]
     np.testing.assert_allclose(got, live, rtol=1e-4, atol=1e-5)
 
 
