@@ -296,8 +296,8 @@ def last_layer(model: Any) -> Any:
         raise ValueError(
             f"The temperature goes into the last kernel of `{model.name}`, and its logits come "
             f"from `{layer.name}`, a {type(layer).__name__}, which cannot hold it. End the model "
-            "in a Dense or convolutional layer without LoRA or quantization; calibrate before it is "
-            "quantized."
+            "in a Dense or convolutional layer without LoRA or quantization; calibrate before it "
+            "is quantized."
         )
     raise ValueError(f"`{model.name}` has no layer with a kernel.")
 
