@@ -18,7 +18,11 @@ LAYERS = {
         "QuantizedRecurrent",
         "QuantizedRepeat",
         "QuantizedSwish",
-    ),
+    )
+}
+"""Registered classes that a plain `.keras` file may hold, by the module that has them."""
+
+HOOKS = {
     "keras_kd.robust": (
         "ARD",
         "AdaAD",
@@ -28,13 +32,13 @@ LAYERS = {
         "PGDTraining",
         "RSLAD",
         "TRADES",
-    ),
+    )
 }
-"""Registered classes that a plain `.keras` file may hold, by the module that has them."""
+"""Those that the file of a distiller may hold."""
 
 
 def register(keras: Any) -> None:
-    """Register a stand-in for each class of `LAYERS` that Keras does not know yet.
+    """Register a stand-in for each class of `LAYERS` and `HOOKS` that Keras does not know yet.
 
     Keras looks a class of another package up by its registered name alone and imports nothing. A
     stand-in is asked for `from_config` only, for which it loads the class; the class then takes its
@@ -44,7 +48,7 @@ def register(keras: Any) -> None:
         keras: The module `keras`, loaded already.
     """
     known = keras.saving.get_custom_objects()
-    for module, names in LAYERS.items():
+    for module, names in (LAYERS | HOOKS).items():
         for name in names:
             known.setdefault(f"keras_kd>{name}", _stand_in(name, module))
 
