@@ -43,12 +43,12 @@ SETTINGS = {
     },
     "fashion_mnist": {
         "epsilon": 0.1,
-        "rows": 4000,
-        "test": 500,
+        "rows": 3000,
+        "test": 300,
         "teacher": (16, 32),
         "student": (5, 9),
-        "teacher_epochs": 12,
-        "epochs": 12,
+        "teacher_epochs": 8,
+        "epochs": 8,
         "restarts": 1,
     },
 }

@@ -182,8 +182,12 @@ def white_box(
     seed: int,
     targeted: bool = False,
     batch_size: int = 256,
+    starts: Threat | None = None,
 ) -> np.ndarray:
-    """FGSM or PGD on many rows; the arguments are those of `attack`."""
+    """FGSM or PGD on many rows; the arguments are those of `attack`.
+
+    With `starts` PGD begins anywhere in the ball of that threat.
+    """
     sign = -1.0 if targeted else 1.0
     once = kind == "fgsm"
 
@@ -213,7 +217,8 @@ def white_box(
         if not len(left):
             break
         # Drawn for all rows, so that a row's start does not depend on the others.
-        start = np.zeros_like(x) if once else threat.noise(x.shape, (seed, restart))
+        drawn = threat if starts is None else starts
+        start = np.zeros_like(x) if once else drawn.noise(x.shape, (seed, restart))
         found, value, now = in_batches(program, batch_size, x[left], labels[left], start[left])
         better = now | (value > loss[left])
         worst[left[better]], loss[left[better]] = found[better], value[better]

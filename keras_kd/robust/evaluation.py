@@ -335,7 +335,8 @@ class _Evaluation:
                 "that its loss is 0 in float32, or something in it has no slope."
             )
         large = self._large(threat, x)
-        broken = white_box(twin, x, labels, large, "pgd", self.seed, False, self.size)
+        # From near the rows: far away from all data many models have no slope left.
+        broken = white_box(twin, x, labels, large, "pgd", self.seed, False, self.size, threat)
         kept = float(
             ((self._says(twin, broken) == labels) & (self._says(twin, x) == labels)).mean()
         )

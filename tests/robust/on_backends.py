@@ -8,7 +8,8 @@ import os
 import sys
 import warnings
 
-os.environ.setdefault("KERAS_BACKEND", sys.argv[1] if len(sys.argv) > 1 else "tensorflow")
+if __name__ == "__main__":
+    os.environ["KERAS_BACKEND"] = sys.argv[1]
 
 import keras
 import numpy as np
@@ -38,7 +39,6 @@ def model(name, rng):
 
 
 def figures():
-    warnings.simplefilter("ignore")
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(20, 6)).astype("float32"), rng.integers(0, 4, 20)
     teacher = model("teacher", rng)
@@ -50,7 +50,6 @@ def figures():
     methods = (
         kd.robust.PGDTraining,
         kd.robust.TRADES,
-        kd.robust.ARD,
         kd.robust.RSLAD,
         kd.robust.IAD,
         kd.robust.AdaAD,
@@ -80,4 +79,5 @@ def figures():
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     print(json.dumps(figures()))

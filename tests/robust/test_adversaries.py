@@ -9,6 +9,7 @@ from keras import layers, ops
 from small_models import CLASSES, FEATURES, crossentropy, hard_loss, kl, log_softmax, pair, rows
 
 import keras_kd as kd
+from keras_kd.utils import lazy_registration
 
 THREAT = kd.robust.Linf(0.2, step=0.1, steps=3, bounds=(-4, 4))
 # With it attacks end where they begin, so that terms can be written down.
@@ -263,6 +264,29 @@ def test_a_config_brings_everything_back(name):
     assert again.get_config() == given.get_config()
     for key, value in options.items():
         assert again.get_config()[key] == pytest.approx(value)
+
+
+def test_a_distiller_loads_before_the_module():
+    """Keras finds the classes by stand-ins where `keras_kd.robust` is not imported yet."""
+    known = keras.saving.get_custom_objects()
+    ours = {
+        name: kind
+        for name, kind in known.items()
+        if kind.__module__.startswith("keras_kd.robust") and name.startswith("keras_kd>")
+    }
+    assert set(ours) == {
+        f"keras_kd>{n}" for names in lazy_registration.HOOKS.values() for n in names
+    }
+    config = keras.saving.serialize_keras_object(kd.robust.RSLAD(THREAT))
+    for name in ours:
+        del known[name]
+    try:
+        lazy_registration.register(keras)
+        again = keras.saving.deserialize_keras_object(config)
+    finally:
+        known.update(ours)
+    assert isinstance(again, kd.robust.RSLAD)
+    assert again.threat == THREAT
 
 
 def test_cached_teachers_serve_ard_and_rslad_alone(tmp_path):

@@ -66,10 +66,6 @@ def test_other_figures_of_sureness():
 
 MODELS = {
     "logits": lambda: mlp(),
-    "softmax": lambda: mlp(activation="softmax"),
-    "apart": lambda: keras.Sequential(
-        [keras.Input((FEATURES,)), layers.Dense(CLASSES), layers.Softmax()]
-    ),
     "nested": lambda: keras.Sequential(
         [keras.Input((FEATURES,)), mlp(), layers.Activation("softmax")]
     ),
@@ -89,7 +85,7 @@ def test_the_temperature_is_folded_and_decisions_stay(name):
     x, _ = rows(400)
     keras.utils.set_random_seed(1)
     model = MODELS[name]()
-    probabilities = name in ("softmax", "apart", "nested")
+    probabilities = name == "nested"
 
     def logits(m):
         out = m.predict(x, verbose=0)

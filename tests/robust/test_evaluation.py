@@ -206,6 +206,36 @@ def test_two_libraries_that_differ_are_flagged(images, monkeypatch):
     assert any("two libraries differ" in flag for flag in report.flags)
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_second_library_gets_the_whole_threat(model, digits, norm, monkeypatch):
+    """Traps: its defaults are others, its `predict` ignores the batch size, it draws globally."""
+    from keras_kd.robust import second_opinion
+    from keras_kd.robust.classifier import Classifier
+
+    kind = {"Linf": kd.robust.Linf, "L2": kd.robust.L2}[norm]
+    threat = kind(0.15, steps=7, restarts=2)
+    x, y = digits.x_test[:40], digits.y_test[:40]
+    classifier = Classifier(model, x[:2])
+    sizes = []
+    predict = classifier.predict
+    monkeypatch.setattr(
+        classifier, "predict", lambda rows, size: sizes.append(len(rows)) or predict(rows, size)
+    )
+    np.random.seed(5)
+    expected = np.random.random()
+    np.random.seed(5)
+    got = second_opinion.attacked_by_art(classifier, x, y, threat, 3, 16)
+    assert np.random.random() == expected
+    assert max(sizes) <= 16
+    change = (got - x).reshape(40, -1)
+    length = np.abs(change).max(-1) if norm == "Linf" else np.linalg.norm(change, axis=-1)
+    assert 0.05 < length.max() <= 0.15 + 1e-5
+    assert got.min() >= 0
+    assert got.max() <= 1
+    again = second_opinion.attacked_by_art(classifier, x, y, threat, 3, 16)
+    np.testing.assert_array_equal(again, got)
+
+
 @pytest.fixture(scope="module")
 def exported(model, digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("robust") / "files"
