@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import reshapes, resizes
+from . import pads, reshapes, resizes
 from .absent import without
 from .contents import check_onnx
 from .graph_def import make_plain, needs_plain
@@ -323,6 +323,7 @@ def _from_keras(source: Source, opset: int, form: str) -> Any:
     name_borders(model, source.signature, source.batch)
     resizes.settle(model)
     reshapes.onnx(model)
+    pads.keep_zeros(model)
     name_inside(model, source.layers)
     return model
 
