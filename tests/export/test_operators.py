@@ -157,6 +157,42 @@ def test_interpolated_bytes_are_rounded_and_not_cut_off(tmp_path, precision):
     assert abs(np.mean(got - model.predict(data, verbose=0))) < 0.1 * step
 
 
+def test_zeros_around_what_is_pooled_count(tmp_path):
+    """ONNX Runtime 1.20 to 1.31 takes a `Pad` into the `MaxPool` behind it, and its zeros away."""
+    image, row = keras.Input((6, 6, 2), name="image"), keras.Input((7, 2), name="row")
+    padded = layers.ZeroPadding2D(1)(image)
+    model = keras.Model(
+        [image, row],
+        {
+            "largest": layers.MaxPooling2D(3, strides=2)(padded),
+            "mean": layers.AveragePooling2D(3, strides=2)(layers.ZeroPadding2D((1, 2))(image)),
+            "line": layers.MaxPooling1D(3, strides=1)(layers.ZeroPadding1D((2, 0))(row)),
+        },
+    )
+    # All are negative, so that a zero is the largest.
+    rng = np.random.default_rng(5)
+    x, z = (-rng.uniform(1, 2, (9, *shape)).astype("float32") for shape in ((6, 6, 2), (7, 2)))
+    made = exported(
+        model, tmp_path, formats="onnx", precisions=("float32", "float16", "int8"),
+        evaluation=[x, z], calibration=[x, z],
+    )  # fmt: skip
+    large = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    wide = np.pad(x, ((0, 0), (1, 1), (2, 2), (0, 0)))
+    long = np.pad(z, ((0, 0), (2, 0), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view
+    want = {
+        "largest": windows(large, (3, 3), (1, 2))[:, ::2, ::2].max(axis=(-1, -2)),
+        "mean": windows(wide, (3, 3), (1, 2))[:, ::2, ::2].mean(axis=(-1, -2)),
+        "line": windows(long, 3, 1).max(axis=-1),
+    }
+    for name, artifact in made.items():
+        assert artifact.passed, (name, artifact.reason)
+        got = keras_kd.export.load(artifact.path)([x, z])
+        for output, array in want.items():
+            close = 1e-6 if "32" in name else 2e-3 if "16" in name else 2e-2
+            np.testing.assert_allclose(got[output], array, atol=close, err_msg=name + output)
+
+
 def test_logarithms_and_powers_that_onnx_lacks(tmp_path):
     """Front ends of audio and counts have `log1p`; `celu` and `logaddexp` are made of the two."""
     x = keras.Input((6,), name="x")
