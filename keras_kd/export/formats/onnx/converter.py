@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-<<<<<<< HEAD:keras_kd/export/formats/onnx/converter.py
 from keras_kd.export.absent_packages import without
-from keras_kd.export.formats.onnx import contents, resizes
+from keras_kd.export.formats.onnx import contents, pads, resizes
 from keras_kd.export.formats.onnx.exact_products import (
     PROVEN,
     fitting_scales,
@@ -30,21 +29,6 @@ from keras_kd.export.source.graph_def import make_plain, needs_plain
 from keras_kd.export.source.source_model import Source
 from keras_kd.export.tensor_names import layer_of, shorten
 from keras_kd.export.verification.metrics import lowest_sqnr
-=======
-from . import pads, reshapes, resizes
-from .absent import without
-from .contents import check_onnx
-from .graph_def import make_plain, needs_plain
-from .metrics import lowest_sqnr
-from .naming import layer_of, shorten
-from .onnx_aware import channel_axis, quantize_on_grid
-from .onnx_exact import PROVEN, fitting_scales, keep_float, make_unsigned, prove, this_processor
-from .onnx_graph import graphs, name_borders, name_inside, slim
-from .onnx_int4 import pack_int4
-from .reasons import no_operator
-from .signature import Arrays, Signature
-from .source import Source
->>>>>>> n2-close13:keras_kd/export/formats/onnx/converter.py
 
 _GOOD = 30.0
 """The SQNR in dB that signed weights are taken with, whatever unsigned ones have."""
