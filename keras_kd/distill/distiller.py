@@ -32,6 +32,7 @@ from keras_kd.distill.compiled import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, Compil
 from keras_kd.distill.memory import AnswerMemory
 from keras_kd.distill.preparation import Preparation
 from keras_kd.distill.shared_layers import Shared, SharedLayersModel
+from keras_kd.distill.short_steps import ShortSteps
 from keras_kd.models import lora
 from keras_kd.transfers import compatibility, output_pairing
 from keras_kd.transfers.output_pairing import Placed
@@ -139,6 +140,7 @@ class Distiller(SharedLayersModel):
         self.shared = Shared()
         self._pairing = pairing.Pairing(student, self.shared, from_logits)
         self._memory = AnswerMemory(self._pairing, teacher_answers, self.name)
+        self._steps = ShortSteps(self._pairing)
         self._preparation = Preparation(self._pairing)
         self._metrics_of_terms = training_metrics.TrainingMetrics()
         self._objective = self._student_alone = objective.Objective([])
@@ -267,6 +269,8 @@ class Distiller(SharedLayersModel):
                 must stay as they are, since its answers are those to them.
             **kwargs: `loss_weights`, `weighted_metrics`, `run_eagerly`, `steps_per_execution`,
                 `jit_compile`, `auto_scale_loss`, as in `keras.Model.compile`.
+                `steps_per_execution="auto"` takes as many short steps at once as last a quarter of
+                a second, at most an epoch, and says how often callbacks of single batches run.
 
         Raises:
             ValueError: If a value is out of range, `alpha` is given beside an explicit weight,
@@ -289,7 +293,7 @@ class Distiller(SharedLayersModel):
         weights.assign(self, loss is not None)
         # Keras keeps the loss and metrics of an earlier `compile` beside `None`.
         self.loss, self._compile_loss, self._compile_metrics = None, None, None
-        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+        super().compile(optimizer, loss, metrics=metrics, **self._steps.given(kwargs))
         self._make_objective()
 
     def _make_objective(self) -> None:
@@ -362,8 +366,11 @@ class Distiller(SharedLayersModel):
         """Compile the train step, as `keras.Model` does."""
         before, held = self.train_function, self._pairing
         super().make_train_function(force or held.changed("train"))
-        if self.train_function is not before and held.teacher is not None:
-            self.train_function = backends.supplying(self.train_function, held.teacher_variables)
+        if self.train_function is not before:
+            made = self._steps.function(self, self.train_function)
+            self.train_function = made
+            if held.teacher is not None:
+                self.train_function = backends.supplying(made, held.teacher_variables)
 
     def make_test_function(self, force: bool = False) -> Any:
         """Compile the test step, as `keras.Model` does."""
@@ -451,7 +458,8 @@ class Distiller(SharedLayersModel):
         with preparation.training(x, y, batch_size, kwargs), label_checks.explaining():
             if self.compiled:
                 found = preparation.for_fit(self, x, y, batch_size, kwargs)
-                x, y, batch_size, kwargs = self._memory.for_fit(self, found, epochs)
+                found = self._memory.for_fit(self, found, epochs)
+                x, y, batch_size, kwargs = self._steps.for_fit(self, found, callbacks)
             observer = monitor.TrainingMonitor(held.teacher, self._memory)
             callbacks = monitor.first(observer, callbacks, self)
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
