@@ -151,7 +151,10 @@ def train_students(data: Dataset, teacher: Any, plan: Plan, work: Work) -> dict[
             # The same numbers twice: equal initial weights, then equal order of the samples.
             keras.utils.set_random_seed(seed)
             student = network(data, STUDENT_FILTERS, "student")
-            model = keras_kd.Distiller(student, teacher) if kind == "distilled" else student
+            model = student
+            if kind == "distilled":
+                # The teacher is asked once an image, which "auto" would tell of.
+                model = keras_kd.Distiller(student, teacher, teacher_answers="memory")
             stage = f"student {seed + 1}/{plan.seeds}, {kind}"
             keras.utils.set_random_seed(seed)
             history = _fit(model, student, data, plan, work, stage)

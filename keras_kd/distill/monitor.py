@@ -9,6 +9,7 @@ from keras import ops
 from keras_kd.distill.memory import AnswerMemory
 from keras_kd.losses.base import DistillationLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
+from keras_kd.utils import checks
 
 
 class TrainingMonitor(keras.callbacks.Callback):
@@ -145,3 +146,16 @@ def first(monitor: TrainingMonitor, callbacks: Any, model: Any) -> Any:
         callbacks.callbacks.insert(0, monitor)
         return callbacks
     return [monitor, *(keras.tree.flatten(callbacks) if callbacks else [])]
+
+
+def require_finite(distiller: Any, distillation_loss: Any) -> None:
+    """Raise `FloatingPointError` if the teacher's answers to one batch were not finite.
+
+    Args:
+        distiller: What was trained on the batch.
+        distillation_loss: The metric that has booked it, or `None`.
+    """
+    if distillation_loss is None or checks.finite(distillation_loss.result()):
+        return
+    if checks.finite(distiller.student.trainable_variables):
+        raise teacher_failed(distiller.teacher.name, "this batch")
