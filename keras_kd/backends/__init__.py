@@ -313,7 +313,9 @@ def marks(variables: Sequence[Any]) -> list[Any]:
         return [backend_jax.Same(variable.value) for variable in variables]
     found = []
     for variable in variables:
-        array = np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value)).reshape(-1)
+        # A tensor first: NumPy takes its time with variables of TensorFlow.
+        tensor = keras.ops.convert_to_tensor(variable.value)
+        array = np.ascontiguousarray(keras.ops.convert_to_numpy(tensor)).reshape(-1)
         if array.dtype.kind not in "fiub":
             # As bfloat16 has none of NumPy's own.
             array = array.view("u1")

@@ -106,3 +106,48 @@ def host_call(
     for tensor, (shape, _) in zip(found, like, strict=True):
         tensor.set_shape(rows.concatenate(shape))
     return list(found)
+
+
+def paged(
+    model: Any, plain: Callable[[Any], Any], pages: Callable[[], Any], batch: Callable[..., Any]
+) -> Callable[[Any], Any]:
+    """A train function that takes all steps of a page of row numbers in one program.
+
+    Args:
+        model: What is trained.
+        plain: The function that Keras made, for all other data.
+        pages: `fn()`: what `keras_kd.cache.join_arrays.Pages` is being trained on, or `None`.
+        batch: `fn(held, take)`: one batch of what the pages hold.
+
+    Returns:
+        `fn(iterator)`, as Keras calls it.
+    """
+    step = model.train_step
+    if model.jit_compile:
+        step = tf.function(step, jit_compile=True, reduce_retracing=True)
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def steps(iterator: Any, held: Any, size: Any) -> Any:
+        rows = iterator.get_next()
+        count = tf.size(rows, out_type=tf.int64)
+
+        def one(start: Any) -> Any:
+            chosen = rows[start : start + size]
+            step(batch(held, lambda leaf: tf.gather(leaf, chosen)))
+            return [start + size]
+
+        tf.while_loop(
+            lambda start: start < count,
+            one,
+            [tf.constant(0, tf.int64)],
+            parallel_iterations=1,
+        )
+        return model.get_metrics_result()
+
+    def function(iterator: Any) -> Any:
+        now = pages()
+        if now is None or not isinstance(iterator, tf.data.Iterator):
+            return plain(iterator)
+        return steps(iterator, now.held, tf.constant(now.batch_size, tf.int64))
+
+    return function

@@ -1,7 +1,8 @@
 """Arrays and a cache, joined row by row for `fit` and `evaluate`."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -52,7 +53,12 @@ def for_fit(
 
 
 def drawn_for_fit(
-    teacher: Source, data: Any, batch_size: int | None, arguments: dict[str, Any], asked: bool
+    teacher: Source,
+    data: Any,
+    batch_size: int | None,
+    arguments: dict[str, Any],
+    asked: bool,
+    at_once: int = 1,
 ) -> tuple[Any, Any, int | None, dict[str, Any]]:
     """What `keras.Model.fit` is given, with rows drawn as it would draw them.
 
@@ -62,6 +68,8 @@ def drawn_for_fit(
         batch_size: Samples a step.
         arguments: The other arguments of `fit`.
         asked: Whether rows that are split off for validation are joined too.
+        at_once: Of how many batches the row numbers come at once; more than one give `Pages` as
+            data, on TensorFlow.
 
     Returns:
         Data, labels, batch size and other arguments.
@@ -87,7 +95,9 @@ def drawn_for_fit(
         rest = arguments.pop("validation_batch_size", None) or size
         held = _Rows(teacher, data, range(used, count), rest, False)
         arguments["validation_data"] = held.dataset()
-    return _Rows(teacher, data, range(used), size, shuffle).dataset(), None, None, arguments
+    rows = _Rows(teacher, data, range(used), size, shuffle)
+    drawn = rows.dataset() if at_once == 1 else rows.tf_pages(at_once)
+    return drawn, None, None, arguments
 
 
 def for_evaluation(
@@ -252,7 +262,8 @@ class _Rows:
             lambda leaf: leaf[rows], self.data, none_is_leaf=False
         )
         record = self.teacher.fetch(rows, epoch)
-        return packed(Joined(self.teacher.view(x, rows, epoch), record), y, weight)
+        x = self.teacher.view(x, rows, epoch)
+        return packed(Joined(x, record) if record else x, y, weight)
 
     def py_dataset(self) -> Any:
         """For the backends that read NumPy."""
@@ -293,17 +304,7 @@ class _Rows:
         """
         import tensorflow as tf
 
-        # There is nothing in these functions for AutoGraph, which would rewrite the cache's own.
-        @tf.autograph.experimental.do_not_convert
-        def permutation(_: Any) -> Any:
-            rows = tf.range(self.first, self.first + self.count, dtype=tf.int64)
-            return tf.random.shuffle(rows) if self.shuffle and self.shuffle != "batch" else rows
-
-        @tf.autograph.experimental.do_not_convert
-        def batches(rows: Any) -> Any:
-            return tf.data.Dataset.from_tensor_slices(rows).batch(self.batch_size)
-
-        chosen = tf.data.Dataset.range(1).map(permutation).prefetch(1).flat_map(batches)
+        chosen = self._tf_chosen(self.batch_size)
         if self.shuffle == "batch":
             chosen = chosen.map(tf.random.shuffle)
         record = self.teacher.held()
@@ -313,20 +314,53 @@ class _Rows:
 
         @tf.autograph.experimental.do_not_convert
         def gather(rows: Any, held: Any) -> Any:
-            drawn = keras.tree.map_structure(
+            if held[3] is not None:
+                return batch_of_held(held, lambda leaf: tf.gather(leaf, rows))
+            x, y, weight, record = keras.tree.map_structure(
                 lambda leaf: tf.gather(leaf, rows), held, none_is_leaf=False
             )
-            x, y, weight, record = drawn
             if record is None:
                 record = tf_fetch(
                     self.teacher, lambda rows: (rows, self.teacher.epoch), [rows], rows.shape[0]
                 )
             if augmented:
                 x = tf_view(self.teacher, x, rows)
-            return packed(Joined(x, record), y, weight)
+            return packed(Joined(x, record) if record else x, y, weight)
 
         dataset = zipped.map(gather, num_parallel_calls=2)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.steps))
+        return self._tf_untuned(dataset.prefetch(2))
+
+    def tf_pages(self, at_once: int) -> "Pages":
+        """For a TensorFlow step that gathers the rows itself, several batches in one go."""
+        import tensorflow as tf
+
+        dataset = self._tf_untuned(self._tf_chosen(self.batch_size * at_once).prefetch(1))
+        # Keras counts batches; it takes as many pages as hold these, and never asks for the end.
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.steps))
+        fields = (*self.data, self.teacher.held())
+        held = keras.tree.map_structure(tf.constant, fields, none_is_leaf=False)
+        return Pages(dataset, held, self.batch_size, at_once)
+
+    def _tf_chosen(self, size: int) -> Any:
+        """So many row numbers at a time, in the order in which Keras draws the rows of arrays."""
+        import tensorflow as tf
+
+        # There is nothing in these functions for AutoGraph, which would rewrite the cache's own.
+        @tf.autograph.experimental.do_not_convert
+        def permutation(_: Any) -> Any:
+            rows = tf.range(self.first, self.first + self.count, dtype=tf.int64)
+            return tf.random.shuffle(rows) if self.shuffle and self.shuffle != "batch" else rows
+
+        @tf.autograph.experimental.do_not_convert
+        def batches(rows: Any) -> Any:
+            return tf.data.Dataset.from_tensor_slices(rows).batch(size)
+
+        return tf.data.Dataset.range(1).map(permutation).prefetch(1).flat_map(batches)
+
+    def _tf_untuned(self, dataset: Any) -> Any:
+        import tensorflow as tf
+
         options = tf.data.Options()
         # An epoch would end only when the autotuner next looks up: 0.35 s takes 0.63.
         options.autotune.enabled = False
@@ -335,4 +369,31 @@ class _Rows:
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
-        return dataset.prefetch(2).with_options(options)
+        return dataset.with_options(options)
+
+
+def batch_of_held(held: Any, take: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """One batch of rows of `Pages.held`, as `fit` reads it.
+
+    Args:
+        held: What `Pages` hold.
+        take: From a tensor of all rows to some of them.
+    """
+    x, y, weight, record = keras.tree.map_structure(take, held, none_is_leaf=False)
+    return packed(Joined(x, record) if record else x, y, weight)
+
+
+class Pages(NamedTuple):
+    """Row numbers of several batches at a time, and the rows that they number.
+
+    Attributes:
+        dataset: A `tf.data.Dataset` of row numbers `(up to batch_size * at_once,)`.
+        held: `(x, y, sample_weight, fields)` of all rows, in tensors.
+        batch_size: Rows of a batch.
+        at_once: Batches of a page.
+    """
+
+    dataset: Any
+    held: Any
+    batch_size: int
+    at_once: int

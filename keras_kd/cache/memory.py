@@ -1,7 +1,7 @@
 """Answers in memory, joined to arrays as those on disk are.
 
-`Remembered` holds what a teacher said of the rows of arrays, and makes answers of the fields that
-were joined to a batch. `join_arrays` draws its rows beside those of the data.
+`Remembered` is what a teacher said of the rows of arrays; it makes answers of the fields that were
+joined to a batch. `join_arrays` draws rows of `Held` fields beside those of the data.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,8 +34,13 @@ def fields_of(answer: Answer) -> tuple[dict[str, Any], Form]:
     fields: dict[str, Any] = {}
     masks: list[str] = []
 
+    known: dict[int, str] = {}
+
     def put(tensor: Any) -> str:
-        name = f"{_MARK}/{len(fields)}"
+        if id(tensor) in known:
+            # An output that is the logits is kept once.
+            return known[id(tensor)]
+        name = known[id(tensor)] = f"{_MARK}/{len(known)}"
         fields[name] = tensor
         mask = keras_mask(tensor)
         if mask is not None:
@@ -50,12 +55,11 @@ def fields_of(answer: Answer) -> tuple[dict[str, Any], Form]:
     return fields, Form(named, tuple(masks))
 
 
-class Remembered:
-    """What a teacher said of some rows of arrays.
+class Held:
+    """Fields of all rows, as the joins of arrays read them; without any, rows come as they are.
 
     Attributes:
         fields: Arrays `(rows, ...)` by name.
-        form: How they make an answer.
         epoch: As `CachedTeacher` has it.
         augment: As `CachedTeacher` has it; nothing is augmented here.
     """
@@ -64,14 +68,8 @@ class Remembered:
     epoch = 0
     root: Any = None
 
-    def __init__(self, fields: dict[str, np.ndarray], form: Form) -> None:
+    def __init__(self, fields: dict[str, np.ndarray]) -> None:
         self.fields = fields
-        self.form = form
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are held."""
-        return sum(field.nbytes for field in self.fields.values())
 
     def fetch(self, rows: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
         """What was said of some rows."""
@@ -85,14 +83,31 @@ class Remembered:
         """All of it."""
         return self.fields
 
+
+class Remembered(NamedTuple):
+    """What a teacher said of some rows of arrays.
+
+    Attributes:
+        fields: Arrays `(rows, ...)` by name, the row numbers as `indices` among them.
+        form: How they make an answer.
+    """
+
+    fields: dict[str, np.ndarray]
+    form: Form
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        return sum(field.nbytes for field in self.fields.values())
+
     def answer(self, record: dict[str, Any]) -> Answer:
         """The answer to one batch from the fields that were joined to it."""
+        masks = self.form.masks
 
         def tensor(name: str) -> Any:
             found = record[name]
             return with_keras_mask(found, record[f"{name}/mask"] if name in masks else None)
 
-        masks = self.form.masks
         found: Answer = keras.tree.map_structure(tensor, self.form.answer, none_is_leaf=False)
         return found
 

@@ -66,6 +66,9 @@ class ResumableBackup(keras.callbacks.Callback):
         >>> history = distiller.fit(x, y, epochs=20, callbacks=[backup])
     """
 
+    # It reads single batches of an epoch that was begun, so the step must not gather its own.
+    skips_batches = True
+
     def __init__(
         self,
         folder: str | os.PathLike[str],

@@ -176,7 +176,9 @@ def train_students(data: Dataset, teacher: Any, plan: Plan, work: Work) -> dict[
     student = network(data, STUDENT_FILTERS, "student")
     # Each is compiled once: a step of these networks is so short that making it anew for every
     # student would take a third of the time.
-    models = {"plain": student, "distilled": keras_kd.Distiller(student, teacher)}
+    # The teacher is asked once an image, which "auto" would tell of.
+    distiller = keras_kd.Distiller(student, teacher, teacher_answers="memory")
+    models = {"plain": student, "distilled": distiller}
     for model in models.values():
         _compile(model, len(data.x_train), plan)
     for seed in range(plan.seeds):

@@ -14,7 +14,6 @@ import keras
 
 from keras_kd import backends
 from keras_kd.distill import (
-    agreement,
     auto,
     diagnostics,
     hooks,
@@ -27,7 +26,6 @@ from keras_kd.distill import (
     training_metrics,
     transfer_summary,
 )
-from keras_kd.distill import batch_transform as transform
 from keras_kd.distill import penalties as penalty_terms
 from keras_kd.distill.compiled import (
     DEFAULT_ALPHA,
@@ -37,7 +35,6 @@ from keras_kd.distill.compiled import (
     live,
 )
 from keras_kd.distill.given import Given
-from keras_kd.distill.memory import AnswerMemory
 from keras_kd.distill.method_choice import MethodChoice
 from keras_kd.distill.preparation import Preparation
 from keras_kd.distill.shared_layers import Shared, SharedLayersModel
@@ -53,18 +50,15 @@ from keras_kd.utils.types import Tensor
 class Distiller(SharedLayersModel):
     """Trains a student to do the task and to answer like its teacher.
 
-    Each step minimizes `alpha * hard + (1 - alpha) * distillation +
-    regularizers`: the student's loss on the labels, the weighted sum of the
-    transfers from the teacher, and what the student's layers add
-    (`add_loss`, weight regularizers). It costs one forward and backward pass
-    of the student and one forward pass of the teacher, with
-    `training=False`; no gradient of the teacher is ever taken.
+    Each step minimizes `alpha * hard + (1 - alpha) * distillation + regularizers`: the student's
+    loss on the labels, the weighted sum of the transfers from the teacher, and what the student's
+    layers add (`add_loss`, weight regularizers). It costs one forward and backward pass of the
+    student and one forward pass of the teacher, with `training=False`; no gradient of the teacher
+    is ever taken.
 
-    The teacher stays as it was given: weights, BatchNorm statistics and
-    `trainable` alike. A layer that the student shares with it is not trained
-    and runs in inference mode.
-
-    `predict`, `evaluate` and calling the distiller use the student alone.
+    The teacher stays as it was given: weights, BatchNorm statistics and `trainable` alike. A layer
+    that the student shares with it is not trained and runs in inference mode. `predict`,
+    `evaluate` and calling the distiller use the student alone.
 
     Args:
         student: The `keras.Model` that is trained.
@@ -152,10 +146,9 @@ class Distiller(SharedLayersModel):
         self.batch_transforms: list[hooks.Held] = []
         self.shared = Shared()
         self._pairing = pairing.Pairing(student, self.shared, from_logits)
-        self._memory = AnswerMemory(self._pairing, teacher_answers, self.name)
-        self._preparation = Preparation(self._pairing)
+        self._preparation = Preparation(self._pairing, teacher_answers, self.name)
         self._metrics_of_terms = training_metrics.TrainingMetrics()
-        self._objective = self._student_alone = objective.Objective([])
+        self._objective = objective.Objective([])
         self._origin = saving.Origin()
         self.temperature = live(DEFAULT_TEMPERATURE, "temperature")
         self.alpha = live(DEFAULT_ALPHA, "alpha")
@@ -293,6 +286,8 @@ class Distiller(SharedLayersModel):
                 its batch transform to yours, and sets the weights of its method.
             **kwargs: `loss_weights`, `weighted_metrics`, `run_eagerly`, `steps_per_execution`,
                 `jit_compile`, `auto_scale_loss`, as in `keras.Model.compile`.
+                `steps_per_execution="auto"` takes as many short steps at once as last a quarter of
+                a second, at most an epoch, and says how often callbacks of single batches run.
 
         Raises:
             ValueError: If a value is out of range, `alpha` is given beside an explicit weight,
@@ -308,19 +303,18 @@ class Distiller(SharedLayersModel):
         given.weights.check(loss is not None)
         self._plan(given.compiled(kwargs))
         given.weights.assign(self, loss is not None)
+        self._compile_for_keras(optimizer, loss, metrics, self._preparation.steps.given(kwargs))
+        self.chooses_method, self.method_choice = chooses, None
+
+    def _compile_for_keras(self, optimizer: Any, loss: Any, metrics: Any, others: Any) -> None:
+        """Have Keras make its part, and list the terms of the objective by that."""
         # Keras keeps the loss and metrics of an earlier `compile` beside `None`.
         self.loss, self._compile_loss, self._compile_metrics = None, None, None
-        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
-        self.chooses_method, self.method_choice = chooses, None
-        self._make_objective()
-
-    def _make_objective(self) -> None:
-        """List the terms by what Keras made of the hard loss."""
+        super().compile(optimizer, loss, metrics=metrics, **others)
         # Its container of losses has no public door but a total with the regularizers.
         hard = self._compile_loss
         more = [penalty_terms.OfPenalty(term, self) for term in self.penalties]
         self._objective = objective.of_distiller(self, self._pairing, hard, more)
-        self._student_alone = objective.of_student(self, hard)
 
     def _plan(self, compiled: Compiled) -> None:
         """Find what is transferred and take the hooks; nothing changes unless all of it fits."""
@@ -340,11 +334,7 @@ class Distiller(SharedLayersModel):
         self.adopt(placed)
 
     def adopt(self, placed: list[Placed]) -> None:
-        """Transfer this from now on: `compile` and `take_teacher` call it.
-
-        Args:
-            placed: Transfers with the outputs that they read.
-        """
+        """Transfer this from now on: `compile` and `take_teacher` call it."""
         output_pairing.require_names(placed, self.penalties)
         self._pairing.adopt(placed)
         teacher = self._pairing.teacher
@@ -361,17 +351,15 @@ class Distiller(SharedLayersModel):
         penalties = [term.name for term in self.penalties]
         self._metrics_of_terms.keep([*self._pairing.logs(), *penalties])
 
-    def take_teacher(self, teacher: Any, path: Any = "the file", **arguments: Any) -> None:
-        """Give a loaded distiller back what no file holds; `load_distiller` calls it.
-
-        Args:
-            teacher: The teacher that it was trained with.
-            path: The file, for messages.
-            **arguments: `teacher_inputs`, `student_inputs` and `teacher_precision`.
+    def take_teacher(
+        self, teacher: Any, path: Any = "the file", teacher_answers: str = "auto", **arguments: Any
+    ) -> None:
+        """Give a loaded distiller back what no file holds, as `load_distiller` is given it.
 
         Raises:
-            ValueError: If this is not what it was trained with.
+            ValueError: If this is not what it was trained with; `path` is named then.
         """
+        self._preparation.memory.mode = teacher_answers
         self._pairing.complete(teacher, **arguments, check=self._origin.checking(path))
         if teacher is not None and self.compiled:
             self.adopt(self._pairing.placed)
@@ -390,8 +378,11 @@ class Distiller(SharedLayersModel):
         """Compile the train step, as `keras.Model` does."""
         before, held = self.train_function, self._pairing
         super().make_train_function(force or held.changed("train"))
-        if self.train_function is not before and held.teacher is not None:
-            self.train_function = backends.supplying(self.train_function, held.teacher_variables)
+        if self.train_function is not before:
+            made = self._preparation.steps.function(self, self.train_function)
+            self.train_function = made
+            if held.teacher is not None:
+                self.train_function = backends.supplying(made, held.teacher_variables)
 
     def make_test_function(self, force: bool = False) -> Any:
         """Compile the test step, as `keras.Model` does."""
@@ -416,7 +407,7 @@ class Distiller(SharedLayersModel):
             with self._pairing.answering(data, self, state) as plain:
                 return super().test_step(*state, plain)
         result = super().test_step(*args)
-        has_loss = self._compile_loss is not None
+        has_loss = self._compile_loss is not None or self._pairing.compiled.asks_in_evaluation
         if not isinstance(result, tuple):
             return self._metrics_of_terms.of_student(result, has_loss)
         return self._metrics_of_terms.of_student(result[0], has_loss), *result[1:]
@@ -431,17 +422,8 @@ class Distiller(SharedLayersModel):
     ) -> Tensor:
         """Compute the total loss of one batch, a scalar, and book its parts."""
         extra = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        booked = self._metrics_of_terms
-        seen = objective.seen_in_step(self._pairing, y, sample_weight, training)
-        if seen is None:
-            seen = objective.seen_by_student(x, y, y_pred, sample_weight, training)
-            return self._student_alone.total(seen, extra, booked)
-        total = self._objective.total(seen, extra, booked)
-        if self.distills:
-            agreement.book(
-                booked, self._pairing.match, seen.batch.answer, seen.student, seen.counted
-            )
-        return total
+        given = objective.Given(x, y, y_pred, sample_weight, training)
+        return self._objective.minimized(self._pairing, given, extra, self._metrics_of_terms)
 
     # ---------------------------------------------------------------------- fit
 
@@ -462,9 +444,9 @@ class Distiller(SharedLayersModel):
             y: Labels; none with `loss=None`.
             batch_size: Samples a step, for arrays.
             epochs: Index of the epoch at which training ends.
-            verbose: As in `keras.Model.fit`.
+            verbose: As in `keras.Model.fit`, as `callbacks` and all others are.
             callbacks: Keras callbacks, those of `keras_kd.callbacks` among them.
-            **kwargs: As in `keras.Model.fit`.
+            **kwargs: The others.
 
         Returns:
             The Keras `History`.
@@ -474,15 +456,15 @@ class Distiller(SharedLayersModel):
                 outputs hide their logits.
             FloatingPointError: If the teacher's outputs stop being finite.
         """
-        held, preparation = self._pairing, self._preparation
+        preparation = self._preparation
         preparation.require_trainable(self)
         if self.chooses_method:
             auto.choose(self, x, y, batch_size, epochs, verbose, kwargs)
         with preparation.training(x, y, batch_size, kwargs), label_checks.explaining():
             if self.compiled:
-                found = preparation.for_fit(self, x, y, batch_size, kwargs)
-                x, y, batch_size, kwargs = self._memory.for_fit(self, found, epochs)
-            observer = monitor.TrainingMonitor(held.teacher, self._memory)
+                given = x, y, batch_size, kwargs
+                x, y, batch_size, kwargs = preparation.for_fit(self, given, epochs, callbacks)
+            observer = monitor.TrainingMonitor(self._pairing.teacher, preparation.memory)
             callbacks = monitor.first(observer, callbacks, self)
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
@@ -491,10 +473,9 @@ class Distiller(SharedLayersModel):
     ) -> Any:
         """Evaluate the student, as `keras.Model.evaluate` does.
 
-        With `loss=None` there is no `loss` among the results, unless `compile`
-        was given `evaluate_distillation=True`: then it is the distillation loss.
-        A `CachedTeacher` can be asked about the arrays that it was written from, and
-        about datasets that are joined.
+        With `loss=None` there is no `loss` among the results, unless `compile` was given
+        `evaluate_distillation=True`: then it is the distillation loss. A `CachedTeacher` can be
+        asked about the arrays that it was written from, and about datasets that are joined.
 
         Args:
             x: Inputs: arrays, or a dataset that yields batches.
@@ -503,8 +484,7 @@ class Distiller(SharedLayersModel):
             **kwargs: As in `keras.Model.evaluate`.
 
         Returns:
-            The loss and metrics, where there are any, or the logs with
-            `return_dict=True`.
+            The loss and metrics, where there are any, or the logs with `return_dict=True`.
         """
         known = bool(kwargs.get("_use_cached_eval_dataset"))
         with label_checks.explaining(), self._pairing.telling_failures():
@@ -528,11 +508,7 @@ class Distiller(SharedLayersModel):
         """
         self._preparation.for_batch(self, x, y)
         result = super().train_on_batch(x, y, *args, **kwargs)
-        teacher = self._pairing.teacher
-        if teacher is not None and "distillation_loss" in self._metrics_of_terms.means:
-            loss = self._metrics_of_terms.means["distillation_loss"].result()
-            if not checks.finite(loss) and checks.finite(self.student.trainable_variables):
-                raise monitor.teacher_failed(teacher, "this batch")
+        monitor.require_finite(self, self._metrics_of_terms.means.get("distillation_loss"))
         return result
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -551,15 +527,14 @@ class Distiller(SharedLayersModel):
     def term_losses(self, data: Any) -> dict[str, float]:
         """Measure the terms of the objective on one batch, each without its weight.
 
-        Nothing changes: neither weights and statistics nor metrics, random
-        states and memories.
+        Nothing changes: neither weights and statistics nor metrics, random states and memories.
 
         Args:
             data: One batch `(x, y)`, `(x, y, sample_weight)` or `(x,)`, as `fit` reads it.
 
         Returns:
-            The value of `student_loss`, of every transfer and of every penalty,
-            by name, with `training=True`.
+            The value of `student_loss`, of every transfer and of every penalty, by name, with
+            `training=True`.
 
         Raises:
             ValueError: If the distiller is not compiled or lacks its teacher.
@@ -573,8 +548,8 @@ class Distiller(SharedLayersModel):
             data: As for `term_losses`.
 
         Returns:
-            `||d term / d theta||` by the name of the term, the Euclidean norm
-            over all trainable parameters `theta` of the student.
+            `||d term / d theta||` by the name of the term, the Euclidean norm over all trainable
+            parameters `theta` of the student.
 
         Raises:
             ValueError: If the distiller is not compiled or lacks its teacher.
@@ -598,9 +573,8 @@ class Distiller(SharedLayersModel):
             count: How many at most; they are spread evenly over the data.
 
         Returns:
-            `(x, y, sample_weight)`, or `None` outside of `fit` and where it
-            reads no arrays or has `class_weight`. A `CachedTeacher`'s answers
-            are joined to them.
+            `(x, y, sample_weight)`, or `None` outside of `fit` and where it reads no arrays or has
+            `class_weight`. A `CachedTeacher`'s answers are joined to them.
         """
         return self._preparation.sample_rows(count)
 
@@ -649,11 +623,7 @@ class Distiller(SharedLayersModel):
         return distiller
 
     def get_compile_config(self) -> dict[str, Any] | None:
-        """Return what `compile_from_config` needs, transfers with their shapes included.
-
-        Raises:
-            ValueError: If no file can name a penalty or the batch transform.
-        """
+        """Return what `compile_from_config` needs; refused for hooks that no file can name."""
         hooks.require_registered(self.name, self._pairing.compiled.arguments)
         return self.compile_settings()
 
@@ -687,10 +657,10 @@ class Distiller(SharedLayersModel):
         """Print the student's summary and a table of the transfers.
 
         Args:
-            line_length: As in `keras.Model.summary`.
-            positions: As in `keras.Model.summary`, for the student.
+            line_length: As in `keras.Model.summary`, as are `positions` and the others.
+            positions: For the student.
             print_fn: Called with the text. Defaults to `print`.
-            **kwargs: As in `keras.Model.summary`, for the student.
+            **kwargs: For the student.
         """
         self.student.summary(line_length, positions, print_fn, **kwargs)
         transfer_summary.render(self.name, self.summary_of_transfers(), line_length, print_fn)
@@ -699,10 +669,9 @@ class Distiller(SharedLayersModel):
         """What is transferred: one row a transfer.
 
         Returns:
-            Dicts with `name`, `loss`, `teacher`, `student`, `projector`,
-            `weight`; `teacher_shape` and `student_shape`, `None` where only a
-            batch tells; `projection`, what the projector does, in words; and
-            `parameters`, how many numbers of projector and loss train beside
+            Dicts with `name`, `loss`, `teacher`, `student`, `projector`, `weight`; `teacher_shape`
+            and `student_shape`, `None` where only a batch tells; `projection`, what the projector
+            does, in words; and `parameters`, how many numbers of projector and loss train beside
             the student, `None` before they are made.
         """
         shapes = transfer_summary.seen_shapes(self._pairing)

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_kd.distill.distiller import Distiller
+from keras_kd.distill.memory import MODES
 from keras_kd.utils import checks
 
 
@@ -17,6 +18,7 @@ def load_distiller(
     student_inputs: Callable[[Any], Any] | None = None,
     teacher_precision: str = "float32",
     custom_objects: dict[str, Any] | None = None,
+    teacher_answers: str = "auto",
 ) -> Distiller:
     """Load what `distiller.save(path)` wrote and give it its teacher back.
 
@@ -27,6 +29,7 @@ def load_distiller(
         student_inputs: As for `Distiller`.
         teacher_precision: As for `Distiller`.
         custom_objects: Classes of the student that are not registered, by name.
+        teacher_answers: As for `Distiller`.
 
     Returns:
         A compiled `Distiller` that goes on where it stopped: weights, optimizer,
@@ -43,6 +46,7 @@ def load_distiller(
         >>> distiller = load_distiller("d.keras", teacher=teacher)
         >>> history = distiller.fit(x, y, epochs=20, initial_epoch=10)
     """
+    checks.one_of("teacher_answers", teacher_answers, MODES)
     checks.functions(teacher_inputs=teacher_inputs, student_inputs=student_inputs)
     checks.keras_file(path)
     loaded = _loaded(path, custom_objects)
@@ -56,6 +60,7 @@ def load_distiller(
         teacher_inputs=teacher_inputs,
         student_inputs=student_inputs,
         teacher_precision=teacher_precision,
+        teacher_answers=teacher_answers,
         path=path,
     )
     return loaded

@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_kd import backends
 from keras_kd.cache import join_arrays
+from keras_kd.cache.join_datasets import Joined
 from keras_kd.cache.memory import Form, Remembered, fields_of, joined_rows
 from keras_kd.distill import hooks
 from keras_kd.distill.pairing import Pairing
@@ -67,7 +68,7 @@ class AnswerMemory:
         data: tuple[Any, Any, int | None, dict[str, Any]],
         epochs: int,
     ) -> tuple[Any, Any, int | None, dict[str, Any]]:
-        """What `keras.Model.fit` is given, joined to the answers where these are remembered.
+        """What `fit` was given, joined to the answers where these are remembered.
 
         Args:
             distiller: What is trained.
@@ -101,9 +102,10 @@ class AnswerMemory:
                 )
             return data
         self._pairing.remember(self._source())
-        asked = self._pairing.compiled.asks_in_evaluation
-        source = self._source()
-        return join_arrays.drawn_for_fit(source, rows, batch_size, arguments, asked)
+        inner, y, weight = rows
+        arguments = {k: v for k, v in arguments.items() if k != "class_weight"}
+        arguments["sample_weight"] = weight
+        return Joined(inner, self._source().fields), y, batch_size, arguments
 
     def _source(self) -> Remembered:
         if self._held is None:
@@ -244,7 +246,7 @@ class AnswerMemory:
         return [*own, pairing.match.teacher_units, taps, pairing.reads_output]
 
     def _tell(self, count: int) -> None:
-        if self._told:
+        if self._told or self.mode == "memory":
             return
         self._told = True
         warnings.warn(

@@ -154,3 +154,16 @@ def first(monitor: TrainingMonitor, callbacks: Any, model: Any) -> Any:
         callbacks.callbacks.insert(0, monitor)
         return callbacks
     return [monitor, *(keras.tree.flatten(callbacks) if callbacks else [])]
+
+
+def require_finite(distiller: Any, distillation_loss: Any) -> None:
+    """Raise `FloatingPointError` if the teacher's answers to one batch were not finite.
+
+    Args:
+        distiller: What was trained on the batch.
+        distillation_loss: The metric that has booked it, or `None`.
+    """
+    if distillation_loss is None or checks.finite(distillation_loss.result()):
+        return
+    if checks.finite(distiller.student.trainable_variables):
+        raise teacher_failed(distiller.pairing.teacher, "this batch")

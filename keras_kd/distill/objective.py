@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import keras
 from keras import ops
 
+from keras_kd.distill import agreement, hard_loss, hooks
 from keras_kd.distill import batch as step
-from keras_kd.distill import hard_loss, hooks
 from keras_kd.distill.pairing import Pairing
 from keras_kd.distill.training_metrics import TrainingMetrics
 from keras_kd.losses import counts
@@ -255,15 +255,60 @@ class PeerTerm:
         return Value(total)
 
 
+class Given(NamedTuple):
+    """What Keras hands to `compute_loss`.
+
+    Attributes:
+        x: The batch.
+        y: Labels.
+        y_pred: What the student returned.
+        sample_weight: Weights.
+        training: Whether the student is being trained.
+    """
+
+    x: Any
+    y: Any
+    y_pred: Any
+    sample_weight: Any
+    training: bool
+
+
 class Objective:
     """The sum of all terms.
 
     Args:
         terms: The hard losses first, since they tell which labels are read.
+        alone: Those of a student whose teacher is not asked.
     """
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(self, terms: Sequence[Term], alone: Sequence[Term] = ()) -> None:
         self.terms = list(terms)
+        self.alone = list(alone)
+
+    def minimized(
+        self, pairing: Pairing, given: Given, extra: Sequence[Tensor], metrics: TrainingMetrics
+    ) -> Tensor:
+        """The total loss of one batch, with its parts and the agreement booked.
+
+        Args:
+            pairing: The models, with the step that they are taking.
+            given: What Keras hands on.
+            extra: Scalars that are added to the sum, as regularizers are.
+            metrics: Where everything is booked.
+
+        Returns:
+            A scalar; where no teacher was asked that of `alone`.
+        """
+        seen = seen_in_step(pairing, given.y, given.sample_weight, given.training)
+        if seen is None:
+            batch = step.Batch(given.x, Answer(None, [], {}), None, None)
+            answer = Answer(given.y_pred, [], {})
+            seen = Seen(batch, given.y, given.sample_weight, answer, given.training)
+            return Objective(self.alone).total(seen, extra, metrics)
+        total = self.total(seen, extra, metrics)
+        if pairing.distills:
+            agreement.book(metrics, pairing.match, seen.batch.answer, seen.student, seen.counted)
+        return total
 
     def values(self, seen: Seen) -> dict[str, Value]:
         """The terms by name, not yet multiplied by their weights."""
@@ -327,24 +372,14 @@ def of_distiller(
         return (1.0 - ops.convert_to_tensor(distiller.alpha)) * weight
 
     terms: list[Term] = []
+    alone: list[Term] = []
     if hard:
         loss = distiller.loss
         terms.append(HardTerm("student_loss", hard, weight_of_hard, pairing, loss))
+        alone.append(HardTerm("student_loss", hard, lambda: ops.ones(()), given=loss))
     if pairing.distills:
         terms.append(TransferTerms(pairing, distiller.temperature, weight_of_distillation))
-    return Objective([*terms, *more])
-
-
-def of_student(distiller: hooks.Trained, hard: Any) -> Objective:
-    """What is left of it where no teacher is asked: the hard loss, unweighted."""
-    one = [HardTerm("student_loss", hard, lambda: ops.ones(()), given=distiller.loss)]
-    return Objective(one if hard else [])
-
-
-def seen_by_student(x: Any, y: Any, output: Any, sample_weight: Any, training: bool) -> Seen:
-    """What the terms read where no teacher was asked."""
-    alone = step.Batch(x, Answer(None, [], {}), None, None)
-    return Seen(alone, y, sample_weight, Answer(output, [], {}), training)
+    return Objective([*terms, *more], alone)
 
 
 def seen_in_step(pairing: Pairing, y: Any, sample_weight: Any, training: bool) -> Seen | None:

@@ -16,10 +16,15 @@ from keras import ops
 
 from keras_kd import backends
 from keras_kd.distill import data_checks, hooks, label_checks, row_numbers, settings
+from keras_kd.distill.memory import AnswerMemory
 from keras_kd.distill.pairing import Pairing
+from keras_kd.distill.short_steps import ShortSteps
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
+
+Given = tuple[Any, Any, int | None, dict[str, Any]]
+"""`x`, `y`, `batch_size` and the other arguments of `fit`."""
 
 
 class Preparation:
@@ -27,14 +32,20 @@ class Preparation:
 
     Args:
         pairing: The models and how they are joined.
+        teacher_answers: As given to `Distiller`.
+        name: The distiller's, for messages.
 
     Attributes:
+        memory: Keeps the teacher's answers.
+        steps: Takes several steps at once.
         arrays: `(x, y, sample_weight)` that `fit` is training on, where that is arrays.
         trains_on: `fn()`: what `fit` was given, in plain values by name, while it runs.
     """
 
-    def __init__(self, pairing: Pairing) -> None:
+    def __init__(self, pairing: Pairing, teacher_answers: str, name: str) -> None:
         self._pairing = pairing
+        self.memory = AnswerMemory(pairing, teacher_answers, name)
+        self.steps = ShortSteps(pairing)
         self.arrays: tuple[Any, Any, Any] | None = None
         self.trains_on: Callable[[], dict[str, Any]] | None = None
 
@@ -82,26 +93,30 @@ class Preparation:
                 "teacher."
             )
 
-    def for_fit(
+    def for_fit(self, distiller: hooks.Trained, given: Given, epochs: int, callbacks: Any) -> Given:
+        """What `keras.Model.fit` is given in place of what the user gave.
+
+        Args:
+            distiller: What is trained.
+            given: `x`, `y`, `batch_size` and the other arguments of `fit`.
+            epochs: Index of the epoch at which training ends.
+            callbacks: The user's.
+
+        Returns:
+            The same four.
+        """
+        found = self.memory.for_fit(distiller, self._looked_at(distiller, *given), epochs)
+        return self.steps.for_fit(distiller, found, callbacks)
+
+    def _looked_at(
         self,
         distiller: hooks.Trained,
         x: Any,
         y: Any,
         batch_size: int | None,
         arguments: dict[str, Any],
-    ) -> tuple[Any, Any, int | None, dict[str, Any]]:
-        """What `keras.Model.fit` is given in place of what the user gave.
-
-        Args:
-            distiller: What is trained.
-            x: Inputs, or a dataset.
-            y: Labels.
-            batch_size: Samples a step.
-            arguments: The other arguments of `fit`.
-
-        Returns:
-            The same four.
-        """
+    ) -> Given:
+        """The same, found to fit, and joined to the answers that a teacher has stored."""
         pairing, given_x = self._pairing, x
         asks = pairing.compiled.asks_in_evaluation
         data_checks.data(pairing, x, y, arguments, distiller.loss)
