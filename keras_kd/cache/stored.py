@@ -19,9 +19,12 @@ class Source(Protocol):
         augment: The `fn(sample, seed)` whose views were answered, `None` where the samples were.
     """
 
-    root: Any
     epoch: int
     augment: Callable[[Any, int], Any] | None
+
+    @property
+    def root(self) -> Any:
+        """Where it is, for messages."""
 
     def fetch(self, rows: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
         """What was said of some rows in an epoch, by name."""

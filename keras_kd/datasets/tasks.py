@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_kd.datasets import conll, csv_file, image_folder, npz_file
 from keras_kd.datasets.dataset import Dataset
+from keras_kd.datasets.images import load
 from keras_kd.datasets.task_data import Rows, TaskData, check_task
 
 _KINDS = {
@@ -137,8 +138,6 @@ def load_task(
         return conll.load(name, **_renamed(options))
     if kind == "folder":
         return image_folder.load(name, **options)
-    from keras_kd.datasets import load
-
     return _of_images(load(name, **options))
 
 

@@ -26,6 +26,7 @@ from keras_kd.distill import (
     training_metrics,
     transfer_summary,
 )
+from keras_kd.distill import batch_transform as transform
 from keras_kd.distill import penalties as penalty_terms
 from keras_kd.distill.compiled import (
     DEFAULT_ALPHA,

@@ -10,6 +10,7 @@ from keras_kd.distill.memory import AnswerMemory
 from keras_kd.losses.base import DistillationLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
 from keras_kd.teachers.base import AnswerError, Teacher
+from keras_kd.utils import checks
 
 
 class TrainingMonitor(keras.callbacks.Callback):

@@ -19,7 +19,6 @@ from keras_kd.utils.types import Tensor
 
 if TYPE_CHECKING:
     from keras_kd.lifelong.heads import GrowingHead
-    from keras_kd.lifelong.lesson import Lesson
     from keras_kd.lifelong.memory import Memory
 
 Array = Any
@@ -114,7 +113,7 @@ class Method:
         """
         return []
 
-    def loss(self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Any) -> Any:
+    def loss(self, lesson: Any, parts: dict[str, Any], y: Tensor, outputs: Any) -> Any:
         """Compute what one step minimizes.
 
         Args:
@@ -128,7 +127,7 @@ class Method:
         """
         return {"label_loss": ops.mean(lesson.per_row(y, outputs["logits"]))}
 
-    def variables(self, lesson: Lesson) -> dict[str, list[Any]]:
+    def variables(self, lesson: Any) -> dict[str, list[Any]]:
         """Make the Variables that `loss` reads as `lesson.kept`.
 
         Args:
