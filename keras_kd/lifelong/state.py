@@ -34,7 +34,7 @@ class State:
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = None if folder is None else pathlib.Path(folder)
         if self.folder is not None:
-            resume.require_writable(self.folder, "Learner")
+            resume.require_writable(str(self.folder), "Learner")
 
     @property
     def path(self) -> pathlib.Path:
