@@ -31,7 +31,7 @@ class Pool:
 
     def __init__(self, memory: Memory | None, x: Array, y: Array) -> None:
         self.held = 0 if memory is None else len(memory)
-        self._memory_x = None if memory is None else memory.x
+        self._memory_x: Array = None if memory is None else memory.x
         memory_y = np.zeros(0, "int64") if memory is None else memory.y
         self._x = x
         self.y = np.concatenate([memory_y, y])
@@ -131,6 +131,55 @@ class Plan:
             else:
                 self.held[slot] = int(row)
         return taken
+
+
+def held_out(pool: Pool, share: float, rng: np.random.Generator) -> Array:
+    """Numbers of rows of old and new classes, as many of each, that are not trained on.
+
+    Args:
+        pool: The rows.
+        share: Of the rows of each class in the memory.
+        rng: Of the choice.
+    """
+    if not share or not pool.held:
+        return np.zeros(0, "int64")
+    old, counts = np.unique(pool.y[: pool.held], return_counts=True)
+    count = max(1, round(share * counts.mean()))
+    found = []
+    for label in np.unique(pool.y):
+        mine = np.flatnonzero(pool.y == label)
+        # Of a class that comes back, those of the memory.
+        mine = mine[mine < pool.held] if label in old else mine
+        found.append(rng.permutation(mine)[: min(count, len(mine) - 1)])
+    return np.concatenate(found)
+
+
+def reading(pool: Pool, of_row: Array, known: Array, logits: bool) -> Any:
+    """`fn(plan, step)`: what one step reads.
+
+    Args:
+        pool: The rows.
+        of_row: The column of each of them, `(rows,)`.
+        known: How many columns are known when its logits are stored, `(rows,)`.
+        logits: Whether the memory keeps logits.
+    """
+
+    def read(plan: Plan, step: int) -> tuple[Any, Any]:
+        rows = plan.rows[step]
+        parts: dict[str, Any] = {"x": pool.x(rows)}
+        if plan.slots and logits:
+            parts["slots"] = plan.slots[step].astype("int32")
+        for name, chosen in plan.replayed.items():
+            some = plan.filled[step]
+            parts[f"{name}_x"] = pool.x(chosen[step])
+            parts[f"{name}_y"] = of_row[chosen[step]]
+            parts[f"{name}_weight"] = np.full(len(chosen[step]), float(some), "float32")
+            if logits:
+                parts[f"{name}_slots"] = plan.drawn[name][step].astype("int32")
+                parts[f"{name}_known"] = known[chosen[step]]
+        return parts, of_row[rows]
+
+    return read
 
 
 class Batches(keras.utils.PyDataset):

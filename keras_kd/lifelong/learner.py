@@ -20,14 +20,16 @@ import numpy as np
 
 from keras_kd import backends
 from keras_kd.callbacks.resume import ResumableBackup
-from keras_kd.lifelong.batches import Batches, Epochs, Plan, Pool
+from keras_kd.lifelong.batches import Batches, Epochs, Plan, Pool, held_out, reading
 from keras_kd.lifelong.heads import GrowingHead, carried, frozen_copy
 from keras_kd.lifelong.lesson import Lesson
+from keras_kd.lifelong.measuring import accuracies
 from keras_kd.lifelong.memory import Memory
 from keras_kd.lifelong.method import Ending, Method
 from keras_kd.lifelong.report import Report
+from keras_kd.lifelong.requirements import fresh, has_shape, require_loss, rows_to_train
 from keras_kd.lifelong.state import State, plain_value
-from keras_kd.lifelong.streams import Task, rows_of
+from keras_kd.lifelong.streams import Task
 
 if TYPE_CHECKING:
     import os
@@ -160,7 +162,7 @@ class Learner:
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         self._compiled = {
             "optimizer": keras.optimizers.get(optimizer),
-            "loss": _require_loss(loss),
+            "loss": require_loss(loss),
             "metrics": metrics,
             **kwargs,
         }
@@ -200,7 +202,7 @@ class Learner:
         """
         if self._compiled is None:
             raise ValueError("Call `learner.compile(optimizer)` before `fit`.")
-        train, validation = self._rows_to_train(
+        train, validation = rows_to_train(
             task, epochs, batch_size, validation_split, validation_data
         )
         index = len(self._tasks)
@@ -239,7 +241,7 @@ class Learner:
                 "classes": task.classes.tolist(),
                 "identity": identity,
                 "history": plain_value(history.history),
-                **self._measured(index),
+                **accuracies(self._parts(index), self.head, self.scores),
                 "bytes": self._bytes(),
             }
             self._rows.append({**row, "seconds": time.perf_counter() - began})
@@ -253,37 +255,6 @@ class Learner:
             self._restore(before)
             raise
         return history
-
-    def _rows_to_train(
-        self, task: Any, epochs: Any, batch_size: Any, split: Any, data: Any
-    ) -> tuple[tuple[Array, Array], Any]:
-        """The rows that are trained on and those that are measured after each epoch."""
-        if not isinstance(task, Task):
-            raise TypeError(
-                f"`fit` takes a task of a `Stream`. Received: {type(task).__name__}. Make one with "
-                "`Stream.by_task([(x, y)])`."
-            )
-        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"`{name}` is a positive integer. Received: {name}={value!r}.")
-        if not 0 <= split < 1:
-            raise ValueError(
-                f"`validation_split` lies in [0, 1). Received: validation_split={split!r}."
-            )
-        x, y = task.x, task.y
-        if data is not None:
-            u, v = rows_of(*data)
-            if split:
-                raise ValueError("Pass either `validation_split` or `validation_data`.")
-            return (x, y), (u, v)
-        if not split:
-            return (x, y), None
-        stay = int(len(y) * (1 - split))
-        if not 0 < stay < len(y):
-            raise ValueError(
-                f"`validation_split={split}` of {len(y)} rows leaves none for one of the two."
-            )
-        return (x[:stay], y[:stay]), (x[stay:], y[stay:])
 
     def _require_fits(self, task: Task, train: tuple[Array, Array]) -> None:
         """Raise `ValueError` for a task that cannot follow those before it."""
@@ -302,7 +273,7 @@ class Learner:
                 "brings none. Choose another method for such streams."
             )
         shape = tuple(self.head.inputs[0].shape[1:])
-        if len(self.head.inputs) != 1 or not _fits(task.x.shape[1:], shape):
+        if len(self.head.inputs) != 1 or not has_shape(task.x.shape[1:], shape):
             raise ValueError(
                 f"The model takes inputs of shape {shape}, and the rows of `{task.name}` have "
                 f"shape {task.x.shape[1:]}."
@@ -379,7 +350,11 @@ class Learner:
         self._compile(lesson)
         if self._optimizer is not None:
             self._carry(lesson, trained_before)
-        batches = Batches(plan, self._reading(pool, columns))
+        known = np.full(len(pool.y), columns, "int32")
+        if memory is not None and memory.logits is not None:
+            known[: pool.held] = memory.known
+        read = reading(pool, head.columns_of(pool.y), known, method.stores_logits)
+        batches = Batches(plan, read)
         kept: list[Any] = [Epochs(batches), *(callbacks or [])]
         if self._state.folder is not None:
             kept += [
@@ -406,22 +381,12 @@ class Learner:
 
     def _trained_rows(self, pool: Pool, index: int) -> Array:
         rows = np.arange(pool.held if not self.method.joins else 0, len(pool.y))
-        return np.setdiff1d(rows, self._held_out(pool, index))
+        return np.setdiff1d(rows, self._out(pool, index))
 
-    def _held_out(self, pool: Pool, index: int) -> Array:
-        """Rows of old and new classes, as many of each, that are not trained on."""
-        if not self.method.holds_out or not pool.held:
-            return np.zeros(0, "int64")
+    def _out(self, pool: Pool, index: int) -> Array:
+        """Rows that are held out of the training."""
         rng = np.random.default_rng([self.seed, index, 1])
-        old, counts = np.unique(pool.y[: pool.held], return_counts=True)
-        count = max(1, round(self.method.holds_out * counts.mean()))
-        found = []
-        for label in np.unique(pool.y):
-            mine = np.flatnonzero(pool.y == label)
-            # Of a class that comes back, those of the memory.
-            mine = mine[mine < pool.held] if label in old else mine
-            found.append(rng.permutation(mine)[: min(count, len(mine) - 1)])
-        return np.concatenate(found)
+        return held_out(pool, self.method.holds_out, rng)
 
     def _stored(self, slots: Any, columns: int) -> Array:
         if slots is None or not self.method.stores_logits or self.memory is None:
@@ -431,36 +396,11 @@ class Learner:
             stored[: len(self.memory)] = self.memory.logits
         return stored
 
-    def _reading(self, pool: Pool, columns: int) -> Any:
-        """`fn(plan, step)`: what one step reads."""
-        of_row = self.head.columns_of(pool.y)
-        known = np.full(len(pool.y), columns, "int32")
-        if self.memory is not None and self.memory.logits is not None:
-            known[: pool.held] = self.memory.known
-        logits = self.method.stores_logits
-
-        def read(plan: Plan, step: int) -> tuple[Any, Any]:
-            rows = plan.rows[step]
-            parts: dict[str, Any] = {"x": pool.x(rows)}
-            if plan.slots and logits:
-                parts["slots"] = plan.slots[step].astype("int32")
-            for name, chosen in plan.replayed.items():
-                some = plan.filled[step]
-                parts[f"{name}_x"] = pool.x(chosen[step])
-                parts[f"{name}_y"] = of_row[chosen[step]]
-                parts[f"{name}_weight"] = np.full(len(chosen[step]), float(some), "float32")
-                if logits:
-                    parts[f"{name}_slots"] = plan.drawn[name][step].astype("int32")
-                    parts[f"{name}_known"] = known[chosen[step]]
-            return parts, of_row[rows]
-
-        return read
-
     def _compile(self, lesson: Lesson) -> None:
         given = dict(self._compiled or {})
         optimizer = given.pop("optimizer")
         self._per_row = given["loss"]
-        given["metrics"] = keras.tree.map_structure(_fresh, given["metrics"])
+        given["metrics"] = keras.tree.map_structure(fresh, given["metrics"])
         lesson.compile(type(optimizer).from_config(optimizer.get_config()), **given)
         lesson.optimizer.build(lesson.trainable_variables)
 
@@ -499,7 +439,7 @@ class Learner:
         """Correct the head, fill the memory, remember, and make the model that answers."""
         method, memory = self.method, self.memory
         pool = Pool(memory, *rows)
-        out = self._held_out(pool, index)
+        out = self._out(pool, index)
         stay = np.setdiff1d(np.arange(pool.held, len(pool.y)), out) - pool.held
         new = [] if index == 0 else self._new_columns(index)
         ending = Ending(
@@ -559,35 +499,6 @@ class Learner:
             Integers `(samples,)`.
         """
         return self.head.classes[self.scores(x).argmax(-1)]
-
-    def _measured(self, index: int) -> dict[str, Any]:
-        """Accuracies on all test parts, among all classes and among those of the task."""
-        tasks = self._parts(index)
-        known = [np.intersect1d(task.classes, self.head.classes) for task in tasks]
-        tested = [task.x_test is not None and len(task.x_test) > 0 for task in tasks]
-        asked = [task for task, of, has in zip(tasks, known, tested) if has and len(of)]
-        # In one go, since each model is compiled when it is first asked.
-        scores = iter(
-            np.split(
-                self.scores(np.concatenate([task.x_test for task in asked])),
-                np.cumsum([len(task.x_test) for task in asked])[:-1],
-            )
-            if asked
-            else []
-        )
-        free: list[float] = []
-        told: list[float] = []
-        for task, of, has in zip(tasks, known, tested):
-            if not has or not len(of):
-                # A class that is not known is never answered.
-                free.append(0.0 if has else float("nan"))
-                told.append(float("nan"))
-                continue
-            found = next(scores)
-            free.append(float((self.head.classes[found.argmax(-1)] == task.y_test).mean()))
-            among = of[found[:, self.head.columns_of(of)].argmax(-1)]
-            told.append(float((among == task.y_test).mean()))
-        return {"free": free, "told": told}
 
     def _parts(self, index: int) -> list[Task]:
         """The tasks so far, and those of the same stream that are still to come."""
@@ -721,44 +632,3 @@ def _history(values: dict[str, Any]) -> Any:
     history.history = dict(values)
     history.epoch = list(range(len(next(iter(values.values()), []))))
     return history
-
-
-def _fresh(metric: Any) -> Any:
-    """A metric without the state of an earlier task."""
-    if isinstance(metric, keras.metrics.Metric):
-        return type(metric).from_config(metric.get_config())
-    return metric
-
-
-def _fits(shape: Any, wanted: Any) -> bool:
-    return len(shape) == len(wanted) and all(b in (None, a) for a, b in zip(shape, wanted))
-
-
-def _require_loss(loss: Any) -> Any:
-    """A loss of integers and logits, or one error."""
-    advice = "Pass `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`."
-    found = keras.losses.get(loss) if isinstance(loss, str) else loss
-    if isinstance(loss, str) and not isinstance(found, keras.losses.Loss):
-        # By its name Keras takes probabilities.
-        raise ValueError(f"The loss {loss!r} does not take logits. {advice}")
-    if isinstance(found, keras.losses.Loss):
-        config = found.get_config()
-        if isinstance(
-            found,
-            keras.losses.CategoricalCrossentropy
-            | keras.losses.BinaryCrossentropy
-            | keras.losses.CategoricalFocalCrossentropy,
-        ):
-            raise ValueError(
-                f"The loss `{type(found).__name__}` reads one-hot labels, whose width changes with "
-                f"each task. {advice}"
-            )
-        if config.get("from_logits") is False:
-            raise ValueError(
-                f"The loss `{type(found).__name__}` was made with `from_logits=False`, and the "
-                f"model answers in logits. {advice}"
-            )
-        return found
-    if not callable(found) or isinstance(found, type):
-        raise TypeError(f"`loss` is a Keras loss or a function. Received: {loss!r}. {advice}")
-    return found

@@ -184,7 +184,8 @@ def refresh(
     manifest.check_files(deployed, content)
     if work.resolve() in (deployed.resolve(), *deployed.resolve().parents):
         raise ValueError(f"`folder` holds the folder in service, `{deployed}`. Choose another one.")
-    before = [_accuracy(deployed / _judged(content), part) for part in parts]
+    judged = _judged(content)
+    before = [_accuracy(deployed / judged["file"], part) for part in parts]
     _require_replaceable(deployed)
     start = _student(deployed, student, teacher)
     start, teacher = _with_columns(start, teacher, parts, fine_tune)
@@ -220,12 +221,16 @@ def refresh(
     report = _exported(start, candidate, content, x, parts, max_drop, seed)
     with files.replacing_by_name(candidate / STUDENT) as temporary:
         start.save(temporary)
-    found = [a for a in report.artifacts if a.precision == "int8" and a.path is not None]
-    rows = _compared(parts, before, candidate / _judged(report.manifest))
+    # Made in the same format as the one in service, or it could not take its place.
+    made = [row for row in report.manifest["artifacts"] if row["precision"] == "int8"]
+    named = next(row for row in made if row["format"] == judged["format"])
+    if not named.get("file"):
+        why = f"Not shipped: there is no int8 file to take its place ({named['reason']})."
+        return Refreshed(False, why, [], candidate, report)
+    rows = _compared(parts, before, candidate / named["file"])
     refusal = _refusal(rows, max_drop)
-    if refusal is None and not any(artifact.passed for artifact in found):
-        failed = "; ".join(f"{a.format}: {a.reason}" for a in found) or "none was made"
-        refusal = f"Not shipped: no int8 file passed its own check ({failed})."
+    if refusal is None and named["status"] != "passed":
+        refusal = f"Not shipped: `{named['file']}` failed its own check: {named['reason']}."
     if refusal is not None:
         return Refreshed(False, refusal, rows, candidate, report)
     _put_in_service(candidate, deployed, content, work / "previous")
@@ -323,15 +328,23 @@ def _one(data: Any, name: str, part: str, test: float, seed: int) -> list[_Part]
     return [_Part(name, part, x[stay], y[stay], x[out], y[out])]
 
 
-def _judged(content: dict[str, Any]) -> str:
-    """The file whose accuracy counts: int8, in TFLite where there is one."""
-    rows = [row for row in content["artifacts"] if row.get("file")]
+def _judged(content: dict[str, Any], fmt: str | None = None) -> dict[str, Any]:
+    """The row of the file whose accuracy counts: int8, in TFLite where there is one.
+
+    Args:
+        content: A manifest.
+        fmt: The format that it has to be of, or `None`.
+    """
     int8 = sorted(
-        (row for row in rows if row["precision"] == "int8"),
+        (
+            row
+            for row in content["artifacts"]
+            if row.get("file") and row["precision"] == "int8" and fmt in (None, row["format"])
+        ),
         key=lambda row: (row["status"] != "passed", row["format"] != "tflite"),
     )
     if int8:
-        return str(int8[0]["file"])
+        return dict(int8[0])
     raise ValueError(
         "The export holds no int8 file, by which a refresh is judged. Export with 'int8' among the "
         "`precisions`, and calibration data."
@@ -415,7 +428,7 @@ def _exported(
     rows = content["artifacts"]
     known = ("float32", "float16", "dynamic", "int8")
     precisions = [name for name in known if any(row["precision"] == name for row in rows)]
-    first = Path(_judged(content)).stem
+    first = Path(_judged(content)["file"]).stem
     chosen = np.random.default_rng(seed).permutation(len(x))[:512]
     x_test, y_test = (
         np.concatenate([getattr(p, name) for p in parts]) for name in ("x_test", "y_test")

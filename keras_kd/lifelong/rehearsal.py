@@ -110,7 +110,7 @@ class DarkReplay(Method):
         - [Buzzega et al., 2020](https://arxiv.org/abs/2004.07211), equations 6 and 7
     """
 
-    terms = ("label_loss", "logit_loss", "replay_loss")
+    terms: tuple[str, ...] = ("label_loss", "logit_loss", "replay_loss")
     uses_memory = True
     stores_logits = True
 

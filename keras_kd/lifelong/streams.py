@@ -168,9 +168,8 @@ class Stream(Sequence[Task]):
                 f"`domain` holds the single value {known[0]!r}, and a stream has two tasks or more."
             )
         share = isinstance(test, float)
-        if test is None or share:
-            u = v = where = None
-        else:
+        where: Any = None
+        if test is not None and not share:
             u, v, where = _test_of(test, 3, "(x_test, y_test, domain_test)")
             u, v = _rows(u, v, "x_test", "y_test", x)
             where = _domains(where, len(u), "domain_test")
@@ -222,7 +221,7 @@ class Stream(Sequence[Task]):
                 f"There are {len(parts)} tasks and {len(tests)} test parts. Pass `(x_test, "
                 "y_test)` for each task."
             )
-        made = []
+        made: list[Any] = []
         for i, ((x, y), held) in enumerate(zip(parts, tests)):
             x, y = _rows(x, y, f"x of task {i}", f"y of task {i}", made[0][0] if made else None)
             (x, y), (u, v) = _with_test(x, y, held, 0)

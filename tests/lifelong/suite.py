@@ -16,7 +16,6 @@ from keras_kd.lifelong import Memory, Stream
 METHODS = {
     "dark": lambda: (lifelong.DarkReplay(0.5, 0.5), Memory(12)),
     "lucir": lambda: (lifelong.LessForgetting(), Memory(12, policy="herding")),
-    "bic": lambda: (lifelong.BiasCorrection(held_out=0.3), Memory(12, policy="herding")),
 }
 
 

@@ -1,0 +1,49 @@
+"""The accuracies of a model on the test parts of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_kd.lifelong.heads import GrowingHead
+from keras_kd.lifelong.streams import Task
+
+
+def accuracies(tasks: Sequence[Task], head: GrowingHead, scores_of: Any) -> dict[str, Any]:
+    """Accuracies on all test parts, among all classes and among those of the task.
+
+    Args:
+        tasks: The tasks, those still to come among them.
+        head: Which column is which class.
+        scores_of: `fn(x)`: scores of rows, a column for each class.
+
+    Returns:
+        Two lists: `free`, and `told`, with NaN where nothing can be measured.
+    """
+    known = [np.intersect1d(task.classes, head.classes) for task in tasks]
+    tested = [task.x_test is not None and len(task.x_test) > 0 for task in tasks]
+    asked = [task for task, of, has in zip(tasks, known, tested) if has and len(of)]
+    # In one go, since each model is compiled when it is first asked.
+    scores = iter(
+        np.split(
+            scores_of(np.concatenate([task.x_test for task in asked])),
+            np.cumsum([len(task.x_test) for task in asked])[:-1],
+        )
+        if asked
+        else []
+    )
+    free: list[float] = []
+    told: list[float] = []
+    for task, of, has in zip(tasks, known, tested):
+        if not has or not len(of):
+            # A class that is not known is never answered.
+            free.append(0.0 if has else float("nan"))
+            told.append(float("nan"))
+            continue
+        found = next(scores)
+        free.append(float((head.classes[found.argmax(-1)] == task.y_test).mean()))
+        among = of[found[:, head.columns_of(of)].argmax(-1)]
+        told.append(float((among == task.y_test).mean()))
+    return {"free": free, "told": told}
