@@ -64,7 +64,10 @@ class Trainer:
             TypeError: If what was built is no model.
         """
         keras.utils.set_random_seed(seed)
-        return build_student(self.build, self.model, values)
+        student = build_student(self.build, self.model, values)
+        if not student.built:
+            student(self.train.taken(slice(0, 1)).x)
+        return student
 
     def trained(
         self, values: Values, seed: int, keeps_on: Callable[[int, float], bool] | None = None

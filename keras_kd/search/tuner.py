@@ -232,9 +232,11 @@ class Search:
         first = Space(space, classes=True, **settings)
         keras.utils.set_random_seed(TRIAL_SEED)
         probe = candidate.build_student(build, model, first.defaults())
+        one = rows.taken(slice(0, 1)).x
+        units = [tuple(y.shape) for y in keras.tree.flatten(probe(one, training=False))]
         hard = task.hard_loss(probe, rows) if loss is None else loss
         told = method_choice.meanings(probe, hard)
-        classes = len(told) == 1 and told[0] == meaning.CLASSES and probe.output_shape[-1] > 2
+        classes = len(units) == 1 and told[0] == meaning.CLASSES and units[0][-1] > 2
         self.space = first
         if not classes:
             self.space = Space(space, classes=False, **settings)
@@ -257,7 +259,7 @@ class Search:
             "build": _name(build),
             "loss": meaning.name_of(hard),
             "regression": self.regression,
-            "task": _task(told, probe),
+            "task": _task(told[0], units[0]),
             "teacher": _fingerprint(teacher),
             "train": task.digest(rows.x, rows.y, rows.weight),
             "validation": task.digest(held.x, held.y, held.weight),
@@ -605,12 +607,12 @@ def _has_depth(model: Any) -> bool:
     return True
 
 
-def _task(told: Sequence[str | None], student: Any) -> str:
-    """What `keras-kd distill` calls the task."""
-    if told[0] == meaning.CLASSES:
-        return "tokens" if len(student.output_shape) > 2 else "classification"
-    if told[0] == meaning.INDEPENDENT:
-        return "classification" if student.output_shape[-1] == 1 else "multilabel"
+def _task(told: str | None, shape: tuple[int, ...]) -> str:
+    """What `keras-kd distill` calls the task of an output."""
+    if told == meaning.CLASSES:
+        return "tokens" if len(shape) > 2 else "classification"
+    if told == meaning.INDEPENDENT:
+        return "classification" if shape[-1] == 1 else "multilabel"
     return "regression"
 
 
