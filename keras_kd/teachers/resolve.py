@@ -32,9 +32,9 @@ def make(teacher: Any, from_logits: bool | None, precision: str = "float32") -> 
         made = Ensemble(teacher, from_logits=from_logits)
     elif isinstance(teacher, str | os.PathLike):
         raise TypeError(
-            f"A teacher is an object. Received: the path `{os.fspath(teacher)}`. Open it with "
-            "`keras.saving.load_model`, `keras_kd.teachers.from_onnx` or `from_tflite`, or, if it "
-            "is a cache, `CachedTeacher`."
+            f"The teacher must be an object. Received: the path `{os.fspath(teacher)}`. Open it "
+            "with `keras.saving.load_model`, `keras_kd.teachers.from_onnx` or `from_tflite`, or "
+            "`CachedTeacher`."
         )
     else:
         made = ModelTeacher(teacher, from_logits)
