@@ -32,30 +32,18 @@ from typing import Any
 
 from keras_kd.export import limits, worker
 from keras_kd.export.absent_packages import without
+from keras_kd.export.formats import registry
 from keras_kd.export.writing import write_file
 
-_MEASURING = (
-    "keras_kd.export.verification.scores",
-    "onnx",
-    "onnxruntime",
-    "ai_edge_litert.interpreter",
-    "keras_kd.export.verification.measurer",
-)
-_PRELOADED = {
-    "measure": _MEASURING,
-    "convert": (
-        *("tensorflow", "tensorflow.lite", "keras", "tf2onnx.convert", "onnxruntime.quantization"),
-        *("onnxruntime.transformers.float16", "ai_edge_quantizer.quantizer"),
-        "tensorflow.saved_model",
-        *(
-            "keras_kd.export.convert",
-            "keras_kd.export.formats.tflite.converter",
-            "keras_kd.export.formats.onnx.converter",
-        ),
-        *_MEASURING,
-    ),
+_FIRST = {
+    "measure": (),
+    "convert": ("tensorflow", "tensorflow.lite", "keras", "tensorflow.saved_model"),
 }
-"""What each kind of job imports. A package that is missing is missed by the job, which says so."""
+"""What each kind of job imports before what its formats need. A package that is missing is missed
+by the job, which says so."""
+
+_LAST = {"measure": (), "convert": ("keras_kd.export.convert",)}
+_MEASURING = ("keras_kd.export.verification.scores", "keras_kd.export.verification.measurer")
 
 _UNUSED = ("IPython", "jax", "matplotlib", "pandas", "scipy", "sklearn")
 """What Keras and TensorFlow import wherever it is installed, for tools that no job calls: a third
@@ -102,17 +90,19 @@ def _end_with(parent: int, imported: threading.Event) -> None:
 
 
 def _preload(kind: str) -> None:
-    for name in _PRELOADED[kind]:
+    formats = list(registry.every())
+    modules = [*_FIRST[kind], *_LAST[kind]]
+    if kind == "convert":
+        modules += [name for each in formats for name in each.converter_packages]
+    modules += [name for each in formats for name in each.runtime_packages]
+    for name in [*modules, *_MEASURING]:
         heavy = name in ("tensorflow", "tensorflow.lite", "keras")
         with without(_UNUSED if heavy else ()), contextlib.suppress(ImportError):
             importlib.import_module(name)
     if kind == "convert":
-        from keras_kd.export.formats.onnx.converter import import_shape_inference
-
-        import_shape_inference()
-        # Sympy imports it in the first comparison of two sizes.
-        with contextlib.suppress(ImportError):
-            importlib.import_module("sympy.tensor.tensor")
+        for each in formats:
+            with contextlib.suppress(ImportError):
+                each.warm_up()
 
 
 class _Forks:

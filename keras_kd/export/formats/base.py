@@ -103,6 +103,9 @@ class Format(Protocol):
     runtime_packages: ClassVar[tuple[str, ...]] = ()
     """Those that running needs: an app links them, so that they are no part of a start."""
 
+    converter_packages: ClassVar[tuple[str, ...]] = ()
+    """Those that converting needs: a waiting process imports them before its first job."""
+
     color: ClassVar[str] = "#444444"
     """In plots, as Matplotlib takes it."""
 
@@ -120,6 +123,10 @@ class Format(Protocol):
 
     computes_float16: ClassVar[bool] = False
     """Whether its runtime computes float16 files in float16."""
+
+    def warm_up(self) -> None:
+        """Do what the first conversion would do once, in the process that waits for jobs."""
+        return
 
     def convert(self, source: Source, settings: Settings, task: ConvertTask) -> Converted:
         """Write the files of one artifact.

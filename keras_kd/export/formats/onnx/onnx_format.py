@@ -28,7 +28,11 @@ class ONNX(Format):
     suffixes = (".onnx",)
     precisions = ("float32", "float16", "dynamic", "weight_int4", "int8", "int8_qoperator")
     packages = ("onnx", "onnxruntime", "tf2onnx")
-    runtime_packages = ("onnxruntime",)
+    runtime_packages = ("onnx", "onnxruntime")
+    converter_packages = (
+        *("tf2onnx.convert", "onnxruntime.quantization", "onnxruntime.transformers.float16"),
+        "keras_kd.export.formats.onnx.converter",
+    )
     color = "#c1553b"
     runtime = "ONNX Runtime"
     template = "onnx.j2"
@@ -37,6 +41,13 @@ class ONNX(Format):
 
     def __init__(self) -> None:
         self._converter: Converter | None = None
+
+    def warm_up(self) -> None:
+        """Import the inference of shapes, and what Sympy imports in its first comparison."""
+        from keras_kd.export.formats.onnx.converter import import_shape_inference
+
+        import_shape_inference()
+        import sympy.tensor.tensor  # type: ignore[import-untyped]  # noqa: F401
 
     def convert(self, source: Source, settings: Settings, task: ConvertTask) -> Converted:
         """As in `Format`."""

@@ -31,6 +31,10 @@ class TFLite(Format):
     )
     packages = ("ai_edge_litert",)
     runtime_packages = ("ai_edge_litert.interpreter",)
+    converter_packages = (
+        "ai_edge_quantizer.quantizer",
+        "keras_kd.export.formats.tflite.converter",
+    )
     color = "#1f6f8b"
     runtime = "TensorFlow Lite"
     template = "tflite.j2"
