@@ -75,7 +75,13 @@ class Adversary(hooks.Adversary, hooks.LooksFirst):
                 "`Distiller(student, teacher)`, or train with `PGDTraining` or `TRADES`."
             )
         if teacher is not None and self.asks_teacher:
-            if not teacher.models:
+            if not teacher.compiled:
+                raise ValueError(
+                    f"`{name}` follows the gradient through the teacher, and `{teacher.name}` is "
+                    "a function that none goes through. Use `RSLAD` or `ARD`, which need its "
+                    "answers alone."
+                )
+            if teacher.needs_join or not teacher.models:
                 raise ValueError(
                     f"`{name}` asks the teacher about attacked inputs, and `{teacher.name}` holds "
                     "answers to the inputs as they were. Pass the model itself, or use `RSLAD` or "
