@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import tflite_versions
+from .onnx_runtimes import OPENVINO_INT8
 from .tflite_versions import Operator
 
 # Where a size comes from that an operator takes as an input.
@@ -251,7 +252,7 @@ def openvino(file: TFLiteFile) -> str:
     if "INT16" in {*file.input_types, *file.output_types}:
         return "no: INT16, computed wrongly in some files"
     if set(file.output_types) & {"INT8", "UINT8"}:
-        return "only with LP_TRANSFORMS_MODE=NO: else its int8 answers depend on the processor"
+        return OPENVINO_INT8
     return "yes"
 
 
