@@ -364,7 +364,11 @@ def _expm1(context: Any, node: Any, _name: str, _args: Any) -> None:
     _replace(context, node, _like(context, node, "Sub", power, _one(context, node)))
 
 
-_HANDLERS = {"Erfc": (_erfc, []), "Log1p": (_log1p, []), "Expm1": (_expm1, [])}
+_HANDLERS: dict[str, tuple[Any, list[Any]]] = {
+    "Erfc": (_erfc, []),
+    "Log1p": (_log1p, []),
+    "Expm1": (_expm1, []),
+}
 """Operators that tf2onnx does not know."""
 
 
