@@ -124,6 +124,7 @@ _OF_KERAS = {
     "_embeddings": "the embeddings beside which LoRA keeps its update",
     "_flat_losses": "the losses that Keras made of those given to `compile`",
     "_flatten_layers": "all layers, nested ones too; `layers` are the outer ones alone",
+    "_get_variable_index": "where an optimizer keeps what belongs to a variable",
     "_inbound_nodes": "the graph of a Functional model",
     "_initial_epoch": "the epoch that `fit` begins with, as `BackupAndRestore` sets it",
     "_kernel": "the kernel beside which LoRA keeps its update",

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.distill import settings
+from keras_kd.models import training_identity
 from keras_kd.utils import archives, files
 
 FILE = "state.npz"
@@ -123,12 +123,12 @@ class ResumableBackup(keras.callbacks.Callback):
 
     def _now(self) -> dict[str, Any]:
         """The settings of this training as it begins, and of its data."""
-        now = settings.of_training(self.model)
+        now = training_identity.of_training(self.model)
         optimizer, begun = _INTERRUPTED.get(self.model, (None, {}))
         if optimizer is self.model.optimizer:
             # The same model goes on in the same process, with live values of mid-training.
             now.update(begun)
-        live = {name: value for name, value in now.items() if settings.is_live(name)}
+        live = {name: value for name, value in now.items() if training_identity.is_live(name)}
         _INTERRUPTED[self.model] = (self.model.optimizer, live)
         if writes():
             # Of processes that train together each may have rows of its own.
@@ -157,7 +157,7 @@ class ResumableBackup(keras.callbacks.Callback):
             )
         if not writes():
             before = {name: value for name, value in before.items() if name in self._settings}
-        other = settings.difference(before, self._settings)
+        other = training_identity.difference(before, self._settings)
         if other is not None:
             raise ValueError(f"`{self._path}` is a backup of another training: {other}. {advice}")
         return found

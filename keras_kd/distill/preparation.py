@@ -15,10 +15,11 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backends
-from keras_kd.distill import data_checks, hooks, label_checks, row_numbers, settings
+from keras_kd.distill import data_checks, hooks, label_checks, row_numbers
 from keras_kd.distill.memory import AnswerMemory
 from keras_kd.distill.pairing import Pairing
 from keras_kd.distill.short_steps import ShortSteps
+from keras_kd.models import training_identity
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
@@ -55,7 +56,9 @@ class Preparation:
     ) -> Iterator[None]:
         """Know in here what `fit` was given."""
         self.arrays = None
-        self.trains_on = functools.partial(settings.of_data, x, y, batch_size, dict(arguments))
+        self.trains_on = functools.partial(
+            training_identity.of_data, x, y, batch_size, dict(arguments)
+        )
         try:
             yield
         finally:

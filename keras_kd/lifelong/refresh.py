@@ -23,12 +23,11 @@ import numpy as np
 
 from keras_kd import students, teachers
 from keras_kd.callbacks.resume import ResumableBackup
-from keras_kd.distill import settings
 from keras_kd.distill.distiller import Distiller
 from keras_kd.lifelong.heads import GrowingHead
 from keras_kd.lifelong.method import require_count, require_number
 from keras_kd.lifelong.streams import Stream, held_out, rows_of
-from keras_kd.models import graph
+from keras_kd.models import graph, training_identity
 from keras_kd.utils import escaping, files, tables
 
 if TYPE_CHECKING:
@@ -250,7 +249,7 @@ class _Done:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "refresh.json"
         if path.exists():
-            other = settings.difference(json.loads(path.read_text()), identity)
+            other = training_identity.difference(json.loads(path.read_text()), identity)
             if other is not None:
                 raise ValueError(
                     f"`{folder}` holds another refresh: {other}. Choose another folder, or delete "

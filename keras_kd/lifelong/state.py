@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.callbacks import resume
-from keras_kd.distill import settings
+from keras_kd.models import training_identity
 from keras_kd.utils import archives, files
 
 Array = Any
@@ -90,7 +90,9 @@ class State:
             now: What it says.
             what: What is told of.
         """
-        other = settings.difference(plain_value(before), json.loads(json.dumps(plain_value(now))))
+        other = training_identity.difference(
+            plain_value(before), json.loads(json.dumps(plain_value(now)))
+        )
         if other is not None:
             raise ValueError(
                 f"`{self.folder}` holds another training, by {what}: {other}. Run the same program "

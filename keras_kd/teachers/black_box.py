@@ -140,7 +140,7 @@ class BlackBox(Teacher):
         self._predict = predict
         self._by_name = by_name
         self._classes = None if classes is None else [str(each) for each in classes]
-        self._told = {key: Told(form, smallest=smallest) for key, form in forms.items()}
+        self.told = {key: Told(form, smallest=smallest) for key, form in forms.items()}
         # The shapes of the flat inputs, batch first, where the source knows them.
         self.reads: list[tuple[Any, ...]] = []
         # A runtime answers one batch at a time, and its steps may run in several threads.
@@ -153,7 +153,7 @@ class BlackBox(Teacher):
 
     def expect(self, **told: Told) -> "BlackBox":
         """Take note of what a source knows of its outputs before it is asked, by their names."""
-        self._told |= told
+        self.told |= told
         return self
 
     @property
@@ -164,7 +164,7 @@ class BlackBox(Teacher):
     @property
     def kinds(self) -> list[str]:
         """How each flat output is made; unknown before it shows how many units there are."""
-        return [self._kind(told) for told in self._told.values()]
+        return [self._kind(told) for told in self.told.values()]
 
     def _kind(self, told: Told) -> str:
         if told.form == UNKNOWN or (told.form == PROBABILITIES and told.shape is None):
@@ -175,11 +175,11 @@ class BlackBox(Teacher):
 
     def output_template(self) -> Any:
         """The names of the outputs, in a dict where there are several."""
-        return {name: name for name in self._told} if self._by_name else "output"
+        return {name: name for name in self.told} if self._by_name else "output"
 
     def output_shapes(self) -> list[Any] | None:
         """The shapes of the flat outputs, or `None` before the first answer."""
-        shapes = [told.shape for told in self._told.values()]
+        shapes = [told.shape for told in self.told.values()]
         return None if None in shapes else [(None, *shape) for shape in shapes if shape is not None]
 
     @property
@@ -189,12 +189,12 @@ class BlackBox(Teacher):
 
     def own_loss(self, output: int) -> Any:
         """That of a regression, for values."""
-        told = list(self._told.values())
+        told = list(self.told.values())
         return "mean_squared_error" if told[output].form == VALUES else None
 
     def require_logits(self, output: int) -> None:
         """Raise `ValueError` where classes would be read from the values of a regression."""
-        name, told = list(self._told.items())[output]
+        name, told = list(self.told.items())[output]
         if told.form == VALUES:
             raise ValueError(
                 f"The teacher `{self.name}` answers values, by `outputs={VALUES!r}`, and `{name}` "
@@ -215,7 +215,7 @@ class BlackBox(Teacher):
 
     def described(self) -> list[Any]:
         """What tells it from another teacher of the same source, in what JSON holds."""
-        forms = {name: told.form for name, told in self._told.items()}
+        forms = {name: told.form for name, told in self.told.items()}
         return [self.name, self.version, forms, self._classes, self.binary]
 
     # ------------------------------------------------------------------------- asking
@@ -289,12 +289,12 @@ class BlackBox(Teacher):
                 ) from error
         if not self._by_name:
             raw = {"output": raw}
-        elif not isinstance(raw, Mapping) or set(raw) < set(self._told):
+        elif not isinstance(raw, Mapping) or set(raw) < set(self.told):
             found = list(raw) if isinstance(raw, Mapping) else type(raw).__name__
             raise self._refusal(
-                f"answered {found} for {{rows}}, and `outputs` names {list(self._told)}", count
+                f"answered {found} for {{rows}}, and `outputs` names {list(self.told)}", count
             )
-        return [self._read(name, raw[name], count) for name in self._told]
+        return [self._read(name, raw[name], count) for name in self.told]
 
     def _read(self, name: str, raw: Any, count: int) -> np.ndarray:
         """The logits, or values, of one output, checked."""
@@ -309,7 +309,7 @@ class BlackBox(Teacher):
         if len(array) != count:
             raise self._refusal(f"answered {len(array)} rows{where} for {{rows}}", count)
         array = array[:, None] if array.ndim == 1 else array
-        told = self._told[name]
+        told = self.told[name]
         if told.shape is not None and array.shape[1:] != told.shape:
             raise self._refusal(
                 f"answered rows of shape {array.shape[1:]}{where} for {{rows}}, and it is known to "
@@ -336,7 +336,7 @@ class BlackBox(Teacher):
         result = array
         if told.form == PROBABILITIES:
             result = self._log_probabilities(array, told, where)
-        self._told[name] = told
+        self.told[name] = told
         return np.ascontiguousarray(result, _dtype())
 
     def _array(self, raw: Any, count: int) -> np.ndarray:

@@ -66,7 +66,7 @@ class FileTeacher(BlackBox):
     def __init__(self, digest: str, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         # Not by its name, since a copy of the file answers the same.
-        forms = sorted((name, told.form) for name, told in self._told.items())
+        forms = sorted((name, told.form) for name, told in self.told.items())
         said = ["file", digest, self.version, forms, self.binary]
         self._identity = hashlib.sha256(json.dumps(said).encode()).hexdigest()
 

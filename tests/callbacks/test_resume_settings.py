@@ -17,7 +17,7 @@ from keras_kd.callbacks import (
     StudentCheckpoint,
     TemperatureAnnealing,
 )
-from keras_kd.distill import settings
+from keras_kd.models import training_identity
 from keras_kd.utils import files
 
 
@@ -195,10 +195,12 @@ def test_a_cached_teacher_is_part_of_it(killed, tmp_path):
     kd.cache.write(other, program.data[0], cache, taps=["hidden"])
     distiller = kd.Distiller(program.distiller.student, kd.teachers.CachedTeacher(cache))
     name = "model.teacher.fingerprint"
-    before = settings.of_training(program.distiller)[name]
+    before = training_identity.of_training(program.distiller)[name]
     distiller.compile("sgd", loss=crossentropy())
     assert (
-        settings.of_training(distiller)[name] == distiller._pairing.teacher.fingerprint() != before
+        training_identity.of_training(distiller)[name]
+        == distiller._pairing.teacher.fingerprint()
+        != before
     )
 
 
@@ -357,8 +359,8 @@ def test_names_that_keras_numbers_are_no_settings():
         student = keras.Model(inputs, keras.layers.Dense(4)(x))
         distiller = kd.Distiller(student, mlp(name="teacher"))
         distiller.compile("sgd", crossentropy())
-        found = settings.of_training(distiller)
+        found = training_identity.of_training(distiller)
         return {name: value for name, value in found.items() if "fingerprint" not in name}
 
     first, second = made(), made()
-    assert settings.difference(first, second) is None
+    assert training_identity.difference(first, second) is None

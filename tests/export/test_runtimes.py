@@ -1,5 +1,7 @@
 """Where files run, told from what is in them, and files chosen for targets."""
 
+from types import SimpleNamespace
+
 import jsonschema
 import keras
 import numpy as np
@@ -73,6 +75,35 @@ def test_what_microcontrollers_compute_wrongly(made, batch, wanted, tmp_path):
     assert report.artifacts[0].passed, report.artifacts[0].reason
     (answers,) = report.runtimes().values()
     assert answers["tflite-micro"].startswith(wanted)
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_integer_operators_of_a_fixed_batch_in_an_old_onnx_runtime(free):
+    """Version 1.17.3 answered one such file wrongly from the second call on."""
+    file = SimpleNamespace(opset=17, ir=8, contributed=["QGemm", "QLinearAdd"], free=free)
+    old = onnx_runtimes.onnxruntime(file, (1, 17))
+    assert old.startswith("yes" if free else "only with enable_mem_pattern=False")
+    assert onnx_runtimes.onnxruntime(file, (1, 20)) == "yes"
+    file.contributed = ["MatMulNBits"]
+    assert onnx_runtimes.onnxruntime(file, (1, 17)) == "yes"
+
+
+@pytest.mark.parametrize(
+    ("middle", "wanted"),
+    [
+        (lambda: layers.Conv1D(3, 2, padding="causal"), "no: Pad, not seen to run"),
+        (lambda: layers.Bidirectional(layers.LSTM(2)), "no: an LSTM or GRU in both directions"),
+        (lambda: layers.LSTM(2), "only batch 1"),
+    ],
+)
+def test_what_pnnx_writes_and_ncnn_does_not_load(middle, wanted, tmp_path):
+    model = keras.Sequential([keras.Input((6, 2)), middle()])
+    x = np.random.default_rng(0).normal(size=(4, 6, 2)).astype("float32")
+    report = keras_kd.export(
+        model, tmp_path / "out", "onnx", "float32", evaluation=x, max_drop=None
+    )
+    (answers,) = report.runtimes().values()
+    assert answers["ncnn"] == wanted
 
 
 def test_an_image_classifier_in_mediapipe_and_a_quantized_softmax_in_tract(images):

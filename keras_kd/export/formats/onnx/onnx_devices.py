@@ -86,6 +86,14 @@ class ONNXFile:
             if len(node.input) > 1
         )
 
+    def both_ways(self) -> bool:
+        """Whether a recurrent layer reads its input from both ends."""
+        return any(
+            entry.name == "direction" and entry.s == b"bidirectional"
+            for node in self.nodes
+            for entry in node.attribute
+        )
+
     def turned_blocks(self) -> bool:
         """Whether 4-bit weights in full blocks of 32 multiply a transposed and flat tensor."""
         for node in self.nodes:
@@ -126,6 +134,8 @@ def onnxruntime(file: ONNXFile, version: tuple[int, int]) -> str:
     if first > version:
         what = ", ".join(file.contributed) or f"operator set {file.opset}, IR {file.ir}"
         return "no: {}, since {}.{}".format(what, *first)
+    if version < _PLANNED and not file.free and any(n.startswith("Q") for n in file.contributed):
+        return "only with enable_mem_pattern=False: else it answers some such files wrongly"
     return "yes"
 
 
@@ -149,7 +159,7 @@ def openvino(file: ONNXFile) -> str:
     if file.float_convolutions():
         return "slow: convolutions with unsigned weights are computed in float"
     if "QuantizeLinear" in file.kinds:
-        return "only with LP_TRANSFORMS_MODE=NO: else its int8 answers depend on the processor"
+        return OPENVINO_INT8
     return "yes"
 
 
@@ -182,6 +192,11 @@ def ncnn(file: ONNXFile) -> str:
         return "no: Loop"
     if file.half:
         return "no: float16"
+    if file.both_ways():
+        return "no: an LSTM or GRU in both directions"
+    unseen = sorted(file.kinds - _NCNN)
+    if unseen:
+        return f"no: {', '.join(unseen)}, not seen to run"
     return "only batch 1" if file.free else "yes"
 
 
@@ -193,12 +208,32 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield from _nodes(inner)
 
 
+OPENVINO_INT8 = (
+    "only with LP_TRANSFORMS_MODE=NO, then up to 3 steps of the output away: else its int8 answers "
+    "depend on the processor"
+)
+"""Its kernels compute in float what others compute in integers: halves go either way."""
+
 _MOVERS = frozenset(MOVERS)
+
+# What students of `make runtimes` that ran there are made of: pnnx writes the rest down, too, and
+# ncnn then does not load it.
+_NCNN = frozenset(
+    {
+        *("Add", "AveragePool", "Clip", "Concat", "Conv", "Elu", "Erf", "Expand"),
+        *("GlobalAveragePool", "LSTM", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Neg"),
+        *("Reciprocal", "ReduceMean", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice"),
+        *("Softmax", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
+    }
+)
 
 # Behind these nothing is left of how their inputs lay.
 _PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulNBits", "LSTM", "GRU")
 
 _UNKNOWN = (99, 0)
+
+# Its plan of memory for fixed sizes was right in this version, and wrong in 1.17.3 for one file.
+_PLANNED = (1, 20)
 
 # The first ONNX Runtime that takes an operator set, and a version of the format (IR).
 _OPSETS = (

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from keras_kd.export.formats.onnx.onnx_devices import OPENVINO_INT8
 from keras_kd.export.formats.tflite import operator_versions
 from keras_kd.export.formats.tflite.contents import read
 from keras_kd.export.formats.tflite.operator_versions import Operator
@@ -251,7 +252,7 @@ def openvino(file: TFLiteFile) -> str:
     if "INT16" in {*file.input_types, *file.output_types}:
         return "no: INT16, computed wrongly in some files"
     if set(file.output_types) & {"INT8", "UINT8"}:
-        return "only with LP_TRANSFORMS_MODE=NO: else its int8 answers depend on the processor"
+        return OPENVINO_INT8
     return "yes"
 
 
