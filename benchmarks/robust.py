@@ -10,9 +10,9 @@ eighth (digits) or a quarter of its size, trained from the same initial weights 
 every method. Each is measured on held-out test rows by `keras_kd.robust.evaluate`: clean, PGD with
 20 steps, AutoPGD of the Adversarial Robustness Toolbox, the square attack on what PGD left,
 corruptions and calibration; and its int8 TFLite file by what PGD finds on the model and by the
-square attack on the file. Weights are those of the papers, none was tuned on these data. Each run is
-added to `benchmarks/results/robust_DATASET.json` as soon as it is done, so an interrupted benchmark
-goes on where it stopped.
+square attack on the file. Weights are those of the papers, none was tuned on these data. Each run
+is added to `benchmarks/results/robust_DATASET.json` as soon as it is done, so an interrupted
+benchmark goes on where it stopped.
 """
 
 import argparse
