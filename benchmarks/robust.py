@@ -5,14 +5,14 @@
     python benchmarks/robust.py --noise          # label noise from 0 to 60 %: distillation or not
     python benchmarks/robust.py --table          # the tables in docs/robust.md, from the results
 
-One robust teacher a data set, trained by PGD on the training rows that are used; one student of
-about a tenth of its size, trained from the same initial weights on the same rows by every method.
-Each is measured on held-out test rows by `keras_kd.robust.evaluate`: clean, PGD with 20 steps,
-AutoPGD of the Adversarial Robustness Toolbox, the square attack on what PGD left, corruptions and
-calibration; and its int8 TFLite file by what PGD finds on the model and by the square attack on the
-file. Weights are those of the papers, none was tuned on these data. Each run is added to
-`benchmarks/results/robust_DATASET.json` as soon as it is done, so an interrupted benchmark goes on
-where it stopped.
+One robust teacher a data set, trained by PGD on the training rows that are used; one student of an
+eighth (digits) or a quarter of its size, trained from the same initial weights on the same rows by
+every method. Each is measured on held-out test rows by `keras_kd.robust.evaluate`: clean, PGD with
+20 steps, AutoPGD of the Adversarial Robustness Toolbox, the square attack on what PGD left,
+corruptions and calibration; and its int8 TFLite file by what PGD finds on the model and by the
+square attack on the file. Weights are those of the papers, none was tuned on these data. Each run
+is added to `benchmarks/results/robust_DATASET.json` as soon as it is done, so an interrupted
+benchmark goes on where it stopped.
 """
 
 import argparse

@@ -468,7 +468,7 @@ class Search:
             if stopped:
                 # It can be no part of the front: the untrained file says enough of it.
                 found = weighed
-                error = self.trainer.error(student)
+                error: float | None = self.trainer.error(student)
             else:
                 path = self.folder / "trials" / f"{trial.slot}.tflite"
                 found, error = self._file(student, path, str(values["precision"]))

@@ -81,11 +81,11 @@ def test_what_microcontrollers_compute_wrongly(made, batch, wanted, tmp_path):
 def test_integer_operators_of_a_fixed_batch_in_an_old_onnx_runtime(free):
     """Version 1.17.3 answered one such file wrongly from the second call on."""
     file = SimpleNamespace(opset=17, ir=8, contributed=["QGemm", "QLinearAdd"], free=free)
-    old = onnx_runtimes.onnxruntime(file, (1, 17))
+    old = onnx_devices.onnxruntime(file, (1, 17))
     assert old.startswith("yes" if free else "only with enable_mem_pattern=False")
-    assert onnx_runtimes.onnxruntime(file, (1, 20)) == "yes"
+    assert onnx_devices.onnxruntime(file, (1, 20)) == "yes"
     file.contributed = ["MatMulNBits"]
-    assert onnx_runtimes.onnxruntime(file, (1, 17)) == "yes"
+    assert onnx_devices.onnxruntime(file, (1, 17)) == "yes"
 
 
 @pytest.mark.parametrize(
