@@ -170,7 +170,7 @@ def table(kept):
         [
             f"### {kept['dataset']}",
             "",
-            f"{s['rows'] or 'All'} training rows, {s['epochs']} epochs a task, batches of "
+            f"{s['rows'] or 'All'} training rows, {s['epochs']} epoch(s) a task, batches of "
             f"{s['batch_size']}, SGD {s['rate']}, draws of {s['replay']}. Runs are named by the "
             f"order of the {'classes' if told else 'speakers'} and the seed: {', '.join(keys)}.",
             "",
