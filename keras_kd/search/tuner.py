@@ -470,7 +470,8 @@ class Search:
             stopped = epochs < self.trainer.epochs
             if stopped:
                 # It can be no part of the front: the untrained file says enough of it.
-                found, error = weighed, self.trainer.error(student)
+                found = weighed
+                error: float | None = self.trainer.error(student)
             else:
                 path = self.folder / "trials" / f"{trial.slot}.tflite"
                 found, error = self._file(student, path, str(values["precision"]))
