@@ -354,6 +354,7 @@ class Search:
             excess = self.excess(weighed)
             worst = max(excess.values(), default=0.0)
             if worst <= 0:
+                self._say("weigh", len(order), len(order), "")
                 return shape, ""
             if nearest is None or worst < nearest[0]:
                 nearest = worst, self._miss(weighed, shape)
@@ -448,6 +449,11 @@ class Search:
     def _judge(self, trials: Any, trial: Any, values: dict[str, Any]) -> None:
         """Weigh, train, export, run: one trial to its end."""
         reference = trial.role in (finals.PLAIN, finals.DEFAULTS)
+        for other in trials.records():
+            if other.state == "done" and other.values == values:
+                # The same values from the same seed are the same student.
+                self._repeat(trial, other)
+                return
         try:
             weighed = self._weighed(values)
             excess = self.excess(weighed)
@@ -488,6 +494,18 @@ class Search:
             return
         measured = {"error": error, "bytes": found.bytes, "latency_ms": found.latency_ms}
         trial.done([measured[name] for name in self.minimize], excess)
+
+    def _repeat(self, trial: Any, other: Any) -> None:
+        """End a trial with what another one of the same values found."""
+        kept = ("weighed", "file", "error", "excess", "stopped")
+        said = {name: other.said[name] for name in kept if name in other.said}
+        trial.note(values=other.values, reason=f"as trial {other.slot}", **said)
+        path = self.folder / "trials" / f"{other.slot}.tflite"
+        if path.exists():
+            with atomic.replacing(path.with_name(f"{trial.slot}.tflite")) as stream:
+                stream.write(path.read_bytes())
+        measured = {"error": said["error"], **said["file"]}
+        trial.done([measured[name] for name in self.minimize], said["excess"])
 
     def _beyond(self, weighed: Weighed) -> str:
         return "not trained, " + self._miss(weighed, {}).partition(": ")[2]

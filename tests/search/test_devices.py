@@ -58,7 +58,7 @@ def found(monkeypatch, tmp_path, exported):
 
     def best(runs, role, seed):
         shutil.copytree(exported, runs.folder / "best")
-        return "best/model_float32.tflite"
+        return {"file": "best/model_float32.tflite"}
 
     def timed(paths, rows, **options):
         return [Times(*[path.stat().st_size / 1000] * 3) for path in paths]

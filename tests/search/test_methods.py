@@ -225,7 +225,7 @@ def test_auto_chooses_at_the_start_of_the_first_fit(taught, few, capsys, monkeyp
         on_train_begin=lambda logs: at_start.append(distiller.student.get_weights())
     )
     keras.utils.set_random_seed(5)
-    distiller.fit(x, y, epochs=2, batch_size=20, validation_split=0.25, verbose=2, callbacks=[note])
+    distiller.fit(x, y, epochs=2, batch_size=45, validation_split=0.25, verbose=2, callbacks=[note])
     out = capsys.readouterr().out
     assert "auto: Trying 2 methods (plain, standardized) with 2 seeds: at most 4" in out
     assert out.index("auto: Trying") < out.index("Epoch 1/2")

@@ -65,7 +65,7 @@ class Stubs:
             return RowErrors(np.full(4, error), np.ones(4))
 
         def best(runs, role, seed):
-            return "best/student.tflite"
+            return {"file": "best/student.tflite"}
 
         def timed(paths, rows, **options):
             found = [path.stat().st_size / 1000 for path in paths]
@@ -227,6 +227,19 @@ def test_the_front_holds_what_nothing_beats_in_everything(stubs, tmp_path):
         )
     ]
     assert sorted(row["trial"] for row in study.front) == sorted(wanted)
+
+
+def test_the_same_values_are_trained_once(stubs, tmp_path):
+    space = {"alpha": [0.3, 0.7], "learning_rate": [0.005]}
+    study = tune(stubs, tmp_path / "s", space=space, budget=Budget(None, trials=8))
+    rows = study.rows()
+    assert len(rows) == 8
+    assert len([seed for _, seed in stubs.trained if seed == 0]) == len(
+        {(row["method"], row["alpha"]) for row in rows}
+    )
+    same = [row for row in rows if row["alpha"] == rows[-1]["alpha"]]
+    assert len({row["error"] for row in same}) == 1
+    assert rows[-1]["reason"].startswith("as trial ")
 
 
 def test_trainings_that_are_behind_are_stopped(stubs, tmp_path):
