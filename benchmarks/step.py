@@ -1,19 +1,25 @@
 """Step times of the distiller beside plain training and `keras.distillation`.
 
     python benchmarks/step.py [--repeats 15] [--quick]
+    python benchmarks/step.py --against ../before [--repeats 15]
 
-It runs on whatever backend Keras is set to, and keeps a result for each.
+It runs on whatever backend Keras is set to, and keeps a result for each. `--against` compares the
+distillation step with that of another checkout: both are loaded, and take turns.
 """
 
 import argparse
+import os
+import pathlib
 import statistics
 import subprocess
 import sys
+import time
 import warnings
 
 import keras
 import numpy as np
 from side_by_side import (
+    Seconds,
     begin,
     cnn,
     discard,
@@ -25,6 +31,7 @@ from side_by_side import (
     over,
     plain,
     predicting,
+    ratio,
     save,
     sized_teacher,
     taught,
@@ -157,12 +164,81 @@ def imports(repeats):
     return statistics.median(float(s) for s, _ in found), max(int(n) for _, n in found)
 
 
+def serve():
+    """Take turns with another checkout: one epoch for each line, answered by its seconds."""
+    x, y = images(BATCH * STEPS)
+    keras.utils.set_random_seed(0)
+    distiller = ours(cnn((8, 16, 32), name="student"), cnn((16, 32, 64), name="teacher"))
+    run = fitting(distiller, x, y)
+    for _ in sys.stdin:
+        began, processor = time.perf_counter(), time.process_time()
+        run()
+        print(time.perf_counter() - began, time.process_time() - processor, flush=True)
+
+
+def against(checkout, repeats):
+    """The distillation step of this checkout over that of another, by turns."""
+    here = pathlib.Path(__file__).resolve()
+    builds = {"this": here.parents[1], "before": pathlib.Path(checkout).resolve()}
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, str(here), "--serve"],
+            env={**os.environ, "PYTHONPATH": str(folder)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for name, folder in builds.items()
+    }
+    spent = {name: [] for name in builds}
+    for turn in range(repeats + 2):
+        for name, process in running.items():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            clock, processor = map(float, process.stdout.readline().split())
+            if turn >= 2:
+                spent[name].append(Seconds(clock, processor))
+    for process in running.values():
+        process.stdin.close()
+        process.wait()
+    return spent
+
+
+def compare(started, checkout, repeats):
+    """Write how the step compares with that of another checkout."""
+    spent = against(checkout, repeats)
+    pairs = list(zip(spent["this"], spent["before"]))
+    clock = statistics.median(now / before for now, before in pairs)
+    processor = statistics.median(now.processor / before.processor for now, before in pairs)
+    backend = keras.config.backend()
+    save(
+        f"step_against_{backend}",
+        started,
+        ratios={
+            "distillation step / that of the build before": ratio(
+                clock, goal=1.02, processor=processor
+            )
+        },
+        notes=["The machine was shared: processor time tells more than the clock."],
+        backend=backend,
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="small models, nothing is written")
+    parser.add_argument("--against", help="a checkout of the build to compare with")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.serve:
+        serve()
+        return
     started = begin()
+    if arguments.against:
+        compare(started, arguments.against, arguments.repeats)
+        return
     repeats = 3 if arguments.quick else arguments.repeats
     sizes = ((4, 8), (8, 16)) if arguments.quick else ((16, 32, 64), (32, 64, 128))
     keras.utils.set_random_seed(0)
