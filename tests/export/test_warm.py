@@ -42,7 +42,10 @@ def job(**changes):
 
 
 def tasks():
-    return [{"id": name, "path": str(DIGITS / name)} for name in FILES]
+    return [
+        {"id": name, "kind": "measure", "format": name[12:], "path": str(DIGITS / name)}
+        for name in FILES
+    ]
 
 
 ENDLESS = {"time": 600}
@@ -229,7 +232,7 @@ def test_a_job_is_done_as_the_caller_is_now(tmp_path, monkeypatch):
     server = pid()
     # The folder and the rights of new files: of each job.
     monkeypatch.chdir(DIGITS)
-    relative = [{"id": FILES[0], "path": FILES[0], "outputs": str(tmp_path / "y.npz")}]
+    relative = [{**tasks()[0], "path": FILES[0], "outputs": str(tmp_path / "y.npz")}]
     before = os.umask(0o077)
     try:
         results = worker_pool.run_tasks(job(), relative, tmp_path / "b")
@@ -260,12 +263,12 @@ def test_without_forks_a_process_does_one_job(tmp_path, monkeypatch):
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-from keras_kd.export import process, warm
+from keras_kd.export import warm, worker_pool
 
 given, scratch = json.loads(sys.argv[1]), Path(sys.argv[2])
 
 def run(name, **changes):
-    run = process.Run({**given["job"], **changes}, given["tasks"], scratch / name)
+    run = worker_pool.Run({**given["job"], **changes}, given["tasks"], scratch / name)
     while not run.advance():
         if (scratch / name / "measure-1" / "began").exists() and changes:
             return
@@ -357,7 +360,7 @@ def test_verifying_imports_neither_tensorflow_nor_scikit_learn():
     import sys
     from pathlib import Path
     from keras_kd.cli.app import run
-    from keras_kd.export import process, server, worker
+    from keras_kd.export import server, worker, worker_pool
     server._preload("measure")
     class Here:
         def __init__(self, kind, box, memory):
@@ -366,7 +369,7 @@ def test_verifying_imports_neither_tensorflow_nor_scikit_learn():
             return 0
         def wait(self):
             pass
-    process.start = Here
+    worker_pool.start = Here
     assert run(["verify", sys.argv[1], "--quiet"]) == 0
     heavy = ("tensorflow", "keras", "jax", "torch", "scipy", "sklearn", "matplotlib", "pandas")
     print([name for name in heavy if name in sys.modules])
