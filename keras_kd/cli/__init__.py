@@ -26,19 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        if _is_plain(words):
-            # The parser, and Pydantic behind it, take a third of the time that verifying takes.
-            from keras_kd.cli.exits import exit_code
-            from keras_kd.cli.verification import prove
+        from keras_kd.cli import app, exits
 
-            given = set(words) & _FLAGS
-            (folder,) = (word for word in words[1:] if word not in given)
-            return exit_code(
-                lambda: prove(
-                    folder, as_json="--json" in given, quiet=bool(given & {"-q", "--quiet"})
-                )
-            )
-        from keras_kd.cli import app
+        command = app.command(words)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in ("rich", "typer"):
             raise
@@ -56,19 +46,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before `app.run` is there to say it: the imports take a second or more.
         print("keras-kd: interrupted before any work began.", file=sys.stderr)
         return 130
-    return app.run(words)
-
-
-_FLAGS = {"--json", "--quiet", "-q"}
-
-
-def _is_plain(words: Sequence[str]) -> bool:
-    """Whether this is `verify` with a folder and flags alone, which need no parser."""
-    rest = [word for word in words[1:] if word not in _FLAGS]
-    return (
-        words[:1] == ["verify"]
-        and len(rest) == 1
-        and bool(rest[0])
-        and not rest[0].startswith("-")
-        and len(set(words[1:])) == len(words) - 1
-    )
+    return exits.exit_code(command)

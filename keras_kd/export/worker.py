@@ -65,7 +65,7 @@ def _worker(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
         converter = Converter(job)
         return lambda task: to_json(converter.convert(from_json(ConvertTask, task)))
     if job["kind"] == "bench":
-        from keras_kd.export.verification.file_benchmark import bench_file
+        from keras_kd.export.verification.bench_file import bench_file
 
         return bench_file
     from keras_kd.export.verification.measurer import Measurer

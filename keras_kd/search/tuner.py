@@ -502,7 +502,7 @@ class Search:
         trial.note(values=other.values, reason=f"as trial {other.slot}", **said)
         path = self.folder / "trials" / f"{other.slot}.tflite"
         if path.exists():
-            with atomic.replacing(path.with_name(f"{trial.slot}.tflite")) as stream:
+            with files.replacing(path.with_name(f"{trial.slot}.tflite")) as stream:
                 stream.write(path.read_bytes())
         measured = {"error": said["error"], **said["file"]}
         trial.done([measured[name] for name in self.minimize], said["excess"])

@@ -42,7 +42,10 @@ def job(**changes):
 
 
 def tasks():
-    return [{"id": name, "path": str(DIGITS / name)} for name in FILES]
+    return [
+        {"id": name, "kind": "measure", "format": name[12:], "path": str(DIGITS / name)}
+        for name in FILES
+    ]
 
 
 ENDLESS = {"time": 600}
@@ -238,7 +241,7 @@ def test_a_job_is_done_as_the_caller_is_now(tmp_path, monkeypatch):
     server = pid()
     # The folder and the rights of new files: of each job.
     monkeypatch.chdir(DIGITS)
-    relative = [{"id": FILES[0], "path": FILES[0], "outputs": str(tmp_path / "y.npz")}]
+    relative = [{**tasks()[0], "path": FILES[0], "outputs": str(tmp_path / "y.npz")}]
     before = os.umask(0o077)
     try:
         results = worker_pool.run_tasks(job(), relative, tmp_path / "b")

@@ -1,4 +1,4 @@
-"""One file, started and timed in a process of its own, which does nothing else."""
+"""One file timed in a process of its own: inferences, starts, memory."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from keras_kd.export.verification.timing import time_calls
 from keras_kd.utils import archives
 
 _STARTS = 5
+"""Warm starts of which the median is taken."""
 
 
 def bench_file(task: dict[str, Any]) -> dict[str, Any]:
