@@ -99,7 +99,7 @@ def tune(
     space = _space(search or [])
     devices = [word for part in device or [] for word in _words(part)]
     check_targets(devices)
-    folder = Path(out) if out is not None else Path("runs") / f"search-{_slug(data)}"
+    folder = Path(out) if out is not None else Path("runs") / f"search-{inputs.slug(data)}"
     # The cheap checks come first: Keras and its backend take seconds to import.
     inputs.check_model_file(teacher, "teacher")
     import_keras()
@@ -133,7 +133,7 @@ def tune(
             batch_size=batch_size,
             seed=seed,
             config=config,
-            export={"labels": list(loaded.class_names), "name": _slug(data)},
+            export={"labels": list(loaded.class_names), "name": inputs.slug(data)},
             progress=_told(work),
             verbose=0,
         )
@@ -244,8 +244,3 @@ def _number(text: str, option: str) -> float:
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _slug(name: str) -> str:
-    stem = Path(name).stem if name.endswith(".npz") else name.removeprefix("tfds:")
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem)

@@ -7,8 +7,6 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from keras_kd.cli import app
-from keras_kd.cli import tune as command
 from keras_kd.search import Choice, Float, Log, files, tuner
 from keras_kd.search.files import Weighed
 
@@ -104,7 +102,6 @@ def test_what_is_not_reachable_is_exit_code_1(run, models, image_file, monkeypat
     assert (tmp_path / "runs").is_dir()
 
 
-@pytest.mark.skipif("distill" not in app._COMMANDS, reason="the command makes the file")
 def test_the_file_is_the_one_that_distill_makes_again(run, models, image_file, tmp_path):
     words = ("tune", "--teacher", models["good"], "--data", image_file, "--epochs", 2)
     few = ("--trials", 2, "--seeds", 2, "--search", "width=0.5,1.0", "--out", "t", "--json")
@@ -118,8 +115,3 @@ def test_the_file_is_the_one_that_distill_makes_again(run, models, image_file, t
     code, _, err = run("distill", "--config", "t/best.toml", "--out", "again", "--quiet")
     assert code == 0, err
     assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
-
-
-def test_folders_are_named_after_the_data():
-    assert command._slug("tfds:mnist") == "mnist"
-    assert command._slug("some/where/my data.npz") == "my-data"
