@@ -6,19 +6,13 @@ import base64
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
 import socketserver
-import subprocess
-import tempfile
 import threading
 import time
 import webbrowser
-from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
@@ -26,33 +20,13 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import typer
 
-from keras_kd.cli import inputs
+from keras_kd.cli import inputs, npm
 from keras_kd.cli.connections import BoundedServer
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import manifest
 from keras_kd.export.report.scorecard import Scorecard, labels_of
 from keras_kd.export.signature import Arrays, Signature, is_symbolic, pack
 from keras_kd.export.verification import output_meaning, reverify
-from keras_kd.utils import archives
-
-_PAGE = files("keras_kd.cli") / "page"
-_NPM = {
-    "@litertjs/core": (
-        "dist/index.js",
-        "wasm/litert_wasm_internal.js",
-        "wasm/litert_wasm_internal.wasm",
-        # For browsers without relaxed SIMD.
-        "wasm/litert_wasm_compat_internal.js",
-        "wasm/litert_wasm_compat_internal.wasm",
-    ),
-    "@litertjs/wasm-utils": ("dist/index.js",),
-    "onnxruntime-web": (
-        "dist/ort.wasm.min.mjs",
-        "dist/ort-wasm-simd-threaded.mjs",
-        "dist/ort-wasm-simd-threaded.wasm",
-    ),
-}
-"""What the page loads of each npm package: 34 of the 185 MB that npm installs."""
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -64,8 +38,6 @@ _TYPES = {
 
 _SECONDS = 20.0
 """How long a connection may be silent."""
-
-_NPM_SECONDS = 900.0
 
 # Enough to see that a teacher reads these inputs, and whether it answers in probabilities.
 _PROBES = 16
@@ -104,7 +76,7 @@ def try_page(
         inputs.check_model_file(teacher, "teacher")
         import_keras()
         reference = Teacher(inputs.load_model(teacher, "teacher"), export)
-    packages = npm_packages(None if assets is None else Path(assets), terminal.note)
+    packages = npm.npm_packages(None if assets is None else Path(assets), terminal.note)
     with TryServer(export, packages, reference, port) as server:
         print(server.url, flush=True)
         terminal.note("Ctrl-C ends it.")
@@ -401,7 +373,7 @@ class TryServer(BoundedServer):
     ) -> None:
         self.export = export
         self.teacher = teacher
-        page = (_PAGE / "index.html").read_bytes()
+        page = (npm.PAGE / "index.html").read_bytes()
         description = json.dumps(export.describe(teacher), allow_nan=False).encode()
         # Whole addresses, looked up as they are: no part of one is ever joined to a path.
         self.texts = {
@@ -409,9 +381,9 @@ class TryServer(BoundedServer):
             "/try.json": (description, "application/json"),
         }
         for name in ("app.js", "runtimes.js", "style.css"):
-            self.texts[f"/{name}"] = ((_PAGE / name).read_bytes(), _TYPES[Path(name).suffix])
+            self.texts[f"/{name}"] = ((npm.PAGE / name).read_bytes(), _TYPES[Path(name).suffix])
         self.paths = {f"/files/{quote(name, safe='')}": path for name, path in export.files.items()}
-        for package, names in _NPM.items():
+        for package, names in npm.PACKAGES.items():
             for name in names:
                 self.paths[f"/npm/{package}/{name}"] = packages / package / name
         self.policy = _policy(page)
@@ -538,109 +510,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Security-Policy", self.server.policy)
         self.end_headers()
         self.wfile.write(body)
-
-
-def npm_packages(given: Path | None, note: Callable[[str], None]) -> Path:
-    """Find the runtimes of the page, or let npm fetch the pinned versions once.
-
-    Args:
-        given: A folder that holds them, as `node_modules` or a copy of the cache; `None` takes the
-            cache and fills it first where needed.
-        note: Told before anything is fetched.
-
-    Returns:
-        The folder with the packages.
-
-    Raises:
-        ValueError: If the given folder lacks a file or holds other versions.
-        OSError: If npm is missing or fails.
-    """
-    lock = (_PAGE / "package-lock.json").read_bytes()
-    pinned = {
-        name: json.loads(lock)["packages"][f"node_modules/{name}"]["version"] for name in _NPM
-    }
-    if given is not None:
-        inner = given / "node_modules"
-        found = inner if inner.is_dir() else given
-        fault = _fault(found, pinned)
-        if fault:
-            raise ValueError(
-                f"`{given}` cannot serve as assets: {fault}. Run `npm ci` on the package-lock.json "
-                f"of `{_PAGE}` and pass its node_modules."
-            )
-        return found
-    cache = _cache() / "keras_kd" / "try" / hashlib.sha256(lock).hexdigest()[:16]
-    if _fault(cache, pinned):
-        names = ", ".join(f"{name} {version}" for name, version in pinned.items())
-        note(f"Getting the runtimes of the page from npm, once, into {cache}: {names}")
-        _install(cache)
-        fault = _fault(cache, pinned)
-        if fault:
-            raise OSError(f"npm installed other packages than the pinned ones: {fault}.")
-    return cache
-
-
-def _install(cache: Path) -> None:
-    npm = shutil.which("npm")
-    if npm is None:
-        raise OSError(
-            "The page needs LiteRT.js and ONNX Runtime Web from npm, and `npm` is not installed. "
-            "Install Node.js, or pass the packages of another computer with `--assets DIR`."
-        )
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".npm-") as name:
-        scratch = Path(name)
-        for file in ("package.json", "package-lock.json"):
-            (scratch / file).write_bytes((_PAGE / file).read_bytes())
-        # Checks every package against the hash in the lock, and runs nothing of theirs.
-        try:
-            ran = subprocess.run(
-                [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"],
-                cwd=scratch,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=_NPM_SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            raise OSError(
-                f"`npm ci` did not end within {_NPM_SECONDS:.0f} s and was stopped. Mend the "
-                "network, or pass the packages of another computer with `--assets DIR`."
-            ) from None
-        if ran.returncode:
-            said = " ".join(ran.stderr.split())[:300]
-            raise OSError(
-                f"`npm ci` failed, so the page has no runtimes: {said} Mend this, or pass the "
-                "packages of another computer with `--assets DIR`."
-            )
-        chosen = scratch / "chosen"
-        for package, names in _NPM.items():
-            for part in ("package.json", *names):
-                (chosen / package / part).parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(scratch / "node_modules" / package / part, chosen / package / part)
-        # Whatever is there is incomplete, or another process has just written the same.
-        shutil.rmtree(cache, ignore_errors=True)
-        os.replace(chosen, cache)
-
-
-def _fault(folder: Path, pinned: dict[str, str]) -> str | None:
-    for package, names in _NPM.items():
-        for name in ("package.json", *names):
-            if not (folder / package / name).is_file():
-                return f"it lacks {package}/{name}"
-        try:
-            version = json.loads(archives.read_bytes(folder / package / "package.json"))["version"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return f"its {package}/package.json is damaged"
-        if version != pinned[package]:
-            return f"it holds {package} {version}, not {pinned[package]}"
-    return None
-
-
-def _cache() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path()
 
 
 def _policy(page: bytes) -> str:

@@ -21,8 +21,10 @@ import numpy as np
 import pytest
 
 from keras_kd import datasets
+from keras_kd.cli import npm as npm_module
 from keras_kd.cli import try_page
-from keras_kd.cli.try_page import Export, Teacher, TryServer, npm_packages
+from keras_kd.cli.npm import npm_packages
+from keras_kd.cli.try_page import Export, Teacher, TryServer
 from keras_kd.export import Report, manifest
 from keras_kd.export.formats.runtime import open_file, run_all
 
@@ -41,7 +43,7 @@ def packages(tmp_path_factory):
 
 
 def fake_packages(folder):
-    for package, names in try_page._NPM.items():
+    for package, names in npm_module.PACKAGES.items():
         for name in names:
             path = folder / package / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -521,7 +523,7 @@ def test_given_packages_are_checked(tmp_path):
 @pytest.fixture
 def npm(tmp_path, monkeypatch):
     """A cache of its own, and an `npm` that runs the given lines of Python."""
-    monkeypatch.setattr(try_page, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(npm_module, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
 
     def make(code):
