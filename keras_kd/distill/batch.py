@@ -5,7 +5,7 @@ in one thread, which takes the student's answer as well. The functions below wor
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -174,22 +174,44 @@ def without_gradient(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]
     """The answer without gradients, zeroed and flagged if anything in it is not finite."""
     # What nobody reads is left out: each part costs a pass over its tensors.
     read = Answer(answer.output if with_output else None, answer.logits, answer.tensors)
-    finite = all_finite([answer.logits, answer.tensors])
-    kept = zeros_unless(finite, read)
+    taps = keras.tree.flatten(answer.tensors) if answer.tensors else []
+    finite = all_finite([*answer.logits, *taps])
+    if keras.config.backend() == "tensorflow":
+        kept = zeros_unless(finite, read)
+    else:
+        kept = _each(lambda tensor: zeros_unless(finite, tensor), read)
 
     def stop(tensor: Any, before: Any) -> Any:
         return with_keras_mask(ops.stop_gradient(tensor), keras_mask(before))
 
-    return keras.tree.map_structure(stop, kept, read, none_is_leaf=False), finite
+    return _each(stop, kept, read), finite
 
 
-def all_finite(tensors: Any) -> Tensor:
-    """Whether every number in a structure of tensors is finite, a boolean scalar.
+def _each(fn: Callable[..., Any], *answers: Answer) -> Answer:
+    """An answer made of others, tensor by tensor.
+
+    `keras.tree` leaves circles of references on PyTorch that hold what it went through until the
+    garbage is collected. Logits can be as large as all else in the step, so it is not given them.
+    """
+
+    def mapped(*parts: Any) -> Any:
+        return keras.tree.map_structure(fn, *parts, none_is_leaf=False)
+
+    first = answers[0]
+    return Answer(
+        None if first.output is None else mapped(*(each.output for each in answers)),
+        [fn(*tensors) for tensors in zip(*(each.logits for each in answers), strict=True)],
+        mapped(*(each.tensors for each in answers)) if first.tensors else {},
+    )
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether every number in some tensors is finite, a boolean scalar.
 
     float32 numbers whose sum overflows are no use to a loss and count as not finite.
     """
     finite: Any = ops.convert_to_tensor(True)
-    for tensor in keras.tree.flatten(tensors):
+    for tensor in tensors:
         if keras.backend.standardize_dtype(tensor.dtype) == "float32":
             # In one pass and without a tensor of answers. Not by max and min, in which XLA
             # loses a NaN.
@@ -219,6 +241,8 @@ def zeros_unless(finite: Tensor, tensors: Any) -> Any:
         # A scalar zero, since `zeros_like` of logits over a vocabulary is no small thing.
         return ops.where(finite, tensor, ops.zeros((), tensor.dtype))
 
+    if ops.is_tensor(tensors):
+        return gate(tensors)
     return keras.tree.map_structure(gate, tensors, none_is_leaf=False)
 
 

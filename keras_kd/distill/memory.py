@@ -21,6 +21,7 @@ from keras_kd.cache.memory import Form, Remembered, fields_of, joined_rows
 from keras_kd.distill import hooks
 from keras_kd.distill.pairing import Pairing
 from keras_kd.models.model_reader import Answer
+from keras_kd.teachers.base import AnswerError
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
@@ -176,19 +177,31 @@ class AnswerMemory:
             return found
 
         def some(start: int, stop: int) -> Any:
-            # Of one shape, so that no program is made for the last batch.
-            return keras.tree.map_structure(lambda leaf: _rows(leaf, start, stop, size), x)
+            # Of one shape, so that no program is made for the last batch; who answers on the host
+            # may be paid by the row.
+            width = size if follows else min(stop, count) - start
+            return keras.tree.map_structure(lambda leaf: _rows(leaf, start, stop, width), x)
 
         try:
             ask = backends.local_program(fields, self._models()) if follows else _eager(fields)
         except ValueError as error:
             return str(error)
-        if not self._inputs_stay(x, min(_TRIED, count)):
+        # What it draws is dropped with the scope, so that looking changes no training.
+        with keras.StatelessScope():
+            stays = self._inputs_stay(x, min(_TRIED, count))
+        if not stays:
             return "`teacher_inputs` does not give the same twice"
-        parts = [ask(some(0, size))]
+
+        def asked(start: int) -> dict[str, np.ndarray]:
+            try:
+                return ask(some(start, start + size))
+            except AnswerError as error:
+                raise error.placed("the data", start) from error.__cause__
+
+        parts = [asked(0)]
         half = (size + 1) // 2
         # The same rows beside others: nothing random, and nothing of other rows, is in an answer.
-        beside = ask(some(0, half))
+        beside = ask(some(0, half)) if follows else {}
         if not all(_alike(parts[0][name][:half], beside[name][:half]) for name in beside):
             return "the teacher does not answer a row alike in every batch"
         need = sum(field.nbytes // len(field) for field in parts[0].values()) * count
@@ -197,7 +210,7 @@ class AnswerMemory:
             return f"the answers take {_shown(need)}, more than a tenth of the free memory"
         if need > 0.8 * free:
             return f"the answers take {_shown(need)}, and {_shown(free)} of memory are free"
-        parts += [ask(some(start, start + size)) for start in range(size, count, size)]
+        parts += [asked(start) for start in range(size, count, size)]
         found = joined_rows(parts, count)
         numbers = np.arange(count) if indices is None else np.asarray(indices)[:count]
         self._held = Remembered({"indices": numbers.astype("int32"), **found}, form[0])

@@ -24,8 +24,8 @@ class Linear:
         return logits if self.form == "logits" else np.exp(log_softmax(logits))
 
 
-def distiller(teacher, student=None, loss=None, **options):
-    made = kd.Distiller(student or mlp(name="student"), teacher)
+def distiller(teacher, student=None, loss=None, answers="auto", **options):
+    made = kd.Distiller(student or mlp(name="student"), teacher, teacher_answers=answers)
     made.compile(keras.optimizers.SGD(0.0), loss=loss, **{"temperature": 2.0, **options})
     return made
 
@@ -35,7 +35,7 @@ def distiller(teacher, student=None, loss=None, **options):
 def test_one_call_a_batch_and_the_right_numbers(form, options):
     x, y = rows(count=20)
     ask, student = Linear(form), mlp(name="student")
-    made = distiller(BlackBox(ask, form), student, crossentropy(), **options)
+    made = distiller(BlackBox(ask, form), student, crossentropy(), answers="live", **options)
     history = made.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0).history
     # A first look at eight rows or at a whole batch, then each batch once.
     assert sorted(ask.sizes)[:2] == [4, 4]
@@ -45,6 +45,17 @@ def test_one_call_a_batch_and_the_right_numbers(form, options):
     assert history["agreement"][0] == pytest.approx(
         np.mean((x @ WEIGHTS).argmax(-1) == np.array(student(x)).argmax(-1)), abs=1e-6
     )
+
+
+def test_each_row_is_asked_once_where_answers_stay_in_memory():
+    x, y = rows(count=20)
+    ask, student = Linear("logits"), mlp(name="student")
+    made = distiller(BlackBox(ask, "logits"), student, crossentropy(), answers="memory")
+    history = made.fit(x, y, batch_size=8, epochs=3, verbose=0).history
+    # A first look at eight rows, then every row once, and not again in a later epoch.
+    assert ask.sizes == [8, 8, 8, 4]
+    expected = kl(x @ WEIGHTS, student(x), 2.0).mean()
+    np.testing.assert_allclose(history["soft_targets"], expected, rtol=1e-5)
 
 
 def test_a_function_that_works_in_place_leaves_the_batch_alone():
@@ -188,17 +199,21 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("answers", ["live", "auto"])
 @pytest.mark.parametrize("kind", BAD)
-def test_what_goes_wrong_names_the_rows(kind, tmp_path):
+def test_what_goes_wrong_names_the_rows(kind, answers, tmp_path):
     bad, message = BAD[kind]
     x, y = rows(count=24)
     x[18:21, 0] = 100.0
     teacher = BlackBox(only_bad(bad, marked), name="api")
     student = mlp(name="student")
     before = student.get_weights()
-    made = kd.Distiller(student, teacher)
+    made = kd.Distiller(student, teacher, teacher_answers=answers)
     made.compile("sgd", loss=crossentropy())
-    said = {"all": "rows 0 to 7 of batch 3 of epoch 1", "some": "rows 2 to 4 of batch 3 of epoch 1"}
+    said = {"all": "rows 16 to 23 of the data", "some": "rows 18 to 20 of the data"}
+    if answers == "live":
+        where = "of batch 3 of epoch 1"
+        said = {"all": f"rows 0 to 7 {where}", "some": f"rows 2 to 4 {where}"}
     with pytest.raises(ValueError, match="`api` " + message.format(**said)):
         made.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0)
     assert np.isfinite(np.concatenate([w.ravel() for w in student.get_weights()])).all()
