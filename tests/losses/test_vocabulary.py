@@ -242,6 +242,10 @@ def copies_of(backend, *arguments):
     # With oneDNN, on by default on some processors, TensorFlow allocates from pools that it
     # enlarges by doubling, so that the peak of the process says less about its tensors.
     settings = {"KERAS_BACKEND": backend, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    if backend == "torch":
+        # PyTorch's tensors are blocks of the C library, which raises by itself the size from which
+        # on freed ones go back, so that the peak depends on what was freed before.
+        settings["MALLOC_MMAP_THRESHOLD_"] = "131072"
     return float(
         subprocess.run(
             [sys.executable, "-c", SCRIPT, *map(str, arguments)],
