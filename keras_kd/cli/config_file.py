@@ -6,7 +6,6 @@ wins over the file.
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 import typing
@@ -18,6 +17,7 @@ import typer
 
 from keras_kd.export.writing import write_file
 from keras_kd.utils import archives
+from keras_kd.utils.errors import did_you_mean
 
 UNSAVED = ("config", "save_config", "help")
 """Options that a file does not hold."""
@@ -53,8 +53,7 @@ def read(context: typer.Context, path: str | None, command: Callable[..., Any]) 
     for key, value in given.items():
         name = key.replace("-", "_")
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
+            hint = did_you_mean(name, known)
             raise ValueError(
                 f"`{path}` has the key `{key}`, which is no option of "
                 f"`keras-kd {context.info_name}`.{hint} There are {', '.join(known)}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from keras_kd.cli import inputs
 from keras_kd.cli.console import Terminal, import_keras
+from keras_kd.utils.errors import did_you_mean
 
 _METHODS = {
     "fine-tune": "FineTune",
@@ -68,8 +68,7 @@ def lifelong(
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     if method not in _METHODS:
-        close = difflib.get_close_matches(method, _METHODS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(method, _METHODS, quote="'")
         raise ValueError(f"`--method` is one of {', '.join(_METHODS)}. Received: {method!r}.{hint}")
     for name, value in (
         ("tasks", tasks),

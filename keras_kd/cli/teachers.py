@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from keras_kd.datasets import TaskData, files
 from keras_kd.datasets.dataset import Array
 from keras_kd.datasets.task_data import rows_of
 from keras_kd.utils import archives
+from keras_kd.utils.errors import did_you_mean
 
 ESTIMATORS = ("gradient-boosting", "random-forest")
 """Estimators of scikit-learn that are trained on the training rows, for rows of plain numbers."""
@@ -76,8 +76,7 @@ def check(name: str) -> None:
         return
     if problem is not None and name.endswith(_FILES):
         raise ValueError(f"The teacher `{name}` {problem}. Pass the path of its file.")
-    close = difflib.get_close_matches(name, ESTIMATORS, 1)
-    hint = f" Did you mean `{close[0]}`?" if close else ""
+    hint = did_you_mean(name, ESTIMATORS)
     raise ValueError(
         f"`{name}` is no teacher. Expected a file that ends in {', '.join(_FILES)}, the folder of "
         f"a cache, or {' or '.join(ESTIMATORS)}, trained on your rows.{hint}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from keras_kd.datasets import text_files, vocabulary
 from keras_kd.datasets.task_data import UNLABELED, Raw, TaskData, assemble
+from keras_kd.utils.errors import did_you_mean
 
 _COMMENT = re.compile(r"#\s*[\w.:-]+(\s*=.*)?$")
 
@@ -180,8 +180,7 @@ def _numbers(
     for i, tags in enumerate(one.tags):
         for j, tag in enumerate(tags[:length]):
             if tag not in place:
-                close = difflib.get_close_matches(tag, names, 1)
-                hint = f" Did you mean `{close[0]}`?" if close else ""
+                hint = did_you_mean(tag, names)
                 which = "`--classes` names" if asked else f"`{train.path}` has"
                 raise ValueError(
                     f"{one.where(i)} has the tag `{tag[:40]}`, which is none of those that "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import io
 import math
 import os
@@ -20,6 +19,7 @@ import numpy as np
 
 from keras_kd.datasets import text_files, vocabulary
 from keras_kd.datasets.task_data import UNLABELED, Raw, TaskData, assemble, check_task
+from keras_kd.utils.errors import did_you_mean
 
 _DELIMITERS = ",;\t|"
 
@@ -267,8 +267,7 @@ def _check_names(
         for name in names:
             if name in table.columns:
                 continue
-            close = difflib.get_close_matches(name, table.columns, 1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
+            hint = did_you_mean(name, table.columns)
             raise ValueError(
                 f"`--{role}` names the column `{name}`, and `{table.path}` has "
                 f"{_listed(table.columns)}.{hint}"
@@ -399,8 +398,7 @@ def _labels(
             elif key in place:
                 numbers.append(place[key])
             else:
-                close = difflib.get_close_matches(key, names, 1)
-                hint = f" Did you mean `{close[0]}`?" if close else ""
+                hint = did_you_mean(key, names)
                 which = "`--classes` names" if classes is not None else f"`{table.path}` has"
                 raise ValueError(
                     f"{one.where(row)} is of class `{cell[:40]}`, which is none of those that "

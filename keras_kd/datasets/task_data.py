@@ -22,6 +22,7 @@ from keras_kd.datasets.dataset import (
     Array,
     stratified,
 )
+from keras_kd.utils.errors import did_you_mean
 
 TASKS = ("classification", "multilabel", "regression", "tokens", "ranking")
 """What a model may be asked: one class of many, several yes or no, numbers, a class for each token,
@@ -218,10 +219,7 @@ def check_task(task: str) -> None:
         ValueError: Naming the close one.
     """
     if task not in TASKS:
-        import difflib
-
-        close = difflib.get_close_matches(str(task), TASKS, 1)
-        hint = f" Did you mean `{close[0]}`?" if close else ""
+        hint = did_you_mean(task, TASKS)
         raise ValueError(f"`{task}` is no task. Expected one of {', '.join(TASKS)}.{hint}")
 
 

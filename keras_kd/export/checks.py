@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from keras_kd.export.arguments import check_name
 from keras_kd.export.formats import registry
+from keras_kd.utils.errors import did_you_mean
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 """What is made unless asked otherwise."""
@@ -42,8 +42,7 @@ def names(what: str, values: Sequence[str], known: Sequence[str]) -> list[str]:
         raise ValueError(f"`{what}` is empty. Pass at least one of {', '.join(known)}.")
     for value in names:
         if value not in known:
-            close = difflib.get_close_matches(str(value), known, 1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
+            hint = did_you_mean(value, known)
             raise ValueError(
                 f"`{value}` is not known for `{what}`. Expected one of {', '.join(known)}.{hint}"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from keras_kd.export.formats import registry
 from keras_kd.export.formats.base import Borders, Runtime
 from keras_kd.export.signature import Arrays
+from keras_kd.utils.errors import did_you_mean
 
 _BATCH = 64
 """Samples that a file with a free batch is given at once: memory stays bounded."""
@@ -178,8 +178,7 @@ class LoadedModel:
             flat = dict(_flat(x))
             for name in flat:
                 if name not in rows:
-                    close = difflib.get_close_matches(name, list(rows), 1)
-                    hint = f" Did you mean `{close[0]}`?" if close else ""
+                    hint = did_you_mean(name, rows)
                     raise ValueError(
                         f"`{name}` is no input of `{self.path.name}`; its inputs are "
                         f"{_list(self.inputs)}.{hint}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from keras_kd.lifelong.distilling import softened_crossentropy
 from keras_kd.lifelong.method import Array, Ending, Method, require_count, require_number
 from keras_kd.lifelong.method import require_positive as positive
 from keras_kd.lifelong.rehearsal import weighted_mean
+from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Tensor
 
 if TYPE_CHECKING:
@@ -54,10 +54,9 @@ class ICaRL(Method):
 
     def __init__(self, loss: str = "bce", temperature: float = 2.0) -> None:
         if loss not in ("bce", "ce"):
-            close = difflib.get_close_matches(str(loss), ("bce", "ce"), n=1)
             raise ValueError(
                 f"`loss` is 'bce' or 'ce'. Received: loss={loss!r}."
-                + (f" Did you mean {close[0]!r}?" if close else "")
+                + did_you_mean(loss, ("bce", "ce"), quote="'")
             )
         self.kind, self.temperature = loss, positive("temperature", temperature)
         self.means: dict[int, Array] = {}
@@ -263,11 +262,10 @@ class PodNet(Method):
             return list({size: name for name, size in maps.items()}.values())
         for name in self.layers:
             if name not in maps:
-                close = difflib.get_close_matches(name, list(maps), n=1)
                 raise ValueError(
                     f"`{name}` is no layer with maps of the model `{head.name}`; there are "
                     f"{', '.join(f'`{each}`' for each in maps) or 'none'}."
-                    + (f" Did you mean `{close[0]}`?" if close else "")
+                    + did_you_mean(name, maps)
                 )
         return self.layers
 

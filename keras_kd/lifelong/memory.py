@@ -7,7 +7,6 @@ is a branch of `Slots.place`.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd.lifelong.streams import rows_of
-from keras_kd.utils import archives, files
+from keras_kd.utils import archives, checks, files
 
 Array = Any
 """A NumPy array."""
@@ -218,13 +217,7 @@ class Memory:
                 raise TypeError(f"`{name}` is an integer. Received: {name}={value!r}.")
             if value < 1:
                 raise ValueError(f"`{name}` is positive. Received: {name}={value!r}.")
-        if policy not in POLICIES:
-            close = difflib.get_close_matches(str(policy), POLICIES, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"`policy` is one of {', '.join(map(repr, POLICIES))}. Received: "
-                f"policy={policy!r}.{hint}"
-            )
+        checks.one_of("policy", policy, POLICIES)
         self.samples, self.bytes = samples, bytes
         self.policy, self.seed = policy, seed
         self.x: Array = None

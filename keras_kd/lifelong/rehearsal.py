@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from keras import ops
 
 from keras_kd.lifelong.method import Method, require_count, require_number
+from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Tensor
 
 if TYPE_CHECKING:
@@ -124,10 +124,9 @@ class DarkReplay(Method):
         self.alpha, self.beta = require_number("alpha", alpha), require_number("beta", beta)
         self.draw_size = require_count("batch_size", batch_size)
         if forward not in ("separate", "joint"):
-            close = difflib.get_close_matches(str(forward), ("separate", "joint"), n=1)
             raise ValueError(
                 f"`forward` is 'separate' or 'joint'. Received: forward={forward!r}."
-                + (f" Did you mean {close[0]!r}?" if close else "")
+                + did_you_mean(forward, ("separate", "joint"), quote="'")
             )
         self.forward = forward
         weighted = (("logits", self.alpha), ("labels", self.beta))

@@ -8,7 +8,6 @@ BatchNorm statistics move; the square attack (`square.py`) asks for answers alon
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,12 +141,7 @@ def attack(
 
 def require_kind(kind: Any) -> None:
     """Raise `ValueError` for a kind of attack that is not known, with a close match."""
-    if kind not in KINDS:
-        close = difflib.get_close_matches(str(kind), KINDS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"`kind` is one of {', '.join(map(repr, KINDS))}. Received: kind={kind!r}.{hint}"
-        )
+    checks.one_of("kind", kind, KINDS)
 
 
 def classifier_of(

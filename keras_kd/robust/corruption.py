@@ -9,7 +9,6 @@ that a greater severity is more of the same. May import: NumPy, SciPy, Pillow.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from keras import ops
 
 from keras_kd.robust import audio_corruptions, image_corruptions, text_corruptions
 from keras_kd.robust.threats import number
+from keras_kd.utils.errors import did_you_mean
 
 SEVERITIES = (1, 2, 3, 4, 5)
 KINDS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -155,8 +155,7 @@ def chosen(names: Any, x: np.ndarray) -> list[str]:
 
 
 def _close(name: Any, known: Any) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(name, known, quote="'")
     return f"{', '.join(map(repr, known))}. Received: {name!r}.{hint}"
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import numpy as np
 from keras import ops
 
 from keras_kd.robust.threats import number
+from keras_kd.utils import checks
 
 _KINDS = ("symmetric", "pairs")
 
@@ -51,12 +51,7 @@ def noisy_labels(
     share = number("rate", rate)
     if not 0 <= share <= 1:
         raise ValueError(f"`rate` is a share in [0, 1]. Received: rate={rate!r}.")
-    if kind not in _KINDS:
-        close = difflib.get_close_matches(str(kind), _KINDS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"`kind` is one of {', '.join(map(repr, _KINDS))}. Received: kind={kind!r}.{hint}"
-        )
+    checks.one_of("kind", kind, _KINDS)
     given = np.asarray(ops.convert_to_numpy(y) if ops.is_tensor(y) else y)
     one_hot = given.ndim == 2 and given.shape[1] > 1
     labels = given.argmax(axis=1) if one_hot else given.reshape(len(given), -1)

@@ -4,7 +4,6 @@
 function `predict(x) -> array`. A new source is a function that returns one, as `from_onnx` does.
 """
 
-import difflib
 import hashlib
 import json
 import threading
@@ -21,6 +20,7 @@ from keras_kd.teachers.base import AnswerError, Teacher
 from keras_kd.teachers.mixtures import returned
 from keras_kd.teachers.model import require_ranks
 from keras_kd.utils import checks
+from keras_kd.utils.errors import did_you_mean
 
 LOGITS, PROBABILITIES, VALUES = "logits", "probabilities", "values"
 UNKNOWN = "unknown"
@@ -119,11 +119,10 @@ class BlackBox(Teacher):
         forms = dict(sorted(named.items()))
         for form in forms.values():
             if form not in (*_FORMS, UNKNOWN):
-                close = difflib.get_close_matches(str(form), _FORMS, n=1)
                 raise ValueError(
                     f"`outputs` is one of {', '.join(map(repr, _FORMS))}, or a dict of them by the "
                     f"names of the outputs. Received: outputs={form!r}."
-                    + (f" Did you mean {close[0]!r}?" if close else "")
+                    + did_you_mean(form, _FORMS, quote="'")
                 )
         if smallest is not None and not 0 < smallest < 1:
             raise ValueError(f"`smallest` is a probability. Received: smallest={smallest!r}.")

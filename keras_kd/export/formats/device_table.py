@@ -6,7 +6,6 @@ does not use what the device is for; `no: ...`, it is refused or computed wrongl
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from keras_kd.export.formats.onnx.onnx_devices import ONNXFile
 from keras_kd.export.formats.tflite import tflite_devices
 from keras_kd.export.formats.tflite.tflite_devices import ETHOS_U55, ETHOS_U85, TFLiteFile
 from keras_kd.export.rows import ArtifactRow
+from keras_kd.utils.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,7 @@ def check_targets(targets: Sequence[str] | str | None) -> list[str]:
     given = [] if targets is None else [targets] if isinstance(targets, str) else list(targets)
     for name in given:
         if not isinstance(name, str) or find(name) is None:
-            close = difflib.get_close_matches(str(name).lower(), NAMES, 3, 0.5)
-            hint = f" Did you mean {' or '.join(f'`{word}`' for word in close)}?" if close else ""
+            hint = did_you_mean(str(name).lower(), NAMES, most=3)
             raise ValueError(
                 f"`{name}` is no known target. Expected one of {', '.join(NAMES)}, or another "
                 f"version as in tflite-2.17 or onnxruntime-1.22.{hint}"

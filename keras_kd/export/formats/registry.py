@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from keras_kd.export.formats.base import Format
+from keras_kd.utils.errors import did_you_mean
 
 
 def _tflite() -> Format:
@@ -104,8 +104,7 @@ def get(name: str) -> Format:
     """
     if name not in _LOADED:
         if name not in _OWN:
-            close = difflib.get_close_matches(name, names(), 1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
+            hint = did_you_mean(name, names())
             raise ValueError(
                 f"`{name}` is no format that is known here. Expected one of {', '.join(names())}; "
                 f"one of your own is known once its module is imported.{hint}"

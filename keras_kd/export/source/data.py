@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from keras_kd.export.signature import Arrays, Signature, TensorInfo
 from keras_kd.utils import archives
+from keras_kd.utils.errors import did_you_mean
 
 CALIBRATION_SAMPLES = 512
 """Samples used for calibration: ranges settle after a few hundred, and each costs one inference."""
@@ -250,8 +250,7 @@ def by_name(x: Any, signature: Signature, what: str) -> Arrays:
     if isinstance(x, dict):
         for name in x:
             if name not in infos:
-                close = difflib.get_close_matches(str(name), list(infos), 1)
-                hint = f" Did you mean `{close[0]}`?" if close else ""
+                hint = did_you_mean(name, infos)
                 raise ValueError(
                     f"The {what} data has an entry `{name}`, which is not an input of the model; "
                     f"its inputs are {sorted(infos)}.{hint}"

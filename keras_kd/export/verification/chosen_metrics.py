@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -21,6 +20,7 @@ from keras_kd.export.verification.output_meaning import (
     spread,
     squeeze,
 )
+from keras_kd.utils.errors import did_you_mean
 
 _BATCH = 4096
 """Rows that a Keras metric is given at once."""
@@ -87,8 +87,7 @@ def by_output(given: Any, names: list[str]) -> dict[str, list[Any]]:
     if isinstance(given, dict):
         for name in given:
             if name not in names:
-                close = difflib.get_close_matches(str(name), names, 1)
-                hint = f" Did you mean `{close[0]}`?" if close else ""
+                hint = did_you_mean(name, names)
                 raise ValueError(
                     f"`metrics` names the output `{name}`, which the model does not have; its "
                     f"outputs are {names}.{hint}"
@@ -292,8 +291,7 @@ def _found(value: Any) -> Any:
             value = keras.metrics.get(value)
         except ValueError:
             known = [*scores.NAMES, *_ALIASES]
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
+            hint = did_you_mean(name, known)
             raise ValueError(
                 f"`{value}` is no metric. Expected one of {', '.join(scores.NAMES)}, the name of a "
                 f"Keras metric, a `keras.metrics.Metric`, or a function of (labels, outputs).{hint}"
