@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_kd.export.report import plots
+from keras_kd.export.report.pages import filled
+from keras_kd.export.writing import write_file
 from keras_kd.utils import escaping, tables
-from keras_kd.utils import files as atomic
 
 Array = Any
 """A NumPy array."""
@@ -215,17 +216,13 @@ class Report:
             ImportError: If Matplotlib is missing.
             ValueError: If the file is to be another one.
         """
-        target = Path(path)
-        if target.suffix not in (".svg", ".png"):
-            raise ValueError(f"A plot is a `.svg` or `.png` file. Received: {target.name!r}.")
-        figure = _figure(self)
-        from keras_kd.export.report.plots import png, svg
 
-        content = svg(figure).encode() if target.suffix == ".svg" else png(figure)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(target) as file:
-            file.write(content)
-        return target
+        def draw() -> Any:
+            figure = _figure(self)
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            return figure
+
+        return plots.save(draw, path)
 
     def save_html(self, path: str | os.PathLike[str]) -> Path:
         """Write the report as one page that opens offline.
@@ -239,28 +236,18 @@ class Report:
         Raises:
             ImportError: If Jinja or Matplotlib is missing.
         """
-        try:
-            import jinja2
-        except ImportError as error:
-            raise _missing(error) from error
-        figure = _figure(self)
-        from keras_kd.export.report.plots import svg
-
-        template = jinja2.Environment(
-            autoescape=True, trim_blocks=True, lstrip_blocks=True
-        ).from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-        text = template.render(
+        text = filled(
+            __package__,
+            "report.html.j2",
             report=self,
-            names=[escaping.plain(name) for name in self.names],
-            plot=svg(figure),
+            names=self.names,
+            plot=plots.svg(_figure(self)),
             forgetting=FORGETTING,
             backward_transfer=BACKWARD_TRANSFER,
         )
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(target) as file:
-            file.write(text.encode())
-        return target
+        return write_file(target, text)
 
 
 def _matrix(rows: Sequence[dict[str, Any]], kind: str, count: int) -> Array:
@@ -278,41 +265,29 @@ def _percent(value: Any) -> str:
     return f"{100 * value:.2f}" if np.isfinite(value) else "-"
 
 
-def _missing(error: ImportError) -> ImportError:
-    return ImportError(
-        f"The report needs {error.name}, which is not installed. Install it with "
-        '`pip install "keras_kd[report]"`.'
-    )
-
-
+@plots.literally
 def _figure(report: Report) -> Any:
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise _missing(error) from error
-    with rc_context({"text.parse_math": False, "text.usetex": False}):
-        figure = Figure(figsize=(10.0, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        image = left.imshow(100 * report.matrix, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-        for (i, j), value in np.ndenumerate(report.matrix):
-            if np.isfinite(value):
-                color = "white" if value < 0.6 else "black"
-                text = f"{100 * value:.0f}"
-                left.text(j, i, text, ha="center", va="center", color=color, fontsize=7)
-        left.set_xlabel("test part of task")
-        left.set_ylabel("after task")
-        left.set_xticks(range(len(report.names)))
-        left.set_yticks(range(len(report.matrix)))
-        figure.colorbar(image, ax=left, label="accuracy in %")
-        learned = np.arange(1, len(report.matrix) + 1)
-        for name, matrix in (("among all classes", report._free), ("task told", report._told)):
-            means = [100 * average_accuracy(matrix[:k]) for k in learned]
-            right.plot(learned, means, "o-", label=name)
-        right.set_xlabel("tasks learned")
-        right.set_ylabel("average accuracy in %")
-        right.set_ylim(0, 102)
-        right.set_xticks(learned)
-        right.grid(True, alpha=0.3)
-        right.legend(fontsize=8)
+    figure = plots.empty_figure(10.0, 4.2)
+    left, right = figure.subplots(1, 2)
+    image = left.imshow(100 * report.matrix, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    for (i, j), value in np.ndenumerate(report.matrix):
+        if np.isfinite(value):
+            color = "white" if value < 0.6 else "black"
+            text = f"{100 * value:.0f}"
+            left.text(j, i, text, ha="center", va="center", color=color, fontsize=7)
+    left.set_xlabel("test part of task")
+    left.set_ylabel("after task")
+    left.set_xticks(range(len(report.names)))
+    left.set_yticks(range(len(report.matrix)))
+    figure.colorbar(image, ax=left, label="accuracy in %")
+    learned = np.arange(1, len(report.matrix) + 1)
+    for name, matrix in (("among all classes", report._free), ("task told", report._told)):
+        means = [100 * average_accuracy(matrix[:k]) for k in learned]
+        right.plot(learned, means, "o-", label=name)
+    right.set_xlabel("tasks learned")
+    right.set_ylabel("average accuracy in %")
+    right.set_ylim(0, 102)
+    right.set_xticks(learned)
+    right.grid(True, alpha=0.3)
+    right.legend(fontsize=8)
     return figure

@@ -5,13 +5,12 @@ May import: tables and drawing of the export's report.
 
 from __future__ import annotations
 
-import functools
 import textwrap
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from keras_kd.export.report.plots import svg
+from keras_kd.export.report.pages import filled
+from keras_kd.export.report.plots import empty_figure, literally, svg
 from keras_kd.export.writing import write_file
 from keras_kd.utils.escaping import plain
 from keras_kd.utils.tables import fitted
@@ -155,22 +154,13 @@ def _percent(share: float | None) -> str:
 
 
 def _page(report: RobustReport) -> str:
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"The HTML report needs {error.name}, which is not installed. Install it with "
-            '`pip install "keras_kd[report]"`.'
-        ) from error
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown
-    ).from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     plots = [{"title": "Reliability", "svg": _reliability(report)}]
     if report.corrupted:
         plots.append({"title": "Accuracy by severity", "svg": _curves(report)})
     levels = sorted({severity for row in report.corrupted.values() for severity in row})
-    return template.render(
+    return filled(
+        __package__,
+        "report.html.j2",
         report=report,
         content=report.to_dict(),
         plots=plots,
@@ -181,32 +171,12 @@ def _page(report: RobustReport) -> str:
     )
 
 
-def _shown(value: Any) -> Any:
-    # What is marked as safe is made here, and keeps its lines.
-    return plain(value) if type(value) is str else value
-
-
-def _literally(draw: Any) -> Any:
-    """Let a function draw text as it is: Matplotlib reads formulas between dollar signs."""
-
-    @functools.wraps(draw)
-    def drawn(*arguments: Any) -> Any:
-        from matplotlib import rc_context
-
-        with rc_context({"text.parse_math": False, "text.usetex": False}):
-            return draw(*arguments)
-
-    return drawn
-
-
 def _axes() -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    figure = empty_figure(5.6, 3.8)
     return figure, figure.subplots()
 
 
-@_literally
+@literally
 def _reliability(report: RobustReport) -> str:
     """Accuracy by confidence; the width of a bar is its bin, its shade how many rows it holds."""
     bins = report.to_dict()["reliability"]
@@ -231,7 +201,7 @@ def _reliability(report: RobustReport) -> str:
     return svg(figure)
 
 
-@_literally
+@literally
 def _curves(report: RobustReport) -> str:
     figure, axes = _axes()
     for i, (name, row) in enumerate(report.corrupted.items()):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from keras_kd.export.report.plots import png, svg
-from keras_kd.export.writing import write_file
+from keras_kd.export.report import plots
+from keras_kd.export.report.pages import filled
+from keras_kd.export.report.plots import empty_figure, literally, svg
 from keras_kd.utils.escaping import plain
 
 
@@ -57,13 +57,11 @@ def save(study: Shown, path: str | os.PathLike[str], kind: str) -> Path:
     """
     if kind not in KINDS:
         raise ValueError(f"`kind` is one of {', '.join(KINDS)}. Received: kind={kind!r}.")
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".png", ".svg"):
-        raise ValueError(f"A plot is a `.png` or `.svg` file. Received: `{path}`.")
-    figure = front_figure(study) if kind == "front" else parallel_figure(study)
-    return write_file(path, png(figure) if suffix == ".png" else svg(figure))
+    figure = front_figure if kind == "front" else parallel_figure
+    return plots.save(lambda: figure(study), path)
 
 
+@literally
 def front_figure(study: Shown) -> Any:
     """Draw the error of each trial's file against its size, or its latency."""
     figure, axes = _figure()
@@ -95,6 +93,7 @@ def front_figure(study: Shown) -> Any:
     return figure
 
 
+@literally
 def parallel_figure(study: Shown) -> Any:
     """Draw a line a trial through its values and figures, the front on top."""
     figure, axes = _figure()
@@ -141,14 +140,7 @@ def _text(value: Any) -> str:
 
 
 def _figure() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Plots need Matplotlib, which is not installed. Install it with "
-            '`pip install "keras_kd[report]"`.'
-        ) from error
-    figure = Figure(figsize=(7.0, 3.6), layout="constrained")
+    figure = empty_figure(7.0)
     axes = figure.subplots()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -167,32 +159,13 @@ def render(study: Shown) -> str:
     Raises:
         ImportError: If Jinja or Matplotlib is missing.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ImportError(
-            "The HTML page needs Jinja, which is not installed. Install it with "
-            '`pip install "keras_kd[report]"`.'
-        ) from error
-    template = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: plain(value) if type(value) is str else value,
-    ).from_string(files(__package__).joinpath("study.html.j2").read_text(encoding="utf-8"))
     names = study.parameters()
-    return template.render(
+    return filled(
+        __package__,
+        "study.html.j2",
         study=study,
         names=names,
-        plots=[_inline(front_figure(study)), _inline(parallel_figure(study))],
+        plots=[svg(front_figure(study)), svg(parallel_figure(study))],
         error=study.error_text,
         text=_text,
     )
-
-
-def _inline(figure: Any) -> Any:
-    import markupsafe
-
-    drawn = svg(figure)
-    # What comes before the element has no place inside a page.
-    return markupsafe.Markup(drawn[drawn.index("<svg") :])

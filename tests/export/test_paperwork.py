@@ -187,7 +187,7 @@ def test_kotlin_buffers_have_the_type_of_the_input():
 
 @pytest.mark.parametrize("values", [(0.0014, 0.02), (0.03, 0.2), (0.002, 8.0), (0.001, 900.0)])
 def test_labels_of_a_logarithmic_axis_do_not_overlap(values):
-    figure = plots._figure(3.3, 1.6)
+    figure = plots.empty_figure(3.3, 1.6)
     axes = figure.subplots()
     axes.scatter(values, [0] * len(values))
     plots._log_scale(axes)

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from typing import Any
-
 from keras_kd.export.formats.device_table import together
 from keras_kd.export.report.figures import latency, number, percent, size
+from keras_kd.export.report.pages import filled
 from keras_kd.export.report.plots import curves, layer_plot, scatter
 from keras_kd.export.report.results import Results
 from keras_kd.export.report.scorecard import heading
-from keras_kd.utils.escaping import plain
-
-
-def _finalized(value: Any) -> Any:
-    # What is marked as safe is made here, and keeps its lines.
-    return plain(value) if type(value) is str else value
 
 
 def render(report: Results) -> str:
@@ -30,19 +22,6 @@ def render(report: Results) -> str:
     Raises:
         ImportError: If Jinja or Matplotlib is missing.
     """
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"The HTML report needs {error.name}, which is not installed. Install it with "
-            '`pip install "keras_kd[report]"`.'
-        ) from error
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
-    ).from_string(
-        files(__package__).joinpath("templates", "report.html.j2").read_text(encoding="utf-8")
-    )
     rows, card = report.rows(), report.scorecard()
     plots = [
         plot
@@ -54,7 +33,10 @@ def render(report: Results) -> str:
         )
         if plot is not None
     ]
-    return template.render(
+    return filled(
+        __package__,
+        "templates",
+        "report.html.j2",
         report=report,
         manifest=report.manifest,
         rows=rows,

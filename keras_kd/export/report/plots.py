@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from keras_kd.export.formats import registry
 from keras_kd.export.report.scorecard import Scorecard
+from keras_kd.export.writing import write_file
 from keras_kd.utils.escaping import plain
 
 _MARKERS = {
@@ -28,12 +31,16 @@ _MARKERS = {
 _LONGEST_NAME = 60
 
 
-def _literally(draw: Callable[..., Any]) -> Callable[..., Any]:
+def literally(draw: Callable[..., Any]) -> Callable[..., Any]:
     """Let a function draw text as it is: Matplotlib reads formulas between dollar signs, or TeX."""
 
     @functools.wraps(draw)
     def drawn(*arguments: Any, **options: Any) -> Any:
-        with _literal():
+        try:
+            drawing = _literal()
+        except ImportError as error:
+            raise _missing(error) from error
+        with drawing:
             return draw(*arguments, **options)
 
     return drawn
@@ -52,7 +59,7 @@ def _name(text: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-@_literally
+@literally
 def layer_plot(rows: list[dict[str, Any]], names: list[str]) -> str:
     """Return the SQNR of each layer as an SVG.
 
@@ -60,7 +67,7 @@ def layer_plot(rows: list[dict[str, Any]], names: list[str]) -> str:
         rows: Those of a `LayerReport`.
         names: Of its layers, in running order.
     """
-    figure = _figure()
+    figure = empty_figure()
     axes = figure.subplots()
     for fmt in dict.fromkeys(row["format"] for row in rows):
         known = [row for row in rows if row["format"] == fmt and row["sqnr"] is not None]
@@ -79,6 +86,7 @@ def layer_plot(rows: list[dict[str, Any]], names: list[str]) -> str:
     return svg(figure)
 
 
+@literally
 def bench_figure(rows: list[dict[str, Any]]) -> Any:
     """Draw latency, starts and memory of each file.
 
@@ -91,19 +99,7 @@ def bench_figure(rows: list[dict[str, Any]]) -> Any:
     Raises:
         ImportError: If Matplotlib is missing.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "The plot needs Matplotlib, which is not installed. Install it with "
-            '`pip install "keras_kd[report]"`.'
-        ) from error
-    return _bench_figure(rows)
-
-
-@_literally
-def _bench_figure(rows: list[dict[str, Any]]) -> Any:
-    figure = _figure(10.0, 1.6 + 0.28 * len(rows))
+    figure = empty_figure(10.0, 1.6 + 0.28 * len(rows))
     latency_axes, start_axes, memory_axes = figure.subplots(1, 3, sharey=True)
     nan = float("nan")
 
@@ -137,11 +133,50 @@ def _bench_figure(rows: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def _figure(width: float = 5.6, height: float = 3.6) -> Any:
-    # The object interface: pyplot would change the caller's backend and open figures.
-    from matplotlib.figure import Figure
+def empty_figure(width: float = 5.6, height: float = 3.6) -> Any:
+    """Make a Matplotlib figure that no other one of the program sees.
 
+    Args:
+        width: In inches.
+        height: The same.
+
+    Raises:
+        ImportError: If Matplotlib is missing.
+    """
+    try:
+        # The object interface: pyplot would change the caller's backend and open figures.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise _missing(error) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _missing(error: ImportError) -> ImportError:
+    return ImportError(
+        f"Plots need {error.name}, which is not installed. Install it with "
+        '`pip install "keras_kd[report]"`.'
+    )
+
+
+def save(draw: Callable[[], Any], path: str | os.PathLike[str]) -> Path:
+    """Write a plot as PNG or SVG.
+
+    Args:
+        draw: Makes the figure.
+        path: The file; its folder must exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: If Matplotlib is missing.
+        ValueError: If it is to be another kind of file.
+    """
+    kinds: dict[str, Callable[[Any], str | bytes]] = {".png": png, ".svg": svg}
+    suffix = Path(path).suffix.lower()
+    if suffix not in kinds:
+        raise ValueError(f"A plot is a `.png` or `.svg` file. Received: `{path}`.")
+    return write_file(path, kinds[suffix](draw()))
 
 
 def svg(figure: Any) -> str:
@@ -165,7 +200,7 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-@_literally
+@literally
 def scatter(
     rows: list[dict[str, Any]],
     key: str,
@@ -195,7 +230,7 @@ def scatter(
     points = [row for row in rows if row.get(key) is not None and row.get(quality) is not None]
     if not points:
         return None
-    figure = _figure()
+    figure = empty_figure()
     axes = figure.subplots()
     for row in points:
         failed = row.get("status") == "failed"
@@ -240,7 +275,7 @@ def _log_scale(axes: Any) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-@_literally
+@literally
 def curves(history: dict[str, list[float | None]]) -> list[dict[str, str]]:
     """Draw a training's losses and metrics by epoch.
 
@@ -258,7 +293,7 @@ def curves(history: dict[str, list[float | None]]) -> list[dict[str, str]]:
     for title, group in (("Losses by epoch", losses), ("Metrics by epoch", others)):
         if not group:
             continue
-        figure = _figure()
+        figure = empty_figure()
         axes = figure.subplots()
         for i, name in enumerate(group):
             for key, style in ((name, "-"), (f"val_{name}", "--")):
