@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 import keras_kd.export
+from keras_kd.cli import options
 from keras_kd.cli.console import Terminal
 from keras_kd.cli.report import check_target
 
 
 def bench(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder with manifest.json.")],
+    folder: options.Exported,
     threads: Annotated[int, typer.Option(min=1, help="Threads that a runtime may use.")] = 1,
     model: Annotated[
         str | None,
@@ -22,8 +23,8 @@ def bench(
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder to write.  [default: as DIR]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Time every exported file in its runtime, each in a process of its own.
 

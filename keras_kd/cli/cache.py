@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_kd.cli import inputs
+from keras_kd.cli import inputs, options
 from keras_kd.cli.console import Terminal, Work, import_keras
 from keras_kd.utils.tables import fitted
 
@@ -18,8 +18,6 @@ _HELP = "Run a teacher once over its data and keep its answers on disk."
 app = typer.Typer(help=_HELP, short_help=_HELP)
 
 _Folder = Annotated[str, typer.Argument(metavar="DIR", help="Folder of the cache, or a URL.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
 @app.command(short_help="Write a cache, or go on with one that was interrupted.")
@@ -45,8 +43,8 @@ def write(
     shard_size: Annotated[int | None, typer.Option(help="Samples a shard.")] = None,
     process_index: Annotated[int, typer.Option(help="Which process this is, from 0.")] = 0,
     process_count: Annotated[int, typer.Option(help="How many write together.")] = 1,
-    as_json: _Json = False,
-    quiet: _Quiet = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write a cache, or go on with one that was interrupted.
 
@@ -94,8 +92,8 @@ def verify(
     data: Annotated[
         str | None, typer.Option(help="The data that they should belong to, as for `write`.")
     ] = None,
-    as_json: _Json = False,
-    quiet: _Quiet = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Compare every byte of a cache with its checksums, and it with its teacher and data.
 
@@ -115,7 +113,7 @@ def verify(
 
 
 @app.command(short_help="Show what a cache holds, finished or not.")
-def info(folder: _Folder, as_json: _Json = False) -> None:
+def info(folder: _Folder, as_json: options.Json = False) -> None:
     """Show what a cache holds, finished or not."""
     terminal = Terminal(as_json=as_json, quiet=True)
     import_keras()

@@ -13,7 +13,7 @@ import typer
 
 import keras_kd.export
 from keras_kd import datasets
-from keras_kd.cli import inputs, trial
+from keras_kd.cli import inputs, options, trial
 from keras_kd.cli.console import Terminal, import_keras, native_silence
 from keras_kd.export.target import check_names_free
 from keras_kd.export.writing import replacing
@@ -24,13 +24,8 @@ def demo(
     data: Annotated[
         str, typer.Option(metavar="DATA", help="`digits`, `tfds:NAME` or `FILE.npz`.")
     ] = "digits",
-    data_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where TFDS keeps its data.")
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Resize TFDS images to N by N pixels."),
-    ] = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
     teacher: Annotated[
         str | None,
         typer.Option(metavar="FILE.keras", help="Your own teacher; one is trained without."),
@@ -46,13 +41,9 @@ def demo(
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder to write.  [default: runs/DATA]")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No notes or progress bars.")
-    ] = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+    quiet: options.Silent = False,
 ) -> None:
     """Train a teacher, distill a student, export it, and prove the files.
 

@@ -13,7 +13,15 @@ import typer
 
 import keras_kd.export
 from keras_kd import datasets
-from keras_kd.cli import config_file, distill_result, distill_training, inputs, recipes, teachers
+from keras_kd.cli import (
+    config_file,
+    distill_result,
+    distill_training,
+    inputs,
+    options,
+    recipes,
+    teachers,
+)
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import warm
 from keras_kd.export.checks import known_precisions
@@ -108,9 +116,7 @@ def distill(
     image_size: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Resize images to N by N pixels.")
     ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where TFDS keeps its data.")
-    ] = None,
+    data_dir: options.DataDir = None,
     temperature: Annotated[float | None, typer.Option(help="Of the soft targets.")] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the labels, in [0, 1].  [default: 0.5]")
@@ -146,13 +152,9 @@ def distill(
     save_config: Annotated[
         str | None, typer.Option(metavar="FILE.toml", help="Write the options to a file.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No notes or progress bars.")
-    ] = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+    quiet: options.Silent = False,
 ) -> None:
     """Distill your teacher into your student on your data, and prove the files.
 
@@ -191,7 +193,7 @@ def distill(
     if save_config is not None:
         # The package that writes it is missed now rather than after the training.
         config_file.text(given, given)
-    options: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "target": inputs.words(target),
         "validation": validation,
         "test": test,
@@ -210,7 +212,7 @@ def distill(
     if data.startswith("tfds:"):
         import_keras()
     with terminal.working():
-        loaded = datasets.load_task(data, task, **options)
+        loaded = datasets.load_task(data, task, **asked)
     warm.prepare("convert")
     import_keras()
     with contextlib.ExitStack() as stack:

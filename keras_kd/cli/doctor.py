@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from keras_kd.cli import installation
+from keras_kd.cli import installation, options
 from keras_kd.cli.console import Terminal
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: options.Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only problems.")] = False,
 ) -> None:
     """Show versions, backends and extras, what is missing and how to get it.

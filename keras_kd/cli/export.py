@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import keras_kd.export
-from keras_kd.cli import inputs
+from keras_kd.cli import inputs, options
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import warm
 from keras_kd.export.checks import known_precisions
@@ -80,11 +80,9 @@ def export(
     name: Annotated[
         str | None, typer.Option(help="First part of the file names.  [default: as STUDENT]")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Export a model to TFLite and ONNX, run every file, and say which one to take.
 

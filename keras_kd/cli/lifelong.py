@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_kd.cli import inputs
+from keras_kd.cli import inputs, options
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.utils.errors import did_you_mean
 
@@ -55,8 +55,8 @@ def lifelong(
     known_task: Annotated[
         bool, typer.Option("--known-task", help="Report accuracies with the task told.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Teach a model class after class, and say what it learns and what it forgets.
 

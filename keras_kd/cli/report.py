@@ -10,20 +10,21 @@ from typing import Annotated
 import typer
 
 import keras_kd.export
+from keras_kd.cli import options
 from keras_kd.cli.console import Terminal
 from keras_kd.export.target import check_names_free
 
 
 def report(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder with manifest.json.")],
+    folder: options.Exported,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder to write.  [default: as DIR]")
     ] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Also print the noise of each int8 layer.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show what an export measured, without running anything.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_kd.cli import inputs
+from keras_kd.cli import inputs, options
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export.target import check_names_free
 
@@ -60,8 +60,8 @@ def robust(
     html: Annotated[
         str | None, typer.Option(metavar="PATH", help="Write the report as a page.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Attack and corrupt the inputs of a model or file, and say how often it is still right.
 

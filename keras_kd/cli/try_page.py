@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import typer
 
-from keras_kd.cli import inputs, npm
+from keras_kd.cli import inputs, npm, options
 from keras_kd.cli.connections import BoundedServer
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import manifest
@@ -44,7 +44,7 @@ _PROBES = 16
 
 
 def try_page(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder with manifest.json.")],
+    folder: options.Exported,
     teacher: Annotated[
         str | None,
         typer.Option(metavar="FILE.keras", help="Keras model that answers beside the files."),

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from keras_kd import datasets
-from keras_kd.cli import inputs
+from keras_kd.cli import inputs, options
 from keras_kd.cli.console import Terminal, Work, import_keras
 from keras_kd.export.formats.device_table import check_targets
 from keras_kd.export.report.export_report import Report
@@ -36,13 +36,8 @@ def tune(
     data: Annotated[
         str, typer.Option(metavar="DATA", help="`digits`, `tfds:NAME` or `FILE.npz`.")
     ] = "digits",
-    data_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where TFDS keeps its data.")
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Resize TFDS images to N by N pixels."),
-    ] = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
     minimize: Annotated[
         str, typer.Option(help=f"Separated by commas, of: {', '.join(OBJECTIVES)}.")
     ] = "error",
@@ -79,10 +74,8 @@ def tune(
         str | None,
         typer.Option(metavar="DIR", help="Folder of the search.  [default: runs/search-DATA]"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No notes or progress bars.")
-    ] = False,
+    as_json: options.Json = False,
+    quiet: options.Silent = False,
 ) -> None:
     """Search the best file within a budget: method, temperature, size, learning rate.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
+from keras_kd.cli import options
 from keras_kd.cli.verification import prove
 
 
 def verify(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder with manifest.json.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    folder: options.Exported,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Check exported files: hashes, loading, and the answers on the stored samples.
 
