@@ -106,13 +106,28 @@ def answers(model: Any, x: Any, batch_size: int = 256) -> Any:
         # Another model over the same layers, since the given one may be compiled for something.
         asked = keras.Model(model.inputs[0], model.output)
         return asked.predict(x, batch_size=batch_size, verbose=0)
+    return answers_as_called(model, x, batch_size)
+
+
+def answers_as_called(model: Any, x: Any, batch_size: int = 256) -> Any:
+    """The same of any model, called as it is on every backend.
+
+    Args:
+        model: A model; it may be a `Distiller`, which answers as its student does.
+        x: Rows, `(samples, ...)` each, structured as the model reads them.
+        batch_size: Rows at once.
+
+    Returns:
+        The outputs, structured as the model's.
+    """
+    count = len(keras.tree.flatten(x)[0])
+    parts = []
     with inference_only():
-        parts = [
-            keras.tree.map_structure(
-                keras.ops.convert_to_numpy, model(x[i : i + batch_size], training=False)
-            )
-            for i in range(0, len(x), batch_size)
-        ]
+        for start in range(0, count, batch_size):
+            rows = slice(start, start + batch_size)
+            batch = keras.tree.map_structure(lambda leaf, rows=rows: leaf[rows], x)
+            outputs = model(batch, training=False)
+            parts.append(keras.tree.map_structure(keras.ops.convert_to_numpy, outputs))
     return keras.tree.map_structure(lambda *each: np.concatenate(each), *parts)
 
 

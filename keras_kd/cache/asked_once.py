@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.cache import join_arrays as cached_rows
+from keras_kd.cache import join_arrays
 from keras_kd.cache.from_teacher import write
 from keras_kd.cache.teacher import CachedTeacher
 
@@ -92,4 +92,5 @@ class SomeRows(CachedTeacher):
     ) -> tuple[Any, Any, int | None, dict[str, Any]]:
         """Join arrays of exactly these rows."""
         self._begins = True
-        return cached_rows.of_known_rows(self, x, y, batch_size, arguments)
+        data = join_arrays.row_data(x, y, arguments)
+        return join_arrays.drawn_for_fit(self, data, batch_size, arguments, asked)

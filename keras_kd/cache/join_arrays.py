@@ -135,31 +135,6 @@ def for_evaluation(
     return rows.dataset(), None, None, None
 
 
-def of_known_rows(
-    teacher: Any, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
-) -> tuple[Any, Any, int | None, dict[str, Any]]:
-    """What `keras.Model.fit` is given for arrays whose rows are known to be the teacher's.
-
-    Args:
-        teacher: Fetches and views rows by their place in these arrays; `count` of them.
-        x: What `fit` was given.
-        y: Labels.
-        batch_size: Samples a step.
-        arguments: The other arguments of `fit`.
-
-    Returns:
-        The same four.
-    """
-    arguments = dict(arguments)
-    data = row_data(x, y, arguments)
-    for joined in ("sample_weight", "class_weight"):
-        arguments.pop(joined, None)
-    shuffle = arguments.pop("shuffle", True)
-    arguments["shuffle"] = False
-    rows = _Rows(teacher, data, range(teacher.count), batch_size or 32, shuffle)
-    return rows.dataset(), None, None, arguments
-
-
 def row_data(x: Any, y: Any, arguments: dict[str, Any]) -> Any:
     """Arrays `(x, y, sample_weight)` as Keras would take them, with the weights of classes."""
     weight = arguments.get("sample_weight")

@@ -132,7 +132,7 @@ class _Stepwise(ReadsIntegers, Quantized):
         """The shape in which a kernel is a matrix `(inputs, outputs)`."""
         return int(variable.shape[0]), -1
 
-    def rounded_pairs(self) -> list[tuple[Any, Tensor]]:
+    def final_pairs(self) -> list[tuple[Any, Tensor]]:
         """The kernels and what they are rounded to at inference."""
         values = {id(variable): tensor for variable, tensor in self.effective(False)}
         return [

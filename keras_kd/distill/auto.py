@@ -21,6 +21,7 @@ from keras_kd.cache.asked_once import SomeRows, asked_once
 from keras_kd.cache.teacher import CachedTeacher
 from keras_kd.distill import method_choice
 from keras_kd.distill.candidates import CANDIDATES, Situation
+from keras_kd.distill.compiled import fresh_optimizer
 from keras_kd.distill.given import Given
 from keras_kd.distill.method_choice import MethodChoice, Setting
 from keras_kd.distill.training_rows import read
@@ -214,7 +215,7 @@ def _unharmed(student: Any, x: Any, student_inputs: Any) -> Iterator[None]:
 def _fresh(optimizer: Any) -> Any:
     """Another optimizer of the same settings."""
     try:
-        return type(optimizer).from_config(optimizer.get_config())
+        return fresh_optimizer(optimizer)
     except Exception as error:
         # Whatever a class of the user's own raises.
         raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_kd import teachers
+from keras_kd.distill.compiled import fresh_optimizer
 from keras_kd.distill.distiller import Distiller
 from keras_kd.transfers.transfer import Transfer, fresh_loss
 from keras_kd.utils import checks
@@ -71,7 +72,7 @@ def distill_chain(
 
     def made(stage: int) -> Distiller:
         arguments = dict(compile(stage) if callable(compile) else compile)
-        arguments["optimizer"] = _fresh(arguments.get("optimizer", "adam"))
+        arguments["optimizer"] = fresh_optimizer(arguments.get("optimizer", "adam"))
         arguments["distillation_loss"] = _fresh_losses(arguments.get("distillation_loss"))
         distiller = Distiller(models[stage + 1], models[stage] if stage else first)
         distiller.compile(**arguments)
@@ -121,12 +122,6 @@ def born_again(
     children = [keras.models.clone_model(model) for _ in range(generations)]
     distill_chain([model, *children], *fit_args, compile=compile, **fit_kwargs)
     return children
-
-
-def _fresh(optimizer: Any) -> Any:
-    """An optimizer without state: one that has stepped belongs to other variables."""
-    made = keras.optimizers.get(optimizer)
-    return type(made).from_config(made.get_config())
 
 
 def _fresh_losses(losses: Any) -> Any:

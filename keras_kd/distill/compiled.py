@@ -16,6 +16,12 @@ def live(value: float, name: str) -> Any:
     return keras.Variable(value, trainable=False, dtype="float32", autocast=False, name=name)
 
 
+def fresh_optimizer(optimizer: Any) -> Any:
+    """An optimizer without state: one that has stepped belongs to other variables."""
+    made = keras.optimizers.get(optimizer)
+    return type(made).from_config(made.get_config())
+
+
 class Weights(NamedTuple):
     """The weights of the objective as `compile` was given them, `None` for the defaults.
 

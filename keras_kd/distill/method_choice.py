@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_kd import backends
 from keras_kd.distill.candidates import PLAIN, Candidate, Made, Situation
 from keras_kd.distill.row_errors import RowErrors, row_errors
 from keras_kd.distill.training_rows import Rows
@@ -131,15 +132,7 @@ def answered(model: Any, x: Any, batch_size: int = 256) -> list[np.ndarray]:
     Returns:
         `(rows, ...)` for each flat output.
     """
-    count = len(keras.tree.flatten(x)[0])
-    rows = Rows(x, None)
-    parts = [
-        keras.tree.flatten(model(rows.taken(slice(i, i + batch_size)).x, training=False))
-        for i in range(0, count, batch_size)
-    ]
-    return [
-        np.concatenate([keras.ops.convert_to_numpy(part) for part in each]) for each in zip(*parts)
-    ]
+    return list(keras.tree.flatten(backends.answers_as_called(model, x, batch_size)))
 
 
 def errors_of(student: Any, answers: Sequence[Any], rows: Rows, hard: Any) -> RowErrors:

@@ -112,8 +112,34 @@ class TRADES(Term):
         return {**super().get_config(), "beta": _float(self.weight)}
 
 
+class DistilledOnLabels(OnLabels):
+    """The base of those that attack by the labels and distil attacked inputs alone.
+
+    Args:
+        threat: `Linf` or `L2`.
+        alpha: Weight of what is distilled in `[0, 1]`; the hard loss has the rest.
+        temperature: Positive float, of the divergence from the teacher.
+        name: Name in the logs.
+    """
+
+    needs_teacher = True
+
+    def __init__(self, threat: Threat, alpha: float, temperature: float, name: str | None) -> None:
+        self.alpha = _share("alpha", alpha)
+        self.temperature = _temperature(temperature)
+        super().__init__(threat, self.alpha, name)
+
+    def weights(self) -> dict[str, Any]:
+        """The hard loss of the inputs as they are, and no distillation of them."""
+        return {
+            "student_loss_weight": 1.0 - self.alpha,
+            "distillation_loss_weight": 0.0,
+            "distillation_loss": SoftTargets(self.temperature),
+        }
+
+
 @keras.saving.register_keras_serializable(package="keras_kd")
-class ARD(OnLabels):
+class ARD(DistilledOnLabels):
     """Say of attacked inputs what the teacher says of the inputs.
 
     `alpha * T**2 * KL(T(x) || S(x')) + (1 - alpha) * CE(S(x), y)`, the divergence summed over the
@@ -137,8 +163,6 @@ class ARD(OnLabels):
         - [Goldblum et al., 2020](https://arxiv.org/abs/1905.09747), equation 3
     """
 
-    needs_teacher = True
-
     def __init__(
         self,
         threat: Threat,
@@ -146,17 +170,7 @@ class ARD(OnLabels):
         temperature: float = 30.0,
         name: str | None = "ard",
     ) -> None:
-        self.alpha = _share("alpha", alpha)
-        self.temperature = _temperature(temperature)
-        super().__init__(threat, self.alpha, name)
-
-    def weights(self) -> dict[str, Any]:
-        """The hard loss of the inputs as they are, and no distillation of them."""
-        return {
-            "student_loss_weight": 1.0 - self.alpha,
-            "distillation_loss_weight": 0.0,
-            "distillation_loss": SoftTargets(self.temperature),
-        }
+        super().__init__(threat, alpha, temperature, name)
 
     def value(self, distiller: Any, batch: Any, attacked: Tensor, logits: Tensor) -> Tensor:
         """`T**2 * KL(T(x) || S(x'))`."""
@@ -233,7 +247,7 @@ class RSLAD(Term):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class IAD(OnLabels):
+class IAD(DistilledOnLabels):
     """Trust the teacher as far as it stands up to the student's attack, and oneself for the rest.
 
     `alpha * (T**2 * KL(T(x) || S(x')) + (1 - p_T(y|x') ** beta) * KL(S(x) || S(x')))
@@ -262,7 +276,6 @@ class IAD(OnLabels):
         - [Zhu et al., 2022](https://arxiv.org/abs/2106.04928), equation 4
     """
 
-    needs_teacher = True
     asks_teacher = True
 
     def __init__(
@@ -274,9 +287,8 @@ class IAD(OnLabels):
         introspection: float = 1.0,
         name: str | None = "iad",
     ) -> None:
-        self.alpha = _share("alpha", alpha)
+        super().__init__(threat, alpha, temperature, name)
         self.beta = number("beta", beta)
-        self.temperature = _temperature(temperature)
         share = number("introspection", introspection)
         if self.beta < 0 or share < 0:
             raise ValueError(
@@ -286,15 +298,6 @@ class IAD(OnLabels):
         self.introspection = keras.Variable(
             share, trainable=False, dtype="float32", autocast=False, name="introspection"
         )
-        super().__init__(threat, self.alpha, name)
-
-    def weights(self) -> dict[str, Any]:
-        """The hard loss of the inputs as they are, and no distillation of them."""
-        return {
-            "student_loss_weight": 1.0 - self.alpha,
-            "distillation_loss_weight": 0.0,
-            "distillation_loss": SoftTargets(self.temperature),
-        }
 
     def value(self, distiller: Any, batch: Any, attacked: Tensor, logits: Tensor) -> Tensor:
         """The divergence from the teacher, and from oneself where it is not to be trusted."""

@@ -381,3 +381,35 @@ def test_refusals(small_cnn, images, fit):
     model(np.ones((1, 3), "float32"))
     with pytest.raises(ValueError, match="Python code"):
         quantize_aware(model)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: layers.LSTM(4, name="steps")(x),
+        lambda x: layers.GRU(4, name="steps")(x),
+        lambda x: layers.MultiHeadAttention(2, 3, name="steps")(x, x),
+    ],
+    ids=["lstm", "gru", "attention"],
+)
+def test_finalized_layers_of_sequences_hold_the_rounded_kernels(make):
+    keras.utils.set_random_seed(0)
+    rows = np.random.default_rng(0).normal(size=(8, 5, 6)).astype("float32")
+    inputs = keras.Input((5, 6))
+    model = keras.Model(inputs, make(inputs))
+    plain = finalize(quantize_aware(model, calibration=rows))
+    kernels = 0
+    for before, after in zip(
+        model.get_layer("steps").weights, plain.get_layer("steps").weights, strict=True
+    ):
+        if "kernel" not in before.name:
+            continue
+        # A matrix (inputs, outputs) with one step for each output.
+        matrix = np.array(before, "float64")
+        matrix = matrix.reshape(-1, matrix.shape[-1]) if matrix.shape[0] != 6 else matrix
+        matrix = matrix.reshape(matrix.shape[0], -1)
+        step = np.abs(matrix).max(axis=0) / 127
+        wanted = np.round(matrix / step) * step
+        np.testing.assert_allclose(np.array(after).reshape(wanted.shape), wanted, atol=1e-6)
+        kernels += 1
+    assert kernels >= 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -18,24 +20,28 @@ _SHOWN = 5
 _SAMPLES = 4
 
 
-def few(inputs: Arrays) -> Arrays:
-    """Return the samples whose inner results are looked at: each of them is held in memory."""
-    return {name: x[:_SAMPLES] for name, x in inputs.items()}
+class Inspector(Protocol):
+    """What is asked of the `contents` module of a format."""
+
+    def constants(self, path: Path) -> Iterable[tuple[str, np.ndarray]]:
+        """The constants of a file by name."""
+
+    def tensors(self, path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
+        """The results inside a file by name, and what they are made of."""
+
+    def readers(self, path: Path) -> dict[str, str]:
+        """For each tensor the first result computed from it."""
 
 
-def beyond(
-    half: Iterable[tuple[str, np.ndarray]],
-    full: Iterable[tuple[str, np.ndarray]],
-    tensors: Arrays,
-    readers: Callable[[], dict[str, str]],
-) -> tuple[Beyond, ...]:
+def beyond(contents: Inspector, half: Path, full: Path, inputs: Arrays) -> tuple[Beyond, ...]:
     """Find what a float16 file lost since float16 cannot hold it.
 
     Args:
-        half: Constants of the float16 file by name.
-        full: Constants of the float32 file of the same format.
-        tensors: Results of the float32 file by name.
-        readers: Gives for each of its tensors the first result computed from it.
+        contents: Looks into files of the format.
+        half: The float16 file.
+        full: The float32 file of the same format.
+        inputs: Samples by name; of the first few the results inside are looked at, since each of
+            them is held in memory.
 
     Returns:
         At most five, of which `value` is the greatest magnitude, or for constants that vanish the
@@ -43,9 +49,9 @@ def beyond(
         numbers round to 0, those that the converter cut off at less, and results of the float32
         file above 65,504.
     """
-    kept = {name: array for name, array in half if array.dtype == np.float16}
+    kept = {name: each for name, each in contents.constants(half) if each.dtype == np.float16}
     rows: list[Beyond] = []
-    for name, array in full:
+    for name, array in contents.constants(full):
         if array.dtype != np.float32 or not array.size or not np.isfinite(array).all():
             continue
         peak = float(np.abs(array).max())
@@ -54,9 +60,10 @@ def beyond(
         if peak > GREATEST or (peak > 1 and cut) or vanishes:
             # As text, since JSON has no infinity.
             rows.append(Beyond(name, f"{peak:.3g}", constant=True, vanishes=vanishes))
-    for name, array in tensors.items():
+    few = {name: x[:_SAMPLES] for name, x in inputs.items()}
+    for name, array in contents.tensors(full, few)[0].items():
         peak = float(np.abs(array).max(initial=0.0))
         if peak > GREATEST:
             rows.append(Beyond(name, f"{peak:.3g}", constant=False, vanishes=False))
-    first = readers() if rows else {}
+    first = contents.readers(full) if rows else {}
     return tuple(replace(row, reader=first.get(row.tensor)) for row in rows[:_SHOWN])

@@ -115,12 +115,7 @@ class TFLite(Format):
 
     def beyond_float16(self, half: Path, full: Path, inputs: Arrays) -> tuple[Beyond, ...]:
         """As in `Format`."""
-        return float16_range.beyond(
-            contents.constants(half),
-            contents.constants(full),
-            contents.tensors(full, float16_range.few(inputs))[0],
-            lambda: contents.readers(full),
-        )
+        return float16_range.beyond(contents, half, full, inputs)
 
     def runtimes(
         self, path: Path, targets: Sequence[str], steps: float | None, images: Sequence[str]
