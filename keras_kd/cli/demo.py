@@ -15,6 +15,7 @@ import keras_kd.export
 from keras_kd import datasets
 from keras_kd.cli import inputs, options, trial
 from keras_kd.cli.console import Terminal, import_keras, native_silence
+from keras_kd.export.report.figures import percent
 from keras_kd.export.target import check_names_free
 from keras_kd.export.writing import replacing
 from keras_kd.utils.tables import fitted
@@ -238,7 +239,7 @@ def table(result: dict[str, Any], width: int = 80) -> str:
     rows = [
         [
             "teacher",
-            _percent(teacher["accuracy"]),
+            percent(teacher["accuracy"]),
             "",
             f"{teacher['parameters']:,}",
             size(teacher["bytes"]),
@@ -254,7 +255,7 @@ def table(result: dict[str, Any], width: int = 80) -> str:
             [
                 trial.SHORT[kind] if few else f"student, {kind}",
                 _mean(row["accuracy"]),
-                _percent(row["agreement"]["mean"]),
+                percent(row["agreement"]["mean"]),
                 f"{row['parameters']:,}",
                 size(row["bytes"]),
                 "",
@@ -269,8 +270,8 @@ def table(result: dict[str, Any], width: int = 80) -> str:
         rows.append(
             [
                 f"  {kind}, seed {seed}",
-                _percent(run["accuracy"]),
-                _percent(run["agreement"]),
+                percent(run["accuracy"]),
+                percent(run["agreement"]),
                 *[""] * 5,
             ]
         )
@@ -279,8 +280,8 @@ def table(result: dict[str, Any], width: int = 80) -> str:
         rows.append(
             [
                 mark + row["name"],
-                _percent(row["accuracy"]),
-                _percent(row["agreement"]),
+                percent(row["accuracy"]),
+                percent(row["agreement"]),
                 "",
                 size(row["bytes"]),
                 size(row["gzip_bytes"]),
@@ -374,10 +375,6 @@ def _signed(points: float) -> str:
     return f"{points:+.2f}"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
 def _mean(values: dict[str, float | None]) -> str:
     mean, std = values["mean"], values["std"]
-    return _percent(mean) if std is None else f"{_percent(mean)} ± {100 * std:.2f}"
+    return percent(mean) if std is None else f"{percent(mean)} ± {100 * std:.2f}"

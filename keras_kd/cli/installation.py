@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
 
 _CORE = ("keras_kd", "keras", "numpy")
 _PACKAGE = "keras_kd"
-_NEEDED = re.compile(r"^([A-Za-z0-9._-]+)")
 
 
 def collect() -> dict[str, Any]:

@@ -90,7 +90,7 @@ def tune(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     budget = Budget(minutes, max_bytes, max_latency_ms, trials)
     space = _space(search or [])
-    devices = [word for part in device or [] for word in _words(part)]
+    devices = [word for part in device or [] for word in inputs.words(part)]
     check_targets(devices)
     folder = Path(out) if out is not None else Path("runs") / f"search-{inputs.slug(data)}"
     # The cheap checks come first: Keras and its backend take seconds to import.
@@ -117,7 +117,7 @@ def tune(
             (loaded.x_train, loaded.y_train),
             (loaded.x_validation, loaded.y_validation),
             space=space,
-            minimize=_words(minimize),
+            minimize=inputs.words(minimize),
             device=devices,
             budget=budget,
             seeds=seeds,
@@ -223,7 +223,7 @@ def _space(given: list[str]) -> dict[str, Any] | None:
             space[name] = kind(_number(low, text), _number(high, text))
         else:
             names = name in ("method", "precision")
-            words = _words(values)
+            words = inputs.words(values)
             space[name] = Choice(*(words if names else (_number(word, text) for word in words)))
     return space
 
@@ -233,7 +233,3 @@ def _number(text: str, option: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"`--search {option}`: `{text}` is no number.") from None
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]

@@ -14,7 +14,6 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -475,11 +474,6 @@ class ArtifactRow:
             if value is not None:
                 entry[key] = to_json(value)
         return entry
-
-
-def names_of(row: ArtifactRow, folder: Path) -> list[Path]:
-    """Return the paths of a row's files."""
-    return [folder / each.file for each in row.files]
 
 
 def to_json(value: Any) -> Any:

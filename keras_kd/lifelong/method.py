@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from keras import ops
 
+from keras_kd.utils import checks
 from keras_kd.utils.types import Tensor
 
 if TYPE_CHECKING:
@@ -227,11 +228,10 @@ def require_number(name: str, value: Any, least: float = 0.0) -> float:
         TypeError: If it is no number.
         ValueError: If it is smaller or not finite.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
-    if not least <= value < float("inf"):
+    found = checks.number(name, value)
+    if found < least:
         raise ValueError(f"`{name}` is finite and {least} or more. Received: {name}={value!r}.")
-    return float(value)
+    return found
 
 
 def require_positive(name: str, value: Any) -> float:

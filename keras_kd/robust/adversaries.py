@@ -18,7 +18,8 @@ from keras_kd.robust import classifier, formulas
 from keras_kd.robust.adversary import Adversary, Objective, OnLabels, Term, labels_in
 from keras_kd.robust.attacks import ascend
 from keras_kd.robust.classifier import Logits
-from keras_kd.robust.threats import Threat, number
+from keras_kd.robust.threats import Threat
+from keras_kd.utils import checks
 from keras_kd.utils.types import Tensor
 
 
@@ -288,8 +289,8 @@ class IAD(DistilledOnLabels):
         name: str | None = "iad",
     ) -> None:
         super().__init__(threat, alpha, temperature, name)
-        self.beta = number("beta", beta)
-        share = number("introspection", introspection)
+        self.beta = checks.number("beta", beta)
+        share = checks.number("introspection", introspection)
         if self.beta < 0 or share < 0:
             raise ValueError(
                 f"`beta` and `introspection` are not negative. Received: beta={beta!r}, "
@@ -382,14 +383,14 @@ def _float(variable: Any) -> float:
 
 
 def _share(name: str, value: Any) -> float:
-    found = number(name, value)
+    found = checks.number(name, value)
     if not 0 <= found <= 1:
         raise ValueError(f"`{name}` is a weight in [0, 1]. Received: {name}={value!r}.")
     return found
 
 
 def _temperature(value: Any) -> float:
-    found = number("temperature", value)
+    found = checks.number("temperature", value)
     if found <= 0:
         raise ValueError(f"`temperature` is greater than 0. Received: temperature={value!r}.")
     return found

@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.robust import audio_corruptions, image_corruptions, text_corruptions
-from keras_kd.robust.threats import number
+from keras_kd.utils import checks
 from keras_kd.utils.errors import did_you_mean
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -162,7 +162,7 @@ def _close(name: Any, known: Any) -> str:
 def _bounds(array: np.ndarray, kind: str, bounds: Any) -> tuple[float, float]:
     whole = array.dtype.kind in "iu"
     if bounds is not None:
-        low, high = (number("bounds", value) for value in bounds)
+        low, high = (checks.number("bounds", value) for value in bounds)
     elif kind == "image":
         low, high = (0.0, 255.0) if whole else (0.0, 1.0)
     else:

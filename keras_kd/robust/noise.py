@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_kd.robust.threats import number
 from keras_kd.utils import checks
 
 _KINDS = ("symmetric", "pairs")
@@ -48,7 +47,7 @@ def noisy_labels(
     Reference:
         - [Patrini et al., 2017](https://arxiv.org/abs/1609.03683)
     """
-    share = number("rate", rate)
+    share = checks.number("rate", rate)
     if not 0 <= share <= 1:
         raise ValueError(f"`rate` is a share in [0, 1]. Received: rate={rate!r}.")
     checks.one_of("kind", kind, _KINDS)

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from keras_kd.export.report.figures import percent
 from keras_kd.export.report.pages import filled
 from keras_kd.export.report.plots import empty_figure, literally, svg
 from keras_kd.export.writing import write_file
@@ -81,7 +82,7 @@ class RobustReport:
             named["second opinion"] = self.second_opinion
         if self.adversarial is not None:
             named["adversarial"] = self.adversarial
-        return [(name, _percent(share), self._interval(name)) for name, share in named.items()]
+        return [(name, percent(share), self._interval(name)) for name, share in named.items()]
 
     def table(self, width: int = 80) -> str:
         """Return the figures as text, flags below.
@@ -95,11 +96,11 @@ class RobustReport:
             levels = sorted({severity for row in self.corrupted.values() for severity in row})
             headings = ("corrupted, right %", *map(str, levels), "mean")
             cells = [
-                (name, *(_percent(row.get(s)) for s in levels), _percent(_mean(row)))
+                (name, *(percent(row.get(s)) for s in levels), percent(_mean(row)))
                 for name, row in self.corrupted.items()
             ]
             lines += ["", *fitted(headings, cells, width=width)]
-            lines.append(f"Mean corruption error: {_percent(self.mean_corruption_error)} %")
+            lines.append(f"Mean corruption error: {percent(self.mean_corruption_error)} %")
         lines += ["", *self._sure(width)]
         for flag in self.flags:
             lines += textwrap.wrap(f"! {flag}", min(width, 80), subsequent_indent="  ")
@@ -131,8 +132,8 @@ class RobustReport:
     def _sure(self, width: int) -> list[str]:
         sure = self._content["sureness"]
         text = (
-            f"Calibration error: {_percent(sure['ece'])} % ({_percent(sure['ece_low'])} to "
-            f"{_percent(sure['ece_high'])} by bootstrap), {_percent(sure['ece_equal_mass'])} % in "
+            f"Calibration error: {percent(sure['ece'])} % ({percent(sure['ece_low'])} to "
+            f"{percent(sure['ece_high'])} by bootstrap), {percent(sure['ece_equal_mass'])} % in "
             f"bins of equal mass; negative log-likelihood {sure['nll']:.4f}, Brier "
             f"{sure['brier']:.4f}."
         )
@@ -140,17 +141,13 @@ class RobustReport:
         if after is not None:
             text += (
                 f" With temperature {after['temperature']:.3f}: calibration error "
-                f"{_percent(after['ece'])} %, negative log-likelihood {after['nll']:.4f}."
+                f"{percent(after['ece'])} %, negative log-likelihood {after['nll']:.4f}."
             )
         return textwrap.wrap(text, min(width, 80))
 
 
 def _mean(row: dict[int, float]) -> float:
     return sum(row.values()) / len(row)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
 
 
 def _page(report: RobustReport) -> str:
@@ -165,7 +162,7 @@ def _page(report: RobustReport) -> str:
         content=report.to_dict(),
         plots=plots,
         levels=levels,
-        percent=_percent,
+        percent=percent,
         mean=_mean,
         sure=" ".join(report._sure(80)),
     )

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd.utils import checks
 from keras_kd.utils.types import Tensor
 
 TINY_START = 0.001
@@ -319,26 +320,8 @@ def require_threat(threat: Any) -> Threat:
     return threat
 
 
-def number(name: str, value: Any) -> float:
-    """Return a finite number, or raise.
-
-    Args:
-        name: What the message calls it.
-        value: What was passed.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not finite.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
-    if not math.isfinite(value):
-        raise ValueError(f"`{name}` is finite. Received: {name}={value!r}.")
-    return float(value)
-
-
 def _positive(name: str, value: Any, advice: str) -> float:
-    found = number(name, value)
+    found = checks.number(name, value)
     if found <= 0:
         raise ValueError(f"`{name}` is greater than 0: {advice}. Received: {name}={value!r}.")
     return found
@@ -360,7 +343,7 @@ def _interval(bounds: Any) -> tuple[float, float] | None:
             "`bounds` are the least and the greatest value of an input, as `(0, 1)`, or `None`. "
             f"Received: bounds={bounds!r}."
         )
-    low, high = (number("bounds", value) for value in bounds)
+    low, high = (checks.number("bounds", value) for value in bounds)
     if low >= high:
         raise ValueError(f"The first of the `bounds` is the lesser. Received: bounds={bounds!r}.")
     return low, high

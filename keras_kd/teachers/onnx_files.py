@@ -10,22 +10,9 @@ import numpy as np
 from keras_kd.teachers import files
 from keras_kd.teachers.black_box import LOGITS, PROBABILITIES, UNKNOWN, BlackBox
 from keras_kd.teachers.files import Opened, Tensor
+from keras_kd.utils.onnx_types import DTYPES
 
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(int16)": "int16",
-    "tensor(uint16)": "uint16",
-    "tensor(int32)": "int32",
-    "tensor(uint32)": "uint32",
-    "tensor(int64)": "int64",
-    "tensor(uint64)": "uint64",
-    "tensor(bool)": "bool",
-    "tensor(string)": "object",
-}
+_OTHERS = {"tensor(string)": "object"}
 # What hands numbers on, and what makes probabilities or any numbers of what it is given.
 _PASSING = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "ZipMap")
 _ENDS = {
@@ -119,7 +106,9 @@ def _open(file: str, threads: int) -> Opened:
     def tensor(value: Any) -> Tensor:
         maps = value.type.startswith("seq(map(")
         shape = () if maps else tuple(n if isinstance(n, int) else None for n in value.shape)
-        dtype = "map" if maps else _DTYPES.get(value.type, value.type)
+        dtype = _OTHERS.get(value.type, DTYPES.get(value.type, value.type))
+        if maps:
+            dtype = "map"
         form, binary = ends.get(value.name, (UNKNOWN, False))
         return Tensor(value.name, shape, dtype, PROBABILITIES if maps else form, binary)
 

@@ -59,6 +59,24 @@ def _number(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
 
 
+def number(name: str, value: Any) -> float:
+    """Return a finite number, or raise.
+
+    Args:
+        name: What the message calls it.
+        value: What was passed.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` is finite. Received: {name}={value!r}.")
+    return float(value)
+
+
 def temperature(value: float) -> None:
     """Raise `ValueError` unless the temperature is positive and finite."""
     _number("temperature", value)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_kd.export.signature import Arrays
+from keras_kd.utils.onnx_types import DTYPES
 
 
 class ONNXRuntime:
@@ -50,21 +51,7 @@ class ONNXRuntime:
 
         def rows(values: Any) -> list[dict[str, Any]]:
             return [
-                {"name": v.name, "shape": list(v.shape), "dtype": _ONNX_TYPES[v.type]}
-                for v in values
+                {"name": v.name, "shape": list(v.shape), "dtype": DTYPES[v.type]} for v in values
             ]
 
         return {"inputs": rows(self._inputs), "outputs": rows(self._outputs)}
-
-
-_ONNX_TYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(bool)": "bool",
-}
