@@ -22,54 +22,15 @@ from keras_kd.cache.teacher import CachedTeacher
 from keras_kd.distill import method_choice
 from keras_kd.distill.candidates import CANDIDATES, Situation
 from keras_kd.distill.compiled import fresh_optimizer
-from keras_kd.distill.given import Given
+from keras_kd.distill.given import AUTO as NAME
+from keras_kd.distill.given import stand_in
 from keras_kd.distill.method_choice import MethodChoice, Setting
 from keras_kd.distill.training_rows import read
-from keras_kd.losses import LogitMSE
-from keras_kd.models import meaning
 
-NAME = "auto"
 SEEDS = 3
 HELD_OUT = 0.1
 LEAST = 10
 """Rows that are held out at least: of fewer every single one decides."""
-
-
-def asked(given: Given) -> tuple[bool, Given]:
-    """Whether `compile` is to choose the method, checked as far as it can be before there are data.
-
-    Args:
-        given: The arguments of `compile`.
-
-    Returns:
-        Whether it is, and what is compiled until then.
-
-    Raises:
-        ValueError: If something that the choice leaves no room for is given too.
-    """
-    if not isinstance(given.distillation_loss, str) or given.distillation_loss != NAME:
-        return False, given
-    others = {
-        "alpha": given.weights.alpha,
-        "temperature": given.weights.temperature,
-        "student_loss_weight": given.weights.hard,
-        "distillation_loss_weight": given.weights.distillation,
-        "penalties": given.penalties,
-        "batch_transform": given.batch_transform,
-    }
-    for name, value in others.items():
-        if value is not None:
-            raise ValueError(
-                f'`distillation_loss="{NAME}"` chooses the weights and temperatures too, and tries '
-                f"the methods alone. Received: {name}={value!r}. Leave `{name}` out, or name the "
-                "distillation loss."
-            )
-    return True, given._replace(distillation_loss=stand_in(given.loss))
-
-
-def stand_in(loss: Any) -> Any:
-    """What is compiled until the choice: `compile`'s default, which a regression has not."""
-    return LogitMSE() if meaning.of_loss(loss) == meaning.VALUES else None
 
 
 def choose(

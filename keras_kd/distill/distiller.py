@@ -8,13 +8,13 @@ the data and the `TrainingMetrics`. A new term of the objective is one more entr
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import keras
 
 from keras_kd import backends
+from keras_kd.distill import batch_transform as transform
 from keras_kd.distill import (
-    auto,
     diagnostics,
     hooks,
     label_checks,
@@ -26,17 +26,9 @@ from keras_kd.distill import (
     training_metrics,
     transfer_summary,
 )
-from keras_kd.distill import batch_transform as transform
 from keras_kd.distill import penalties as penalty_terms
-from keras_kd.distill.compiled import (
-    DEFAULT_ALPHA,
-    DEFAULT_TEMPERATURE,
-    Compiled,
-    Weights,
-    live,
-)
+from keras_kd.distill.compiled import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, Compiled, Weights, live
 from keras_kd.distill.given import Given
-from keras_kd.distill.method_choice import MethodChoice
 from keras_kd.distill.preparation import Preparation
 from keras_kd.distill.shared_layers import Shared, SharedLayersModel
 from keras_kd.models import lora
@@ -45,6 +37,9 @@ from keras_kd.transfers.output_pairing import Placed
 from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils import checks
 from keras_kd.utils.types import Tensor
+
+if TYPE_CHECKING:
+    from keras_kd.distill.method_choice import MethodChoice
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -108,7 +103,7 @@ class Distiller(SharedLayersModel):
 
     chooses_method = False
     """Whether the next `fit` begins with choosing the method."""
-    method_choice: MethodChoice | None = None
+    method_choice: "MethodChoice | None" = None
     """What `compile(distillation_loss="auto")` found, once `fit` has chosen."""
     # Read by properties while Keras is still constructing the model.
     _metrics_of_terms = training_metrics.TrainingMetrics()
@@ -300,7 +295,7 @@ class Distiller(SharedLayersModel):
         weights = Weights(alpha, temperature, student_loss_weight, distillation_loss_weight)
         hooked = penalties, batch_transform
         given = Given(loss, metrics, distillation_loss, weights, evaluate_distillation, *hooked)
-        chooses, given = auto.asked(given.against(adversary, self))
+        chooses, given = given.against(adversary, self).for_now()
         given.weights.check(loss is not None)
         self._plan(given.compiled(kwargs))
         given.weights.assign(self, loss is not None)
@@ -460,6 +455,9 @@ class Distiller(SharedLayersModel):
         preparation = self._preparation
         preparation.require_trainable(self)
         if self.chooses_method:
+            # Not before it is needed: it compares methods, which few programs do.
+            from keras_kd.distill import auto
+
             auto.choose(self, x, y, batch_size, epochs, verbose, kwargs)
         with preparation.training(x, y, batch_size, kwargs), label_checks.explaining():
             if self.compiled:

@@ -7,6 +7,16 @@ from keras_kd.distill import batch_transform as transform
 from keras_kd.distill import hooks
 from keras_kd.distill import penalties as penalty_terms
 from keras_kd.distill.compiled import Compiled, Weights
+from keras_kd.losses.logits import LogitMSE
+from keras_kd.models import meaning
+
+AUTO = "auto"
+"""What `distillation_loss` is given as where the method is to be chosen."""
+
+
+def stand_in(loss: Any) -> Any:
+    """What is compiled until the choice: `compile`'s default, which a regression has not."""
+    return LogitMSE() if meaning.of_loss(loss) == meaning.VALUES else None
 
 
 class Given(NamedTuple):
@@ -50,6 +60,31 @@ class Given(NamedTuple):
             distillation=found.pop("distillation_loss_weight"),
         )
         return self._replace(weights=weights, **found)
+
+    def for_now(self) -> tuple[bool, Self]:
+        """Whether `fit` is to choose the method, and what is compiled until then.
+
+        Raises:
+            ValueError: If something that the choice leaves no room for is given too.
+        """
+        if not isinstance(self.distillation_loss, str) or self.distillation_loss != AUTO:
+            return False, self
+        others = {
+            "alpha": self.weights.alpha,
+            "temperature": self.weights.temperature,
+            "student_loss_weight": self.weights.hard,
+            "distillation_loss_weight": self.weights.distillation,
+            "penalties": self.penalties,
+            "batch_transform": self.batch_transform,
+        }
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(
+                    f'`distillation_loss="{AUTO}"` chooses the weights and temperatures too, and '
+                    f"tries the methods alone. Received: {name}={value!r}. Leave `{name}` out, or "
+                    "name the distillation loss."
+                )
+        return True, self._replace(distillation_loss=stand_in(self.loss))
 
     def compiled(self, more: dict[str, Any]) -> Compiled:
         """What the distiller is compiled with and saved with.
