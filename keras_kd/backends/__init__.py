@@ -10,11 +10,13 @@ donates to the step nor returns from it.
 
 import contextlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+
+from keras_kd.utils.types import Tensor, Tensors
 
 HostFunction = Callable[..., Sequence[np.ndarray]]
 """From the arrays of one batch to those of its answer."""
@@ -27,7 +29,7 @@ class Supplied(NamedTuple):
     weights: list[Any]
 
 
-def supplying(function: Any, variables: Callable[[], Sequence[Any]]) -> Any:
+def supplying(function: Callable[..., Any] | None, variables: Callable[[], Sequence[Any]]) -> Any:
     """The train or test function, with the teacher's weights beside every batch.
 
     Args:
@@ -40,14 +42,14 @@ def supplying(function: Any, variables: Callable[[], Sequence[Any]]) -> Any:
     if keras.config.backend() != "jax" or function is None:
         return function
 
-    def step(state: Any, iterator: Any) -> Any:
+    def step(state: tuple[list[Tensor], ...], iterator: Iterable[Tensors]) -> Any:
         weights = [variable.value for variable in variables()]
         return function(state, (Supplied(data, weights) for data in iterator))
 
     return step
 
 
-def supplied(data: Any) -> tuple[Any, list[Any] | None]:
+def supplied(data: Tensors | Supplied) -> tuple[Any, list[Any] | None]:
     """The batch, and the weights that came beside it."""
     return (data.data, data.weights) if isinstance(data, Supplied) else (data, None)
 
@@ -80,7 +82,7 @@ def replicas() -> int:
     return backend_tensorflow.replicas()
 
 
-def variable_scope(model: Any) -> contextlib.AbstractContextManager[Any]:
+def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
     """Where variables of a model are created, under `tf.distribute` too."""
     if keras.config.backend() == "tensorflow":
         scope: contextlib.AbstractContextManager[Any] = model.distribute_strategy.scope()
@@ -88,7 +90,7 @@ def variable_scope(model: Any) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def answers(model: Any, x: Any, batch_size: int = 256) -> Any:
+def answers(model: keras.Model, x: Tensors, batch_size: int = 256) -> Any:
     """What a model says of rows, in inference mode, as NumPy arrays.
 
     Keras's `predict` compiles each model anew. That pays on JAX, where each operation by itself
@@ -109,7 +111,7 @@ def answers(model: Any, x: Any, batch_size: int = 256) -> Any:
     return answers_as_called(model, x, batch_size)
 
 
-def answers_as_called(model: Any, x: Any, batch_size: int = 256) -> Any:
+def answers_as_called(model: keras.Model, x: Tensors, batch_size: int = 256) -> Any:
     """The same of any model, called as it is on every backend.
 
     Args:
@@ -131,7 +133,7 @@ def answers_as_called(model: Any, x: Any, batch_size: int = 256) -> Any:
     return keras.tree.map_structure(lambda *each: np.concatenate(each), *parts)
 
 
-def gradient(fn: Callable[[Any], Any], x: Any, differentiable: bool = False) -> Any:
+def gradient(fn: Callable[[Any], Any], x: Tensors, differentiable: bool = False) -> Any:
     """The gradient of a function with respect to its input, inside or outside of a step.
 
     Args:
@@ -221,7 +223,7 @@ def program(function: Callable[..., Any], models: Sequence[Any]) -> Callable[...
 
         return backend_jax.program(function, [v for m in models for v in m.variables])
 
-    def run(*tensors: Any) -> Any:
+    def run(*tensors: Tensor) -> Any:
         with inference_only():
             return function(*tensors)
 
@@ -252,7 +254,7 @@ def with_memory_of(held: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
     return []
 
 
-def in_one_program(function: Callable[[Any], Any], models: Sequence[Any], x: Any) -> Any:
+def in_one_program(function: Callable[[Any], Any], models: Sequence[Any], x: Tensors) -> Any:
     """What a function computes of a batch outside of any step.
 
     JAX compiles each operation by itself, which takes longer than the whole, on
@@ -300,7 +302,7 @@ def local_program(function: Callable[[Any], Any], models: Sequence[Any]) -> Call
         run = backend_jax.local_program(function, variables)
     else:
 
-        def run(x: Any) -> Any:
+        def run(x: Tensors) -> Any:
             with inference_only():
                 return function(keras.tree.map_structure(keras.ops.convert_to_tensor, x))
 

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
+from keras_kd.utils.types import Tensor, Tensors
+
 
 def process_index() -> int:
     """The number of this process among those that train together."""
@@ -21,11 +23,11 @@ def whole(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def compiled(function: Callable[[Any], Any], variables: Sequence[Any], x: Any) -> Any:
+def compiled(function: Callable[[Any], Any], variables: Sequence[Any], x: Tensors) -> Any:
     """What a function that reads these variables makes of `x`, by one compiled program."""
 
     @jax.jit
-    def run(values: list[Any], x: Any) -> Any:
+    def run(values: list[Any], x: Tensors) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return function(x)
 
@@ -56,7 +58,7 @@ class _Through(keras.StatelessScope):
         self.changed[id(update[0])] = update[0]
         super().add_update(update)
 
-    def get_current_value(self, variable: Any) -> Any:
+    def get_current_value(self, variable: keras.Variable) -> Any:
         """What a variable holds, or `None` where that is its own value."""
         if id(variable) in self.changed:
             return super().get_current_value(variable)
@@ -98,7 +100,7 @@ def local_program(function: Callable[[Any], Any], variables: Sequence[Any]) -> C
         values = [np.asarray(value.addressable_data(0)) for value in values]
 
     @jax.jit
-    def run(values: list[Any], x: Any) -> Any:
+    def run(values: list[Any], x: Tensors) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return function(x)
 
@@ -115,7 +117,7 @@ def agreed(decision: bool) -> bool:
 class Same:
     """A value, equal to itself alone."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Tensor) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
@@ -136,7 +138,7 @@ def host_call(
     rows = x[0].shape[0]
     results = [jax.ShapeDtypeStruct((rows, *shape), dtype) for shape, dtype in like]
 
-    def called(*leaves: Any) -> list[np.ndarray]:
+    def called(*leaves: Tensor) -> list[np.ndarray]:
         return list(in_step(*map(np.asarray, leaves)))
 
     # Without a gradient to ask for, which a callback has none of.

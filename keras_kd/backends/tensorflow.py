@@ -1,14 +1,21 @@
 """What only the TensorFlow backend needs; imported when that backend is in use."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 # TensorFlow shows through no public door whether a function is traced for XLA.
 from tensorflow.python.ops import control_flow_util
+
+from keras_kd.utils.types import Tensors
+
+if TYPE_CHECKING:
+    import keras
 
 
 def in_xla() -> bool:
@@ -46,7 +53,7 @@ def filled(
     size = tf.maximum((count + parts - 1) // parts, 1)
     groups = (count + size - 1) // size
 
-    def body(i: Any, *wholes: Any) -> Any:
+    def body(i: tf.Tensor, *wholes: tf.Tensor) -> Any:
         # A group begins when the one before it is written. The last one reaches back into
         # the one before it, so that all have one size.
         with tf.control_dependencies(list(wholes)):
@@ -109,7 +116,10 @@ def host_call(
 
 
 def paged(
-    model: Any, plain: Callable[[Any], Any], pages: Callable[[], Any], batch: Callable[..., Any]
+    model: keras.Model,
+    plain: Callable[[Any], Any],
+    pages: Callable[[], Any],
+    batch: Callable[..., Any],
 ) -> Callable[[Any], Any]:
     """A train function that takes all steps of a page of row numbers in one program.
 
@@ -127,11 +137,11 @@ def paged(
         step = tf.function(step, jit_compile=True, reduce_retracing=True)
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def steps(iterator: Any, held: Any, size: Any) -> Any:
+    def steps(iterator: tf.data.Iterator, held: Tensors, size: tf.Tensor) -> Any:
         rows = iterator.get_next()
         count = tf.size(rows, out_type=tf.int64)
 
-        def one(start: Any) -> Any:
+        def one(start: tf.Tensor) -> Any:
             chosen = rows[start : start + size]
             step(batch(held, lambda leaf: tf.gather(leaf, chosen)))
             return [start + size]
@@ -144,7 +154,7 @@ def paged(
         )
         return model.get_metrics_result()
 
-    def function(iterator: Any) -> Any:
+    def function(iterator: tf.data.Iterator) -> Any:
         now = pages()
         if now is None or not isinstance(iterator, tf.data.Iterator):
             return plain(iterator)

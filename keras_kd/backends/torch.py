@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from keras_kd.utils.types import Tensor
+
 Compared = Callable[[torch.Tensor], tuple[torch.Tensor, Callable[..., torch.Tensor]]]
 """From logits to values, and to `fn(upstream, start, size)`, the gradient of some rows."""
 
@@ -35,14 +37,14 @@ def with_slopes(
 
 class _WithSlopes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Any, compared: Compared, parts: int) -> Any:
+    def forward(ctx: Any, logits: torch.Tensor, compared: Compared, parts: int) -> Any:
         values, ctx.slopes = compared(logits.detach())
         ctx.like, ctx.parts = logits.detach(), parts
         ctx.set_materialize_grads(False)
         return values, logits
 
     @staticmethod
-    def backward(ctx: Any, upstream: Any, whole: Any) -> Any:
+    def backward(ctx: Any, upstream: torch.Tensor, whole: torch.Tensor) -> Any:
         if upstream is None:
             return whole, None, None
         # That of another loss may be differentiated in turn, or be one number for many entries.
@@ -100,7 +102,7 @@ def gradient(
 def with_memory_of(held: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
     """Those Variables and NumPy arrays that are a second name for the memory of a weight."""
 
-    def place(thing: Any) -> int:
+    def place(thing: Tensor) -> int:
         tensor = torch.from_numpy(thing) if isinstance(thing, np.ndarray) else thing.value
         return int(tensor.untyped_storage().data_ptr())
 

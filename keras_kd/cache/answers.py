@@ -14,6 +14,7 @@ from keras_kd.cache.layout import Layout, Output
 from keras_kd.models import meaning
 from keras_kd.teachers.base import AnswerError, Teacher
 from keras_kd.utils.masks import keras_mask
+from keras_kd.utils.types import Tensor, Tensors
 
 
 class _Compiled(keras.Model):
@@ -24,7 +25,7 @@ class _Compiled(keras.Model):
         self._run = run
         self.built = True
 
-    def call(self, inputs: Any) -> dict[str, Any]:
+    def call(self, inputs: Tensors) -> dict[str, Any]:
         return self._run(inputs)
 
 
@@ -40,7 +41,7 @@ class AnswerSource(abc.ABC):
     name: str
 
     @abc.abstractmethod
-    def prepare(self, x: Any, seeded: bool) -> np.ndarray:
+    def prepare(self, x: Tensors, seeded: bool) -> np.ndarray:
         """Find the form of a record from a first batch, and give that batch's records.
 
         Args:
@@ -49,7 +50,7 @@ class AnswerSource(abc.ABC):
         """
 
     @abc.abstractmethod
-    def records(self, x: Any, row: int) -> np.ndarray:
+    def records(self, x: Tensors, row: int) -> np.ndarray:
         """The records of a batch that begins at row `row`."""
 
     @abc.abstractmethod
@@ -72,10 +73,10 @@ class AnswerSource(abc.ABC):
         """Names of the classes, where somebody named them."""
         return None
 
-    def require_batch(self, x: Any) -> None:  # noqa: B027
+    def require_batch(self, x: Tensors) -> None:  # noqa: B027
         """Raise `ValueError` for single samples in place of batches, where that is known."""
 
-    def given(self, x: Any) -> str:
+    def given(self, x: Tensors) -> str:
         """What tells what is answered of one sample: a CRC-32, or that it is the batch.
 
         Args:
@@ -139,11 +140,11 @@ class Answers(AnswerSource):
         """Names of the classes, where the teacher has any."""
         return self.teacher.classes
 
-    def require_batch(self, x: Any) -> None:
+    def require_batch(self, x: Tensors) -> None:
         """Raise `ValueError` for single samples, as far as the teacher knows what it reads."""
         self.teacher.require_batch(x)
 
-    def prepare(self, x: Any, seeded: bool) -> np.ndarray:
+    def prepare(self, x: Tensors, seeded: bool) -> np.ndarray:
         """Find the form of a record from a first batch, and give that batch's records."""
         if "unknown" in self.teacher.kinds or not self.teacher.settled:
             self.teacher.inspect(self.reads(x))
@@ -182,14 +183,14 @@ class Answers(AnswerSource):
         )
         return self._records(answers, 0)
 
-    def _first(self, x: Any) -> dict[str, Any]:
+    def _first(self, x: Tensors) -> dict[str, Any]:
         """The answers to a first batch, by a step that is compiled for it."""
         self._compiled = _Compiled(self._run)
         if not self.teacher.compiled and not backends.host_calls_in_jit():
             self._compiled.supports_jit = False
         return self._asked(x, 0)
 
-    def _asked(self, x: Any, row: int) -> dict[str, Any]:
+    def _asked(self, x: Tensors, row: int) -> dict[str, Any]:
         """The answers to a batch that begins at row `row`."""
         answers: dict[str, Any] = self._compiled.predict_on_batch(x)
         failure = self.teacher.failure()
@@ -207,11 +208,11 @@ class Answers(AnswerSource):
         self.is_binary = [known or shape[-1] == 1 for known, shape in zip(before, shapes)]
         return before != self.is_binary
 
-    def records(self, x: Any, row: int) -> np.ndarray:
+    def records(self, x: Tensors, row: int) -> np.ndarray:
         """The records of a batch that begins at row `row`."""
         return self._records(self._asked(x, row), row)
 
-    def given(self, x: Any) -> str:
+    def given(self, x: Tensors) -> str:
         """What tells what the teacher reads of one sample: a CRC-32, or that it is the batch.
 
         Args:
@@ -222,7 +223,7 @@ class Answers(AnswerSource):
         read = self.reads(keras.tree.map_structure(_tensor, x))
         return f"{int(samples.digests(read)[0]):08x}"
 
-    def _run(self, x: Any) -> dict[str, Any]:
+    def _run(self, x: Tensors) -> dict[str, Any]:
         units = [meaning.INDEPENDENT if b else meaning.CLASSES for b in self.is_binary]
         answer = self.teacher.answer(self.reads(x), None, units)
         # Known while the function is traced, and needed for the form of a record.
@@ -275,7 +276,7 @@ class Answers(AnswerSource):
         return records
 
 
-def _stored_mask(name: str, tensor: Any) -> dict[str, Any]:
+def _stored_mask(name: str, tensor: Tensor) -> dict[str, Any]:
     """The Keras mask of a tensor by name, one for each sample; nothing where it has none."""
     mask = keras_mask(tensor)
     if mask is None:
@@ -289,7 +290,7 @@ def _mask_shape(answers: dict[str, Any], name: str) -> tuple[int, ...] | None:
     return tuple(answers[name].shape[1:]) if name in answers else None
 
 
-def _tensor(leaf: Any) -> Any:
+def _tensor(leaf: Tensor) -> Any:
     """A leaf as the compiled step hands it to `teacher_inputs`."""
     if ops.is_tensor(leaf):
         return leaf

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_kd.cache import join_arrays
 from keras_kd.cache.from_teacher import write
 from keras_kd.cache.teacher import CachedTeacher
+from keras_kd.teachers.base import TeacherLike
+from keras_kd.utils.types import Tensors
+
+if TYPE_CHECKING:
+    pass
 
 
 def asked_once(
-    teacher: Any,
-    x: Any,
+    teacher: TeacherLike,
+    x: Tensors,
     folder: str | os.PathLike[str],
     *,
     taps: Sequence[str] = (),
@@ -64,7 +69,7 @@ class SomeRows(CachedTeacher):
         numbers: `(n,)` numbers of the rows, in the order of the arrays that are trained on.
     """
 
-    def __init__(self, teacher: CachedTeacher, numbers: Any) -> None:
+    def __init__(self, teacher: CachedTeacher, numbers: np.ndarray) -> None:
         # The answers are shared, and the epoch is each one's own.
         self.__dict__.update(teacher.__dict__)
         self.numbers = np.asarray(numbers)
@@ -78,14 +83,14 @@ class SomeRows(CachedTeacher):
         """Read what was said of some rows, by their place among these."""
         return super().fetch(self.numbers[rows], epoch)
 
-    def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
+    def view(self, x: Tensors, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
         """The inputs of some rows as the teacher saw them in an epoch."""
         return super().view(x, self.numbers[rows], epoch, compare)
 
     def join_fit(
         self,
-        x: Any,
-        y: Any,
+        x: Tensors,
+        y: Tensors | None,
         batch_size: int | None,
         arguments: dict[str, Any],
         asked: bool = False,

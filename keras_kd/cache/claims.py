@@ -1,13 +1,13 @@
 """What a manifest says, compared with itself and with the shards."""
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from keras_kd.cache import layout, storage
 from keras_kd.cache.layout import Manifest
+from keras_kd.cache.remote import Place
 
 _KINDS = ("logits", "softmax", "sigmoid")
 _ROWS = 1 << 14
@@ -58,18 +58,18 @@ def form_problem(manifest: Manifest) -> str | None:
     return found
 
 
-def _whole(value: Any, low: int, needed: bool = True, end: int | None = None) -> bool:
+def _whole(value: object, low: int, needed: bool = True, end: int | None = None) -> bool:
     """Whether a value is an integer of a range, or `None` where it is not needed."""
     if value is None:
         return not needed
     return type(value) is int and value >= low and (end is None or value < end)
 
 
-def _is_shape(shape: Any) -> bool:
+def _is_shape(shape: Iterable[object]) -> bool:
     return all(_whole(size, 0) for size in shape)
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_entry(entry: object) -> bool:
     return (
         isinstance(entry, dict)
         and _whole(entry.get("epoch"), 0)
@@ -119,7 +119,7 @@ def shards_problem(manifest: Manifest) -> str | None:
     return None
 
 
-def checksums_problem(root: Any, manifest: Manifest) -> str | None:
+def checksums_problem(root: Place, manifest: Manifest) -> str | None:
     """What the manifest says of all inputs that their checksums do not.
 
     Args:

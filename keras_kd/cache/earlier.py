@@ -4,9 +4,10 @@ from typing import Any
 
 from keras_kd.cache import layout, storage
 from keras_kd.cache.layout import Manifest
+from keras_kd.cache.remote import Place
 
 
-def entries(root: Any, there: Manifest, cache: str) -> list[dict[str, Any]]:
+def entries(root: Place, there: Manifest, cache: str) -> list[dict[str, Any]]:
     """What a folder says of the finished shards of a cache, the newest word last.
 
     Args:
@@ -24,7 +25,7 @@ def entries(root: Any, there: Manifest, cache: str) -> list[dict[str, Any]]:
     return [*there.shards, *found]
 
 
-def _read_entry(file: Any) -> dict[str, Any] | None:
+def _read_entry(file: Place) -> dict[str, Any] | None:
     """What a finished shard says of itself; `None` where the cache was completed meanwhile."""
     try:
         entry = layout.unsealed(storage.read_bytes(file).decode())
@@ -39,7 +40,7 @@ def _read_entry(file: Any) -> dict[str, Any] | None:
     return entry
 
 
-def require_same(earlier: Manifest, now: Manifest, root: Any, shard_size: int | None) -> None:
+def require_same(earlier: Manifest, now: Manifest, root: Place, shard_size: int | None) -> None:
     """Raise `ValueError` where a folder holds another cache than the one to be written.
 
     Args:

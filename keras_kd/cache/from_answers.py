@@ -12,6 +12,7 @@ from keras_kd.cache.answers import AnswerSource
 from keras_kd.cache.from_teacher import check_arguments
 from keras_kd.cache.layout import Layout, Manifest, Output
 from keras_kd.utils import checks
+from keras_kd.utils.types import Data, PathLike, Tensors
 
 _NUMBERS = 1 << 21
 _POSITIVE = 1e-4
@@ -21,14 +22,14 @@ _LEAST_SHARE = 1e-9
 
 
 def write_answers(
-    path: Any,
-    inputs: Any,
+    path: PathLike,
+    inputs: Data,
     *,
-    logits: Any = None,
-    probabilities: Any = None,
+    logits: Tensors | None = None,
+    probabilities: Tensors | None = None,
     top_k: tuple[Any, Any] | None = None,
     vocabulary: int | None = None,
-    mask: Any = None,
+    mask: np.ndarray | None = None,
     binary: bool | None = None,
     name: str = "answers",
     dtype: str = "float32",
@@ -158,7 +159,7 @@ class GivenAnswers(AnswerSource):
         kind: str,
         given: Any,
         vocabulary: int | None,
-        mask: Any,
+        mask: np.ndarray | None,
         binary: bool | None,
         name: str,
         dtype: str,
@@ -213,7 +214,7 @@ class GivenAnswers(AnswerSource):
         # Rows that are looked at together, in double precision.
         self._step = max(1, _NUMBERS // int(np.prod(self.values.shape[1:])))
 
-    def _fitting(self, mask: Any) -> np.ndarray:
+    def _fitting(self, mask: np.ndarray | None) -> np.ndarray:
         found = checks.as_array(mask)
         positions = self.values.shape[:-1]
         if len(positions) < 2:
@@ -242,11 +243,11 @@ class GivenAnswers(AnswerSource):
             digest.update(self._rows(start, stop).tobytes())
         self._digest = digest.hexdigest()
 
-    def prepare(self, x: Any, seeded: bool) -> np.ndarray:
+    def prepare(self, x: Tensors, seeded: bool) -> np.ndarray:
         """The records of the first batch."""
         return self.records(x, 0)
 
-    def records(self, x: Any, row: int) -> np.ndarray:
+    def records(self, x: Tensors, row: int) -> np.ndarray:
         """The records of a batch that begins at row `row`."""
         stop = row + len(keras.tree.flatten(x)[0])
         if stop > self.count:

@@ -1,7 +1,9 @@
 """Runs the teacher once over the data and keeps what it says."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,13 +11,18 @@ from keras_kd.cache import layout, shards, sources, writer
 from keras_kd.cache.answers import Answers
 from keras_kd.cache.layout import Manifest
 from keras_kd.teachers import resolve
+from keras_kd.teachers.base import TeacherLike
 from keras_kd.utils import checks
+from keras_kd.utils.types import Data, PathLike
+
+if TYPE_CHECKING:
+    pass
 
 
 def write(
-    teacher: Any,
-    data: Any,
-    path: Any,
+    teacher: TeacherLike,
+    data: Data,
+    path: PathLike,
     top_k: int | None = None,
     dtype: str = "float16",
     taps: Sequence[str] = (),

@@ -1,8 +1,10 @@
 """Arrays and a cache, joined row by row for `fit` and `evaluate`."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -18,12 +20,16 @@ from keras_kd.cache.join_datasets import (
 )
 from keras_kd.cache.stored import Source, StoredTeacher
 from keras_kd.utils.data import are_arrays
+from keras_kd.utils.types import Data, Tensor, Tensors
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def for_fit(
     teacher: StoredTeacher,
-    x: Any,
-    y: Any,
+    x: Tensors,
+    y: Tensors | None,
     batch_size: int | None,
     arguments: dict[str, Any],
     asked: bool = False,
@@ -54,7 +60,7 @@ def for_fit(
 
 def drawn_for_fit(
     teacher: Source,
-    data: Any,
+    data: tuple[Any, ...],
     batch_size: int | None,
     arguments: dict[str, Any],
     asked: bool,
@@ -101,7 +107,11 @@ def drawn_for_fit(
 
 
 def for_evaluation(
-    teacher: StoredTeacher, x: Any, y: Any, sample_weight: Any, batch_size: int | None
+    teacher: StoredTeacher,
+    x: Tensors,
+    y: Tensors | None,
+    sample_weight: Tensors | None,
+    batch_size: int | None,
 ) -> tuple[Any, Any, Any, int | None]:
     """What `keras.Model.evaluate` is given where the teacher is asked.
 
@@ -135,7 +145,7 @@ def for_evaluation(
     return rows.dataset(), None, None, None
 
 
-def row_data(x: Any, y: Any, arguments: dict[str, Any]) -> Any:
+def row_data(x: Tensors, y: Tensors | None, arguments: dict[str, Any]) -> Any:
     """Arrays `(x, y, sample_weight)` as Keras would take them, with the weights of classes."""
     weight = arguments.get("sample_weight")
     if weight is not None and keras.tree.is_nested(y) and not keras.tree.is_nested(weight):
@@ -156,7 +166,7 @@ def _require_no_views(teacher: Source) -> None:
         )
 
 
-def _plain(leaf: Any) -> np.ndarray:
+def _plain(leaf: Tensor) -> np.ndarray:
     """An array as Keras would take it: floats in its own precision, float32 in place of halves.
 
     By the numbers in float32 a cache knows its rows, and the layers that read them in half
@@ -169,7 +179,7 @@ def _plain(leaf: Any) -> np.ndarray:
     return array
 
 
-def _check_arrays(teacher: StoredTeacher, data: Any) -> None:
+def _check_arrays(teacher: StoredTeacher, data: tuple[Any, ...]) -> None:
     x = data[0]
     lengths = {len(leaf) for leaf in keras.tree.flatten(data) if leaf is not None}
     for length in sorted(lengths):
@@ -179,7 +189,7 @@ def _check_arrays(teacher: StoredTeacher, data: Any) -> None:
     check_views(teacher, x, np.arange(teacher.count))
 
 
-def _class_weights(classes: dict[int, float], y: Any, weight: Any) -> np.ndarray:
+def _class_weights(classes: dict[int, float], y: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """A weight for each row from its class, 1 for classes that have none."""
     if weight is not None or not isinstance(y, np.ndarray):
         raise ValueError(
@@ -206,7 +216,7 @@ def rows_trained_on(fraction: float, count: int) -> int:
     return used
 
 
-def _cut(data: Any, start: int, stop: int) -> Any:
+def _cut(data: Data, start: int, stop: int) -> Any:
     return keras.tree.map_structure(lambda leaf: leaf[start:stop], data, none_is_leaf=False)
 
 
@@ -214,7 +224,12 @@ class _Rows:
     """Arrays and a cache, drawn together by row."""
 
     def __init__(
-        self, teacher: Source, data: Any, drawn: range, batch_size: int, shuffle: Any
+        self,
+        teacher: Source,
+        data: tuple[Any, ...],
+        drawn: range,
+        batch_size: int,
+        shuffle: bool | str,
     ) -> None:
         self.teacher = teacher
         self.data = data
@@ -288,7 +303,7 @@ class _Rows:
         augmented = self.teacher.augment is not None
 
         @tf.autograph.experimental.do_not_convert
-        def gather(rows: Any, held: Any) -> Any:
+        def gather(rows: tf.Tensor, held: Any) -> Any:
             if held[3] is not None:
                 return batch_of_held(held, lambda leaf: tf.gather(leaf, rows))
             x, y, weight, record = keras.tree.map_structure(
@@ -306,7 +321,7 @@ class _Rows:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.steps))
         return self._tf_untuned(dataset.prefetch(2))
 
-    def tf_pages(self, at_once: int) -> "Pages":
+    def tf_pages(self, at_once: int) -> Pages:
         """For a TensorFlow step that gathers the rows itself, several batches in one go."""
         import tensorflow as tf
 
@@ -323,17 +338,17 @@ class _Rows:
 
         # There is nothing in these functions for AutoGraph, which would rewrite the cache's own.
         @tf.autograph.experimental.do_not_convert
-        def permutation(_: Any) -> Any:
+        def permutation(_: tf.Tensor) -> Any:
             rows = tf.range(self.first, self.first + self.count, dtype=tf.int64)
             return tf.random.shuffle(rows) if self.shuffle and self.shuffle != "batch" else rows
 
         @tf.autograph.experimental.do_not_convert
-        def batches(rows: Any) -> Any:
+        def batches(rows: tf.Tensor) -> Any:
             return tf.data.Dataset.from_tensor_slices(rows).batch(size)
 
         return tf.data.Dataset.range(1).map(permutation).prefetch(1).flat_map(batches)
 
-    def _tf_untuned(self, dataset: Any) -> Any:
+    def _tf_untuned(self, dataset: tf.data.Dataset) -> Any:
         import tensorflow as tf
 
         options = tf.data.Options()
@@ -347,7 +362,7 @@ class _Rows:
         return dataset.with_options(options)
 
 
-def batch_of_held(held: Any, take: Callable[[Any], Any]) -> tuple[Any, ...]:
+def batch_of_held(held: tuple[Any, ...], take: Callable[[Any], Any]) -> tuple[Any, ...]:
     """One batch of rows of `Pages.held`, as `fit` reads it.
 
     Args:

@@ -1,16 +1,23 @@
 """Puts the cached answers beside the samples of a dataset, in whatever order these are drawn."""
 
+from __future__ import annotations
+
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_kd.cache import verification
 from keras_kd.cache.stored import Source, StoredTeacher
+from keras_kd.utils.types import Data, Tensors
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 
 UNJOINED = (
     "The teacher's answers are read from a cache, and nobody joined them to these data. Join the "
@@ -32,7 +39,7 @@ class Joined(NamedTuple):
     record: Any
 
 
-def is_joined(x: Any) -> bool:
+def is_joined(x: object) -> bool:
     """Whether one element of a dataset is joined already."""
     return isinstance(keras.utils.unpack_x_y_sample_weight(x)[0], Joined)
 
@@ -41,7 +48,7 @@ def is_joined(x: Any) -> bool:
 _FIRST_VIEWS = 64
 
 
-def check_views(teacher: StoredTeacher, x: Any, rows: np.ndarray) -> None:
+def check_views(teacher: StoredTeacher, x: Tensors, rows: np.ndarray) -> None:
     """Find an augmentation that is not the one of the cache.
 
     Args:
@@ -54,7 +61,7 @@ def check_views(teacher: StoredTeacher, x: Any, rows: np.ndarray) -> None:
         teacher.view(keras.tree.map_structure(lambda leaf: leaf[rows[drawn]], x), rows[drawn])
 
 
-def packed(x: Joined, y: Any, weight: Any) -> tuple[Any, ...]:
+def packed(x: Joined, y: Tensors | None, weight: Tensors | None) -> tuple[Any, ...]:
     """One element as `fit` unpacks it; always a tuple, since `Joined` is one itself."""
     if weight is not None:
         return (x, y, weight)
@@ -65,7 +72,7 @@ def tf_fetch(
     teacher: Source,
     place: Callable[..., tuple[np.ndarray, int]],
     arguments: list[Any],
-    size: Any,
+    size: int | tf.Tensor | None,
 ) -> dict[str, Any]:
     """`teacher.fetch` inside a `tf.data` function.
 
@@ -91,7 +98,7 @@ def tf_fetch(
     return dict(zip(names, tensors))
 
 
-def tf_view(teacher: Source, x: Any, rows: Any, epoch: Any = None) -> Any:
+def tf_view(teacher: Source, x: Tensors, rows: tf.Tensor, epoch: tf.Tensor | None = None) -> Any:
     """`teacher.view` inside a `tf.data` function."""
     import tensorflow as tf
 
@@ -119,7 +126,7 @@ def tf_view(teacher: Source, x: Any, rows: Any, epoch: Any = None) -> Any:
     return keras.tree.pack_sequence_as(x, seen)
 
 
-def require_joined(x: Any) -> None:
+def require_joined(x: Tensors) -> None:
     """Raise `ValueError` for a dataset that was not joined, where it can be told."""
     if hasattr(x, "element_spec"):
         spec = x.element_spec
@@ -134,11 +141,11 @@ def require_joined(x: Any) -> None:
     raise ValueError(UNJOINED)
 
 
-def _is_record(spec: Any) -> bool:
+def _is_record(spec: tf.TypeSpec) -> bool:
     return isinstance(spec, Joined)
 
 
-def dataset(teacher: StoredTeacher, data: Any) -> Any:
+def dataset(teacher: StoredTeacher, data: Data) -> Any:
     """Join a dataset; see `CachedTeacher.join`."""
     if hasattr(data, "element_spec"):
         return _tf_join(teacher, data)
@@ -152,14 +159,14 @@ def dataset(teacher: StoredTeacher, data: Any) -> Any:
     )
 
 
-def _checked(teacher: StoredTeacher, x: Any, row: int) -> np.ndarray:
+def _checked(teacher: StoredTeacher, x: Tensors, row: int) -> np.ndarray:
     """The row numbers of a batch that begins at `row` and was found to be the cached one."""
     count = verification.require_inputs(teacher.caches[0], x, row)
     return np.arange(row, row + count)
 
 
 def _joined(
-    teacher: StoredTeacher, batch: Any, row: int, epoch: int
+    teacher: StoredTeacher, batch: Tensors, row: int, epoch: int
 ) -> tuple[tuple[Any, ...], int]:
     """A batch with its answers, and the row after it."""
     x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
@@ -183,7 +190,7 @@ def _generated(teacher: StoredTeacher, data: Iterator[Any]) -> Iterator[Any]:
 class _PyJoin(keras.utils.PyDataset):
     """A `PyDataset` with the cached answers; all but the last batch have one size."""
 
-    def __init__(self, teacher: StoredTeacher, data: Any) -> None:
+    def __init__(self, teacher: StoredTeacher, data: keras.utils.PyDataset) -> None:
         super().__init__(
             workers=data.workers,
             use_multiprocessing=False,
@@ -213,7 +220,7 @@ class _PyJoin(keras.utils.PyDataset):
         self.data.on_epoch_end()
 
 
-def _tf_join(teacher: StoredTeacher, data: Any) -> Any:
+def _tf_join(teacher: StoredTeacher, data: tf.data.Dataset) -> Any:
     import tensorflow as tf
 
     spec = data.element_spec
@@ -239,7 +246,7 @@ def _tf_join(teacher: StoredTeacher, data: Any) -> Any:
     return joined
 
 
-def _require_batches(teacher: StoredTeacher, data: Any, length: int) -> None:
+def _require_batches(teacher: StoredTeacher, data: tf.data.Dataset, length: int) -> None:
     """Refuse at once a dataset of too few or too many batches, where all have one size."""
     leaf = keras.tree.flatten(data.element_spec)[0]
     if leaf.shape.rank and leaf.shape[0] is not None:
@@ -260,7 +267,7 @@ def _require_batches(teacher: StoredTeacher, data: Any, length: int) -> None:
 _PAGE_BYTES = 4 << 20
 
 
-def _stackable(spec: Any) -> bool:
+def _stackable(spec: tf.TypeSpec) -> bool:
     """Whether samples of this form make dense batches."""
     import tensorflow as tf
 
@@ -270,11 +277,13 @@ def _stackable(spec: Any) -> bool:
     )
 
 
-def _nbytes(spec: Any) -> int:
+def _nbytes(spec: tf.TypeSpec) -> int:
     return int(spec.shape.num_elements()) * int(spec.dtype.size) or 1
 
 
-def _tf_join_batches(teacher: StoredTeacher, data: Any, plain: bool, batched: bool) -> Any:
+def _tf_join_batches(
+    teacher: StoredTeacher, data: tf.data.Dataset, plain: bool, batched: bool
+) -> Any:
     """Join a `tf.data.Dataset` element by element, each with one call into Python.
 
     Args:
@@ -290,14 +299,14 @@ def _tf_join_batches(teacher: StoredTeacher, data: Any, plain: bool, batched: bo
     once = tf.data.Dataset.range(1)
 
     @tf.autograph.experimental.do_not_convert
-    def begin(_: Any) -> Any:
+    def begin(_: Tensors) -> Any:
         marks = tf.numpy_function(passes.begin, [], [tf.int64, tf.int64, tf.bool])
         for mark in marks:
             mark.set_shape([])
         return tuple(marks)
 
     @tf.autograph.experimental.do_not_convert
-    def place(state: Any, marked: Any) -> Any:
+    def place(state: tf.Tensor, marked: tf.Tensor) -> Any:
         row, seen = state
         marks, element = marked
         x = keras.tree.flatten(element[0] if plain else element)
@@ -307,7 +316,9 @@ def _tf_join_batches(teacher: StoredTeacher, data: Any, plain: bool, batched: bo
         return (row + size, seen + 1), (marks, row, last, element)
 
     @tf.autograph.experimental.do_not_convert
-    def with_record(marks: Any, row: Any, last: Any, element: Any) -> Any:
+    def with_record(
+        marks: Sequence[tf.Tensor], row: tf.Tensor, last: tf.Tensor, element: Any
+    ) -> Any:
         x, *rest = element if plain else (element,)
         if not batched:
             x = keras.tree.map_structure(lambda leaf: tf.expand_dims(leaf, 0), x)
@@ -321,16 +332,16 @@ def _tf_join_batches(teacher: StoredTeacher, data: Any, plain: bool, batched: bo
             joined = keras.tree.map_structure(lambda leaf: leaf[0], joined)
         return (joined, *rest)
 
-    def join(marks: Any) -> Any:
+    def join(marks: Tensors) -> Any:
         placed = tf.data.Dataset.zip(marks, data)
         placed = placed.scan((tf.constant(0, tf.int64), tf.constant(0, tf.int64)), place)
         return placed.map(with_record, num_parallel_calls=tf.data.AUTOTUNE)
 
-    def ended(elements: Any, this: Any) -> Any:
+    def ended(elements: tf.data.Dataset, this: tf.data.Dataset) -> Any:
         """The elements, and nothing after them but a call of `passes.end`."""
 
         @tf.autograph.experimental.do_not_convert
-        def end(_: Any) -> Any:
+        def end(_: Tensors) -> Any:
             none = tf.numpy_function(passes.end, [this], tf.int64)
             none.set_shape([])
             return elements.take(none)
@@ -338,11 +349,11 @@ def _tf_join_batches(teacher: StoredTeacher, data: Any, plain: bool, batched: bo
         return elements.concatenate(once.flat_map(end))
 
     @tf.autograph.experimental.do_not_convert
-    def marks_of_pass(*marks: Any) -> Any:
+    def marks_of_pass(*marks: Tensors) -> Any:
         return ended(tf.data.Dataset.from_tensors(marks).repeat(length), marks[0])
 
     @tf.autograph.experimental.do_not_convert
-    def one_pass(*marks: Any) -> Any:
+    def one_pass(*marks: Tensors) -> Any:
         # Reached when all before it was read: here it shows whether rows are missing.
         return ended(join(tf.data.Dataset.from_tensors(marks).repeat()), marks[0])
 
@@ -424,7 +435,7 @@ class _Passes:
         return np.int64(0)
 
 
-def _check_first(teacher: StoredTeacher, data: Any, batched: bool) -> None:
+def _check_first(teacher: StoredTeacher, data: tf.data.Dataset, batched: bool) -> None:
     """Look at the beginning at once, where a shuffled dataset shows."""
     element = next(iter(data.take(1)), None)
     if element is None:

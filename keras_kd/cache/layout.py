@@ -147,7 +147,7 @@ def _without_none(saved: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in saved.items() if key not in idle or value != idle[key]}
 
 
-def _as_mask(saved: Any) -> tuple[int, ...] | None:
+def _as_mask(saved: Sequence[int] | None) -> tuple[int, ...] | None:
     """The shape of a mask, as JSON keeps it, back as a tuple."""
     return None if saved is None else tuple(saved)
 
@@ -299,7 +299,7 @@ class Manifest:
         return sealed(saved)
 
     @classmethod
-    def loads(cls, text: str | bytes, path: Any) -> "Manifest":
+    def loads(cls, text: str | bytes, path: object) -> "Manifest":
         """Read a manifest.
 
         Raises:

@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_kd.models.model_reader import Answer
 from keras_kd.utils.masks import keras_mask, with_keras_mask
+from keras_kd.utils.types import Tensor, Tensors
 
 _MARK = "remembered"
 
@@ -36,7 +37,7 @@ def fields_of(answer: Answer) -> tuple[dict[str, Any], Form]:
 
     known: dict[int, str] = {}
 
-    def put(tensor: Any) -> str:
+    def put(tensor: Tensor) -> str:
         if id(tensor) in known:
             # An output that is the logits is kept once.
             return known[id(tensor)]
@@ -75,7 +76,7 @@ class Held:
         """What was said of some rows."""
         return {name: field[rows] for name, field in self.fields.items()}
 
-    def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
+    def view(self, x: Tensors, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
         """The inputs as they are."""
         return x
 
@@ -112,7 +113,7 @@ class Remembered(NamedTuple):
         return found
 
 
-def is_remembered(record: Any) -> bool:
+def is_remembered(record: object) -> bool:
     """Whether what was joined to a batch was remembered."""
     return isinstance(record, dict) and f"{_MARK}/0" in record
 

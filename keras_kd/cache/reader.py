@@ -9,8 +9,9 @@ import numpy as np
 
 from keras_kd.cache import claims, layout, storage
 from keras_kd.cache.layout import Manifest
+from keras_kd.cache.remote import Place
 from keras_kd.utils import archives
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import PathLike, Tensor
 
 CHECKED_AT_OPENING = 1 << 30
 """Bytes up to which a cache is compared with its checksums when it is opened: about a second."""
@@ -26,12 +27,12 @@ the process. Larger caches are read record by record.
 _OPEN_FILES = 256
 
 
-def has_manifest(root: Any) -> bool:
+def has_manifest(root: Place) -> bool:
     """Whether a folder holds a cache, finished or not."""
     return bool((root / layout.MANIFEST).exists())
 
 
-def read_manifest(root: Any) -> Manifest:
+def read_manifest(root: Place) -> Manifest:
     """Read the manifest of a cache, finished or not.
 
     Raises:
@@ -69,7 +70,7 @@ class Records:
         ValueError: If it is not finished, or a file is missing or damaged.
     """
 
-    def __init__(self, path: Any, verify: bool | None = None) -> None:
+    def __init__(self, path: PathLike, verify: bool | None = None) -> None:
         self.root = storage.folder(path)
         self.manifest = read_manifest(self.root)
         if not self.manifest.complete:
@@ -230,7 +231,7 @@ def decode(records: np.ndarray) -> dict[str, Tensor]:
     }
 
 
-def find_problems(root: Any, manifest: Manifest, whole: bool) -> list[str]:
+def find_problems(root: Place, manifest: Manifest, whole: bool) -> list[str]:
     """What is wrong with the files of a cache, one sentence each.
 
     Args:
@@ -253,7 +254,7 @@ def find_problems(root: Any, manifest: Manifest, whole: bool) -> list[str]:
     return problems
 
 
-def file_problem(file: Any, size: int, sha256: str | None) -> str | None:
+def file_problem(file: Place, size: int, sha256: str | None) -> str | None:
     """What is wrong with one file, or `None`.
 
     Args:
@@ -267,7 +268,7 @@ def file_problem(file: Any, size: int, sha256: str | None) -> str | None:
     return problem
 
 
-def _problem(file: Any, size: int) -> str | None:
+def _problem(file: Place, size: int) -> str | None:
     problem = storage.problem(file)
     if problem is not None:
         return f"`{file.name}` {problem}"
@@ -277,7 +278,7 @@ def _problem(file: Any, size: int) -> str | None:
     return None
 
 
-def _cut_short(root: Any, names: str) -> OSError:
+def _cut_short(root: Place, names: str) -> OSError:
     return OSError(
         errno.EIO,
         f"The cache `{root}` was changed while it was read: {names} became shorter. Stop what "
@@ -285,7 +286,7 @@ def _cut_short(root: Any, names: str) -> OSError:
     )
 
 
-def refuse_claim(root: Any, problem: str | None) -> None:
+def refuse_claim(root: Place, problem: str | None) -> None:
     """Raise `ValueError` where something keeps a cache from being what its manifest says."""
     if problem is not None:
         raise ValueError(
@@ -294,7 +295,7 @@ def refuse_claim(root: Any, problem: str | None) -> None:
         )
 
 
-def _listed(root: Any, problems: list[str]) -> str:
+def _listed(root: Place, problems: list[str]) -> str:
     shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if problems[5:] else "")
     return (
         f"The cache `{root}` cannot be read: {shown}. Delete the files named and call "

@@ -8,11 +8,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd.utils.types import Tensor, Tensors
+
 written_here: dict[str, Callable[[Any, int], Any]] = {}
 """The augmentation of each cache that this process wrote, by the identity of the cache."""
 
 
-def arrays(x: Any) -> list[np.ndarray]:
+def arrays(x: Tensors) -> list[np.ndarray]:
     """The flat inputs of a batch as NumPy arrays in the precision that counts.
 
     Floats are compared as float32: Keras casts them to its own precision
@@ -24,7 +26,7 @@ def arrays(x: Any) -> list[np.ndarray]:
     return [_canonical(leaf) for leaf in keras.tree.flatten(x)]
 
 
-def _canonical(leaf: Any) -> np.ndarray:
+def _canonical(leaf: Tensor) -> np.ndarray:
     if type(leaf).__name__ in ("RaggedTensor", "SparseTensor", "BCOO"):
         raise TypeError(
             f"A cache is bound to dense inputs of one shape. Received: a {type(leaf).__name__}. "
@@ -36,7 +38,7 @@ def _canonical(leaf: Any) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def describe(x: Any) -> list[dict[str, Any]]:
+def describe(x: Tensors) -> list[dict[str, Any]]:
     """Shape and dtype of each flat input of one sample."""
     return [{"shape": list(a.shape[1:]), "dtype": _kind(a)} for a in arrays(x)]
 
@@ -45,7 +47,7 @@ def _kind(array: np.ndarray) -> str:
     return "string" if array.dtype.kind in "OSU" else array.dtype.name
 
 
-def digests(x: Any) -> np.ndarray:
+def digests(x: Tensors) -> np.ndarray:
     """The CRC-32 of each sample over all of its inputs.
 
     Args:
@@ -74,7 +76,7 @@ def _rows(array: np.ndarray) -> Any:
     return array.reshape(len(array), -1).view("u1")
 
 
-def _encoded(text: Any) -> bytes:
+def _encoded(text: object) -> bytes:
     return text if isinstance(text, bytes) else str(text).encode()
 
 
@@ -101,7 +103,7 @@ def seeds(base: int, epoch: int, rows: np.ndarray) -> np.ndarray:
     return (z >> np.uint64(32)).astype("<u4")
 
 
-def views(augment: Callable[[Any, int], Any], x: Any, seed: np.ndarray) -> Any:
+def views(augment: Callable[[Any, int], Any], x: Tensors, seed: np.ndarray) -> Any:
     """One view of each sample: `augment(sample, seed)`, stacked again.
 
     Args:
@@ -123,7 +125,7 @@ def views(augment: Callable[[Any, int], Any], x: Any, seed: np.ndarray) -> Any:
     return keras.tree.map_structure(lambda *leaves: _canonical(np.stack(leaves)), *made)
 
 
-def part(x: Any, start: int, stop: int) -> Any:
+def part(x: Tensors, start: int, stop: int) -> Any:
     """The samples `start` to `stop` of a batch."""
     return keras.tree.map_structure(lambda leaf: leaf[start:stop], x)
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from keras_kd.cache import layout, samples, storage
+from keras_kd.cache.remote import Place
+from keras_kd.utils.types import Tensors
 
 
 @dataclasses.dataclass
@@ -20,7 +22,7 @@ class Views:
     epochs: int
     first_view: int | None = None
 
-    def __call__(self, x: Any, epoch: int, row: int, count: int) -> tuple[Any, Any]:
+    def __call__(self, x: Tensors, epoch: int, row: int, count: int) -> tuple[Any, Any]:
         """One batch as the teacher sees it, and the seeds or `None`."""
         if self.augment is None:
             return x, None
@@ -31,13 +33,13 @@ class Views:
             self.first_view = int(samples.digests(view)[0])
         return view, seed
 
-    def one(self, x: Any, epoch: int, row: int) -> Any:
+    def one(self, x: Tensors, epoch: int, row: int) -> Any:
         """The view of one sample, given as a batch of one."""
         if self.augment is None:
             return x
         return samples.views(self.augment, x, samples.seeds(self.seed, epoch, np.array([row])))
 
-    def _require_repeatable(self, x: Any, seed: Any, view: Any, row: int) -> None:
+    def _require_repeatable(self, x: Tensors, seed: np.ndarray, view: Tensors, row: int) -> None:
         """Find an augmentation that draws from more than its seed: one sample a batch."""
         again = samples.views(self.augment, samples.part(x, 0, 1), seed)  # type: ignore[arg-type]
         if samples.digests(again)[0] != samples.digests(samples.part(view, 0, 1))[0]:
@@ -79,7 +81,7 @@ class Shard:
 
     def __init__(
         self,
-        root: Any,
+        root: Place,
         epoch: int,
         index: int,
         cache: str,

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from keras_kd.utils.types import Tensors
+
 
 class Source:
     """Batches of inputs, the same in every pass.
@@ -38,7 +40,7 @@ class Arrays(Source):
     So a shard's bytes do not depend on which others are written beside it.
     """
 
-    def __init__(self, x: Any, batch_size: int) -> None:
+    def __init__(self, x: Tensors, batch_size: int) -> None:
         lengths = {len(leaf) for leaf in keras.tree.flatten(x)}
         if len(lengths) != 1:
             raise ValueError(
@@ -101,7 +103,7 @@ class Stream(Source):
         self.count = self.estimate = row
 
 
-def _inputs(batch: Any) -> tuple[Any, int]:
+def _inputs(batch: Tensors) -> tuple[Any, int]:
     """The inputs of one batch, and how many samples they are."""
     x = keras.utils.unpack_x_y_sample_weight(batch)[0]
     leaves = keras.tree.flatten(x)

@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from keras_kd.cache import remote
+from keras_kd.cache.remote import Place
 from keras_kd.utils import archives, files
 
 
-def folder(path: Any) -> Any:
+def folder(path: object) -> Any:
     """The folder of a cache as a path object.
 
     Args:
         path: A local path, or a URL such as `gs://bucket/cache`.
 
     Returns:
-        A `pathlib.Path`, an `etils.epath.Path` for a URL, or a `RemotePath` for
+        A `pathlib.Path`, an `etils.epath.Path` for a URL, or a `upath.UPath` for
         a URL that only fsspec reads.
 
     Raises:
@@ -54,12 +55,13 @@ def folder(path: Any) -> Any:
 _EPATH_SCHEMES = ("gs", "s3", "az", "hf")
 
 
-def is_remote(path: Any) -> bool:
+def is_remote(path: object) -> bool:
     """Whether a path is a URL and not a file of this machine."""
-    return "://" in os.fspath(path)
+    # `UPath` has no `__fspath__`: it is no file of this machine.
+    return "://" in str(path)
 
 
-def write_text(file: Any, text: str, before: Callable[[], None]) -> None:
+def write_text(file: Place, text: str, before: Callable[[], None]) -> None:
     """Write a small file at once: a reader sees the old one or the new one.
 
     Several writers of the same file hold a lock while they do, and `before`
@@ -70,7 +72,7 @@ def write_text(file: Any, text: str, before: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(file: Any, before: Callable[[], None]) -> Iterator[Any]:
+def replacing(file: Place, before: Callable[[], None]) -> Iterator[Any]:
     """Open a temporary file that takes the name `file` once it is written and on disk.
 
     If anything fails, the temporary file is removed and an earlier `file`
@@ -82,7 +84,7 @@ def replacing(file: Any, before: Callable[[], None]) -> Iterator[Any]:
             temporary file is one that a later attempt uses again.
         before: Called right before the file gets its name; raises to give up.
     """
-    if not is_remote(file):
+    if isinstance(file, pathlib.Path):
         temporary = file.with_name(f"{file.name}.tmp")
         with files.replacing(file, temporary, before) as stream:
             yield stream
@@ -101,7 +103,7 @@ def replacing(file: Any, before: Callable[[], None]) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def claimed(file: Any, what: str, wait: float = 0.0) -> Iterator[Callable[[], None]]:
+def claimed(file: Place, what: str, wait: float = 0.0) -> Iterator[Callable[[], None]]:
     """Hold a lock that the system takes back when this process ends, however it ends.
 
     URLs know no locks: there two writers of one cache write the same, and what
@@ -118,7 +120,7 @@ def claimed(file: Any, what: str, wait: float = 0.0) -> Iterator[Callable[[], No
     Raises:
         BlockingIOError: If another process, or this one, holds it.
     """
-    if is_remote(file):
+    if not isinstance(file, pathlib.Path):
         yield lambda: None
         return
 
@@ -140,9 +142,9 @@ _LOCK = re.compile(r"(manifest\.json|records-[\d-]+\.bin)\.lock")
 _PROBE = re.compile(r"\.writable\.[0-9a-f]{16}\.tmp")
 
 
-def clear(root: Any) -> None:
+def clear(root: Place) -> None:
     """Remove what killed writers left in a finished cache, and nothing that is in use."""
-    if is_remote(root):
+    if not isinstance(root, pathlib.Path):
         return
     names = [file.name for file in root.iterdir()]
     for name in names:
@@ -163,34 +165,38 @@ def _part(name: str) -> str:
     return name.split(".")[0].rpartition("-")[2]
 
 
-def read_bytes(file: Any) -> bytes:
+def read_bytes(file: Place) -> bytes:
     """All of a small file; a local one is a regular file of bounded size.
 
     Raises:
         ValueError: If it is a folder, a named pipe or a device, or too large.
         OSError: If it is missing or cannot be read.
     """
-    return bytes(file.read_bytes()) if is_remote(file) else archives.read_bytes(file, _SMALL)
+    if isinstance(file, pathlib.Path):
+        return archives.read_bytes(file, _SMALL)
+    return bytes(file.read_bytes())
 
 
 # The checksums of a shard have four bytes a sample, the manifest some hundred a shard.
 _SMALL = 1 << 30
 
 
-def problem(file: Any) -> str | None:
+def problem(file: Place) -> str | None:
     """What keeps a file from being read, as in "is missing", or `None`."""
-    if is_remote(file):
+    if not isinstance(file, pathlib.Path):
         return None if file.exists() else "is missing"
     found = archives.file_problem(file)
     return "is missing" if found == "does not exist" else found
 
 
-def size(file: Any) -> int:
+def size(file: Place) -> int:
     """Bytes of a file."""
-    return int(file.stat().length if is_remote(file) else file.stat().st_size)
+    found: Any = file.stat()
+    # `etils.epath` has a name of its own for it.
+    return int(found.length if hasattr(found, "length") else found.st_size)
 
 
-def checksum(file: Any) -> str:
+def checksum(file: Place) -> str:
     """The SHA-256 of a file, read piece by piece."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
@@ -205,9 +211,9 @@ class Local:
     def __init__(self) -> None:
         self._folder: str | None = None
 
-    def __call__(self, file: Any) -> Any:
+    def __call__(self, file: Place) -> Any:
         """A local file with the content of `file`; local files are their own."""
-        if not is_remote(file):
+        if isinstance(file, pathlib.Path):
             return file
         if self._folder is None:
             self._folder = tempfile.mkdtemp(prefix="keras_kd_cache_")

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_kd.cache.reader import Records
 from keras_kd.teachers.base import Teacher
+from keras_kd.utils.types import Tensors
 
 
 class Source(Protocol):
@@ -29,7 +30,7 @@ class Source(Protocol):
     def fetch(self, rows: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
         """What was said of some rows in an epoch, by name."""
 
-    def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
+    def view(self, x: Tensors, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
         """The inputs of some rows as they were answered."""
 
     def held(self) -> dict[str, np.ndarray] | None:
@@ -75,7 +76,7 @@ class StoredTeacher(Teacher):
         """
 
     @abc.abstractmethod
-    def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
+    def view(self, x: Tensors, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
         """The inputs of some rows as they were answered in an epoch.
 
         Args:

@@ -1,7 +1,7 @@
 """A teacher whose answers are read from disk."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,10 +16,11 @@ from keras_kd.cache.stored import StoredTeacher
 from keras_kd.models import meaning
 from keras_kd.models.model_reader import Answer
 from keras_kd.teachers import resolve
+from keras_kd.teachers.base import TeacherLike
 from keras_kd.teachers.mixtures import mixture_weights, of_units, returned
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.masks import with_joint_mask, with_keras_mask
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Data, Tensor, Tensors
 
 
 class CachedTeacher(StoredTeacher):
@@ -70,7 +71,7 @@ class CachedTeacher(StoredTeacher):
         weights: Sequence[float] | str | None = None,
         combine: str = "probabilities",
         *,
-        teacher: Any = None,
+        teacher: TeacherLike = None,
         augment: Callable[[Any, int], Any] | None = None,
         verify: bool | None = None,
     ) -> None:
@@ -180,7 +181,7 @@ class CachedTeacher(StoredTeacher):
             return None
         return self.fetch(np.arange(self.count)) if self.augment is None else None
 
-    def view(self, x: Any, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
+    def view(self, x: Tensors, rows: np.ndarray, epoch: int = 0, compare: bool = True) -> Any:
         """The inputs of some rows as the teacher saw them in an epoch.
 
         Args:
@@ -206,14 +207,14 @@ class CachedTeacher(StoredTeacher):
             verification.require_views(self.caches[0], seen, rows, epoch, name)
         return seen
 
-    def split(self, x: Any) -> tuple[Any, Any]:
+    def split(self, x: Tensors) -> tuple[Any, Any]:
         """Separate what the models read from what was joined to it."""
         return (x.x, x.record) if isinstance(x, join_datasets.Joined) else (x, None)
 
     def join_fit(
         self,
-        x: Any,
-        y: Any,
+        x: Tensors,
+        y: Tensors | None,
         batch_size: int | None,
         arguments: dict[str, Any],
         asked: bool = False,
@@ -238,7 +239,7 @@ class CachedTeacher(StoredTeacher):
         return rows.for_fit(self, x, y, batch_size, arguments, asked)
 
     def join_evaluation(
-        self, x: Any, y: Any, sample_weight: Any, batch_size: int | None
+        self, x: Tensors, y: Tensors | None, sample_weight: Tensors | None, batch_size: int | None
     ) -> tuple[Any, Any, Any, int | None]:
         """Join the arrays that were cached, and refuse other data that nobody joined.
 
@@ -257,7 +258,7 @@ class CachedTeacher(StoredTeacher):
         """
         return rows.for_evaluation(self, x, y, sample_weight, batch_size)
 
-    def join(self, data: Any) -> Any:
+    def join(self, data: Data) -> Any:
         """Join the answers to a dataset, in the order in which it was cached.
 
         What is done to the dataset afterwards, such as shuffling, batching and
@@ -282,7 +283,7 @@ class CachedTeacher(StoredTeacher):
         """
         return join_datasets.dataset(self, data)
 
-    def joined(self, data: Any, rows: np.ndarray) -> Any:
+    def joined(self, data: Data, rows: np.ndarray) -> Any:
         """Put the stored answers beside some rows of the data.
 
         Args:
@@ -298,7 +299,9 @@ class CachedTeacher(StoredTeacher):
             join_datasets.Joined(self.view(x, rows, self.epoch), record), y, weight
         )
 
-    def answer(self, x: Any, record: Any = None, units: Sequence[str] = ()) -> Answer:
+    def answer(
+        self, x: Tensors, record: Mapping[str, Tensor] | None = None, units: Sequence[str] = ()
+    ) -> Answer:
         """Answer one batch from its record.
 
         Raises:
@@ -340,7 +343,7 @@ class CachedTeacher(StoredTeacher):
             output = keras.tree.pack_sequence_as(template, flat)
         return Answer(output, logits, tensors)
 
-    def _answer(self, cache: int, record: Any) -> Answer:
+    def _answer(self, cache: int, record: Mapping[str, Tensor]) -> Answer:
         """The answer of one cache."""
         layout = self.caches[cache].manifest.layout
 
@@ -438,11 +441,11 @@ def _classes(one: Manifest, other: Manifest) -> tuple[Any, Any]:
     return (None, None) if None in pair else pair
 
 
-def _shapes(manifest: Any) -> list[Any]:
+def _shapes(manifest: Manifest) -> list[Any]:
     return [output.shape for output in manifest.layout.outputs]
 
 
-def _independent(manifest: Any) -> list[str]:
+def _independent(manifest: Manifest) -> list[str]:
     outputs = manifest.layout.outputs
     return ["independent" if output.binary else "exclusive" for output in outputs]
 

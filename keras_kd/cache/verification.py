@@ -5,19 +5,21 @@ Keras is imported where data or a teacher are compared; the files alone are chec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_kd.cache import claims
 from keras_kd.cache.layout import Manifest
 from keras_kd.cache.reader import Records, refuse_claim
+from keras_kd.teachers.base import TeacherLike
+from keras_kd.utils.types import Data, PathLike, Tensors
 
 if TYPE_CHECKING:
     from keras_kd.teachers.base import Teacher
 
 
-def verify(path: Any, teacher: Any = None, data: Any = None) -> Manifest:
+def verify(path: PathLike, teacher: TeacherLike = None, data: Data | None = None) -> Manifest:
     """Compare every byte of a cache with its checksums, and the manifest with the shards.
 
     Every sample of every epoch has to be there once, in the order and with the
@@ -82,7 +84,7 @@ def require_count(records: Records, rows: int) -> None:
         )
 
 
-def require_views(records: Records, view: Any, rows: np.ndarray, epoch: int, name: str) -> None:
+def require_views(records: Records, view: Tensors, rows: np.ndarray, epoch: int, name: str) -> None:
     """Raise `ValueError` unless views are those that the teacher answered.
 
     Args:
@@ -103,7 +105,7 @@ def require_views(records: Records, view: Any, rows: np.ndarray, epoch: int, nam
         )
 
 
-def require_inputs(records: Records, x: Any, row: int) -> int:
+def require_inputs(records: Records, x: Tensors, row: int) -> int:
     """Raise `ValueError` unless a batch is the one that the teacher answered.
 
     Args:

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import itertools
 import math
+import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,14 +18,16 @@ from keras_kd.cache import layout, reader, samples, shards, sources, storage
 from keras_kd.cache.answers import AnswerSource
 from keras_kd.cache.layout import Manifest
 from keras_kd.cache.reader import has_manifest, read_manifest
+from keras_kd.cache.remote import Place
 from keras_kd.utils import files
+from keras_kd.utils.types import PathLike, Tensors
 
 LOCK_SECONDS = 30.0
 """How long one process waits for another that is writing the manifest, which takes milliseconds."""
 
 
 def run(
-    path: Any,
+    path: PathLike,
     source: sources.Source,
     answers: AnswerSource,
     *,
@@ -70,11 +73,11 @@ def run(
                 root.rmdir()
 
 
-def _writable(root: Any) -> Any:
+def _writable(root: Place) -> Any:
     """Make the folder, or say why not before the teacher runs."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if storage.is_remote(root):
+        if not isinstance(root, pathlib.Path):
             probe = root / ".writable"
             probe.write_text("")
             probe.unlink()
@@ -104,7 +107,7 @@ class _Writer:
 
     def __init__(
         self,
-        root: Any,
+        root: Place,
         source: sources.Source,
         teacher: AnswerSource,
         precision: str,
@@ -253,7 +256,7 @@ class _Writer:
 
     def _require_space(self) -> None:
         """Refuse a disk that is too small before the teacher runs."""
-        if self.source.count is None or storage.is_remote(self.root):
+        if self.source.count is None or not isinstance(self.root, pathlib.Path):
             return
         there = sum(entry["samples"] for entry in self.finished.values())
         total = self.source.count * self.views.epochs
@@ -336,7 +339,7 @@ class _Writer:
                 self.root, epoch, index, self.manifest.identity, given, self._look, stack
             )
 
-    def _answer(self, x: Any, epoch: int, row: int, count: int) -> _Answered:
+    def _answer(self, x: Tensors, epoch: int, row: int, count: int) -> _Answered:
         view, seed = self.views(x, epoch, row, count)
         if epoch == 0 == row and len(self.first) == count:
             records = self.first
@@ -372,7 +375,7 @@ class _Writer:
             ) from error
 
     def _compare_inputs(
-        self, epoch: int, row: int, inputs: Any, crc: np.ndarray, touched: Sequence[int]
+        self, epoch: int, row: int, inputs: Tensors, crc: np.ndarray, touched: Sequence[int]
     ) -> None:
         """Find data that differ from those of an earlier call or epoch."""
         size = self.manifest.shard_size
@@ -416,7 +419,7 @@ class _Writer:
                 "before the cache), or choose another path."
             )
 
-    def _look_at_others(self, row: int, x: Any, others: Sequence[int]) -> None:
+    def _look_at_others(self, row: int, x: Tensors, others: Sequence[int]) -> None:
         """Compare the beginnings of shards that other processes write, as far as they are there."""
         size = self.manifest.shard_size
         for i in others:
@@ -427,7 +430,7 @@ class _Writer:
             if (0, i) in self.finished:
                 self._compare_known(i, i * size, crc)
 
-    def _compare_given(self, epoch: int, shard: int, x: Any) -> None:
+    def _compare_given(self, epoch: int, shard: int, x: Tensors) -> None:
         """Find another augmentation or other `teacher_inputs` than a finished shard was made with.
 
         Args:

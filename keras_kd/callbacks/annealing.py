@@ -11,6 +11,8 @@ from keras.optimizers.schedules import (
     PolynomialDecay,
 )
 
+from keras_kd.utils.types import Logs
+
 KINDS = ("linear", "cosine", "exponential")
 
 
@@ -101,17 +103,17 @@ class _Annealing(keras.callbacks.Callback):
     def _variable(self) -> Any:
         raise NotImplementedError
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Fail before the first step if the model has no such value."""
         self._variable()
         self.value = None
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Set the value of this epoch."""
         if not self.per_step:
             self._set(epoch)
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         """Set the value of this step."""
         if self.per_step:
             self._set(int(ops.convert_to_numpy(self.model.optimizer.iterations)))
@@ -212,7 +214,7 @@ class AlphaAnnealing(_Annealing):
     def _log_name(self) -> str:
         return "alpha"
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Fail before the first step if `alpha` weighs nothing."""
         super().on_train_begin(logs)
         if not self.model.weighs_by_alpha:
@@ -272,7 +274,7 @@ class TransferWeightAnnealing(_Annealing):
         return f"{self.transfer}_weight"
 
 
-def _live(model: Any, name: str, callback: str) -> Any:
+def _live(model: keras.Model, name: str, callback: str) -> Any:
     variable = getattr(model, name, None)
     if variable is None or not hasattr(variable, "assign"):
         raise ValueError(

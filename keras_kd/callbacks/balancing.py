@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Data, Logs
 
 METHODS = ("uncertainty", "gradient_norm")
 
@@ -64,7 +65,9 @@ class LossBalancing(keras.callbacks.Callback):
         - [Chen et al., 2018](https://arxiv.org/abs/1711.02257), section 3.1
     """
 
-    def __init__(self, method: str = "uncertainty", data: Any = None, every: int = 100) -> None:
+    def __init__(
+        self, method: str = "uncertainty", data: Data | None = None, every: int = 100
+    ) -> None:
         super().__init__()
         if method not in METHODS:
             raise ValueError(
@@ -86,7 +89,7 @@ class LossBalancing(keras.callbacks.Callback):
         self._at_once = 1
         self._measured_at: int | None = None
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Find the terms and the batch, or fail before the first step."""
         distiller = self.model
         if not hasattr(distiller, "term_losses"):
@@ -129,12 +132,12 @@ class LossBalancing(keras.callbacks.Callback):
                 )
             )
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Read the number of steps, which is out of reach inside an epoch on JAX."""
         self._count()
         self._show()
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         """Measure, if this step is one to do so."""
         # An upper bound: steps that a resumed training passes over are not taken.
         if not self._is_due(self._known + self._begun):
@@ -179,5 +182,5 @@ class LossBalancing(keras.callbacks.Callback):
             self.model.live_values[f"{name}_weight"] = _number(weight)
 
 
-def _number(variable: Any) -> float:
+def _number(variable: keras.Variable) -> float:
     return float(ops.convert_to_numpy(variable))

@@ -8,6 +8,7 @@ import keras
 
 from keras_kd.callbacks.resume import require_writable, writes
 from keras_kd.utils import files
+from keras_kd.utils.types import Logs
 
 
 class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
@@ -38,7 +39,7 @@ class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
         filepath: str | os.PathLike[str],
         monitor: str = "val_loss",
         save_best_only: bool = True,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         if not os.fspath(filepath).endswith(".keras"):
             raise ValueError(
@@ -48,7 +49,7 @@ class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
             os.fspath(filepath), monitor=monitor, save_best_only=save_best_only, **kwargs
         )
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Find out before the first step whether the file can be written."""
         super().on_train_begin(logs)
         if writes():
@@ -62,7 +63,7 @@ class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
                 )
             require_writable(os.path.dirname(known), "StudentCheckpoint")
 
-    def set_model(self, model: Any) -> None:
+    def set_model(self, model: keras.Model) -> None:
         """Save the student of this distiller, or the model itself where it has none."""
         super().set_model(_Saver(getattr(model, "student", model), model))
 
@@ -70,7 +71,7 @@ class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
 class _Saver:
     """What `ModelCheckpoint` calls its model: it saves the student, whole or not at all."""
 
-    def __init__(self, student: Any, distiller: Any) -> None:
+    def __init__(self, student: keras.Model, distiller: keras.Model) -> None:
         self.student = student
         self.distiller = distiller
 
@@ -79,7 +80,7 @@ class _Saver:
         # better, and on JAX it brings the weights back from the step.
         return getattr(self.distiller, name)
 
-    def save(self, filepath: str, overwrite: bool = True, **kwargs: Any) -> None:
+    def save(self, filepath: str, overwrite: bool = True, **kwargs: object) -> None:
         """Save under a temporary name and rename; one process of several does."""
         if not writes():
             return

@@ -5,7 +5,7 @@ import os
 import random
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_kd.models import training_identity
 from keras_kd.utils import archives, files
+from keras_kd.utils.types import Logs, Tensors
 
 FILE = "state.npz"
 
@@ -73,7 +74,7 @@ class ResumableBackup(keras.callbacks.Callback):
         self,
         folder: str | os.PathLike[str],
         save_freq: str | int = "epoch",
-        data: Any = None,
+        data: object = None,
     ) -> None:
         super().__init__()
         number = isinstance(save_freq, int) and not isinstance(save_freq, bool)
@@ -103,7 +104,7 @@ class ResumableBackup(keras.callbacks.Callback):
 
     # ------------------------------------------------------------------- going on
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Take up a backup if there is one."""
         self._since, self._train, self._found = 0, None, None
         self._settings = self._now()
@@ -172,7 +173,7 @@ class ResumableBackup(keras.callbacks.Callback):
         for _ in range(passes):
             iter(dataset)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Note the random state, from which the order of the epoch follows."""
         self._epoch = epoch
         if self._found is None:
@@ -226,7 +227,7 @@ class ResumableBackup(keras.callbacks.Callback):
         else:
             self._finish(found)
 
-    def _build(self, train: Any, batch: Any) -> None:
+    def _build(self, train: Callable[[Iterator[Any]], object], batch: Tensors) -> None:
         """Make what TensorFlow makes in its first step, and undo that step."""
         before = [(v, ops.convert_to_numpy(v)) for v in _variables(self.model).values()]
         train(iter([batch]))
@@ -249,7 +250,7 @@ class ResumableBackup(keras.callbacks.Callback):
 
     # ------------------------------------------------------------------ backing up
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Back up in mid-epoch."""
         if self._found is not None or self.save_freq == "epoch":
             return
@@ -257,12 +258,12 @@ class ResumableBackup(keras.callbacks.Callback):
         if self._since >= int(self.save_freq):
             self._save(self._epoch, batch + 1)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Back up between two epochs."""
         self._begun = random_state("begun")
         self._save(epoch + 1, 0)
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Logs = None) -> None:
         """Delete the backup, which has served."""
         _INTERRUPTED.pop(self.model, None)
         if os.path.exists(self._path) and writes():
@@ -340,7 +341,7 @@ def writes() -> bool:
     return backend_jax.process_index() == 0
 
 
-def _variables(model: Any) -> dict[str, Any]:
+def _variables(model: keras.Model) -> dict[str, Any]:
     """All that training changes, by names that are the same in the next run."""
     optimizer = getattr(model, "optimizer", None)
     metrics = list(model.metrics_variables)
@@ -364,7 +365,7 @@ def _named(variables: Any, kind: str) -> dict[str, Any]:
     return named
 
 
-def _plain(variable: Any) -> np.ndarray:
+def _plain(variable: keras.Variable) -> np.ndarray:
     """The value in a type that NumPy writes; float32 holds the halves exactly."""
     if keras.config.backend() == "jax":
         from keras_kd.backends import jax as backend_jax
@@ -375,7 +376,7 @@ def _plain(variable: Any) -> np.ndarray:
     return value.astype("float32") if value.dtype.name == "bfloat16" else value
 
 
-def _assign(model: Any, found: dict[str, Any], path: str, complete: bool) -> None:
+def _assign(model: keras.Model, found: dict[str, Any], path: str, complete: bool) -> None:
     named = _variables(model)
     saved = {name for name in found if name.startswith(("model:", "optimizer:", "metric:"))}
     unknown, missing = saved - set(named), set(named) - saved

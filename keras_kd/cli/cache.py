@@ -5,13 +5,18 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keras_kd.cache.layout import Manifest
 from keras_kd.cli import inputs, options
 from keras_kd.cli.console import Terminal, Work, import_keras
 from keras_kd.utils.tables import fitted
+
+if TYPE_CHECKING:
+    import keras
+
 
 _HELP = "Run a teacher once over its data and keep its answers on disk."
 
@@ -123,7 +128,7 @@ def info(folder: _Folder, as_json: options.Json = False) -> None:
     terminal.result(_document(manifest), _table(manifest, terminal.width))
 
 
-def _samples(data: str, model: Any) -> Any:
+def _samples(data: str, model: keras.Model) -> Any:
     """The training inputs of a data set, or what a file holds for a model."""
     import keras_kd.datasets
     from keras_kd.datasets import files
@@ -166,7 +171,7 @@ def _with_rate(work: Work) -> Callable[[int, int | None], None]:
     return report
 
 
-def _document(manifest: Any) -> dict[str, Any]:
+def _document(manifest: Manifest) -> dict[str, Any]:
     return {
         "complete": manifest.complete,
         "teacher": manifest.teacher,
@@ -183,7 +188,7 @@ def _document(manifest: Any) -> dict[str, Any]:
     }
 
 
-def _table(manifest: Any, width: int) -> str:
+def _table(manifest: Manifest, width: int) -> str:
     layout = manifest.layout
     outputs = [
         f"{'x'.join(map(str, output.shape))} {output.kind}"

@@ -84,7 +84,7 @@ class BoundedServer(ThreadingHTTPServer):
         self._connections = Connections(most)
         super().__init__(address, handler)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
+    def process_request(self, request: Any, client_address: object) -> None:
         """Answer in a thread of its own, for which the longest idle connection gives up its."""
         self._connections.opened(request)
         super().process_request(request, client_address)
@@ -94,7 +94,7 @@ class BoundedServer(ThreadingHTTPServer):
         self._connections.closed(request)
         super().shutdown_request(request)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: object) -> None:
         """Say nothing of a browser that went away, or of a connection that was ended here."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)

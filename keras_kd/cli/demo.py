@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from keras_kd.export.report.figures import percent
 from keras_kd.export.target import check_names_free
 from keras_kd.export.writing import replacing
 from keras_kd.utils.tables import fitted
+
+if TYPE_CHECKING:
+    import keras
 
 
 def demo(
@@ -139,7 +142,7 @@ def _write(path: Path, writer: Callable[[str], Any]) -> None:
 def _result(
     data: datasets.Dataset,
     plan: trial.Plan,
-    teacher: Any,
+    teacher: keras.Model,
     runs: dict[str, list[trial.Run]],
     kind: str,
     chosen: trial.Run,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +13,13 @@ from keras_kd.cli.console import native_silence
 from keras_kd.cli.recipes import RECIPES
 from keras_kd.cli.teachers import NamedTeacher
 from keras_kd.datasets import TaskData
-from keras_kd.datasets.dataset import Array
 from keras_kd.datasets.task_data import UNLABELED
 from keras_kd.utils.tables import fitted
+from keras_kd.utils.types import Array, Tensors
+
+if TYPE_CHECKING:
+    import keras
+
 
 _FEW = 20
 """Classes up to which the table shows each; `distill.json` has all of them."""
@@ -45,7 +49,7 @@ def figures(task: str, outputs: Array, y: Array) -> dict[str, Any]:
 
 
 def collect(
-    data: TaskData, student: Any, found: Sequence[NamedTeacher], report: Any, proof: Any
+    data: TaskData, student: keras.Model, found: Sequence[NamedTeacher], report: Any, proof: Any
 ) -> dict[str, Any]:
     """Measure teacher, student and files on the test rows.
 
@@ -116,7 +120,7 @@ def collect(
     }
 
 
-def _by_name(student: Any, x: Any, outputs: Array, describe: Any) -> dict[str, Array]:
+def _by_name(student: keras.Model, x: Tensors, outputs: Array, describe: Any) -> dict[str, Array]:
     from keras_kd.export.source import data as export_data
 
     return export_data.by_name(x, describe(student, x, outputs), "test")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from keras_kd.cli.console import Work
 from keras_kd.cli.teachers import NamedTeacher
 from keras_kd.datasets import TaskData
 from keras_kd.datasets.task_data import rows_of
+
+if TYPE_CHECKING:
+    import keras
+
 
 _SMALL = 10_000
 _SAMPLES_SEEN = 60_000
@@ -140,13 +144,13 @@ def shrunk(name: str, found: Sequence[NamedTeacher], data: TaskData, seed: int) 
     return student
 
 
-def _check_fit(student: Any, data: TaskData) -> None:
+def _check_fit(student: keras.Model, data: TaskData) -> None:
     recipes.check_output(student, "student", data)
     inputs.check_inputs(inputs.first_rows(data.train.x), "student's", student)
     _check_words(student, data)
 
 
-def _check_words(model: Any, data: TaskData) -> None:
+def _check_words(model: keras.Model, data: TaskData) -> None:
     import keras
 
     if "vocabulary" not in data.inputs:
@@ -177,7 +181,7 @@ def introduction(data: TaskData, plan: Plan, teacher: Sequence[str], method: str
 
 
 def train(
-    student: Any,
+    student: keras.Model,
     teacher: Any,
     data: TaskData,
     plan: Plan,
@@ -271,7 +275,7 @@ def train(
     return curves, {"best": choice.best, "verdict": choice.verdict, "methods": choice.rows()}
 
 
-def judges(data: TaskData, student: Any, asked: Sequence[str]) -> list[str]:
+def judges(data: TaskData, student: keras.Model, asked: Sequence[str]) -> list[str]:
     """Return the metrics by which files are judged: as asked for, or the task's.
 
     Args:

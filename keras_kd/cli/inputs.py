@@ -6,13 +6,20 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_kd import datasets
 from keras_kd.datasets import files
 from keras_kd.utils import archives
+from keras_kd.utils.types import Tensors
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_kd.cli.console import Work
+
 
 _ADVICE = "Expected a file that `model.save('name.keras')` wrote"
 
@@ -36,7 +43,7 @@ def words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
-def stages(work: Any, prefix: str) -> Callable[[str, int, int], None]:
+def stages(work: Work, prefix: str) -> Callable[[str, int, int], None]:
     """Return a progress callback that shows stages under longer names."""
     return lambda stage, done, total: work(f"{prefix}{stage}", done, total)
 
@@ -117,7 +124,7 @@ def load_model(path: str, what: str) -> Any:
     return model
 
 
-def check_classifier(model: Any, what: str, data: Any) -> None:
+def check_classifier(model: keras.Model, what: str, data: datasets.Dataset) -> None:
     """Refuse a model that does not take the images of a data set, or answers them with NaN.
 
     Args:
@@ -160,7 +167,7 @@ def check_classifier(model: Any, what: str, data: Any) -> None:
         )
 
 
-def check_inputs(x: Any, what: str, model: Any) -> None:
+def check_inputs(x: Tensors, what: str, model: keras.Model) -> None:
     """Refuse data that a model does not take, before it runs.
 
     Args:
@@ -188,7 +195,7 @@ def check_inputs(x: Any, what: str, model: Any) -> None:
         data.by_name(x, Signature("functional", infos, ()), what)
 
 
-def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
+def read_samples(path: str, role: str, model: keras.Model) -> tuple[Any, Any, str]:
     """Read inputs, and labels if there are any, for a model.
 
     A `.npz` file holds `x` and maybe `y`; or one array for each input of the model by its name, and
@@ -241,7 +248,7 @@ def read_samples(path: str, role: str, model: Any) -> tuple[Any, Any, str]:
     return x, y, f"{role.capitalize()}: {count:,} samples of {path}."
 
 
-def read_weights(path: str, model: Any) -> Any:
+def read_weights(path: str, model: keras.Model) -> Any:
     """Read the sample weights of a `.npz` file: its array `sample_weight`, if it has one.
 
     Args:

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from keras_kd.cli import inputs, options
-from keras_kd.cli.console import Terminal, import_keras
+from keras_kd.cli.console import Terminal, Work, import_keras
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Logs
 
 _METHODS = {
     "fine-tune": "FineTune",
@@ -129,15 +130,15 @@ def lifelong(
     )
 
 
-def _progress(work: Any, name: str, epochs: int) -> Any:
+def _progress(work: Work, name: str, epochs: int) -> Any:
     """A Keras callback that moves a bar."""
     import keras
 
     class Progress(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
             self.epoch = epoch
 
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
             steps = self.params["steps"]
             work(name, self.epoch * steps + batch + 1, epochs * steps)
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_kd.datasets import TaskData
-from keras_kd.datasets.dataset import Array
 from keras_kd.datasets.task_data import UNLABELED
+from keras_kd.utils.types import Array, Tensors
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +96,7 @@ def targets(task: str, y: Array) -> Array:
     return np.divide(y, total, out=np.zeros_like(y), where=total > 0)
 
 
-def hard_loss(task: str, student: Any, x: Any, unlabeled: bool) -> Any:
+def hard_loss(task: str, student: keras.Model, x: Tensors, unlabeled: bool) -> Any:
     """Return the loss between the labels and the student's output.
 
     For `ranking` it is the cross-entropy between the shares of the gains and the softmax of the
@@ -135,7 +139,7 @@ def hard_loss(task: str, student: Any, x: Any, unlabeled: bool) -> Any:
     return losses.SparseCategoricalCrossentropy(from_logits=logits, ignore_class=ignored)
 
 
-def _answers_logits(model: Any, x: Any) -> bool:
+def _answers_logits(model: keras.Model, x: Tensors) -> bool:
     import keras
 
     from keras_kd.export.verification.output_meaning import is_probability
@@ -230,11 +234,11 @@ def check_weights(method: str, given: dict[str, float | None]) -> None:
         )
 
 
-def _listed(names: Any) -> str:
+def _listed(names: Iterable[str]) -> str:
     return " or ".join(f"`--{name.replace('_', '-')}`" for name in names)
 
 
-def is_single(model: Any) -> bool:
+def is_single(model: keras.Model) -> bool:
     """Say whether a model has a single output of one unit."""
     import keras
 
@@ -242,7 +246,7 @@ def is_single(model: Any) -> bool:
     return len(outputs) == 1 and outputs[0].shape[-1] == 1
 
 
-def check_output(model: Any, what: str, data: TaskData) -> None:
+def check_output(model: keras.Model, what: str, data: TaskData) -> None:
     """Refuse a model whose output does not fit the labels.
 
     Args:

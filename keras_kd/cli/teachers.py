@@ -13,10 +13,10 @@ import numpy as np
 
 from keras_kd.cli import inputs, recipes
 from keras_kd.datasets import TaskData, files
-from keras_kd.datasets.dataset import Array
 from keras_kd.datasets.task_data import rows_of
 from keras_kd.utils import archives
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Array
 
 ESTIMATORS = ("gradient-boosting", "random-forest")
 """Estimators of scikit-learn that are trained on the training rows, for rows of plain numbers."""

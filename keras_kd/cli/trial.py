@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,11 @@ from keras_kd.cli.console import Work
 from keras_kd.datasets import Dataset
 from keras_kd.datasets.dataset import stratified
 from keras_kd.datasets.task_data import UNLABELED
+from keras_kd.utils.types import Array
+
+if TYPE_CHECKING:
+    import keras
+
 
 LEARNING_RATE = 5e-3
 TEACHER_FILTERS = (32, 64, 96)
@@ -150,7 +155,9 @@ def train_teacher(data: Dataset, plan: Plan, work: Work) -> Any:
     return teacher
 
 
-def train_students(data: Dataset, teacher: Any, plan: Plan, work: Work) -> dict[str, list[Run]]:
+def train_students(
+    data: Dataset, teacher: keras.Model | None, plan: Plan, work: Work
+) -> dict[str, list[Run]]:
     """Train the same student plain and distilled, with all labels and with one in ten.
 
     In each of the two cases both begin with the same weights and take equally many steps. With one
@@ -275,7 +282,7 @@ def gain(distilled: Sequence[Run], plain: Sequence[Run]) -> dict[str, float | No
     return {**found, "standard_error": error, "limit": float(t.ppf(0.975, len(plain) - 1)) * error}
 
 
-def decide(model: Any, x: Any) -> Any:
+def decide(model: keras.Model, x: Array) -> Any:
     """Give the class that a model names for each image, `(samples,)`."""
     # Called directly: `predict` would compile each of many small models anew.
     import keras
@@ -287,7 +294,7 @@ def decide(model: Any, x: Any) -> Any:
     return np.argmax(np.concatenate(parts), axis=-1)
 
 
-def share(decisions: Any, truth: Any) -> float:
+def share(decisions: Array, truth: Array) -> float:
     """Give the share of equal entries, 0..1."""
     return float(np.mean(np.asarray(decisions) == np.asarray(truth)))
 
@@ -300,7 +307,7 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def _compile(model: Any, samples: int, plan: Plan) -> None:
+def _compile(model: keras.Model, samples: int, plan: Plan) -> None:
     import keras
 
     steps = -(-samples // plan.batch_size)
@@ -315,7 +322,12 @@ def _compile(model: Any, samples: int, plan: Plan) -> None:
 
 
 def _fit(
-    model: Any, student: Any, rows: tuple[Any, Any], plan: Plan, work: Work, stage: str
+    model: keras.Model,
+    student: keras.Model,
+    rows: tuple[Any, Any],
+    plan: Plan,
+    work: Work,
+    stage: str,
 ) -> dict[str, Sequence[float]]:
     import keras
 

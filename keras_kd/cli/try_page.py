@@ -14,7 +14,7 @@ import webbrowser
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -27,6 +27,10 @@ from keras_kd.export import manifest
 from keras_kd.export.report.scorecard import Scorecard, labels_of
 from keras_kd.export.signature import Arrays, Signature, is_symbolic, pack
 from keras_kd.export.verification import output_meaning, reverify
+
+if TYPE_CHECKING:
+    import keras
+
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -243,7 +247,7 @@ class Teacher:
         ValueError: If the model cannot read the export's inputs, or has other outputs.
     """
 
-    def __init__(self, model: Any, export: Export) -> None:
+    def __init__(self, model: keras.Model, export: Export) -> None:
         self._model = model
         self._export = export
         self._lock = threading.Lock()
@@ -477,7 +481,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._json(answer)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
     def _is_ours(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.tflite_rounding import without_rounding
 from keras_kd.models.graph import is_graph
 from keras_kd.models.taps import calls, run
+from keras_kd.utils.types import Tensor, Tensors
 
 LEAST_DECIBELS = 5.0
 """Signal to rounding noise below which an output has lost its signal."""
@@ -27,7 +28,7 @@ _CAUSE = (
 )
 
 
-def check_answers(model: keras.Model, batch: Any) -> None:
+def check_answers(model: keras.Model, batch: Tensors) -> None:
     """Compare the answers of a calibrated model with those that it gives without rounding.
 
     The signal is how an output varies over the samples (and positions) of each of its channels; the
@@ -129,7 +130,9 @@ def _loses(exact: np.ndarray, rounded: np.ndarray) -> bool:
     return bool(np.mean(shares) > 10.0 ** (-LEAST_DECIBELS / 10.0))
 
 
-def _first(model: keras.Model, batch: Any, bad: Any) -> str | None:
+def _first(
+    model: keras.Model, batch: Tensors, bad: Callable[[np.ndarray, np.ndarray], bool]
+) -> str | None:
     """Path of the first layer whose output is bad, in the order in which the layers run."""
     paths = {id(layer): path for path, layer in _operations(model, "")}
     layers = [layer for _, layer in _operations(model, "")]
@@ -167,7 +170,7 @@ def _at(where: str | None) -> str:
     return "" if where is None else f", first in layer `{where}`"
 
 
-def _array(tensor: Any) -> np.ndarray:
+def _array(tensor: Tensor) -> np.ndarray:
     array = keras.ops.convert_to_numpy(tensor)
     # bfloat16 is no type of NumPy's own.
     return array.astype("float32") if array.dtype.kind not in "biuf" else array

@@ -173,7 +173,7 @@ def remove_channels(
 
     finish: list[tuple[Any, list[np.ndarray]]] = []
 
-    def clone(layer: Any) -> Any:
+    def clone(layer: keras.Layer) -> Any:
         name = layer.name
         before = inputs[name]
         after = seen[name]
@@ -215,7 +215,7 @@ def _propagate(
     channels: _Channels,
     graph: Graph,
     name: str,
-    layer: Any,
+    layer: keras.Layer,
     sources: list[np.ndarray | None],
 ) -> np.ndarray | None:
     """The atoms of a layer's output; None where they are not followed."""
@@ -294,7 +294,7 @@ def _weakest(channels: _Channels, groups: dict[str, np.ndarray], fraction: float
 
 
 def _sliced(
-    layer: Any, before: np.ndarray | None, after: np.ndarray | None
+    layer: keras.Layer, before: np.ndarray | None, after: np.ndarray | None
 ) -> tuple[Any, list[np.ndarray] | None]:
     """A layer for fewer channels, and its weights (None for operations)."""
     kind = type(layer)

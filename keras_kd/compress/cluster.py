@@ -12,7 +12,7 @@ from keras_kd.compress.selection import chosen_layers
 from keras_kd.models.folding import require_built
 from keras_kd.models.graph import Graph, copy_built, rebuild
 from keras_kd.models.weight_wrapper import WeightWrapper, effective_weights, kernels
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Shape, Tensor
 
 
 def kmeans(values: np.ndarray, clusters: int, iterations: int = 50) -> np.ndarray:
@@ -77,11 +77,11 @@ class ClusteredLayer(WeightWrapper):
 
     def __init__(
         self,
-        layer: Any,
+        layer: keras.Layer,
         clusters: int = 16,
         keep_zeros: bool = False,
         weights: tuple[str, ...] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         # Centers of a frozen layer are frozen.
         kwargs.setdefault("trainable", layer.trainable)
@@ -90,7 +90,7 @@ class ClusteredLayer(WeightWrapper):
         self.keep_zeros = keep_zeros
         self.weight_names = None if weights is None else tuple(weights)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Build the layer, and the centers and assignment of each kernel."""
         super().build(input_shape)
         self.centers, self.assignments = [], []
@@ -178,11 +178,11 @@ class ClusteredLayer(WeightWrapper):
 class _OfKernel:
     """A kernel's regularizer as a function of its centers."""
 
-    def __init__(self, regularizer: Any, assignment: Any) -> None:
+    def __init__(self, regularizer: keras.Regularizer, assignment: Tensor) -> None:
         self.regularizer = regularizer
         self.assignment = assignment
 
-    def __call__(self, centers: Any) -> Tensor:
+    def __call__(self, centers: Tensor) -> Tensor:
         values = ops.convert_to_tensor(centers)
         kernel = ops.take(values, ops.convert_to_tensor(self.assignment), axis=0)
         return self.regularizer(kernel)
@@ -229,7 +229,7 @@ def cluster(
         raise ValueError(f"`clusters` must be an integer of at least 2. Received: {clusters!r}.")
     chosen = chosen_layers(model, layers, "cluster")
 
-    def make(layer: Any, graph: Graph) -> Any:
+    def make(layer: keras.Layer, graph: Graph) -> Any:
         new = copy_built(layer)
         if id(layer) not in chosen:
             return new
@@ -244,7 +244,7 @@ def cluster(
     return rebuild(model, make)
 
 
-def is_clustered(layer: Any) -> bool:
+def is_clustered(layer: keras.Layer) -> bool:
     """Whether a layer is, or wraps, a `ClusteredLayer`.
 
     Args:
@@ -260,7 +260,7 @@ def is_clustered(layer: Any) -> bool:
     return False
 
 
-def zero_share(layer: Any, kernel: Any) -> float:
+def zero_share(layer: keras.Layer, kernel: keras.Variable) -> float:
     """The fraction of a kernel that is zero as the layer uses it.
 
     Args:

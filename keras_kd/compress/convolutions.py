@@ -9,8 +9,6 @@ of their kernels on CPU.
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -19,7 +17,7 @@ from keras_kd.utils.types import Tensor
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 
-def has_single_form(layer: Any) -> bool:
+def has_single_form(layer: keras.Layer) -> bool:
     """Whether a layer is a convolution that TensorFlow computes by several operators.
 
     Args:
@@ -33,7 +31,7 @@ def has_single_form(layer: Any) -> bool:
     return max(layer.dilation_rate) > 1 or (type(layer) not in _DEPTHWISE and layer.groups > 1)
 
 
-def convolve(layer: Any, kernel: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
+def convolve(layer: keras.Layer, kernel: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
     """What such a layer computes, in one operator of TensorFlow.
 
     Args:

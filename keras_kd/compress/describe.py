@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 from keras import ops
@@ -86,7 +84,7 @@ def _rows(
 
 
 def _plain_row(
-    path: str, layer: Any, graph: Graph, regions: FloatRegions
+    path: str, layer: keras.Layer, graph: Graph, regions: FloatRegions
 ) -> tuple[str, str, str, str]:
     reason = regions.treatment(layer, graph).reason
     remarks = [*_remarks(layer), reason and f"stays float: {reason}"]
@@ -94,7 +92,7 @@ def _plain_row(
 
 
 def _quantized_row(
-    path: str, layer: Any, graph: Graph, rounds: bool, regions: FloatRegions
+    path: str, layer: keras.Layer, graph: Graph, rounds: bool, regions: FloatRegions
 ) -> tuple[str, str, str, str]:
     output = _output(layer, graph, regions)
     remarks = _remarks(layer)
@@ -138,7 +136,7 @@ def _activation_reason(layer: QuantizedLayer) -> str:
     return "" if name in INT8_ACTIVATIONS else f"activation {name} runs in float"
 
 
-def _output(layer: Any, graph: Graph, regions: FloatRegions) -> str:
+def _output(layer: keras.Layer, graph: Graph, regions: FloatRegions) -> str:
     """Whether what follows the layer is rounded, and to what width."""
     names = [layer.name]
     for _ in range(len(graph.layers)):
@@ -158,7 +156,7 @@ def _output(layer: Any, graph: Graph, regions: FloatRegions) -> str:
     return "int8" if regions.gives_integers(layer) else "float"
 
 
-def _remarks(layer: Any) -> list[str]:
+def _remarks(layer: keras.Layer) -> list[str]:
     remarks = []
     inner = layer
     while isinstance(inner, WeightWrapper):
@@ -176,7 +174,7 @@ def _remarks(layer: Any) -> list[str]:
     return remarks
 
 
-def _weights(layer: Any) -> bool:
+def _weights(layer: keras.Layer) -> bool:
     return bool(kernels(layer)) if isinstance(layer, keras.layers.Layer) else False
 
 

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_kd.compress.tflite_rounding import halves_from_zero, halves_up, rounds, traced_for_onnx
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Shape, Tensor
 
 FIXED_RANGES = {
     "log_softmax": (-255.0 / 16.0, 0.0),
@@ -111,7 +111,7 @@ class FakeQuantize(keras.layers.Layer):
         momentum: float = 0.99,
         fixed: tuple[float, float] | None = None,
         uneven: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         if not isinstance(bits, int) or not 2 <= bits <= 16:
@@ -221,7 +221,7 @@ class FakeQuantize(keras.layers.Layer):
             return self.fixed
         return float(self.minimum), float(self.maximum)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         """That of the input."""
         return input_shape
 

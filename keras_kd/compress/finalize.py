@@ -47,14 +47,18 @@ def finalize(model: keras.Model) -> keras.Model:
     require_graph(model, "finalize")
     dropped: set[int] = set()
 
-    def make(layer: Any, graph: Graph) -> Any:
+    def make(layer: keras.Layer, graph: Graph) -> Any:
         if isinstance(layer, (FakeQuantize, FloatBorder)):
             dropped.add(id(layer))
             return keras.layers.Identity(name=layer.name)
         return baked(layer) if isinstance(layer, WeightWrapper) else copy_built(layer)
 
     def call(
-        layer: Any, new: Any, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
+        layer: keras.Layer,
+        new: keras.Layer,
+        graph: Graph,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Tensor:
         return args[0] if id(layer) in dropped else new(*args, **kwargs)
 

@@ -117,13 +117,13 @@ class FloatRegions:
             and not self._needed(level, name, set())
         }
 
-    def treatment(self, layer: Any, graph: Graph) -> Treatment:
+    def treatment(self, layer: keras.Layer, graph: Graph) -> Treatment:
         """As `support.treatment`, float where the region says so."""
         if id(layer) in self.reasons:
             return Treatment("float", self.reasons[id(layer)])
         return self.before(layer, graph)
 
-    def reads_integers(self, layer: Any) -> bool:
+    def reads_integers(self, layer: keras.Layer) -> bool:
         """Whether all floats that a layer of a quantization-aware model reads are rounded."""
         level = self._levels[self._of[id(layer)]]
         return all(
@@ -132,7 +132,7 @@ class FloatRegions:
             if "float" in tensor["dtype"]
         )
 
-    def gives_integers(self, layer: Any) -> bool:
+    def gives_integers(self, layer: keras.Layer) -> bool:
         """Whether what a layer of a quantization-aware model gives is rounded already."""
         return self._rounded(self._levels[self._of[id(layer)]], layer.name, set())
 
@@ -220,7 +220,7 @@ class FloatRegions:
         for producer in graph.producers[name]:
             self._follow(level, producer, steep, through or kind.kind in _WEIGHTED)
 
-    def before(self, layer: Any, graph: Graph) -> Treatment:
+    def before(self, layer: keras.Layer, graph: Graph) -> Treatment:
         """The treatment, whatever the regions say."""
         key = id(layer)
         if key not in self._kinds:
@@ -256,7 +256,7 @@ class FloatRegions:
         return False
 
 
-def _steep_sources(layer: Any, graph: Graph, name: str) -> Iterator[str]:
+def _steep_sources(layer: keras.Layer, graph: Graph, name: str) -> Iterator[str]:
     """The layers whose small values an operation makes much of."""
     base = base_layer(layer)
     kind = type(base).__name__
@@ -275,7 +275,7 @@ def _steep_sources(layer: Any, graph: Graph, name: str) -> Iterator[str]:
             yield tensor["keras_history"][0]
 
 
-def _bends(kind: Treatment, base: Any) -> bool:
+def _bends(kind: Treatment, base: keras.Layer) -> bool:
     """Whether a layer applies a nonlinear function."""
     if kind.kind in ("activation", "swish", *_CURVED):
         return True
@@ -284,7 +284,7 @@ def _bends(kind: Treatment, base: Any) -> bool:
     return bool(base.get_config().get("activation") not in (None, "linear"))
 
 
-def _squares(graph: Graph, name: str, base: Any) -> bool:
+def _squares(graph: Graph, name: str, base: keras.Layer) -> bool:
     """Whether a product multiplies a tensor with itself."""
     if type(base).__name__ != "Multiply":
         return False

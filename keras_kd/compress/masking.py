@@ -8,6 +8,7 @@ import keras
 
 from keras_kd.models.graph import Graph, is_graph
 from keras_kd.models.weight_wrapper import base_layer
+from keras_kd.utils.types import Tensors
 
 
 def masked_layers(model: keras.Model) -> frozenset[int]:
@@ -37,7 +38,7 @@ def masked_layers(model: keras.Model) -> frozenset[int]:
     return frozenset(found)
 
 
-def _follow(model: Any, masked: bool, found: set[int]) -> list[bool]:
+def _follow(model: keras.Model, masked: bool, found: set[int]) -> list[bool]:
     """Whether each output of a model carries a mask, given whether its inputs do."""
     graph = Graph(model)
     carrying: set[tuple[str, int]] = set()
@@ -57,7 +58,7 @@ def _follow(model: Any, masked: bool, found: set[int]) -> list[bool]:
 
 
 def _outputs(
-    layer: Any, call: dict[str, Any], carrying: set[tuple[str, int]], found: set[int]
+    layer: keras.Layer, call: dict[str, Any], carrying: set[tuple[str, int]], found: set[int]
 ) -> list[bool]:
     """Whether each output of one call carries a mask. The layer is noted if it reads one."""
     inputs, masks = _tensors(call["args"], carrying)
@@ -84,7 +85,7 @@ def _outputs(
     return [m is not None for m in keras.tree.flatten(result)]
 
 
-def _tensors(value: Any, carrying: set[tuple[str, int]]) -> tuple[Any, Any]:
+def _tensors(value: Tensors, carrying: set[tuple[str, int]]) -> tuple[Any, Any]:
     """Serialized arguments as symbolic tensors, and the same structure of their masks."""
     if isinstance(value, (list, tuple)):
         pairs = [_tensors(item, carrying) for item in value]

@@ -13,6 +13,7 @@ from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.quantized_layers import QuantizedLayer
 from keras_kd.compress.quantized_sequences import _Stepwise
 from keras_kd.models.weight_wrapper import every_layer
+from keras_kd.utils.types import Data, Logs, Tensor, Tensors
 
 _COMPARED = 32
 """Samples on which the answers with and without rounding are compared."""
@@ -76,7 +77,7 @@ def activation_ranges(model: keras.Model) -> dict[str, tuple[float, float]]:
     return {path: observer.limits() for path, observer in observers(model).items()}
 
 
-def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int = 32) -> None:
+def calibrate(model: keras.Model, data: Data, batch_size: int = 32, batches: int = 32) -> None:
     """Set the ranges of a quantization-aware model to those of data, without training.
 
     What earlier data gave is forgotten, also where `FreezeObservers` holds it; frozen ranges are
@@ -143,11 +144,11 @@ def calibrate(model: keras.Model, data: Any, batch_size: int = 32, batches: int 
         )
 
 
-def _joined(*parts: Any) -> np.ndarray:
+def _joined(*parts: Tensor) -> np.ndarray:
     return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts])
 
 
-def _batches(data: Any, batch_size: int, batches: int) -> Iterable[Any]:
+def _batches(data: Data, batch_size: int, batches: int) -> Iterable[Any]:
     arrays = keras.tree.flatten(data) if isinstance(data, (dict, list, tuple, np.ndarray)) else []
     if arrays and all(hasattr(array, "shape") and len(array.shape) for array in arrays):
         length = min(len(array) for array in arrays)
@@ -160,7 +161,7 @@ def _batches(data: Any, batch_size: int, batches: int) -> Iterable[Any]:
         yield batch[0] if isinstance(batch, tuple) else batch
 
 
-def _check(model: keras.Model, batch: Any) -> None:
+def _check(model: keras.Model, batch: Tensors) -> None:
     leaves = keras.tree.flatten(batch)
     inputs = keras.tree.flatten(model.input)
     if len(leaves) != len(inputs):
@@ -218,7 +219,7 @@ class FreezeObservers(keras.callbacks.Callback):
             raise ValueError(f"`epoch` must be an integer. Received: epoch={epoch!r}.")
         self.epoch = epoch
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Look for observers."""
         self._begun = False
         if not self._named("observer_frozen"):
@@ -227,7 +228,7 @@ class FreezeObservers(keras.callbacks.Callback):
                 "a distiller whose student is one."
             )
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Freeze from the given epoch on, and thaw before it."""
         first = self.epoch
         if first < 0:

@@ -19,6 +19,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd.utils.types import Tensor
+
 MOVES = {
     "ActivityRegularization",
     "AlphaDropout",
@@ -157,7 +159,7 @@ _RESIZES = {"Resize", "Resizing", "UpSampling2D"}
 _REPEATS = (keras.layers.UpSampling1D, keras.layers.UpSampling2D, keras.layers.RepeatVector)
 
 
-def same_scale(operation: Any) -> str:
+def same_scale(operation: keras.Operation) -> str:
     """How a layer or operation passes on the scale of its input.
 
     Args:
@@ -187,13 +189,13 @@ def same_scale(operation: Any) -> str:
     return ""
 
 
-def _resized(operation: Any) -> str:
+def _resized(operation: keras.Operation) -> str:
     if getattr(operation, "antialias", False):
         return ""
     return {"nearest": "keeps", "bilinear": "average"}.get(operation.interpolation, "")
 
 
-def rounds_halves(operation: Any) -> str:
+def rounds_halves(operation: keras.Operation) -> str:
     """Which way TFLite's kernel rounds what lies half-way between two integers.
 
     Args:
@@ -208,7 +210,7 @@ def rounds_halves(operation: Any) -> str:
     return "up" if kind in _RESIZES and same_scale(operation) == "average" else ""
 
 
-def repeats(layer: Any) -> bool:
+def repeats(layer: keras.Layer) -> bool:
     """Whether a layer repeats each value, which Keras computes by TILE.
 
     The converter writes int8 TILE in a version that LiteRT 2.3 does not have, so these are computed
@@ -220,7 +222,7 @@ def repeats(layer: Any) -> bool:
     return isinstance(layer, _REPEATS) and getattr(layer, "interpolation", "nearest") == "nearest"
 
 
-def rewritten(operation: Any, values: Any) -> Any | None:
+def rewritten(operation: keras.Operation, values: Tensor) -> Any | None:
     """What some operations compute, by operators that LiteRT has in int8.
 
     `ops.tile` and `ops.repeat` become joined copies, `depth_to_space` a transposition: TILE and
@@ -237,7 +239,7 @@ def rewritten(operation: Any, values: Any) -> Any | None:
     return None if maker is None else maker(operation, values)
 
 
-def _tiled(operation: Any, values: Any) -> Any | None:
+def _tiled(operation: keras.Operation, values: Tensor) -> Any | None:
     counts, rank = operation.repeats, len(values.shape)
     counts = [counts] if isinstance(counts, int) else list(counts)
     if len(counts) > rank or not all(isinstance(count, int) for count in counts):
@@ -247,7 +249,7 @@ def _tiled(operation: Any, values: Any) -> Any | None:
     return values
 
 
-def _repeated(operation: Any, values: Any) -> Any | None:
+def _repeated(operation: keras.Operation, values: Tensor) -> Any | None:
     shape = list(values.shape)
     if not isinstance(operation.repeats, int) or operation.axis is None or None in shape[1:]:
         return None
@@ -260,7 +262,7 @@ def _repeated(operation: Any, values: Any) -> Any | None:
     return ops.reshape(joined, (-1, *shape[1:]))
 
 
-def _spread(operation: Any, values: Any) -> Any | None:
+def _spread(operation: keras.Operation, values: Tensor) -> Any | None:
     block, shape = operation.block_size, list(values.shape)
     if operation.data_format != "channels_last" or len(shape) != 4 or None in shape[1:]:
         return None

@@ -33,7 +33,7 @@ class Plan:
     """
 
     def __init__(
-        self, graph: Graph, annotations: dict[int, Any], uses: Any, regions: FloatRegions
+        self, graph: Graph, annotations: dict[int, Any], uses: dict[int, int], regions: FloatRegions
     ) -> None:
         self.graph = graph
         self.regions = regions
@@ -95,7 +95,7 @@ class Plan:
                 self.labels[group] = name
                 self.rounded[name] = (group, True)
 
-    def folded_into(self, layer: Any, uses: Any) -> Any | None:
+    def folded_into(self, layer: keras.Layer, uses: dict[int, int]) -> Any | None:
         """As `foldable_into`, but for layers that stay float, which keep their normalization."""
         norm = foldable_into(layer, self.graph, uses)
         if norm is None or {id(layer), id(norm)} & self.regions.reasons.keys():
@@ -169,7 +169,7 @@ class Plan:
         return False
 
 
-def _read_as_float(layer: Any, graph: Graph) -> bool:
+def _read_as_float(layer: keras.Layer, graph: Graph) -> bool:
     if "float" not in keras.backend.standardize_dtype(layer.output.dtype):
         return False
     readers = [graph.layers[name] for name in graph.consumers[layer.name] if name != OUTPUT]

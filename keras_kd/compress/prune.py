@@ -15,7 +15,7 @@ from keras_kd.compress.selection import chosen_layers, paths
 from keras_kd.models.folding import require_built
 from keras_kd.models.graph import Graph, copy_built, rebuild
 from keras_kd.models.weight_wrapper import WeightWrapper, effective_weights, kernels
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Shape, Tensor
 
 PATTERNS = (None, "2:4", "channels")
 
@@ -111,13 +111,13 @@ class PrunedLayer(WeightWrapper):
 
     def __init__(
         self,
-        layer: Any,
+        layer: keras.Layer,
         steps: tuple[int, ...] = (),
         sparsities: tuple[float, ...] = (),
         repeat: int = 0,
         pattern: str | None = None,
         weights: tuple[str, ...] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.steps = tuple(int(step) for step in steps)
@@ -126,7 +126,7 @@ class PrunedLayer(WeightWrapper):
         self.pattern = pattern
         self.weight_names = None if weights is None else tuple(weights)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Build the layer, and a mask of ones for each kernel."""
         super().build(input_shape)
         self.masks = [
@@ -297,7 +297,7 @@ def prune(
         _tell_what_stays_dense(chosen, paths(model))
     shares = _shares(model, chosen, sparsity, scope, named)
 
-    def make(layer: Any, graph: Graph) -> Any:
+    def make(layer: keras.Layer, graph: Graph) -> Any:
         new = copy_built(layer)
         if id(layer) not in chosen or id(layer) not in shares:
             return new
@@ -320,7 +320,7 @@ def prune(
     return rebuild(model, make)
 
 
-def _names(layer: Any, named: bool) -> tuple[str, ...] | None:
+def _names(layer: keras.Layer, named: bool) -> tuple[str, ...] | None:
     found = {v.name for v in kernels(layer)}
     rest = found - {"depthwise_kernel"}
     if named:
@@ -328,7 +328,7 @@ def _names(layer: Any, named: bool) -> tuple[str, ...] | None:
     return () if _depthwise(layer) else tuple(sorted(rest))
 
 
-def _depthwise(layer: Any) -> bool:
+def _depthwise(layer: keras.Layer) -> bool:
     if isinstance(layer, keras.layers.Wrapper):
         return _depthwise(layer.layer)
     return isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D))
@@ -439,7 +439,7 @@ def _require_few(count: int, what: str, advice: str) -> None:
         )
 
 
-def _is_tfmot(schedule: Any) -> bool:
+def _is_tfmot(schedule: object) -> bool:
     return any(kind.__name__ == "PruningSchedule" for kind in type(schedule).__mro__)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -25,7 +26,7 @@ from keras_kd.compress.tflite_rounding import source_of
 from keras_kd.models.folding import require_built
 from keras_kd.models.graph import Graph, copy_built, occurrences, rebuild
 from keras_kd.models.weight_wrapper import WeightWrapper, base_layer, every_layer, kernels
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Data, Tensor, Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def quantize_aware(
     weight_bits: int = 8,
     activation_bits: int | None = 8,
     annotations: dict[str, Annotation] | None = None,
-    calibration: Any = None,
+    calibration: Data | None = None,
     momentum: float = 0.99,
     keep_zeros: bool = False,
 ) -> keras.Model:
@@ -161,7 +162,7 @@ def _annotations(model: keras.Model, annotations: dict[str, Annotation]) -> dict
 class _Separable:
     """A separable convolution as its two halves, which have a quantized value between them."""
 
-    def __init__(self, depthwise: Any, pointwise: Any) -> None:
+    def __init__(self, depthwise: keras.Layer, pointwise: keras.Layer) -> None:
         self.halves = (depthwise, pointwise)
 
 
@@ -196,7 +197,7 @@ class _Maker:
 
     # -- layers -------------------------------------------------------------------------------
 
-    def make(self, layer: Any, graph: Graph) -> Any:
+    def make(self, layer: keras.Layer, graph: Graph) -> Any:
         """The layer that stands for `layer`."""
         if id(layer) in self.folded:
             return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy.name)
@@ -226,7 +227,7 @@ class _Maker:
         more = (self.bits, self.activation_bits) if wrapper.takes_widths else ()
         return wrapper(self._with_zeros(inner), *more, activity_regularizer=regularizer)
 
-    def _weighted(self, layer: Any, graph: Graph, annotation: Annotation) -> Any:
+    def _weighted(self, layer: keras.Layer, graph: Graph, annotation: Annotation) -> Any:
         base = base_layer(layer)
         activation = base.get_config().get("activation")
         separate = activation is not None and not _fuses(activation)
@@ -250,7 +251,7 @@ class _Maker:
             regularizer=base.activity_regularizer,
         )
 
-    def _with_zeros(self, inner: Any, names: tuple[str, ...] | None = None) -> Any:
+    def _with_zeros(self, inner: keras.Layer, names: tuple[str, ...] | None = None) -> Any:
         """The layer with a mask on the zeros of its kernels, where they are to stay."""
         plain = isinstance(inner, keras.layers.Layer) and not isinstance(inner, WeightWrapper)
         if not self.keep_zeros or not plain or not kernels(inner, names):
@@ -260,7 +261,7 @@ class _Maker:
         pruned.apply_mask(None)
         return pruned
 
-    def _separable(self, layer: Any, graph: Graph) -> _Separable:
+    def _separable(self, layer: keras.Layer, graph: Graph) -> _Separable:
         config = layer.get_config()
         one = type(layer) is keras.layers.SeparableConv1D
         shared = {k: config[k] for k in ("data_format", "dtype", "trainable")}
@@ -317,7 +318,12 @@ class _Maker:
     # -- connections --------------------------------------------------------------------------
 
     def call(
-        self, layer: Any, new: Any, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        layer: keras.Layer,
+        new: keras.Layer,
+        graph: Graph,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Tensor:
         """Call the new layer on quantized inputs and round what it gives."""
         plan = self._plan(graph)
@@ -360,7 +366,7 @@ class _Maker:
         self.produced[id(tensor)] = tensor
         return tensor
 
-    def _enter(self, value: Any, graph: Graph, plan: Plan) -> Any:
+    def _enter(self, value: Tensors, graph: Graph, plan: Plan) -> Any:
         """An input of the model, rounded once for all its readers."""
         if not isinstance(value, keras.KerasTensor):
             return value
@@ -372,7 +378,7 @@ class _Maker:
         self.entered[id(value)] = (value, rounded)
         return rounded
 
-    def _pass(self, value: Any, graph: Graph, plan: Plan, reader: str) -> Any:
+    def _pass(self, value: Tensors, graph: Graph, plan: Plan, reader: str) -> Any:
         """An argument on its way from a region of floats into integers, or the other way."""
         if not isinstance(value, keras.KerasTensor):
             return value
@@ -487,19 +493,19 @@ class _Maker:
         return self.plans[id(graph)]
 
 
-def _float_policy(layer: Any) -> Any:
+def _float_policy(layer: keras.Layer) -> Any:
     policy = layer.dtype_policy if isinstance(layer, keras.layers.Layer) else None
     return policy if type(policy) is keras.dtype_policies.DTypePolicy else None
 
 
-def _fuses(activation: Any) -> bool:
+def _fuses(activation: Callable[..., Tensor] | None) -> bool:
     return isinstance(activation, str) and activation in FUSED_ACTIVATIONS
 
 
 _UNREGULARIZED = {"activity_regularizer": None}
 
 
-def _copy_changed(layer: Any, changes: dict[str, Any]) -> Any:
+def _copy_changed(layer: keras.Layer, changes: dict[str, Any]) -> Any:
     """A copy of a layer with other arguments for it, or for the layer within its wrappers."""
     if not isinstance(layer, WeightWrapper):
         copy = type(layer).from_config({**layer.get_config(), **changes})

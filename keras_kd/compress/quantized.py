@@ -9,11 +9,14 @@ One of this package is also a line in `utils/lazy_registration.py`, so that file
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from keras_kd.models.graph import Graph
 from keras_kd.models.weight_wrapper import WeightWrapper
 from keras_kd.utils.types import Tensor
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Quantized(WeightWrapper):
     weight_bits: int | None = None
     """Integer width of its weights, if it rounds them."""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if "kind" in cls.__dict__:
             BY_KIND[cls.kind] = cls
@@ -64,7 +67,7 @@ class Quantized(WeightWrapper):
 
     @classmethod
     def treat(
-        cls, layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+        cls, layer: keras.Layer, config: dict[str, Any], name: str, graph: Graph, masked: bool
     ) -> Treatment:
         """Say how one of the layers is treated that the class stands for.
 

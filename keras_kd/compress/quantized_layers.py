@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -21,7 +22,7 @@ from keras_kd.compress.tflite_rounding import (
 from keras_kd.models.folding import kernel_scale
 from keras_kd.models.graph import Graph
 from keras_kd.models.weight_wrapper import base_layer, kernels, run_with
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Shape, Tensor
 
 FUSED_ACTIVATIONS = {"linear", "relu", "relu6"}
 """Activations that TFLite computes inside the operator before them."""
@@ -74,14 +75,14 @@ class QuantizedLayer(ReadsIntegers, Quantized):
 
     def __init__(
         self,
-        layer: Any,
+        layer: keras.Layer,
         norm: Any | None = None,
         weight_bits: int = 8,
         axes: dict[str, Any] | None = None,
-        activation: Any = None,
+        activation: Callable[..., Tensor] | str | None = None,
         activation_bits: int | None = 8,
-        regularizer: Any = None,
-        **kwargs: Any,
+        regularizer: keras.Regularizer | str | None = None,
+        **kwargs: object,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.regularizer = keras.regularizers.get(regularizer)
@@ -111,13 +112,15 @@ class QuantizedLayer(ReadsIntegers, Quantized):
                 name="observer_frozen",
             )
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Build the layer and its normalization."""
         super().build(input_shape)
         if self.norm is not None and not self.norm.built:
             self.norm.build(self.layer.compute_output_shape(input_shape))
 
-    def call(self, inputs: Tensor, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+    def call(
+        self, inputs: Tensor, *args: object, training: bool | None = None, **kwargs: object
+    ) -> Any:
         """Run the layer with rounded weights."""
         if self.norm is not None:
             outputs = self._normalized(inputs, training)
@@ -148,7 +151,7 @@ class QuantizedLayer(ReadsIntegers, Quantized):
             value = self.regularizer(outputs)
             self.add_loss(value / ops.cast(ops.shape(outputs)[0], value.dtype))
 
-    def _plain(self, inputs: Tensor, training: bool | None, *args: Any, **kwargs: Any) -> Any:
+    def _plain(self, inputs: Tensor, training: bool | None, *args: object, **kwargs: object) -> Any:
         base = self.base
         pairs = self.quantized_pairs(training)
         if type(base) in TRANSPOSED and not training:
@@ -176,8 +179,8 @@ class QuantizedLayer(ReadsIntegers, Quantized):
         inputs: Tensor,
         pairs: list[tuple[Any, Tensor]],
         training: bool | None,
-        *args: Any,
-        **kwargs: Any,
+        *args: object,
+        **kwargs: object,
     ) -> Any:
         """The layer with other weights, in a form that converters know."""
         base = self.base
@@ -389,7 +392,7 @@ class QuantizedAffine(ReadsIntegers, Quantized):
 
     @classmethod
     def treat(
-        cls, layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+        cls, layer: keras.Layer, config: dict[str, Any], name: str, graph: Graph, masked: bool
     ) -> Treatment:
         """As in `Quantized`."""
         shape = graph.input_shape(name) or ()

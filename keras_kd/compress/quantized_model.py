@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_kd.compress.tflite_rounding import where_run
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Shape, Tensor, Tensors
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -25,12 +25,14 @@ class QuantizedModel(keras.Model):
         **kwargs: Arguments of `keras.Model`.
     """
 
-    def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, inputs: Tensors, outputs: Tensors, name: str | None = None, **kwargs: object
+    ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
         self.output_names = [_computed_by(tensor).name for tensor in self.outputs]
 
 
-def _computed_by(tensor: Any) -> Any:
+def _computed_by(tensor: Tensor) -> Any:
     history = tensor._keras_history
     while getattr(history.operation, "only_rounds", False):
         (source,) = history.operation._inbound_nodes[history.node_index].input_tensors
@@ -49,7 +51,7 @@ class FloatBorder(keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
         self.built = True
@@ -60,6 +62,6 @@ class FloatBorder(keras.layers.Layer):
             lambda: ops.convert_to_tensor(inputs), lambda: ops.relu(inputs) - ops.relu(-inputs)
         )
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         """That of the input."""
         return input_shape

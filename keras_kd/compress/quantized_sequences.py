@@ -55,11 +55,11 @@ class _Stepwise(ReadsIntegers, Quantized):
 
     def __init__(
         self,
-        layer: Any,
+        layer: keras.Layer,
         weight_bits: int = 8,
         activation_bits: int = 8,
         steps: tuple[str, ...] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.weight_bits: int = weight_bits
@@ -113,7 +113,9 @@ class _Stepwise(ReadsIntegers, Quantized):
         """Apply softmax, sigmoid or tanh and quantize to the range TFLite prescribes."""
         return bounded(kind, value, self.activation_bits)
 
-    def weight(self, variable: Any, values: dict[int, Tensor], shape: tuple[int, ...]) -> Tensor:
+    def weight(
+        self, variable: keras.Variable, values: dict[int, Tensor], shape: tuple[int, ...]
+    ) -> Tensor:
         """A kernel as a matrix, rounded with a step for each output."""
         value = values.get(id(variable))
         if value is None:
@@ -122,13 +124,13 @@ class _Stepwise(ReadsIntegers, Quantized):
         limit = ops.max(ops.abs(value)) if is_clustered(self.layer) else None
         return quantized_weights(ops.reshape(value, shape), self.weight_bits, (-1,), limit)
 
-    def bias(self, bias: Tensor | None, input_step: Any, matrix: Tensor) -> Tensor | None:
+    def bias(self, bias: Tensor | None, input_step: Tensor, matrix: Tensor) -> Tensor | None:
         """A bias as the file has it, behind a matrix whose inputs have the given step."""
         if bias is None or is_clustered(self.layer):
             return bias
         return rounded_bias(bias, input_step, channel_steps(matrix, (-1,)))
 
-    def matrix_shape(self, variable: Any) -> tuple[int, int]:
+    def matrix_shape(self, variable: keras.Variable) -> tuple[int, int]:
         """The shape in which a kernel is a matrix `(inputs, outputs)`."""
         return int(variable.shape[0]), -1
 
@@ -174,7 +176,7 @@ class QuantizedLayerNormalization(_Stepwise):
 
     @classmethod
     def treat(
-        cls, layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+        cls, layer: keras.Layer, config: dict[str, Any], name: str, graph: Graph, masked: bool
     ) -> Treatment:
         """As in `Quantized`."""
         shape = graph.input_shape(name) or ()
@@ -249,14 +251,14 @@ class QuantizedAttention(_Stepwise):
     seconds = ("key", "value")
 
     def __init__(
-        self, layer: Any, weight_bits: int = 8, activation_bits: int = 8, **kwargs: Any
+        self, layer: keras.Layer, weight_bits: int = 8, activation_bits: int = 8, **kwargs: Any
     ) -> None:
         super().__init__(layer, weight_bits, activation_bits, **kwargs)
         self.seeds = keras.random.SeedGenerator(self.base.get_config().get("seed"))
 
     @classmethod
     def treat(
-        cls, layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+        cls, layer: keras.Layer, config: dict[str, Any], name: str, graph: Graph, masked: bool
     ) -> Treatment:
         """As in `Quantized`."""
         if not graph.called_once(name):
@@ -287,7 +289,11 @@ class QuantizedAttention(_Stepwise):
         key = value if key is None else key
 
         def project(
-            step: str, dense: Any, inputs: Tensor, factor: float = 1.0, bias: Tensor | None = None
+            step: str,
+            dense: keras.Layer,
+            inputs: Tensor,
+            factor: float = 1.0,
+            bias: Tensor | None = None,
         ) -> Tensor:
             kernel = self.weight(dense.kernel, values, (inputs.shape[-1], -1)) * factor
             bias = self.bias(bias, self.input_step, kernel)
@@ -325,7 +331,7 @@ class QuantizedAttention(_Stepwise):
             bias = passed if bias is None else passed + bias
         return _matmul(context, kernel, self.bias(bias, self._step_size("context"), kernel))
 
-    def matrix_shape(self, variable: Any) -> tuple[int, int]:
+    def matrix_shape(self, variable: keras.Variable) -> tuple[int, int]:
         """The output kernel has its two inputs, heads and values, in front."""
         if variable is self.base.output_dense.kernel:
             return -1, int(variable.shape[-1])
@@ -356,7 +362,7 @@ class QuantizedRecurrent(_Stepwise):
     stands_for = (keras.layers.LSTM, keras.layers.GRU)
 
     def __init__(
-        self, layer: Any, weight_bits: int = 8, activation_bits: int = 8, **kwargs: Any
+        self, layer: keras.Layer, weight_bits: int = 8, activation_bits: int = 8, **kwargs: object
     ) -> None:
         steps: tuple[str, ...] = (
             "input",
@@ -374,7 +380,7 @@ class QuantizedRecurrent(_Stepwise):
 
     @classmethod
     def treat(
-        cls, layer: Any, config: dict[str, Any], name: str, graph: Graph, masked: bool
+        cls, layer: keras.Layer, config: dict[str, Any], name: str, graph: Graph, masked: bool
     ) -> Treatment:
         """As in `Quantized`."""
         if not graph.called_once(name):

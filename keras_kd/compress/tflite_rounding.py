@@ -129,7 +129,7 @@ def traced_for_onnx() -> bool:
     return False
 
 
-def rounded_twice(product: Tensor, factor: Any, step: Any) -> Tensor:
+def rounded_twice(product: Tensor, factor: Tensor, step: Tensor) -> Tensor:
     """Shift a sum of products so that rounding it once gives what rounding twice gives.
 
     `BATCH_MATMUL` multiplies its 32-bit sum by `factor / step = m * 2**-k`, `m` in [0.5, 1),
@@ -147,13 +147,13 @@ def rounded_twice(product: Tensor, factor: Any, step: Any) -> Tensor:
     return when_run(product, lambda value: _moved_out(value, factor, step))
 
 
-def _moved_out(value: Tensor, factor: Any, step: Any) -> Tensor:
+def _moved_out(value: Tensor, factor: Tensor, step: Tensor) -> Tensor:
     ratio = ops.cast(factor, "float32") / ops.cast(step, "float32")
     shift = ops.cast(step, "float32") * 2.0 ** ops.floor(ops.log2(ratio))
     return value + ops.sign(value) * ops.cast(shift, value.dtype)
 
 
-def inverse_root(values: Tensor, input_step: Any, step: Any) -> Tensor:
+def inverse_root(values: Tensor, input_step: Tensor, step: Tensor) -> Tensor:
     """Shift inverse roots so that rounding them once gives what `RSQRT` gives.
 
     The kernel rounds `2**20 / sqrt(q)` for the integer `q` to an integer, and multiplies that by
@@ -234,7 +234,7 @@ class ReadsIntegers:
 
     _sources: tuple[Any, ...] = ()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         """Join the layer to a graph, or run it."""
         first = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(first, keras.KerasTensor):
@@ -253,7 +253,7 @@ class ReadsIntegers:
         return None if quantizer is None else quantizer.step
 
 
-def quantizer_behind(tensor: Any) -> Any | None:
+def quantizer_behind(tensor: Tensor) -> Any | None:
     """The `FakeQuantize` on whose grid a symbolic tensor lies.
 
     Args:
@@ -267,7 +267,7 @@ def quantizer_behind(tensor: Any) -> Any | None:
     return operation if getattr(operation, "only_rounds", False) else None
 
 
-def source_of(tensor: Any) -> Any:
+def source_of(tensor: Tensor) -> Any:
     """The operation that made a symbolic tensor, looked at through those that only move values.
 
     Args:

@@ -25,6 +25,7 @@ from keras_kd.compress import tfmot_worker
 from keras_kd.compress.selection import require_graph
 from keras_kd.models.folding import require_built
 from keras_kd.models.graph import Graph, is_graph
+from keras_kd.utils.types import Tensors
 
 TIMEOUT = 1800
 """Seconds after which a process that hangs is given up."""
@@ -170,8 +171,8 @@ def from_tf_keras(path: str | os.PathLike[str]) -> keras.Model:
 
 def quantize(
     model: keras.Model,
-    inputs: Any,
-    labels: Any = None,
+    inputs: Tensors,
+    labels: np.ndarray | None = None,
     epochs: int = 1,
     batch_size: int = 32,
     learning_rate: float = 1e-4,
@@ -222,9 +223,9 @@ def quantize(
 def _write(
     model: keras.Model,
     folder: pathlib.Path,
-    inputs: Any,
+    inputs: Tensors,
     task: dict[str, Any],
-    labels: Any = None,
+    labels: np.ndarray | None = None,
 ) -> None:
     spec = _describe(model)
     tfmot_worker.save_probe(Graph(model).model, folder, keras)
@@ -279,7 +280,7 @@ def _describe(model: keras.Model) -> dict[str, Any]:
     }
 
 
-def _tensors(value: Any) -> Any:
+def _tensors(value: object) -> Any:
     """A serialized call with its tensors as `{"tensor": [layer, call, index]}`."""
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":

@@ -11,7 +11,15 @@ import inspect
 import json
 import pathlib
 import sys
-from typing import Any
+import types
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
 
 OPERATIONS = {
     "Add": "Add",
@@ -43,7 +51,7 @@ _TOLERANCE = 1e-5
 _HALF_TOLERANCE = 1e-2
 
 
-def build(spec: dict[str, Any], api: Any) -> tuple[Any, dict[str, Any]]:
+def build(spec: dict[str, Any], api: types.ModuleType) -> tuple[Any, dict[str, Any]]:
     """Build a Functional model from its description.
 
     Args:
@@ -93,7 +101,7 @@ def build(spec: dict[str, Any], api: Any) -> tuple[Any, dict[str, Any]]:
     return api.Model(inputs, outputs, name=spec["name"]), layers
 
 
-def make_layer(entry: dict[str, Any], api: Any) -> Any:
+def make_layer(entry: dict[str, Any], api: types.ModuleType) -> Any:
     """A layer from a class name and a configuration of either framework."""
     kind = OPERATIONS.get(entry["class"], entry["class"])
     cls = getattr(api.layers, kind, None)
@@ -132,7 +140,7 @@ def make_layer(entry: dict[str, Any], api: Any) -> Any:
     return cls(**config)
 
 
-def save_probe(model: Any, folder: pathlib.Path, api: Any) -> None:
+def save_probe(model: keras.Model, folder: pathlib.Path, api: types.ModuleType) -> None:
     """Write four random samples (zeros for integers), and what the original answers to them."""
     import numpy as np
 
@@ -150,7 +158,7 @@ def save_probe(model: Any, folder: pathlib.Path, api: Any) -> None:
     np.savez(folder / "answers.npz", **found)
 
 
-def check_probe(model: Any, folder: pathlib.Path, api: Any) -> float:
+def check_probe(model: keras.Model, folder: pathlib.Path, api: types.ModuleType) -> float:
     """Compare the converted model's answers with those that `save_probe` wrote.
 
     Returns:
@@ -168,7 +176,7 @@ def check_probe(model: Any, folder: pathlib.Path, api: Any) -> float:
     return require_equal(expected, answers(model, inputs, api))
 
 
-def answers(model: Any, inputs: list[Any], api: Any) -> dict[str, Any]:
+def answers(model: keras.Model, inputs: list[Any], api: types.ModuleType) -> dict[str, Any]:
     """What a Functional model's layers and outputs give, in order, by name.
 
     Args:
@@ -268,7 +276,7 @@ def plain_config(config: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def references(value: Any) -> list[tuple[str, int]]:
+def references(value: object) -> list[tuple[str, int]]:
     """Layer and call of every tensor named in a structure."""
     if isinstance(value, dict):
         if "tensor" in value:
@@ -292,7 +300,7 @@ def restore(value: Any, tensors: dict[tuple[str, int], Any]) -> Any:
     return value
 
 
-def describe(model: Any) -> dict[str, Any]:
+def describe(model: keras.Model) -> dict[str, Any]:
     """The description of a tf_keras model, as `build` reads it."""
     import tf_keras
 
@@ -354,7 +362,7 @@ def _tensors_of(value: Any) -> list[list[Any]]:
     return []
 
 
-def _call(node: Any) -> dict[str, Any]:
+def _call(node: keras.Operation) -> dict[str, Any]:
     if isinstance(node, list) and node and isinstance(node[0], str):
         node = [node]
     kwargs = {k: v for k, v in (node[0][3] or {}).items() if k not in ("training", "mask")}
@@ -375,7 +383,7 @@ def _ends(value: Any) -> Any:
     return found[0] if len(found) == 1 else found
 
 
-def load_weights(layers: dict[str, Any], weights: Any) -> None:
+def load_weights(layers: dict[str, Any], weights: Mapping[str, np.ndarray]) -> None:
     """Give every layer the arrays stored as `path|index`."""
     for path, layer in layers.items():
         count = sum(key.rpartition("|")[0] == path for key in weights)
@@ -419,7 +427,13 @@ def _main(command: str, folder: pathlib.Path) -> None:
     np.savez(folder / "outputs.npz", **{f"output_{i}": v for i, v in enumerate(flat)})
 
 
-def _quantize(model: Any, x: Any, data: dict[str, Any], task: dict[str, Any], folder: Any) -> Any:
+def _quantize(
+    model: keras.Model,
+    x: list[np.ndarray],
+    data: dict[str, Any],
+    task: dict[str, Any],
+    folder: pathlib.Path,
+) -> Any:
     import tensorflow as tf
     import tensorflow_model_optimization as tfmot
     import tf_keras
@@ -447,7 +461,7 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
-def _collect(model: Any, prefix: str, arrays: dict[str, Any]) -> None:
+def _collect(model: keras.Model, prefix: str, arrays: dict[str, Any]) -> None:
     import tf_keras
 
     for layer in model.layers:

@@ -7,6 +7,7 @@ looked up by name here are Keras's operations, whose classes have no public name
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -67,7 +68,7 @@ ACTIVATION_LAYERS = {
 }
 
 
-def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) -> Treatment:
+def treatment(layer: keras.Layer, graph: Graph, masked: frozenset[int] = frozenset()) -> Treatment:
     """How `quantize_aware` treats a layer or operation.
 
     Args:
@@ -124,7 +125,7 @@ def treatment(layer: Any, graph: Graph, masked: frozenset[int] = frozenset()) ->
     return Treatment("float", f"no int8 form of {kind} is known")
 
 
-def _weighted(layer: Any, config: dict[str, Any]) -> Treatment:
+def _weighted(layer: keras.Layer, config: dict[str, Any]) -> Treatment:
     if type(layer) is keras.layers.Embedding:
         return Treatment("embedding")
     if config.get("lora_rank"):
@@ -144,7 +145,7 @@ def _weighted(layer: Any, config: dict[str, Any]) -> Treatment:
     )
 
 
-def _activation(layer: Any, kind: str, config: dict[str, Any]) -> Treatment:
+def _activation(layer: keras.Layer, kind: str, config: dict[str, Any]) -> Treatment:
     name = config.get("activation") if kind == "Activation" else ACTIVATION_LAYERS[kind]
     if not isinstance(name, str) or name not in INT8_ACTIVATIONS:
         shown = name if isinstance(name, str) else "a custom activation"
@@ -165,12 +166,12 @@ def _activation(layer: Any, kind: str, config: dict[str, Any]) -> Treatment:
     return Treatment("activation", range=FIXED_RANGES.get(name), fusable=name in ("relu", "relu6"))
 
 
-def several_outputs(layer: Any) -> bool:
+def several_outputs(layer: keras.Layer) -> bool:
     """Whether a layer or operation of a graph gives more than a single tensor."""
     return not isinstance(layer.output, keras.KerasTensor)
 
 
-def _few_positions(layer: Any, graph: Graph) -> bool:
+def _few_positions(layer: keras.Layer, graph: Graph) -> bool:
     shape = graph.input_shape(layer.name) if graph.called_once(layer.name) else None
     first = layer.data_format == "channels_first"
     sizes = (shape or (None,))[2:] if first else (shape or (None,))[1:-1]
@@ -192,7 +193,7 @@ def _tensors_only(graph: Graph, name: str) -> bool:
     return all(_all_tensors(call["args"]) for call in graph.calls[name])
 
 
-def _all_tensors(arguments: Any) -> bool:
+def _all_tensors(arguments: Iterable[object]) -> bool:
     return all(
         _all_tensors(item) if isinstance(item, (list, tuple)) else isinstance(item, dict)
         for item in arguments

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-Array: TypeAlias = Any
+from keras_kd.utils.types import Array
+
 Pair: TypeAlias = tuple[Array, Array]
 
 SPLIT_SEED = 20

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from keras_kd.datasets.dataset import Array, Dataset, Pair, assemble
+from keras_kd.datasets.dataset import Dataset, Pair, assemble
 from keras_kd.utils import archives
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Array
 
 
 def load(path: str | os.PathLike[str]) -> Dataset:

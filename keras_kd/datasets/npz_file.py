@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def _split(path: str, arrays: dict[str, Any], end: str, notes: list[str]) -> Raw
     )
 
 
-def _ready(array: Any, notes: list[str]) -> Any:
+def _ready(array: np.ndarray, notes: list[str]) -> Any:
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         return array
     if array.ndim == 3:
@@ -112,5 +113,5 @@ def _ready(array: Any, notes: list[str]) -> Any:
     return np.multiply(array, np.float32(1 / 255), dtype=np.float32)
 
 
-def _listed(names: Any) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names) or "no arrays"

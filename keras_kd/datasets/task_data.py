@@ -19,10 +19,10 @@ from keras_kd.datasets.dataset import (
     SPLIT_SEED,
     TEST_FRACTION,
     VALIDATION_FRACTION,
-    Array,
     stratified,
 )
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Array
 
 TASKS = ("classification", "multilabel", "regression", "tokens", "ranking")
 """What a model may be asked: one class of many, several yes or no, numbers, a class for each token,
@@ -228,14 +228,14 @@ def count(x: Inputs) -> int:
     return len(next(iter(x.values())) if isinstance(x, dict) else x)
 
 
-def rows_of(x: Inputs, chosen: Any) -> Inputs:
+def rows_of(x: Inputs, chosen: np.ndarray | slice) -> Inputs:
     """The chosen rows of inputs."""
     if isinstance(x, dict):
         return {name: array[chosen] for name, array in x.items()}
     return x[chosen]
 
 
-def taken(rows: Rows, chosen: Any) -> Rows:
+def taken(rows: Rows, chosen: np.ndarray | slice) -> Rows:
     """The chosen rows of a split."""
     return Rows(rows_of(rows.x, chosen), rows.y[chosen], rows.index[chosen])
 
@@ -282,7 +282,7 @@ def _check_array(array: Array, what: str) -> None:
 
 
 def checked_labels(
-    y: Any, task: str, split: str, where: Place, said: list[str], unlabeled: bool
+    y: np.ndarray, task: str, split: str, where: Place, said: list[str], unlabeled: bool
 ) -> Array:
     """Bring labels to the form of `Rows.y`.
 

@@ -168,7 +168,7 @@ def _kind(name: str) -> str:
 
 
 def _of_images(data: Dataset) -> TaskData:
-    def rows(split: str, index: Any) -> Rows:
+    def rows(split: str, index: np.ndarray) -> Rows:
         return Rows(getattr(data, f"x_{split}"), getattr(data, f"y_{split}"), index)
 
     count = len(data.y_train)

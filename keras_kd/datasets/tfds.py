@@ -5,11 +5,16 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from typing import Any
+import types
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_kd.datasets.dataset import Dataset, Pair, assemble
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tensorflow_datasets
 
 MAX_BYTES = 8 * 2**30
 """Largest set that is read into memory, in bytes of float32."""
@@ -114,7 +119,7 @@ def load(
     )
 
 
-def _builder(tfds: Any, name: str, directory: str | None) -> Any:
+def _builder(tfds: types.ModuleType, name: str, directory: str | None) -> Any:
     if name == "image_folder":
         if directory is None or not os.path.isdir(directory):
             raise ValueError(
@@ -149,7 +154,9 @@ def _builder(tfds: Any, name: str, directory: str | None) -> Any:
         ) from error
 
 
-def _keys(tfds: Any, name: str, info: Any) -> tuple[str, str]:
+def _keys(
+    tfds: types.ModuleType, name: str, info: tensorflow_datasets.core.DatasetInfo
+) -> tuple[str, str]:
     features = dict(info.features)
     images = [key for key, kind in features.items() if isinstance(kind, tfds.features.Image)]
     labels = [key for key, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
@@ -165,7 +172,9 @@ def _keys(tfds: Any, name: str, info: Any) -> tuple[str, str]:
     )
 
 
-def _prepare(tfds: Any, name: str, builder: Any) -> None:
+def _prepare(
+    tfds: types.ModuleType, name: str, builder: tensorflow_datasets.core.DatasetBuilder
+) -> None:
     if name == "image_folder" or builder.is_prepared():
         return
     try:
@@ -190,7 +199,7 @@ def _check_memory(name: str, shape: tuple[int | None, ...], samples: int) -> Non
         )
 
 
-def _stacked(name: str, split: str, source: Any, samples: int) -> Pair:
+def _stacked(name: str, split: str, source: tf.data.Dataset, samples: int) -> Pair:
     """All images of a split in one array, filled as they come."""
     images: np.ndarray[Any, np.dtype[Any]] | None = None
     labels = np.zeros(samples, dtype=np.int64)

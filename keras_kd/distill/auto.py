@@ -26,6 +26,7 @@ from keras_kd.distill.given import AUTO as NAME
 from keras_kd.distill.given import stand_in
 from keras_kd.distill.method_choice import MethodChoice, Setting
 from keras_kd.distill.training_rows import read
+from keras_kd.utils.types import Tensors
 
 SEEDS = 3
 HELD_OUT = 0.1
@@ -34,12 +35,12 @@ LEAST = 10
 
 
 def choose(
-    distiller: Any,
-    x: Any,
-    y: Any,
+    distiller: keras.Model,
+    x: Tensors,
+    y: Tensors | None,
     batch_size: int | None,
     epochs: int,
-    verbose: Any,
+    verbose: int | str,
     arguments: dict[str, Any],
 ) -> MethodChoice:
     """Choose the method for this training and compile the distiller for it.
@@ -96,7 +97,7 @@ def choose(
         mapped = teacher_inputs is not None or student_inputs is not None
         model = None if mapped else method_choice.model_of(given)
 
-        def situation(student: Any) -> Situation:
+        def situation(student: keras.Model) -> Situation:
             return setting.situation(student, model)
 
         methods = method_choice.prepared(CANDIDATES, situation(student), len(train))
@@ -134,7 +135,7 @@ def choose(
 class _Again:
     """The student itself, with its first weights each time."""
 
-    def __init__(self, student: Any) -> None:
+    def __init__(self, student: keras.Model) -> None:
         self.student = student
         self.values = _values(student)
 
@@ -143,17 +144,17 @@ class _Again:
         return self.student
 
 
-def _values(model: Any) -> list[np.ndarray]:
+def _values(model: keras.Model) -> list[np.ndarray]:
     return [np.array(keras.ops.convert_to_numpy(v)) for v in model.variables]
 
 
-def _assign(model: Any, values: Sequence[np.ndarray]) -> None:
+def _assign(model: keras.Model, values: Sequence[np.ndarray]) -> None:
     for variable, value in zip(model.variables, values, strict=True):
         variable.assign(value)
 
 
 @contextlib.contextmanager
-def _unharmed(student: Any, x: Any, student_inputs: Any) -> Iterator[None]:
+def _unharmed(student: keras.Model, x: Tensors, student_inputs: Any) -> Iterator[None]:
     """Leave the student, and the generators of random numbers, as if nothing had happened.
 
     TensorFlow's own generator cannot be read; where NumPy's was seeded, what it is seeded with
@@ -173,7 +174,7 @@ def _unharmed(student: Any, x: Any, student_inputs: Any) -> Iterator[None]:
         np.random.set_state(numbers)
 
 
-def _fresh(optimizer: Any) -> Any:
+def _fresh(optimizer: keras.optimizers.Optimizer) -> Any:
     """Another optimizer of the same settings."""
     try:
         return fresh_optimizer(optimizer)

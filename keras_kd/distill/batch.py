@@ -15,7 +15,7 @@ from keras_kd.losses.vocabulary import is_large
 from keras_kd.models.model_reader import Answer
 from keras_kd.transfers.output_pairing import Match
 from keras_kd.utils.masks import keras_mask, with_keras_mask
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Tensor, Tensors
 
 
 class Batch(NamedTuple):
@@ -77,14 +77,14 @@ def paired(match: Match, teacher: Answer, student: Answer) -> list[tuple[Any, An
     return pairs
 
 
-def read_on(answer: Answer, before: Any, after: Any) -> Answer:
+def read_on(answer: Answer, before: Tensors, after: Tensors) -> Answer:
     """The student's answer with its output replaced as logits, not as what the model returned."""
     if after is before:
         return answer
     return answer._replace(logits=[after if z is before else z for z in answer.logits])
 
 
-def for_positions(sample_weight: Any, output: Any) -> Any:
+def for_positions(sample_weight: Tensors, output: Tensors) -> Any:
     """Weights `(batch,)` or `(batch, 1)` as one for every position of outputs with positions.
 
     Keras broadcasts weights over the last axes only where they have as many axes as
@@ -100,7 +100,7 @@ def for_positions(sample_weight: Any, output: Any) -> Any:
     if sample_weight is None:
         return None
 
-    def fitted(tensor: Any, weight: Any) -> Any:
+    def fitted(tensor: Tensor, weight: Tensor) -> Any:
         if weight is None or len(tensor.shape) < 3:
             return weight
         column = all(length == 1 for length in weight.shape[1:])
@@ -119,14 +119,14 @@ def for_positions(sample_weight: Any, output: Any) -> Any:
     return keras.tree.pack_sequence_as(sample_weight, fit)
 
 
-def apart(sample_weight: Any) -> Any:
+def apart(sample_weight: Tensors) -> Any:
     """Weights that a loss of Keras may change: on PyTorch it multiplies a mask into them."""
     if sample_weight is None or keras.config.backend() != "torch":
         return sample_weight
     return keras.tree.map_structure(ops.copy, sample_weight, none_is_leaf=False)
 
 
-def pick(answer: Answer, taps: Any, output: int, logits: bool) -> Any:
+def pick(answer: Answer, taps: list[str] | str | None, output: int, logits: bool) -> Any:
     """What a transfer reads of one model's answer."""
     if taps is None:
         return (answer.logits if logits else keras.tree.flatten(answer.output))[output]
@@ -181,7 +181,7 @@ def without_gradient(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]
     else:
         kept = _each(lambda tensor: zeros_unless(finite, tensor), read)
 
-    def stop(tensor: Any, before: Any) -> Any:
+    def stop(tensor: Tensor, before: Tensors) -> Any:
         return with_keras_mask(ops.stop_gradient(tensor), keras_mask(before))
 
     return _each(stop, kept, read), finite
@@ -194,7 +194,7 @@ def _each(fn: Callable[..., Any], *answers: Answer) -> Answer:
     garbage is collected. Logits can be as large as all else in the step, so it is not given them.
     """
 
-    def mapped(*parts: Any) -> Any:
+    def mapped(*parts: Tensors) -> Any:
         return keras.tree.map_structure(fn, *parts, none_is_leaf=False)
 
     first = answers[0]
@@ -222,7 +222,7 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     return finite
 
 
-def zeros_unless(finite: Tensor, tensors: Any) -> Any:
+def zeros_unless(finite: Tensor, tensors: Tensors) -> Any:
     """The tensors as they are, or zeros in their place.
 
     Args:
@@ -237,7 +237,7 @@ def zeros_unless(finite: Tensor, tensors: Any) -> Any:
             lambda: keras.tree.map_structure(ops.zeros_like, tensors, none_is_leaf=False),
         )
 
-    def gate(tensor: Any) -> Any:
+    def gate(tensor: Tensor) -> Any:
         # A scalar zero, since `zeros_like` of logits over a vocabulary is no small thing.
         return ops.where(finite, tensor, ops.zeros((), tensor.dtype))
 
@@ -254,7 +254,7 @@ def top_class(logits: Tensor) -> Tensor:
     return ops.argmax(logits, axis=-1)
 
 
-def zero_if_not_finite(finite: Tensor, x: Any) -> Any:
+def zero_if_not_finite(finite: Tensor, x: Tensors) -> Any:
     """The batch, or zeros where what made the teacher fail would make the student fail as well.
 
     Args:
@@ -281,7 +281,7 @@ def zero_if_not_finite(finite: Tensor, x: Any) -> Any:
     return keras.tree.pack_sequence_as(x, flat)
 
 
-def _holds_floats(tensor: Any) -> bool:
+def _holds_floats(tensor: Tensor) -> bool:
     if tensor is None or type(tensor).__name__ in ("RaggedTensor", "SparseTensor"):
         return False
     return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)))

@@ -6,7 +6,7 @@ keeps in Keras Variables changes from step to step.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -16,16 +16,17 @@ from keras_kd import backends
 from keras_kd.distill import hooks
 from keras_kd.distill.pairing import Pairing
 from keras_kd.teachers import Teacher
+from keras_kd.utils.types import Data, Tensor
 
 
-def require(transform: Any) -> Any:
+def require(transform: object) -> Any:
     """The batch transform, or `None`; raises `TypeError` for anything else."""
     if transform is not None:
         hooks.require_called_with(transform, "`batch_transform`", ("batch", "distiller"))
     return transform
 
 
-def held(transform: Any, others: set[int], student: Any) -> list[hooks.Held]:
+def held(transform: object, others: set[int], student: keras.Model) -> list[hooks.Held]:
     """The transform with its Variables in a list, or nothing where there is none.
 
     Args:
@@ -41,7 +42,7 @@ def held(transform: Any, others: set[int], student: Any) -> list[hooks.Held]:
 
 
 def transformed(
-    distiller: hooks.Trained, pairing: Pairing, data: Any, state: list[Any]
+    distiller: hooks.Trained, pairing: Pairing, data: Data, state: list[Any]
 ) -> tuple[Any, list[Any]]:
     """One batch behind the transform, and the state of the step.
 
@@ -65,7 +66,11 @@ def transformed(
 
 
 def _transformed(
-    distiller: hooks.Trained, pairing: Pairing, transform: Any, data: Any, state: list[Any]
+    distiller: hooks.Trained,
+    pairing: Pairing,
+    transform: Callable[..., Any],
+    data: Data,
+    state: list[Any],
 ) -> tuple[Any, list[Any]]:
     """The same by one `fn(batch, distiller)`."""
     plain, weights = backends.supplied(data)
@@ -128,7 +133,7 @@ class _Scope(keras.StatelessScope):
             )
         super().add_update(update)
 
-    def after(self, state: Any) -> Any:
+    def after(self, state: list[Tensor]) -> Any:
         """The state with what has changed in the scope."""
         others = [self.get_current_value(v) for v in self._others]
         return (state[0], others, *state[2:])
@@ -154,7 +159,7 @@ def _models_kept(pairing: Pairing) -> Iterator[None]:
             variable.assign(value)
 
 
-def _checked(before: hooks.Batch, after: Any) -> hooks.Batch:
+def _checked(before: hooks.Batch, after: object) -> hooks.Batch:
     """What the transform returned, in tensors without a history."""
     if not isinstance(after, hooks.Batch):
         raise TypeError(
@@ -162,7 +167,7 @@ def _checked(before: hooks.Batch, after: Any) -> hooks.Batch:
             f"{type(after).__name__}."
         )
 
-    def tensor(leaf: Any) -> Any:
+    def tensor(leaf: Tensor) -> Any:
         if leaf is None:
             return None
         if not ops.is_tensor(leaf):

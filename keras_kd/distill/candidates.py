@@ -18,6 +18,7 @@ from keras_kd.transfers.layer_matching import LayerPairs, match_layers
 from keras_kd.transfers.output_pairing import soft_targets
 from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils import checks
+from keras_kd.utils.types import Losses
 
 PLAIN, DEFAULT = "plain", "default"
 
@@ -182,7 +183,7 @@ T = 4; `BinarySoftTargets` at T = 2; `LogitHuber`; the defaults beside a loss of
 layers: `ICKD` of maps, `HiddenState` of sequences, `PKT` of vectors."""
 
 
-def chosen(methods: Any) -> dict[str, Candidate]:
+def chosen(methods: object) -> dict[str, Candidate]:
     """The candidates that are asked for, plain training first.
 
     Args:
@@ -224,7 +225,7 @@ def chosen(methods: Any) -> dict[str, Candidate]:
     return made
 
 
-def _own(name: str, given: Any) -> Candidate:
+def _own(name: str, given: object) -> Candidate:
     """A candidate of the user's own."""
     if not isinstance(given, Mapping) and not callable(given):
         raise TypeError(
@@ -246,7 +247,7 @@ _ARGUMENTS = (
 )
 
 
-def _taps(loss: Any) -> list[str]:
+def _taps(loss: Losses) -> list[str]:
     """The layers of the teacher that a loss of the user's own reads."""
     each = loss if isinstance(loss, list | tuple) else [loss]
     found: list[str] = []

@@ -10,6 +10,7 @@ from keras_kd.distill.compiled import fresh_optimizer
 from keras_kd.distill.distiller import Distiller
 from keras_kd.transfers.transfer import Transfer, fresh_loss
 from keras_kd.utils import checks
+from keras_kd.utils.types import Losses
 
 
 def distill_chain(
@@ -87,7 +88,7 @@ def distill_chain(
 
 
 def born_again(
-    model: Any,
+    model: keras.Model,
     *fit_args: Any,
     generations: int,
     compile: dict[str, Any] | Callable[[int], dict[str, Any]],
@@ -124,7 +125,7 @@ def born_again(
     return children
 
 
-def _fresh_losses(losses: Any) -> Any:
+def _fresh_losses(losses: Losses) -> Any:
     """Transfers and losses that have learned nothing, structured as those given."""
     if isinstance(losses, dict):
         return {name: _fresh_losses(loss) for name, loss in losses.items()}

@@ -16,7 +16,7 @@ def live(value: float, name: str) -> Any:
     return keras.Variable(value, trainable=False, dtype="float32", autocast=False, name=name)
 
 
-def fresh_optimizer(optimizer: Any) -> Any:
+def fresh_optimizer(optimizer: keras.optimizers.Optimizer) -> Any:
     """An optimizer without state: one that has stepped belongs to other variables."""
     made = keras.optimizers.get(optimizer)
     return type(made).from_config(made.get_config())
@@ -48,7 +48,7 @@ class Weights(NamedTuple):
         if self.temperature is not None:
             checks.temperature(self.temperature)
 
-    def assign(self, distiller: Any, labeled: bool) -> None:
+    def assign(self, distiller: keras.Model, labeled: bool) -> None:
         """Set the live values of a distiller."""
         alpha, hard = self.alpha, self.hard
         if not distiller.distills:

@@ -1,7 +1,7 @@
 """Whether arrays, labels and weights fit the models, found out before any step is taken."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -12,11 +12,14 @@ from keras_kd.distill import label_checks
 from keras_kd.distill.pairing import Pairing
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
+from keras_kd.utils.types import Data, Losses, Tensor, Tensors
 
 # --------------------------------------------------------------------------- data
 
 
-def data(pairing: Pairing, x: Any, y: Any, arguments: dict[str, Any], loss: Any) -> None:
+def data(
+    pairing: Pairing, x: Data, y: Tensors | None, arguments: dict[str, Any], loss: Losses
+) -> None:
     """Raise `ValueError` for data of `fit` that no step can be taken on.
 
     Args:
@@ -59,7 +62,7 @@ def data(pairing: Pairing, x: Any, y: Any, arguments: dict[str, Any], loss: Any)
         )
 
 
-def _is_data(given: Any) -> bool:
+def _is_data(given: object) -> bool:
     return (
         hasattr(given, "element_spec")
         or isinstance(given, keras.utils.PyDataset | Iterator)
@@ -68,11 +71,13 @@ def _is_data(given: Any) -> bool:
     )
 
 
-def _numbers(found: Any) -> str:
+def _numbers(found: Iterable[Any]) -> str:
     return " and ".join(str(n) for n in sorted(found))
 
 
-def _pair(pairing: Pairing, x: Any, y: Any, weight: Any, loss: Any, where: str) -> None:
+def _pair(
+    pairing: Pairing, x: Data, y: Tensors | None, weight: Tensors | None, loss: Losses, where: str
+) -> None:
     """Look at inputs, labels and weights of one kind of data."""
     spec = getattr(x, "element_spec", None)
     if spec is not None:
@@ -99,7 +104,7 @@ def _pair(pairing: Pairing, x: Any, y: Any, weight: Any, loss: Any, where: str) 
         _weight_shapes(pairing, y, weight, f"`sample_weight`{of}")
 
 
-def _weight_shapes(pairing: Pairing, y: Any, weight: Any, name: str) -> None:
+def _weight_shapes(pairing: Pairing, y: Tensors | None, weight: Tensors | None, name: str) -> None:
     """Compare weights with what losses give of an output: a value a sample, or a token, a pixel."""
     student = pairing.student
     labels = checks.per_output(y, student.template)
@@ -126,7 +131,7 @@ def _weight_shapes(pairing: Pairing, y: Any, weight: Any, name: str) -> None:
             )
 
 
-def _indexes(label: Any, output: Any) -> bool:
+def _indexes(label: Tensor, output: Tensor) -> bool:
     """Whether labels are class numbers, of one dimension less than the outputs."""
     return label is not None and getattr(label, "rank", 0) is not None and len(label) < len(output)
 
@@ -139,13 +144,13 @@ def _covers(weight: Sequence[Any], values: Sequence[Any]) -> bool:
     )
 
 
-def _unjoined(spec: Any) -> Any:
+def _unjoined(spec: object) -> Any:
     """The element of a dataset, whose inputs may have the answers of a cache beside them."""
     first, *rest = spec if type(spec) is tuple else (spec,)
     return (first.x if isinstance(first, Joined) else first, *rest)
 
 
-def _inputs(pairing: Pairing, x: Any, where: str) -> None:
+def _inputs(pairing: Pairing, x: Data, where: str) -> None:
     """Compare inputs with what the student declares to read."""
     model = pairing.student.model
     name = f"the `x` of {where}" if where else "`x`"
@@ -174,7 +179,7 @@ def _inputs(pairing: Pairing, x: Any, where: str) -> None:
             )
 
 
-def _matched(x: Any, model: Any, declared: Sequence[Any]) -> list[tuple[Any, Any]]:
+def _matched(x: Data, model: keras.Model, declared: Sequence[Any]) -> list[tuple[Any, Any]]:
     """Inputs beside what the model declares, as far as they meet by name or order."""
     if isinstance(x, dict):
         by_name = {tensor.name: tensor for tensor in declared}
@@ -186,7 +191,7 @@ def _matched(x: Any, model: Any, declared: Sequence[Any]) -> list[tuple[Any, Any
 # ------------------------------------------------------------------------- weights
 
 
-def _class_weights(given: Any, pairing: Pairing) -> None:
+def _class_weights(given: object, pairing: Pairing) -> None:
     """Raise unless each class has one finite weight that is not negative."""
     if given is None:
         return

@@ -5,17 +5,17 @@ are, and on what batch, is the distiller's to say.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_kd.distill import hooks, row_numbers
+from keras_kd.distill import row_numbers
 from keras_kd.distill.batch import Step
 from keras_kd.distill.objective import Objective, seen_in_step
 from keras_kd.distill.pairing import Pairing
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Data, Tensor
 
 
 @contextlib.contextmanager
@@ -26,7 +26,7 @@ def no_trace() -> Iterator[None]:
 
 
 def terms_of(
-    distiller: Any, pairing: Pairing, objective: Objective, data: Any
+    distiller: keras.Model, pairing: Pairing, objective: Objective, data: Data
 ) -> Callable[[], dict[str, Tensor]]:
     """What computes the terms of an objective on one batch, unweighted and unbooked.
 
@@ -61,7 +61,7 @@ def term_losses(terms: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
 
 
 def gradient_norms(
-    terms: Callable[[], dict[str, Tensor]], distiller: hooks.Trained
+    terms: Callable[[], dict[str, Tensor]], distiller: keras.Model
 ) -> dict[str, float]:
     """`||d term / d theta||`, the norm over the student's trainable parameters, for each term.
 
@@ -101,7 +101,7 @@ def _own_random_numbers() -> Iterator[None]:
         yield
 
 
-def _norm(gradients: Any) -> Tensor:
+def _norm(gradients: Iterable[Tensor | None]) -> Tensor:
     """The norm over all gradients, in float32; a parameter that is not reached has none."""
     wide = [ops.cast(g, "float32") for g in gradients if g is not None]
     # Divided by the largest number, since squares of scaled gradients may overflow.
@@ -116,7 +116,9 @@ def _scaled(term: Tensor, scale: float) -> Tensor:
     return term * ops.cast(scale, term.dtype)
 
 
-def _tensorflow(terms: Any, variables: list[Any], scale: float) -> dict[str, Tensor]:
+def _tensorflow(
+    terms: Callable[[], dict[str, Tensor]], variables: list[Any], scale: float
+) -> dict[str, Tensor]:
     import tensorflow as tf
 
     with tf.GradientTape(persistent=True) as tape:
@@ -132,7 +134,9 @@ def _tensorflow(terms: Any, variables: list[Any], scale: float) -> dict[str, Ten
     return norms
 
 
-def _jax(terms: Any, variables: list[Any], scale: float) -> dict[str, Tensor]:
+def _jax(
+    terms: Callable[[], dict[str, Tensor]], variables: list[Any], scale: float
+) -> dict[str, Tensor]:
     import jax
 
     def values(held: list[Any]) -> dict[str, Tensor]:
@@ -148,7 +152,9 @@ def _jax(terms: Any, variables: list[Any], scale: float) -> dict[str, Tensor]:
     return norms
 
 
-def _torch(terms: Any, variables: list[Any], scale: float) -> dict[str, Tensor]:
+def _torch(
+    terms: Callable[[], dict[str, Tensor]], variables: list[Any], scale: float
+) -> dict[str, Tensor]:
     import torch
 
     with torch.enable_grad(), keras.StatelessScope():

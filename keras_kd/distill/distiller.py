@@ -7,10 +7,11 @@ the data and the `TrainingMetrics`. A new term of the objective is one more entr
 `Compiled`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import keras
+import numpy as np
 
 from keras_kd import backends
 from keras_kd.distill import batch_transform as transform
@@ -32,11 +33,12 @@ from keras_kd.distill.given import Given
 from keras_kd.distill.preparation import Preparation
 from keras_kd.distill.shared_layers import Shared, SharedLayersModel
 from keras_kd.models import lora
+from keras_kd.teachers.base import TeacherLike
 from keras_kd.transfers import compatibility, output_pairing
 from keras_kd.transfers.output_pairing import Placed
 from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils import checks
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Data, Losses, PathLike, Tensor, Tensors
 
 if TYPE_CHECKING:
     from keras_kd.distill.method_choice import MethodChoice
@@ -114,8 +116,8 @@ class Distiller(SharedLayersModel):
 
     def __init__(
         self,
-        student: Any,
-        teacher: Any = None,
+        student: keras.Model,
+        teacher: TeacherLike = None,
         *,
         teacher_precision: str = "float32",
         teacher_inputs: Callable[[Any], Any] | None = None,
@@ -221,11 +223,11 @@ class Distiller(SharedLayersModel):
 
     def compile(
         self,
-        optimizer: Any = "adam",
-        loss: Any = None,
+        optimizer: str | keras.optimizers.Optimizer = "adam",
+        loss: Losses = None,
         *,
-        metrics: Any = None,
-        distillation_loss: Any = None,
+        metrics: Sequence[object] | Mapping[str, object] | None = None,
+        distillation_loss: object = None,
         alpha: float | None = None,
         temperature: float | None = None,
         student_loss_weight: float | None = None,
@@ -234,7 +236,7 @@ class Distiller(SharedLayersModel):
         penalties: Sequence[Any] | None = None,
         batch_transform: Callable[[hooks.Batch, Any], hooks.Batch] | None = None,
         adversary: hooks.Adversary | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         """Configure the training.
 
@@ -302,7 +304,13 @@ class Distiller(SharedLayersModel):
         self._compile_for_keras(optimizer, loss, metrics, self._preparation.steps.given(kwargs))
         self.chooses_method, self.method_choice = chooses, None
 
-    def _compile_for_keras(self, optimizer: Any, loss: Any, metrics: Any, others: Any) -> None:
+    def _compile_for_keras(
+        self,
+        optimizer: str | keras.optimizers.Optimizer,
+        loss: Losses,
+        metrics: Sequence[object] | Mapping[str, object] | None,
+        others: Mapping[str, Any],
+    ) -> None:
         """Have Keras make its part, and list the terms of the objective by that."""
         # Keras keeps the loss and metrics of an earlier `compile` beside `None`.
         self.loss, self._compile_loss, self._compile_metrics = None, None, None
@@ -348,7 +356,11 @@ class Distiller(SharedLayersModel):
         self._metrics_of_terms.keep([*self._pairing.logs(), *penalties])
 
     def take_teacher(
-        self, teacher: Any, path: Any = "the file", teacher_answers: str = "auto", **arguments: Any
+        self,
+        teacher: TeacherLike,
+        path: PathLike = "the file",
+        teacher_answers: str = "auto",
+        **arguments: Any,
     ) -> None:
         """Give a loaded distiller back what no file holds, as `load_distiller` is given it.
 
@@ -362,11 +374,11 @@ class Distiller(SharedLayersModel):
 
     # --------------------------------------------------------------------- step
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensors, training: bool | None = None) -> Any:
         """Run the student on one batch, as given to `fit`; returns its output."""
         return self._pairing.run(inputs, bool(training))
 
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+    def compute_mask(self, inputs: Tensors | None, previous_mask: Tensors | None) -> None:
         """Return nothing: the student's outputs carry their masks."""
         return
 
@@ -387,14 +399,14 @@ class Distiller(SharedLayersModel):
         if self.test_function is not before and held.compiled.asks_in_evaluation:
             self.test_function = backends.supplying(self.test_function, held.teacher_variables)
 
-    def train_step(self, *args: Any) -> Any:
+    def train_step(self, *args: object) -> Any:
         """Take one optimizer step on one batch; JAX passes the state before it."""
         *state, data = args
         data, state = transform.transformed(self, self._pairing, data, state)
         with self._pairing.answering(data, self, state) as plain:
             return super().train_step(*state, plain)
 
-    def test_step(self, *args: Any) -> Any:
+    def test_step(self, *args: object) -> Any:
         """Evaluate one batch: the student alone, unless the teacher was asked for."""
         *state, data = args
         if self._pairing.compiled.asks_in_evaluation and self.distills:
@@ -410,10 +422,10 @@ class Distiller(SharedLayersModel):
 
     def compute_loss(
         self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
+        x: Tensors | None = None,
+        y: Tensors | None = None,
+        y_pred: Tensors | None = None,
+        sample_weight: Tensors | None = None,
         training: bool = True,
     ) -> Tensor:
         """Compute the total loss of one batch, a scalar, and book its parts."""
@@ -425,13 +437,13 @@ class Distiller(SharedLayersModel):
 
     def fit(
         self,
-        x: Any = None,
-        y: Any = None,
+        x: Data | None = None,
+        y: Tensors | None = None,
         batch_size: int | None = None,
         epochs: int = 1,
-        verbose: Any = "auto",
-        callbacks: Any = None,
-        **kwargs: Any,
+        verbose: int | str = "auto",
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        **kwargs: object,
     ) -> Any:
         """Train the student, as `keras.Model.fit` does.
 
@@ -468,7 +480,11 @@ class Distiller(SharedLayersModel):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def evaluate(
-        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+        self,
+        x: Data | None = None,
+        y: Tensors | None = None,
+        batch_size: int | None = None,
+        **kwargs: object,
     ) -> Any:
         """Evaluate the student, as `keras.Model.evaluate` does.
 
@@ -499,7 +515,9 @@ class Distiller(SharedLayersModel):
         values = list(logs.values())
         return logs if as_dict else values[0] if len(values) == 1 else values
 
-    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def train_on_batch(
+        self, x: Data, y: Tensors | None = None, *args: object, **kwargs: object
+    ) -> Any:
         """Take one optimizer step, as `keras.Model.train_on_batch` does.
 
         Raises:
@@ -510,7 +528,9 @@ class Distiller(SharedLayersModel):
         monitor.require_finite(self, self._metrics_of_terms.means.get("distillation_loss"))
         return result
 
-    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def test_on_batch(
+        self, x: Data, y: Tensors | None = None, *args: object, **kwargs: object
+    ) -> Any:
         """Evaluate one batch, as `keras.Model.test_on_batch` does."""
         if self.compiled:
             self._preparation.require_labels(self, y)
@@ -523,7 +543,7 @@ class Distiller(SharedLayersModel):
 
     # ------------------------------------------------------------------ measure
 
-    def term_losses(self, data: Any) -> dict[str, float]:
+    def term_losses(self, data: Data) -> dict[str, float]:
         """Measure the terms of the objective on one batch, each without its weight.
 
         Nothing changes: neither weights and statistics nor metrics, random states and memories.
@@ -540,7 +560,7 @@ class Distiller(SharedLayersModel):
         """
         return diagnostics.term_losses(self._measured(data))
 
-    def gradient_norms(self, data: Any) -> dict[str, float]:
+    def gradient_norms(self, data: Data) -> dict[str, float]:
         """Measure how strongly each term pulls on the student, without its weight.
 
         Args:
@@ -555,7 +575,7 @@ class Distiller(SharedLayersModel):
         """
         return diagnostics.gradient_norms(self._measured(data), self)
 
-    def _measured(self, data: Any) -> Callable[[], dict[str, Tensor]]:
+    def _measured(self, data: Data) -> Callable[[], dict[str, Tensor]]:
         """What computes the terms on one batch."""
         if not self.compiled:
             raise ValueError("The distiller is not compiled. Call `distiller.compile` first.")
@@ -589,7 +609,7 @@ class Distiller(SharedLayersModel):
             raise saving.copied(self.name)
         return super().__reduce__()
 
-    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+    def save(self, filepath: PathLike, *args: object, **kwargs: object) -> None:
         """Write the distiller without its teacher, as `keras.Model.save` does.
 
         Raises:
@@ -599,12 +619,12 @@ class Distiller(SharedLayersModel):
         hooks.require_registered(self.name, self._pairing.compiled.arguments)
         super().save(filepath, *args, **kwargs)
 
-    def save_own_variables(self, store: Any) -> None:
+    def save_own_variables(self, store: MutableMapping[str, np.ndarray]) -> None:
         """Save the live values and the states of the random generators."""
         super().save_own_variables(store)
         saving.store_seeds(self, store)
 
-    def load_own_variables(self, store: Any) -> None:
+    def load_own_variables(self, store: MutableMapping[str, np.ndarray]) -> None:
         """Load the live values and the states of the random generators."""
         super().load_own_variables(saving.load_seeds(self, store))
 
@@ -649,9 +669,9 @@ class Distiller(SharedLayersModel):
     def summary(
         self,
         line_length: int | None = None,
-        positions: Any = None,
+        positions: Sequence[float] | None = None,
         print_fn: Callable[[str], Any] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         """Print the student's summary and a table of the transfers.
 

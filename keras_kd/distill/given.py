@@ -9,12 +9,13 @@ from keras_kd.distill import penalties as penalty_terms
 from keras_kd.distill.compiled import Compiled, Weights
 from keras_kd.losses.logits import LogitMSE
 from keras_kd.models import meaning
+from keras_kd.utils.types import Losses
 
 AUTO = "auto"
 """What `distillation_loss` is given as where the method is to be chosen."""
 
 
-def stand_in(loss: Any) -> Any:
+def stand_in(loss: Losses) -> Any:
     """What is compiled until the choice: `compile`'s default, which a regression has not."""
     return LogitMSE() if meaning.of_loss(loss) == meaning.VALUES else None
 
@@ -30,7 +31,7 @@ class Given(NamedTuple):
     penalties: Sequence[Any] | None
     batch_transform: Any
 
-    def against(self, adversary: Any, distiller: Any) -> Self:
+    def against(self, adversary: Any, distiller: hooks.Trained) -> Self:
         """The same with an adversary among the hooks, and with the weights of its method.
 
         Args:

@@ -15,16 +15,16 @@ from keras_kd.distill import batch
 from keras_kd.losses.counts import joint_mask
 from keras_kd.losses.vocabulary import fills, is_large, label_or_rest
 from keras_kd.utils.masks import keras_mask, remasked, with_keras_mask
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Losses, Tensor, Tensors
 
 
 def computed(
-    loss: Any,
+    loss: keras.losses.Loss,
     read_labels: Callable[[Any, Any], contextlib.AbstractContextManager[list[Tensor]]],
-    y: Any,
-    output: Any,
-    sample_weight: Any,
-    given: Any = None,
+    y: Tensors | None,
+    output: Tensors,
+    sample_weight: Tensors | None,
+    given: Tensors | None = None,
     theirs: Sequence[Any] = (),
 ) -> tuple[Tensor, Any, list[Any]]:
     """The student's loss on the labels, by what Keras made of the compiled loss.
@@ -66,7 +66,7 @@ def computed(
     return value, output, labeled
 
 
-def _is_crossentropy(loss: Any) -> bool:
+def _is_crossentropy(loss: keras.losses.Loss) -> bool:
     """Whether this is Keras's crossentropy of integer labels and logits, with no option."""
     if type(loss) is not keras.losses.SparseCategoricalCrossentropy or loss.dtype != "float32":
         return False
@@ -76,7 +76,7 @@ def _is_crossentropy(loss: Any) -> bool:
 
 
 @contextlib.contextmanager
-def read_by_loss(loss: Any, output: Any) -> Iterator[list[Tensor]]:
+def read_by_loss(loss: Losses, output: Tensors) -> Iterator[list[Tensor]]:
     """Note which values a loss of Keras leaves out for their labels, as with `ignore_class`.
 
     A loss says so by a mask on its values, be it one of Keras, a function around one, or the
@@ -96,7 +96,7 @@ def read_by_loss(loss: Any, output: Any) -> Iterator[list[Tensor]]:
 
 
 @contextlib.contextmanager
-def read_by_compiled(container: Any, output: Any) -> Iterator[list[Tensor]]:
+def read_by_compiled(container: Any, output: Tensors) -> Iterator[list[Tensor]]:
     """The same for what Keras made of the losses given to `compile`.
 
     Args:
@@ -124,7 +124,7 @@ def read_by_compiled(container: Any, output: Any) -> Iterator[list[Tensor]]:
         else:
             build = container.build
 
-            def build_and_watch(*args: Any) -> None:
+            def build_and_watch(*args: object) -> None:
                 build(*args)
                 watch()
 
@@ -139,7 +139,9 @@ def _at(tree: Any, path: Sequence[Any]) -> int | None:
     return tree if isinstance(tree, int) else None
 
 
-def _watch(losses: Sequence[tuple[Any, int]], found: list[Tensor], stack: Any) -> None:
+def _watch(
+    losses: Sequence[tuple[Any, int]], found: list[Tensor], stack: contextlib.ExitStack
+) -> None:
     """Note the masks of the values of these losses in `found` until the stack is closed."""
     # One object may serve several outputs, which then come in their order.
     by_loss: dict[int, tuple[Any, list[int]]] = {}
@@ -154,7 +156,7 @@ def _noting(
 ) -> Callable[..., Any]:
     """The `call` of a loss that notes the mask of its values."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         values = original(*args, **kwargs)
         place = next(coming, None)
         if place is not None:
@@ -164,7 +166,7 @@ def _noting(
     return call
 
 
-def _shadow(holder: Any, name: str, value: Any, stack: Any) -> None:
+def _shadow(holder: object, name: str, value: object, stack: contextlib.ExitStack) -> None:
     """Set an attribute on an object until the stack is closed."""
     own = vars(holder)
     if name in own:

@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_kd import backends
 from keras_kd.models.model_reader import Answer
+from keras_kd.utils.types import Tensor, Tensors
 
 HOOKS = ("penalties", "batch_transform")
 """The arguments of `compile` that are hooks."""
@@ -57,7 +58,9 @@ class Answered(Batch):
     teacher: Answer | None
 
 
-def answered(x: Any, y: Any, sample_weight: Any, student: Answer, teacher: Answer) -> Answered:
+def answered(
+    x: Tensors, y: Tensors | None, sample_weight: Tensors | None, student: Answer, teacher: Answer
+) -> Answered:
     """Make the batch that penalties read.
 
     Args:
@@ -75,7 +78,7 @@ def answered(x: Any, y: Any, sample_weight: Any, student: Answer, teacher: Answe
 class LooksFirst:
     """A hook that looks at the data once, before the first step of `fit`."""
 
-    def look(self, distiller: Any, x: Any, rows: Any) -> None:
+    def look(self, distiller: "Trained", x: Tensors, rows: Tensors) -> None:
         """Refuse what cannot work, and warn of what does not.
 
         Args:
@@ -88,7 +91,7 @@ class LooksFirst:
 class Adversary:
     """What attacks the inputs while a student trains, as `compile(adversary=...)` takes it."""
 
-    def arguments(self, distiller: Any, given: dict[str, Any]) -> dict[str, Any]:
+    def arguments(self, distiller: "Trained", given: dict[str, Any]) -> dict[str, Any]:
         """Return arguments of `compile` that make this adversary part of the training.
 
         Args:
@@ -105,7 +108,7 @@ class Adversary:
         raise NotImplementedError
 
 
-def require_adversary(adversary: Any) -> Adversary:
+def require_adversary(adversary: object) -> Adversary:
     """Return the adversary, or raise `TypeError` if it is none."""
     if not isinstance(adversary, Adversary):
         hint = " Pass an instance, not the class." if isinstance(adversary, type) else ""
@@ -153,6 +156,14 @@ class Trained(Protocol):
         """What it learns from."""
 
     @property
+    def teacher_inputs(self) -> Any:
+        """What makes the teacher's inputs of a batch, or `None`."""
+
+    @property
+    def student_inputs(self) -> Any:
+        """What makes the student's inputs of a batch, or `None`."""
+
+    @property
     def pairing(self) -> Any:
         """The `Pairing` of the models."""
 
@@ -185,7 +196,7 @@ class Held(keras.layers.Layer):
         name: For its paths in files.
     """
 
-    def __init__(self, it: Any, variables: Sequence[Any], name: str) -> None:
+    def __init__(self, it: object, variables: Sequence[Any], name: str) -> None:
         super().__init__(name=name, autocast=False)
         # Past Keras's tracking: it may hold the models themselves.
         object.__setattr__(self, "it", it)
@@ -193,10 +204,10 @@ class Held(keras.layers.Layer):
         self.built = True
 
 
-def tensors(part: Any) -> Any:
+def tensors(part: Tensors) -> Any:
     """Arrays of a batch as tensors, where Keras hands them on as they were given."""
 
-    def tensor(leaf: Any) -> Any:
+    def tensor(leaf: Tensor) -> Any:
         if keras.ops.is_tensor(leaf) or not hasattr(leaf, "__array__"):
             return leaf
         array = leaf.__array__()
@@ -206,7 +217,7 @@ def tensors(part: Any) -> Any:
     return keras.tree.map_structure(tensor, part, none_is_leaf=False)
 
 
-def variables_of(hook: Any, others: set[int]) -> list[Any]:
+def variables_of(hook: object, others: set[int]) -> list[Any]:
     """The Variables that a hook reads, states of random generators among them.
 
     They are found in its attributes, in what a function encloses or names, and in what these hold.
@@ -226,7 +237,7 @@ def variables_of(hook: Any, others: set[int]) -> list[Any]:
     return [v for key, v in found.items() if key not in others]
 
 
-def require_own_memory(what: str, hook: Any, kept: Sequence[Any], student: Any) -> None:
+def require_own_memory(what: str, hook: object, kept: Sequence[Any], student: keras.Model) -> None:
     """Raise `ValueError` if what a hook remembers of a weight is the weight itself.
 
     Args:
@@ -248,7 +259,7 @@ def require_own_memory(what: str, hook: Any, kept: Sequence[Any], student: Any) 
 _KERAS = (keras.layers.Layer, keras.metrics.Metric)
 
 
-def _all_parts(hook: Any) -> Iterator[Any]:
+def _all_parts(hook: object) -> Iterator[Any]:
     """A hook and all that it holds, once each."""
     # Held here, so that no identity is used twice.
     seen: dict[int, Any] = {}
@@ -263,7 +274,7 @@ def _all_parts(hook: Any) -> Iterator[Any]:
             waiting.extend(_parts(thing))
 
 
-def _parts(thing: Any) -> Iterator[Any]:
+def _parts(thing: object) -> Iterator[Any]:
     """What a value of Python holds, as far as it is told without running any code."""
     if isinstance(thing, dict):
         yield from thing.values()
@@ -283,7 +294,7 @@ def _parts(thing: Any) -> Iterator[Any]:
         yield from (vars(kind).get("__call__") for kind in type(thing).__mro__)
 
 
-def require_called_with(hook: Any, what: str, arguments: tuple[str, str]) -> None:
+def require_called_with(hook: object, what: str, arguments: tuple[str, str]) -> None:
     """Raise `TypeError` unless a hook can be called with two arguments.
 
     Args:
@@ -333,7 +344,7 @@ def require_registered(distiller: str, compiled_with: dict[str, Any]) -> None:
             )
 
 
-def is_registered(hook: Any) -> bool:
+def is_registered(hook: object) -> bool:
     """Whether a file can name this function, or the class of this object."""
     kind = hook if inspect.isroutine(hook) else type(hook)
     methods = () if inspect.isroutine(hook) else ("get_config", "from_config")
@@ -343,7 +354,7 @@ def is_registered(hook: Any) -> bool:
     return keras.saving.get_registered_object(name) is kind
 
 
-def serialized(value: Any) -> Any:
+def serialized(value: object) -> Any:
     """Hooks as a file holds them; one that no file can name, by the name of its class alone."""
     if isinstance(value, list | tuple):
         return [serialized(each) for each in value]

@@ -3,11 +3,13 @@
 One look for arrays, datasets, single batches and validation data, and for every trainer.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -15,6 +17,11 @@ import numpy as np
 from keras_kd.distill.pairing import Pairing
 from keras_kd.models import meaning
 from keras_kd.utils import checks
+from keras_kd.utils.types import Data, Losses, Tensor, Tensors
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 
 _INT32 = 2**31
 
@@ -51,7 +58,7 @@ class Expected(NamedTuple):
         count = self.shape[-1] if self.shape is not None else None
         return count if self.is_sparse or count != 1 else None
 
-    def are_numbers(self, label: Any) -> bool:
+    def are_numbers(self, label: Tensor) -> bool:
         """Whether labels are class numbers; one-hot rows have as many axes as the output."""
         shape: Any = getattr(label, "shape", ())
         if not (self.is_sparse or self.reader is not None) or getattr(shape, "rank", 0) is None:
@@ -59,7 +66,7 @@ class Expected(NamedTuple):
         rank = len(self.shape) if self.shape is not None else len(shape) + 1
         return len(shape) < rank or (len(shape) == rank and shape[-1] == 1)
 
-    def bounds(self, label: Any) -> tuple[float, float] | None:
+    def bounds(self, label: Tensor) -> tuple[float, float] | None:
         """The least and the greatest label, `None` where any number may be one.
 
         Args:
@@ -92,7 +99,7 @@ class Expected(NamedTuple):
         low, high = labels.min().item(), labels.max().item()
         return (low, high) if low < bounds[0] or high > bounds[1] else None
 
-    def said(self, labels: Any) -> str:
+    def said(self, labels: Tensor) -> str:
         """What labels of this form should be, to follow "from 0 to 9, and "."""
         if self.are_numbers(labels):
             if self.classes is None:
@@ -113,7 +120,7 @@ _OF_DISTRIBUTIONS = (
 )
 
 
-def of_distiller(pairing: Pairing, loss: Any) -> list[Expected]:
+def of_distiller(pairing: Pairing, loss: Losses) -> list[Expected]:
     """What the losses of a distiller read, one entry for each flat output of the student.
 
     Args:
@@ -136,7 +143,9 @@ def of_distiller(pairing: Pairing, loss: Any) -> list[Expected]:
 # ------------------------------------------------------------------------- arrays
 
 
-def require(expected: Sequence[Expected], y: Any, template: Any, name: str = "`y`") -> None:
+def require(
+    expected: Sequence[Expected], y: Tensors | None, template: object, name: str = "`y`"
+) -> None:
     """Raise `ValueError` for labels that the losses cannot read.
 
     Args:
@@ -157,7 +166,7 @@ def require(expected: Sequence[Expected], y: Any, template: Any, name: str = "`y
             _require(label, one, name)
 
 
-def _require(label: Any, one: Expected, name: str) -> None:
+def _require(label: Tensor, one: Expected, name: str) -> None:
     """Compare the labels of one output, or their spec, with what is read."""
     shape = tuple(getattr(label, "shape", None) or ())
     if _width_differs(shape, one):
@@ -212,13 +221,13 @@ def _width_differs(found: tuple[Any, ...], one: Expected) -> bool:
     )
 
 
-def _dtype(leaf: Any) -> str:
+def _dtype(leaf: Tensor) -> str:
     """The name of a dtype of whatever library."""
     dtype = getattr(leaf, "dtype", None)
     return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
 
 
-def no_number(leaf: Any) -> str | None:
+def no_number(leaf: Tensor) -> str | None:
     """What an array holds that is no number, or `None`."""
     kind = getattr(getattr(leaf, "dtype", None), "kind", "")
     if kind in ("U", "S") or _dtype(leaf) == "string":
@@ -236,7 +245,7 @@ def no_number(leaf: Any) -> str | None:
 OUT_OF_RANGE = "keras_kd: labels out of range"
 
 
-def watched(expected: Sequence[Expected], data: Any, template: Any) -> Any:
+def watched(expected: Sequence[Expected], data: Data, template: object) -> Any:
     """A dataset whose labels are compared with what is read, batch by batch.
 
     Backends answer labels out of range each in their own way: by a bare error, by NaN on a GPU, or
@@ -267,11 +276,11 @@ def watched(expected: Sequence[Expected], data: Any, template: Any) -> Any:
 class _Watch:
     """Compares the labels of a batch with what is read of each output."""
 
-    def __init__(self, expected: Sequence[Expected], template: Any) -> None:
+    def __init__(self, expected: Sequence[Expected], template: object) -> None:
         self.expected = expected
         self.template = template
 
-    def labels(self, batch: Any) -> list[tuple[Any, Expected]]:
+    def labels(self, batch: Tensors) -> list[tuple[Any, Expected]]:
         """Labels, or their specs, of which some would be wrong."""
         if not isinstance(batch, list | tuple):
             return []
@@ -284,7 +293,7 @@ class _Watch:
             if label is not None and one.bounds(label) is not None
         ]
 
-    def check(self, batch: Any) -> None:
+    def check(self, batch: Tensors) -> None:
         """Raise `ValueError` for a batch of arrays whose labels are out of range."""
         for label, one in self.labels(batch):
             found = one.wrong(checks.as_array(label))
@@ -300,14 +309,14 @@ class _Watch:
             yield batch
 
 
-def _mapped(data: Any, watch: _Watch) -> Any:
+def _mapped(data: tf.data.Dataset, watch: _Watch) -> Any:
     import tensorflow as tf
 
     if not watch.labels(data.element_spec):
         return data
 
     @tf.autograph.experimental.do_not_convert
-    def checked(*element: Any) -> Any:
+    def checked(*element: Tensors) -> Any:
         asserted = []
         for label, one in watch.labels(element):
             low, high = one.bounds(label) or (0, 0)
@@ -336,7 +345,7 @@ def _mapped(data: Any, watch: _Watch) -> Any:
 class _Watched(keras.utils.PyDataset):
     """A `PyDataset` whose labels are checked."""
 
-    def __init__(self, data: Any, watch: _Watch) -> None:
+    def __init__(self, data: keras.utils.PyDataset, watch: _Watch) -> None:
         super().__init__(
             workers=data.workers,
             use_multiprocessing=data.use_multiprocessing,
@@ -363,10 +372,10 @@ class _Watched(keras.utils.PyDataset):
 class _Collated:
     """Makes batches of samples as a `DataLoader` does, and checks their labels."""
 
-    def __init__(self, collate: Any, watch: _Watch) -> None:
+    def __init__(self, collate: Callable[[Any], Any], watch: _Watch) -> None:
         self.collate, self.watch = collate, watch
 
-    def __call__(self, samples: Any) -> Any:
+    def __call__(self, samples: Sequence[object]) -> Any:
         batch = self.collate(samples)
         self.watch.check(batch)
         return batch

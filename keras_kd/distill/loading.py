@@ -8,12 +8,14 @@ import keras
 
 from keras_kd.distill.distiller import Distiller
 from keras_kd.distill.memory import MODES
+from keras_kd.teachers.base import TeacherLike
 from keras_kd.utils import checks
+from keras_kd.utils.types import PathLike
 
 
 def load_distiller(
-    path: Any,
-    teacher: Any = None,
+    path: PathLike,
+    teacher: TeacherLike = None,
     teacher_inputs: Callable[[Any], Any] | None = None,
     student_inputs: Callable[[Any], Any] | None = None,
     teacher_precision: str = "float32",
@@ -66,7 +68,7 @@ def load_distiller(
     return loaded
 
 
-def _loaded(path: Any, custom_objects: dict[str, Any] | None) -> Any:
+def _loaded(path: PathLike, custom_objects: dict[str, Any] | None) -> Any:
     """What Keras loads; a state of the optimizer that it would leave out is an error."""
     skipped = "Skipping variable loading for optimizer"
     with warnings.catch_warnings():

@@ -26,6 +26,7 @@ from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
 from keras_kd.utils.free_memory import free_memory
+from keras_kd.utils.types import Data, Tensors
 
 MODES = ("auto", "live", "memory")
 SHARE = 0.1
@@ -113,7 +114,7 @@ class AnswerMemory:
             raise ValueError("Nothing is remembered.")
         return self._held
 
-    def _against(self, distiller: hooks.Trained, x: Any, arguments: dict[str, Any]) -> str | None:
+    def _against(self, distiller: hooks.Trained, x: Data, arguments: dict[str, Any]) -> str | None:
         """What speaks against remembering before anything is asked, or `None`."""
         pairing = self._pairing
         if pairing.teacher is None:
@@ -140,8 +141,8 @@ class AnswerMemory:
 
     def _ask(
         self,
-        rows: Any,
-        indices: Any,
+        rows: tuple[Tensors, Tensors | None, Tensors | None],
+        indices: np.ndarray | None,
         batch_size: int | None,
         arguments: dict[str, Any],
         several: bool,
@@ -171,7 +172,7 @@ class AnswerMemory:
         size = min(batch_size or 32, count)
         form: list[Form] = []
 
-        def fields(batch: Any) -> dict[str, Any]:
+        def fields(batch: Tensors) -> dict[str, Any]:
             found, told = fields_of(self._answer(batch))
             form[:] = [told]
             return found
@@ -218,7 +219,7 @@ class AnswerMemory:
         self._tell(count)
         return None
 
-    def _inputs_stay(self, x: Any, count: int) -> bool:
+    def _inputs_stay(self, x: Tensors, count: int) -> bool:
         """Whether `teacher_inputs` makes the same of the same rows, and of each by itself."""
         if self._pairing.teacher_inputs is None:
             return True
@@ -237,7 +238,7 @@ class AnswerMemory:
             for a, b in zip(first, read(rows))
         )
 
-    def _answer(self, x: Any) -> Answer:
+    def _answer(self, x: Tensors) -> Answer:
         """What the teacher says of a batch, as far as it is read."""
         pairing = self._pairing
         answer = pairing.ask(pairing.for_teacher(x))
@@ -302,7 +303,7 @@ class AnswerMemory:
 def _eager(fields: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A function of batches from arrays to arrays, outside of any program: its errors come out."""
 
-    def ask(x: Any) -> Any:
+    def ask(x: Tensors) -> Any:
         found = fields(keras.tree.map_structure(ops.convert_to_tensor, x))
         return keras.tree.map_structure(ops.convert_to_numpy, found)
 
@@ -316,7 +317,7 @@ def _probed(variables: list[Any]) -> list[Any]:
     return [min(group, key=by_size) for group in (variables, trained) if group]
 
 
-def _marks_of(arrays: Any, count: int) -> list[Any]:
+def _marks_of(arrays: Tensors, count: int) -> list[Any]:
     """What tells whether arrays hold other numbers: the sum of each row, and some rows in full."""
     found: list[Any] = []
     for leaf in keras.tree.flatten(arrays) if arrays is not None else []:
@@ -334,7 +335,7 @@ def _marks_of(arrays: Any, count: int) -> list[Any]:
     return found
 
 
-def _rows(leaf: Any, start: int, stop: int, size: int) -> Any:
+def _rows(leaf: np.ndarray, start: int, stop: int, size: int) -> Any:
     """Some rows, and the last of them so often that there are as many as in every batch."""
     found = leaf[start:stop]
     return np.concatenate([found, np.repeat(found[-1:], size - len(found), axis=0)])

@@ -22,8 +22,10 @@ from keras_kd.distill.candidates import PLAIN, Candidate, Made, Situation
 from keras_kd.distill.row_errors import RowErrors, row_errors
 from keras_kd.distill.training_rows import Rows
 from keras_kd.models import meaning, output_kinds
+from keras_kd.teachers.base import TeacherLike
 from keras_kd.utils import checks, paired
 from keras_kd.utils.tables import fitted
+from keras_kd.utils.types import Losses, Tensors
 
 MOST_FEATURES = 1 << 30
 """Bytes of the teacher's layers that are kept for methods that read them."""
@@ -62,7 +64,7 @@ class Setting:
     compiled_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fitted_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def situation(self, student: Any, teacher: Any) -> Situation:
+    def situation(self, student: keras.Model, teacher: TeacherLike) -> Situation:
         """Return what the candidates may look at.
 
         Args:
@@ -83,7 +85,7 @@ class Setting:
         )
 
     def trained(
-        self, method: Callable[[Any], Made] | None, teacher: Any, seed: int
+        self, method: Callable[[Any], Made] | None, teacher: TeacherLike, seed: int
     ) -> tuple[RowErrors, Any]:
         """Train one student.
 
@@ -121,7 +123,7 @@ class Setting:
         return errors_of(student, answers, self.validation, self.hard), student
 
 
-def answered(model: Any, x: Any, batch_size: int = 256) -> list[np.ndarray]:
+def answered(model: keras.Model, x: Tensors, batch_size: int = 256) -> list[np.ndarray]:
     """Run a model on all rows.
 
     Args:
@@ -135,7 +137,7 @@ def answered(model: Any, x: Any, batch_size: int = 256) -> list[np.ndarray]:
     return list(keras.tree.flatten(backends.answers_as_called(model, x, batch_size)))
 
 
-def errors_of(student: Any, answers: Sequence[Any], rows: Rows, hard: Any) -> RowErrors:
+def errors_of(student: keras.Model, answers: Sequence[Any], rows: Rows, hard: Losses) -> RowErrors:
     """Compare a model's answers with the labels.
 
     Args:
@@ -152,7 +154,7 @@ def errors_of(student: Any, answers: Sequence[Any], rows: Rows, hard: Any) -> Ro
     return row_errors(told, answers, labels, losses, weight)
 
 
-def meanings(student: Any, hard: Any) -> list[str | None]:
+def meanings(student: keras.Model, hard: Losses) -> list[str | None]:
     """What each flat output of a model means, see `keras_kd.models.meaning`."""
     losses = checks.per_output(hard, output_kinds.output_template(student))
     kinds = [output.kind for output in output_kinds.outputs_of(student)]
@@ -204,7 +206,9 @@ class MethodChoice:
         student: The student of the best method with the lowest error, where it was kept.
     """
 
-    def __init__(self, methods: Sequence[Method], regression: bool, student: Any = None) -> None:
+    def __init__(
+        self, methods: Sequence[Method], regression: bool, student: keras.Model | None = None
+    ) -> None:
         self._methods = {method.name: method for method in methods}
         self.regression = regression
         self.student = student
@@ -315,7 +319,7 @@ class MethodChoice:
 def choose(
     setting: Setting,
     methods: Mapping[str, tuple[Candidate, Made | str]],
-    teacher: Any,
+    teacher: TeacherLike,
     seeds: Sequence[int],
     *,
     situation: Callable[[Any], Situation],
@@ -382,14 +386,14 @@ def _once(
     setting: Setting,
     candidate: Candidate,
     method: Method,
-    teacher: Any,
+    teacher: TeacherLike,
     seed: int,
     situation: Callable[[Any], Situation],
 ) -> tuple[RowErrors, Any]:
     if method.name == PLAIN:
         return setting.trained(None, None, seed)
 
-    def made(student: Any) -> Made:
+    def made(student: keras.Model) -> Made:
         # Losses with weights, and projectors, belong to one distiller.
         found = candidate(situation(student))
         if isinstance(found, str):
@@ -458,7 +462,7 @@ def cost(
     )
 
 
-def model_of(teacher: Any) -> Any:
+def model_of(teacher: TeacherLike) -> Any:
     """The single Keras model behind a teacher, whose layers can be read, or `None`."""
     if isinstance(teacher, keras.Model):
         return teacher

@@ -6,11 +6,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_kd.distill import hooks
 from keras_kd.distill.memory import AnswerMemory
 from keras_kd.losses.base import DistillationLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
 from keras_kd.teachers.base import AnswerError, Teacher
 from keras_kd.utils import checks
+from keras_kd.utils.types import Logs
 
 
 class TrainingMonitor(keras.callbacks.Callback):
@@ -33,18 +35,18 @@ class TrainingMonitor(keras.callbacks.Callback):
         self.suspect: int | None = None
         self.live_values: dict[str, float] = {}
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Forget the values of an earlier `fit`."""
         self.live_values = self.model.live_values
         self.live_values.clear()
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Remember which epoch this is, and let the teacher know."""
         self.epoch, self.begins = epoch, True
         if self.teacher is not None:
             self.teacher.begin_epoch(epoch)
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         """Stop before the next step if the teacher has failed; ask it anew if it has changed."""
         self._stop_if_teacher()
         if self.memory.changed(self.begins):
@@ -52,7 +54,7 @@ class TrainingMonitor(keras.callbacks.Callback):
             self.model.make_train_function()
         self.begins = False
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Note the first batch whose distillation loss is not a number."""
         self.batches += 1
         if logs is None:
@@ -61,7 +63,7 @@ class TrainingMonitor(keras.callbacks.Callback):
             self.suspect = batch if self.suspect is None else min(batch, self.suspect)
         logs.update(self.live_values)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Add the live values to the logs of the epoch."""
         if self.batches == 0:
             raise ValueError(
@@ -99,7 +101,7 @@ class TrainingMonitor(keras.callbacks.Callback):
         return f"{batches} of epoch {self.epoch + 1}"
 
 
-def _temperatures(distiller: Any) -> dict[str, float]:
+def _temperatures(distiller: hooks.Trained) -> dict[str, float]:
     """The temperatures in force, by their names in the logs.
 
     `temperature` is the distiller's wherever a loss follows it, or that of the only loss;
@@ -142,7 +144,7 @@ def teacher_failed(teacher: Teacher, where: str) -> Exception:
     )
 
 
-def first(monitor: TrainingMonitor, callbacks: Any, model: Any) -> Any:
+def first(monitor: TrainingMonitor, callbacks: object, model: keras.Model) -> Any:
     """The callbacks of `fit` with the monitor before all others.
 
     Args:
@@ -157,7 +159,7 @@ def first(monitor: TrainingMonitor, callbacks: Any, model: Any) -> Any:
     return [monitor, *(keras.tree.flatten(callbacks) if callbacks else [])]
 
 
-def require_finite(distiller: Any, distillation_loss: Any) -> None:
+def require_finite(distiller: keras.Model, distillation_loss: keras.Metric | None) -> None:
     """Raise `FloatingPointError` if the teacher's answers to one batch were not finite.
 
     Args:

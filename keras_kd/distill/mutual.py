@@ -1,7 +1,7 @@
 """Training without a finished teacher: students teach each other, exits learn from the last."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -17,7 +17,7 @@ from keras_kd.transfers import compatibility, output_pairing
 from keras_kd.transfers.transfer import Transfer, averaged
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Data, DType, Losses, Shape, Tensor, Tensors
 
 
 class _Exit(NamedTuple):
@@ -31,7 +31,7 @@ class _Together(keras.Model):
     """One forward pass with several logits that learn from the labels and from each other."""
 
     def __init__(
-        self, names: Sequence[str], readers: Sequence[Reader], name: str, dtype: Any
+        self, names: Sequence[str], readers: Sequence[Reader], name: str, dtype: DType
     ) -> None:
         super().__init__(name=name, dtype=dtype, autocast=False)
         self._names = list(names)
@@ -46,13 +46,13 @@ class _Together(keras.Model):
 
     def compile(
         self,
-        optimizer: Any = "adam",
-        loss: Any = None,
+        optimizer: str | keras.optimizers.Optimizer = "adam",
+        loss: Losses = None,
         *,
-        metrics: Any = None,
-        distillation_loss: Any = None,
+        metrics: Sequence[object] | Mapping[str, object] | None = None,
+        distillation_loss: object = None,
         weight: float = 1.0,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         """Configure the training.
 
@@ -176,7 +176,7 @@ class _Together(keras.Model):
             )
         return loss
 
-    def _inspect(self, x: Any, batch_size: int | None = None) -> Any:
+    def _inspect(self, x: Data, batch_size: int | None = None) -> Any:
         """Find out from the first rows what layers alone do not tell; returns the data."""
         readers = self._readers.it
         if not self.compiled or all(reader.settled for reader in readers):
@@ -191,7 +191,9 @@ class _Together(keras.Model):
             self._scores = _Held([self._fresh_metrics() for _ in self._names])
         return x
 
-    def _looked_at(self, x: Any, y: Any, size: int | None = None, name: str = "`y`") -> Any:
+    def _looked_at(
+        self, x: Data, y: Tensors | None, size: int | None = None, name: str = "`y`"
+    ) -> Any:
         """Data of which the labels are known to be what the losses read, or will be told."""
         x = self._inspect(x, size)
         if not self.compiled:
@@ -204,7 +206,9 @@ class _Together(keras.Model):
             label_checks.require(expected, y, None, name)
         return x if are_arrays(x) else label_checks.watched(expected, x, None)
 
-    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def fit(
+        self, x: Data | None = None, y: Tensors | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Train, as `keras.Model.fit` does."""
         size = args[0] if args else kwargs.get("batch_size")
         x = self._looked_at(x, y, size)
@@ -217,7 +221,9 @@ class _Together(keras.Model):
         with label_checks.explaining():
             return super().fit(x, y, *args, **kwargs)
 
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(
+        self, x: Data | None = None, y: Tensors | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Evaluate every output, as `keras.Model.evaluate` does."""
         if not kwargs.get("_use_cached_eval_dataset"):
             # Keras asks so in every epoch of `fit`, which has looked at these data.
@@ -225,11 +231,11 @@ class _Together(keras.Model):
         with label_checks.explaining():
             return super().evaluate(x, y, *args, **kwargs)
 
-    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def train_on_batch(self, x: Data, y: Tensors | None = None, *args: Any, **kwargs: Any) -> Any:
         """Take one optimizer step, as `keras.Model.train_on_batch` does."""
         return super().train_on_batch(self._looked_at(x, y), y, *args, **kwargs)
 
-    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def test_on_batch(self, x: Data, y: Tensors | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate one batch, as `keras.Model.test_on_batch` does."""
         return super().test_on_batch(self._looked_at(x, y), y, *args, **kwargs)
 
@@ -268,10 +274,10 @@ class _Together(keras.Model):
 
     def compute_loss(
         self,
-        x: Any = None,
-        y: Any = None,
+        x: Data | None = None,
+        y: Tensors | None = None,
         y_pred: Any = None,
-        sample_weight: Any = None,
+        sample_weight: Tensors | None = None,
         training: bool = True,
     ) -> Tensor:
         """Sum the hard losses and, for each learner, the mean over its teachers."""
@@ -291,7 +297,9 @@ class _Together(keras.Model):
         between = objective.PeerTerm(self._between.it, self._pairs(), weight)
         return objective.Objective([*hard, between])
 
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    def compute_metrics(
+        self, x: Data, y: Tensors | None, y_pred: Answer, sample_weight: Tensors | None = None
+    ) -> Any:
         """Update the metrics of every output and return all results by name."""
         logs = {}
         for name, output, metrics in zip(self._names, y_pred.output, self._scores.it):
@@ -302,7 +310,7 @@ class _Together(keras.Model):
             logs[metric.name] = metric.result()
         return logs
 
-    def predict_step(self, *args: Any) -> Any:
+    def predict_step(self, *args: object) -> Any:
         """Return the outputs, one array for each name."""
         result = super().predict_step(*args)
         if isinstance(result, tuple) and not isinstance(result, Answer):
@@ -311,7 +319,7 @@ class _Together(keras.Model):
         return list(result.output)
 
 
-def _units(shape: Any) -> int | None:
+def _units(shape: Shape) -> int | None:
     """How many units an output has, where that is known."""
     return None if shape is None else shape[-1]
 
@@ -386,7 +394,7 @@ class MutualLearning(_Together):
     def _exits(self) -> list[_Exit]:
         return [_Exit(reader, 0) for reader in self._readers.it]
 
-    def _inspect(self, x: Any, batch_size: int | None = None) -> Any:
+    def _inspect(self, x: Data, batch_size: int | None = None) -> Any:
         x = super()._inspect(x, batch_size)
         for reader in self._readers.it:
             _require_one_output(reader)
@@ -396,7 +404,7 @@ class MutualLearning(_Together):
         count = len(self._names)
         return [(j, i) for i in range(count) for j in range(count) if i != j]
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensors, training: bool | None = None) -> Any:
         """Run every student on the same inputs."""
         units = [self._unit()]
         answers = [reader.read(inputs, bool(training), units) for reader in self._readers.it]
@@ -449,7 +457,7 @@ class SelfDistillation(_Together):
     """
 
     def __init__(
-        self, model: Any, from_logits: bool | None = None, name: str = "self_distillation"
+        self, model: keras.Model, from_logits: bool | None = None, name: str = "self_distillation"
     ) -> None:
         checks.require_model(model, "model")
         template = output_kinds.output_template(model)
@@ -474,7 +482,7 @@ class SelfDistillation(_Together):
         last = len(self._names) - 1
         return [(last, i) for i in range(last)]
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensors, training: bool | None = None) -> Any:
         """Run the model once."""
         units = [self._unit()] * len(self._names)
         answer = self._readers.it[0].read(inputs, bool(training), units)

@@ -22,7 +22,7 @@ from keras_kd.losses.base import DistillationLoss
 from keras_kd.losses.counts import Counted
 from keras_kd.models.model_reader import Answer
 from keras_kd.transfers.transfer import compared
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Losses, Tensor, Tensors
 
 
 class Seen:
@@ -44,8 +44,8 @@ class Seen:
     def __init__(
         self,
         batch: step.Batch,
-        y: Any,
-        sample_weight: Any,
+        y: Tensors | None,
+        sample_weight: Tensors | None,
         student: Answer,
         training: bool,
         lent: Sequence[tuple[Any, Any]] = (),
@@ -132,10 +132,10 @@ class HardTerm:
     def __init__(
         self,
         name: str,
-        loss: Any,
+        loss: Losses,
         weight: Callable[[], Tensor],
         pairing: Pairing | None = None,
-        given: Any = None,
+        given: Tensors | None = None,
         exit: int | None = None,
     ) -> None:
         self.name = name
@@ -183,7 +183,7 @@ class TransferTerms:
 
     name = "distillation_loss"
 
-    def __init__(self, pairing: Pairing, temperature: Any, weight: Callable[[], Tensor]) -> None:
+    def __init__(self, pairing: Pairing, temperature: Tensor, weight: Callable[[], Tensor]) -> None:
         self._pairing = pairing
         self._temperature = temperature
         self._weight = weight
@@ -218,7 +218,7 @@ class PeerTerm:
     name = "distillation_loss"
 
     def __init__(
-        self, loss: Any, pairs: Sequence[tuple[int, int]], weight: Callable[[], Tensor]
+        self, loss: Losses, pairs: Sequence[tuple[int, int]], weight: Callable[[], Tensor]
     ) -> None:
         self._loss = loss
         self._pairs = list(pairs)
@@ -348,7 +348,7 @@ class Objective:
 
 
 def of_distiller(
-    distiller: hooks.Trained, pairing: Pairing, hard: Any, more: Sequence[Term]
+    distiller: hooks.Trained, pairing: Pairing, hard: Losses, more: Sequence[Term]
 ) -> Objective:
     """The terms of a compiled distiller, with the live weights that multiply them.
 
@@ -382,7 +382,9 @@ def of_distiller(
     return Objective([*terms, *more], alone)
 
 
-def seen_in_step(pairing: Pairing, y: Any, sample_weight: Any, training: bool) -> Seen | None:
+def seen_in_step(
+    pairing: Pairing, y: Tensors | None, sample_weight: Tensors | None, training: bool
+) -> Seen | None:
     """What the terms read of the step under way, `None` where the teacher was not asked.
 
     Args:

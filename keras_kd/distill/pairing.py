@@ -25,12 +25,13 @@ from keras_kd.models import meaning
 from keras_kd.models.model_reader import Answer, Reader
 from keras_kd.models.taps import inference
 from keras_kd.teachers import Teacher, row_numbers
+from keras_kd.teachers.base import TeacherLike
 from keras_kd.transfers import compatibility, output_pairing
 from keras_kd.transfers.output_pairing import Placed
 from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Data, Losses, Tensor, Tensors
 
 
 class Pairing:
@@ -56,7 +57,9 @@ class Pairing:
         remembered: The teacher's answers in memory, where they are joined to the rows.
     """
 
-    def __init__(self, student: Any, shared: Shared, from_logits: dict[str, bool | None]) -> None:
+    def __init__(
+        self, student: keras.Model, shared: Shared, from_logits: dict[str, bool | None]
+    ) -> None:
         self.from_logits = from_logits
         self.student: Any = Reader(student, "student", from_logits.get("student"))
         self.teacher: Teacher | None = None
@@ -87,9 +90,9 @@ class Pairing:
 
     def complete(
         self,
-        teacher: Any,
-        teacher_inputs: Any = None,
-        student_inputs: Any = None,
+        teacher: TeacherLike,
+        teacher_inputs: Callable[[Any], Any] | None = None,
+        student_inputs: Callable[[Any], Any] | None = None,
         teacher_precision: str = "float32",
         check: Callable[[Teacher | None, Sequence[str]], None] | None = None,
     ) -> None:
@@ -165,7 +168,7 @@ class Pairing:
         found = {id(v): v for model in models for v in model.variables}
         return [v for key, v in found.items() if key not in self._shared.frozen]
 
-    def variables_beside(self, model: Any) -> set[int]:
+    def variables_beside(self, model: keras.Model) -> set[int]:
         """Identities of all variables of a distiller and its teacher, but for those of hooks."""
         known = {id(v) for v in model.variables} - self._shared.of_hooks
         models = self.teacher.models if self.teacher is not None else []
@@ -203,7 +206,7 @@ class Pairing:
         self.compiled = compiled
         return placed
 
-    def plan(self, distillation_loss: Any, hard: Any) -> list[Placed]:
+    def plan(self, distillation_loss: object, hard: Losses) -> list[Placed]:
         """What is transferred where, checked as far as the models are known."""
         if self.student.template is None and isinstance(distillation_loss, dict):
             # A model without a graph shows the names of its outputs with the first batch.
@@ -225,7 +228,9 @@ class Pairing:
         self._refuse_forms(placed, output_pairing.match(placed, student, teacher, hard), hard)
         return placed
 
-    def _refuse_forms(self, placed: list[Placed], match: output_pairing.Match, hard: Any) -> None:
+    def _refuse_forms(
+        self, placed: list[Placed], match: output_pairing.Match, hard: Losses
+    ) -> None:
         """Refuse losses of Keras where outputs are known to be of another form."""
         student, teacher = self.student, self._known_teacher
         each = checks.per_output(hard, student.template)
@@ -279,7 +284,7 @@ class Pairing:
             self.placed, self.student, self._known_teacher, self.compiled.loss
         )
 
-    def inspect(self, rows: Any) -> list[Placed] | None:
+    def inspect(self, rows: Tensors) -> list[Placed] | None:
         """Find out from a few rows what the layers alone do not tell.
 
         Returns:
@@ -322,7 +327,7 @@ class Pairing:
             transfer.build(step.shapes(theirs), step.shapes(ours))
         return theirs, ours
 
-    def look(self, rows: Any, real: bool) -> bool:
+    def look(self, rows: Tensors, real: bool) -> bool:
         """Run both models on a few rows; build the transfers, refuse what cannot work.
 
         Args:
@@ -359,7 +364,7 @@ class Pairing:
             self._sides(placed, answer, student)
         return True
 
-    def try_validation(self, given: Any) -> None:
+    def try_validation(self, given: object) -> None:
         """Run the student on one row of validation arrays, where no graph tells what it reads.
 
         Raises:
@@ -404,7 +409,7 @@ class Pairing:
         self._forgotten += for_good
         self._ask_anew = self._ask_anew or for_good
 
-    def ask(self, x: Any, record: Any = None) -> Answer:
+    def ask(self, x: Tensors, record: Any = None) -> Answer:
         """What the teacher says of what it reads.
 
         Args:
@@ -417,21 +422,21 @@ class Pairing:
             record = None
         return self._known_teacher.answer(x, record, self.match.teacher_units)
 
-    def split(self, x: Any) -> tuple[Any, Any]:
+    def split(self, x: Tensors) -> tuple[Any, Any]:
         """What the models read of one batch, and what was joined to it."""
         if isinstance(x, Joined):
             return x.x, x.record
         return self.teacher.split(x) if self.teacher is not None else row_numbers.split(x)
 
-    def for_student(self, x: Any) -> Any:
+    def for_student(self, x: Tensors) -> Any:
         """What the student reads of a batch."""
         return _mapped(self.student_inputs, x, "student_inputs")
 
-    def for_teacher(self, x: Any) -> Any:
+    def for_teacher(self, x: Tensors) -> Any:
         """What the teacher reads of a batch."""
         return _mapped(self.teacher_inputs, x, "teacher_inputs")
 
-    def answered(self, x: Any, values: Sequence[tuple[Any, Any]] = ()) -> step.Batch:
+    def answered(self, x: Tensors, values: Sequence[tuple[Any, Any]] = ()) -> step.Batch:
         """The batch with the teacher's answer, computed where no gradient is taken.
 
         Args:
@@ -458,7 +463,7 @@ class Pairing:
 
     @contextlib.contextmanager
     def answering(
-        self, data: Any, distiller: hooks.Trained, state: Sequence[Any] = ()
+        self, data: Data, distiller: hooks.Trained, state: Sequence[Any] = ()
     ) -> Iterator[Any]:
         """Take a step in here: the teacher has answered, and `run` notes the student's answer.
 
@@ -496,7 +501,7 @@ class Pairing:
         finally:
             self.under_way.step = None
 
-    def run(self, x: Any, training: bool) -> Any:
+    def run(self, x: Tensors, training: bool) -> Any:
         """What the student returns of a batch; in a step its whole answer is noted.
 
         Args:
@@ -512,7 +517,11 @@ class Pairing:
             return under_way.student.output
 
     def counted(
-        self, batch: step.Batch, student: Answer, sample_weight: Any, labeled: Sequence[Any] = ()
+        self,
+        batch: step.Batch,
+        student: Answer,
+        sample_weight: Tensors | None,
+        labeled: Sequence[Any] = (),
     ) -> list[Counted]:
         """What counts of each flat output of the student.
 
@@ -538,7 +547,7 @@ class Pairing:
     def compared(
         self,
         batch: step.Batch,
-        y: Any,
+        y: Tensors | None,
         student: Answer,
         counted: Sequence[Counted],
         temperature: Tensor,
@@ -574,7 +583,7 @@ class Pairing:
         return found
 
 
-def _mapped(function: Any, x: Any, name: str) -> Any:
+def _mapped(function: Callable[[Any], Any] | None, x: Tensors, name: str) -> Any:
     """What an input function makes of a batch, or the batch where there is none.
 
     Raises:
@@ -592,7 +601,7 @@ def _mapped(function: Any, x: Any, name: str) -> Any:
     return value
 
 
-def policy_of(student: Any) -> Any:
+def policy_of(student: keras.Model) -> Any:
     """The policy that a student trains by: float16 anywhere in it asks for a scaled loss."""
     for layer in student._flatten_layers():
         if layer.dtype_policy.name == "mixed_float16":

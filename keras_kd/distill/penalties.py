@@ -78,7 +78,7 @@ class Penalty:
         return self._weight
 
     @weight.setter
-    def weight(self, value: Any) -> None:
+    def weight(self, value: float | keras.Variable) -> None:
         _require_weight(value, self.name)
         self._weight.assign(value)
 
@@ -126,7 +126,7 @@ class PenaltyTerm(hooks.Held):
         weight: Its live weight, a `keras.Variable`.
     """
 
-    def __init__(self, penalty: Any, others: set[int]) -> None:
+    def __init__(self, penalty: Penalty, others: set[int]) -> None:
         weight = penalty.weight
         if not isinstance(weight, keras.Variable):
             weight = _variable(weight, penalty.name)
@@ -168,7 +168,7 @@ class PenaltyTerm(hooks.Held):
             keras.backend.standardize_dtype(values.dtype),
         )
 
-    def _returned(self, value: Any) -> Tensor:
+    def _returned(self, value: object) -> Tensor:
         try:
             values = ops.convert_to_tensor(value)
             dtype = keras.backend.standardize_dtype(values.dtype)
@@ -197,7 +197,7 @@ class PenaltyTerm(hooks.Held):
         return ops.any(ops.stack(masks), axis=0), weight
 
 
-def require(penalties: Any, metrics: Any) -> list[Any]:
+def require(penalties: object, metrics: object) -> list[Any]:
     """The penalties as a list, or one error that says what does not fit.
 
     Args:
@@ -312,7 +312,7 @@ class OfPenalty:
         return Value(self._term.value(self._distiller, seen.for_hooks(), seen.counted))
 
 
-def _variable(weight: Any, name: str) -> Any:
+def _variable(weight: float | keras.Variable, name: str) -> Any:
     _require_weight(weight, name)
     if isinstance(weight, keras.Variable):
         return weight

@@ -7,7 +7,7 @@ data can tell, so that the first step finds nothing new.
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -23,6 +23,7 @@ from keras_kd.models import training_identity
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
+from keras_kd.utils.types import Data, Tensor, Tensors
 
 Given = tuple[Any, Any, int | None, dict[str, Any]]
 """`x`, `y`, `batch_size` and the other arguments of `fit`."""
@@ -52,7 +53,7 @@ class Preparation:
 
     @contextlib.contextmanager
     def training(
-        self, x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]
+        self, x: Data, y: Tensors | None, batch_size: int | None, arguments: dict[str, Any]
     ) -> Iterator[None]:
         """Know in here what `fit` was given."""
         self.arrays = None
@@ -64,7 +65,7 @@ class Preparation:
         finally:
             self.arrays, self.trains_on = None, None
 
-    def models(self, distiller: hooks.Trained, rows: Any, real: bool = True) -> None:
+    def models(self, distiller: hooks.Trained, rows: Tensors, real: bool = True) -> None:
         """Look at a few rows before the first step: build what they show, refuse what cannot work.
 
         Args:
@@ -96,7 +97,13 @@ class Preparation:
                 "teacher."
             )
 
-    def for_fit(self, distiller: hooks.Trained, given: Given, epochs: int, callbacks: Any) -> Given:
+    def for_fit(
+        self,
+        distiller: hooks.Trained,
+        given: Given,
+        epochs: int,
+        callbacks: Sequence[keras.callbacks.Callback] | None,
+    ) -> Given:
         """What `keras.Model.fit` is given in place of what the user gave.
 
         Args:
@@ -114,8 +121,8 @@ class Preparation:
     def _looked_at(
         self,
         distiller: hooks.Trained,
-        x: Any,
-        y: Any,
+        x: Data,
+        y: Tensors | None,
         batch_size: int | None,
         arguments: dict[str, Any],
     ) -> Given:
@@ -163,7 +170,7 @@ class Preparation:
     def _joined_validation(
         self,
         distiller: hooks.Trained,
-        given: Any,
+        given: Sequence[Any] | None,
         batch_size: int | None,
         arguments: dict[str, Any],
     ) -> dict[str, Any]:
@@ -179,8 +186,8 @@ class Preparation:
     def for_evaluation(
         self,
         distiller: hooks.Trained,
-        x: Any,
-        y: Any,
+        x: Data,
+        y: Tensors | None,
         batch_size: int | None,
         arguments: dict[str, Any],
         known: bool = False,
@@ -214,7 +221,7 @@ class Preparation:
             self.models(distiller, rows, real)
         return x, y, batch_size, {**arguments, "sample_weight": weight}
 
-    def for_batch(self, distiller: hooks.Trained, x: Any, y: Any) -> None:
+    def for_batch(self, distiller: hooks.Trained, x: Data, y: Tensors | None) -> None:
         """Look at one batch that is trained on by itself."""
         self._pairing.require_teacher()
         if distiller.compiled and not self._pairing.prepared:
@@ -223,7 +230,7 @@ class Preparation:
         if distiller.compiled:
             self.require_labels(distiller, y)
 
-    def one_batch(self, distiller: hooks.Trained, data: Any) -> tuple[Any, Any, Any]:
+    def one_batch(self, distiller: hooks.Trained, data: Data) -> tuple[Any, Any, Any]:
         """One batch `(x, y, sample_weight)` as `fit` would hand it to the step."""
         self._pairing.require_teacher()
         if not self._pairing.prepared:
@@ -231,19 +238,21 @@ class Preparation:
             self.models(distiller, checks.first_rows(x, True)[0])
         return plain_batch(data)
 
-    def require_labels(self, distiller: hooks.Trained, y: Any, name: str = "`y`") -> None:
+    def require_labels(
+        self, distiller: hooks.Trained, y: Tensors | None, name: str = "`y`"
+    ) -> None:
         """Raise `ValueError` for labels in arrays that the losses cannot read."""
         if y is not None:
             expected = label_checks.of_distiller(self._pairing, distiller.loss)
             label_checks.require(expected, y, self._pairing.student.template, name)
 
-    def _watched(self, distiller: hooks.Trained, data: Any) -> Any:
+    def _watched(self, distiller: hooks.Trained, data: Data) -> Any:
         """A dataset whose labels are compared with what the losses read."""
         expected = label_checks.of_distiller(self._pairing, distiller.loss)
         return label_checks.watched(expected, data, self._pairing.student.template)
 
     def _asked(
-        self, x: Any, y: Any, sample_weight: Any, batch_size: int | None
+        self, x: Data, y: Tensors | None, sample_weight: Tensors | None, batch_size: int | None
     ) -> tuple[Any, Any, Any, int | None]:
         """Data that the teacher is asked about in `evaluate`, joined to its answers."""
         teacher = self._pairing.teacher
@@ -262,7 +271,7 @@ class Preparation:
         length = len(keras.tree.flatten(self.arrays[0])[0])
         chosen = np.unique(np.linspace(0, length - 1, min(count, length)).round().astype("int64"))
 
-        def take(leaf: Any) -> Any:
+        def take(leaf: np.ndarray) -> Any:
             array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else np.asarray(leaf)
             return array[chosen]
 
@@ -271,7 +280,7 @@ class Preparation:
         return found if teacher is None else teacher.joined(found, chosen)
 
 
-def _training_arrays(x: Any, y: Any, arguments: dict[str, Any]) -> Any:
+def _training_arrays(x: Data, y: Tensors | None, arguments: dict[str, Any]) -> Any:
     """What `fit` trains on, where that is arrays.
 
     Args:
@@ -293,14 +302,14 @@ def _training_arrays(x: Any, y: Any, arguments: dict[str, Any]) -> Any:
     return keras.tree.map_structure(lambda leaf: leaf[:used], data, none_is_leaf=False)
 
 
-def plain_batch(data: Any) -> tuple[Any, Any, Any]:
+def plain_batch(data: Data) -> tuple[Any, Any, Any]:
     """One batch `(x, y, sample_weight)` as `fit` would hand it to the step.
 
     Args:
         data: `x`, `(x, y)` or `(x, y, sample_weight)`, in arrays or tensors.
     """
 
-    def tensor(leaf: Any) -> Any:
+    def tensor(leaf: Tensor) -> Any:
         if not hasattr(leaf, "__array__"):
             return leaf
         array = keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else leaf.__array__()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_kd.models import meaning
+from keras_kd.utils.types import Losses
 
 
 class RowErrors(NamedTuple):
@@ -32,7 +33,7 @@ def row_errors(
     outputs: Sequence[Any],
     labels: Sequence[Any],
     hard: Sequence[Any],
-    weight: Any = None,
+    weight: np.ndarray | None = None,
 ) -> RowErrors:
     """Compare answers with labels, row by row.
 
@@ -68,7 +69,7 @@ def row_errors(
 
 
 def _one(
-    told: str | None, output: np.ndarray, label: np.ndarray, hard: Any, weight: Any
+    told: str | None, output: np.ndarray, label: np.ndarray, hard: Losses, weight: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The error of each row of one output, and the weight of the row."""
     if not np.isfinite(output).all():

@@ -1,6 +1,6 @@
 """Which losses remember every row, and whether the data bring the numbers of the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ from keras_kd.losses.base import DistillationLoss
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils.data import are_arrays
+from keras_kd.utils.types import Data, Tensor
 
 
 def readers(transfers: Sequence[Transfer]) -> list[Transfer]:
@@ -17,7 +18,7 @@ def readers(transfers: Sequence[Transfer]) -> list[Transfer]:
     return [t for t in transfers if isinstance(t.loss, DistillationLoss) and t.loss.reads_indices]
 
 
-def added(x: Any, transfers: Sequence[Transfer]) -> Any:
+def added(x: Data, transfers: Sequence[Transfer]) -> Any:
     """Arrays with their row numbers where a loss reads these; anything else as it is.
 
     Raises:
@@ -39,7 +40,7 @@ def added(x: Any, transfers: Sequence[Transfer]) -> Any:
     return x
 
 
-def require_samples(data: Any) -> None:
+def require_samples(data: Data) -> None:
     """Raise `ValueError` for a dataset whose batches, not samples, were numbered."""
     if not hasattr(data, "element_spec"):
         return
@@ -51,7 +52,7 @@ def require_samples(data: Any) -> None:
         )
 
 
-def require(record: Any, transfers: Sequence[Transfer]) -> None:
+def require(record: Mapping[str, Tensor] | None, transfers: Sequence[Transfer]) -> None:
     """Raise `ValueError` if a loss reads row numbers and the data bring none.
 
     Args:

@@ -5,11 +5,12 @@ Keras that call them are methods of `Distiller`.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_kd.distill import hooks
@@ -19,6 +20,7 @@ from keras_kd.models import lora
 from keras_kd.models.fingerprint import IDENTITY
 from keras_kd.teachers import Teacher
 from keras_kd.transfers.output_pairing import Placed
+from keras_kd.utils.types import PathLike
 
 
 class Origin(NamedTuple):
@@ -37,7 +39,7 @@ class Origin(NamedTuple):
         """The name of its teacher, or `None`."""
         return None if self.teacher is None else self.teacher.get("name")
 
-    def checking(self, path: Any) -> Callable[[Teacher | None, Sequence[str]], None]:
+    def checking(self, path: PathLike) -> Callable[[Teacher | None, Sequence[str]], None]:
         """What raises `ValueError` for another teacher, or missing functions, than a file tells."""
         return functools.partial(require_origin, self, path)
 
@@ -46,7 +48,7 @@ class Origin(NamedTuple):
 
 
 def config(
-    distiller: hooks.Trained, pairing: Pairing, shared: Shared, origin: Origin
+    distiller: keras.Model, pairing: Pairing, shared: Shared, origin: Origin
 ) -> dict[str, Any]:
     """What rebuilds a distiller, without its teacher."""
     teacher, record = pairing.teacher, origin.teacher
@@ -81,13 +83,13 @@ def restored_student(config: dict[str, Any]) -> tuple[Any, list[Any]]:
     return student, [layers[i] for i in config["shared"]]
 
 
-def seeds(distiller: Any) -> list[Any]:
+def seeds(distiller: keras.Model) -> list[Any]:
     """States of the random generators, as of dropout, which Keras does not save."""
     others = {id(v) for v in [*distiller.weights, *distiller.metrics_variables]}
     return [v for v in distiller.variables if id(v) not in others]
 
 
-def load_seeds(distiller: Any, store: Any) -> dict[str, Any]:
+def load_seeds(distiller: keras.Model, store: MutableMapping[str, np.ndarray]) -> dict[str, Any]:
     """Give the random generators their states back; returns what else is in the store."""
     names = [name for name in store.keys() if not name.startswith("seed_")]  # noqa: SIM118
     ours = seeds(distiller)
@@ -100,7 +102,7 @@ def load_seeds(distiller: Any, store: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------ compile
 
 
-def compile_config(distiller: hooks.Trained, pairing: Pairing) -> dict[str, Any] | None:
+def compile_config(distiller: keras.Model, pairing: Pairing) -> dict[str, Any] | None:
     """The arguments of `compile`; hooks that no file can name by their class alone."""
     if not distiller.compiled:
         return None
@@ -168,7 +170,7 @@ def saved_compile(config: dict[str, Any]) -> Saved:
 
 
 def require_origin(
-    origin: Origin, path: Any, teacher: Teacher | None, given: Sequence[str]
+    origin: Origin, path: PathLike, teacher: Teacher | None, given: Sequence[str]
 ) -> None:
     """Raise `ValueError` unless this is what a distiller was trained with.
 
@@ -215,7 +217,7 @@ def copied(name: str) -> TypeError:
     )
 
 
-def store_seeds(distiller: Any, store: Any) -> None:
+def store_seeds(distiller: keras.Model, store: MutableMapping[str, np.ndarray]) -> None:
     """Put the states of the random generators into a store."""
     for i, seed in enumerate(seeds(distiller)):
         store[f"seed_{i}"] = ops.convert_to_numpy(seed)

@@ -7,6 +7,7 @@ a pipeline of small batches costs as much as the steps themselves.
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -16,9 +17,9 @@ from keras_kd.cache import join_arrays
 from keras_kd.cache.join_arrays import Pages
 from keras_kd.cache.join_datasets import Joined
 from keras_kd.cache.memory import Held
-from keras_kd.distill import hooks
 from keras_kd.distill.pairing import Pairing
 from keras_kd.utils.data import are_arrays
+from keras_kd.utils.types import Data, Tensors
 
 SECONDS = 0.25
 """How long the steps that are taken at once should last."""
@@ -50,9 +51,9 @@ class ShortSteps:
 
     def for_fit(
         self,
-        distiller: hooks.Trained,
+        distiller: keras.Model,
         data: tuple[Any, Any, int | None, dict[str, Any]],
-        callbacks: Any,
+        callbacks: Sequence[keras.callbacks.Callback] | None,
     ) -> tuple[Any, Any, int | None, dict[str, Any]]:
         """What `keras.Model.fit` is given, with as many steps at once as are right.
 
@@ -98,7 +99,9 @@ class ShortSteps:
         seconds = _LEAST + operations / _SPEED
         return max(1, min(int(SECONDS / seconds), steps or 16))
 
-    def _may_page(self, distiller: Any, x: Any, y: Any, callbacks: list[Any]) -> bool:
+    def _may_page(
+        self, distiller: keras.Model, x: Data, y: Tensors | None, callbacks: list[Any]
+    ) -> bool:
         """Whether the step may gather the rows itself."""
         return (
             keras.config.backend() == "tensorflow"
@@ -109,7 +112,7 @@ class ShortSteps:
             and not any(getattr(each, "skips_batches", False) for each in callbacks)
         )
 
-    def _take(self, distiller: Any, count: int, callbacks: list[Any]) -> None:
+    def _take(self, distiller: keras.Model, count: int, callbacks: list[Any]) -> None:
         """Take so many steps at once, and say so to callbacks that count on each."""
         if distiller.steps_per_execution != count:
             distiller.steps_per_execution = count
@@ -126,7 +129,7 @@ class ShortSteps:
                 stacklevel=5,
             )
 
-    def function(self, distiller: Any, plain: Any) -> Any:
+    def function(self, distiller: keras.Model, plain: Callable[..., Any]) -> Any:
         """The train function: on pages where there are any, else the one that Keras made."""
         if keras.config.backend() != "tensorflow" or not self._auto:
             return plain
@@ -137,7 +140,7 @@ class ShortSteps:
         )
 
 
-def _steps(x: Any, batch_size: int | None, arguments: dict[str, Any]) -> int | None:
+def _steps(x: Data, batch_size: int | None, arguments: dict[str, Any]) -> int | None:
     """How many steps an epoch has, where that is known."""
     if arguments.get("steps_per_epoch"):
         return int(arguments["steps_per_epoch"])
@@ -164,7 +167,7 @@ def _weights_and_places(pairing: Pairing) -> int:
     return total
 
 
-def _per_batch(callback: Any) -> bool:
+def _per_batch(callback: keras.callbacks.Callback) -> bool:
     """Whether a callback of the user does anything for each batch."""
     if callback is None or type(callback).__module__.startswith(("keras.", "keras_kd.")):
         return False

@@ -13,6 +13,7 @@ from keras_kd.cache.join_datasets import Joined
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
+from keras_kd.utils.types import Data, Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Rows:
         """Number of samples."""
         return len(keras.tree.flatten(self.x)[0])
 
-    def taken(self, rows: Any) -> Rows:
+    def taken(self, rows: np.ndarray) -> Rows:
         """Return these rows.
 
         Args:
@@ -42,7 +43,7 @@ class Rows:
 
 
 def read(
-    x: Any, y: Any, arguments: Mapping[str, Any], who: str
+    x: Data, y: Tensors | None, arguments: Mapping[str, Any], who: str
 ) -> tuple[Rows, np.ndarray | None, int | None]:
     """Collect what `fit` is given in memory.
 
@@ -101,14 +102,14 @@ def read(
     return Rows(data, labels, weight), None, size
 
 
-def _finite(data: Any) -> bool:
+def _finite(data: Data) -> bool:
     if isinstance(data, keras.utils.PyDataset):
         return data.num_batches is not None
     cardinality = getattr(data, "cardinality", None)
     return cardinality is None or int(cardinality()) != -1
 
 
-def _batches(data: Any, who: str) -> Iterator[Any]:
+def _batches(data: Data, who: str) -> Iterator[Any]:
     if isinstance(data, keras.utils.PyDataset):
         return (data[i] for i in range(data.num_batches or 0))
     if not hasattr(data, "__iter__"):

@@ -115,7 +115,7 @@ def _projection(transfer: Transfer, shapes: tuple[Any, Any] | None) -> str:
     return ", ".join(projectors.describe(transfer.projector, *pair) for pair in pairs)
 
 
-def _read(taps: Any, shapes: Any) -> str:
+def _read(taps: object, shapes: object) -> str:
     """Where a transfer reads, and the shapes there without the batch."""
     taps, shapes = (v if isinstance(v, list) else [v] for v in (taps, shapes))
     return ", ".join(

@@ -7,7 +7,7 @@ import numbers
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _LONGEST_NAME = 120
@@ -16,7 +16,7 @@ _LONGEST_NAME = 120
 _NO_NAME = re.compile(r'[/\\:*?"<>|]')
 
 
-def check_switches(**given: Any) -> None:
+def check_switches(**given: object) -> None:
     """Refuse what is neither true nor false: `"no"` would count as true.
 
     Raises:
@@ -27,7 +27,7 @@ def check_switches(**given: Any) -> None:
             raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r}.")
 
 
-def check_progress(progress: Any) -> None:
+def check_progress(progress: object) -> None:
     """Refuse a callback that cannot be called.
 
     Raises:
@@ -40,7 +40,7 @@ def check_progress(progress: Any) -> None:
         )
 
 
-def check_path(folder: Any) -> None:
+def check_path(folder: object) -> None:
     """Refuse what is no path.
 
     Raises:
@@ -56,7 +56,7 @@ def check_path(folder: Any) -> None:
         raise ValueError(f"`folder` must be the path of a folder. Received: {path!r}.")
 
 
-def check_name(name: Any) -> None:
+def check_name(name: object) -> None:
     """Refuse what cannot be the first part of a file name on every system.
 
     Raises:
@@ -103,7 +103,7 @@ def check_labels(labels: Any) -> list[str] | None:
     return [str(label) for label in given]
 
 
-def read_history(history: Any) -> dict[str, list[float | None]] | None:
+def read_history(history: object) -> dict[str, list[float | None]] | None:
     """Return the curves of a training as plain numbers; one that is not finite becomes `None`.
 
     Args:
@@ -147,7 +147,7 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def check_texts(what: str, names: Any) -> None:
+def check_texts(what: str, names: Iterable[object]) -> None:
     """Refuse names that hold halves of surrogate pairs: no file can hold them.
 
     Raises:

@@ -6,11 +6,15 @@ import math
 import numbers
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 from keras_kd.export.arguments import check_name
 from keras_kd.export.formats import registry
 from keras_kd.utils.errors import did_you_mean
+
+if TYPE_CHECKING:
+    import keras
+
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 """What is made unless asked otherwise."""
@@ -72,7 +76,7 @@ def known_precisions() -> list[str]:
     return list(dict.fromkeys(name for each in registry.every() for name in each.precisions))
 
 
-def number(what: str, value: Any, *, whole: bool = False) -> None:
+def number(what: str, value: object, *, whole: bool = False) -> None:
     """Refuse what is no finite number.
 
     Args:
@@ -146,7 +150,7 @@ def check_packages(formats: Sequence[str]) -> None:
         )
 
 
-def check_model(model: Any) -> None:
+def check_model(model: object) -> None:
     """Refuse what is no built Keras 3 model.
 
     Raises:
@@ -170,7 +174,7 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_quantization_aware(model: Any) -> bool:
+def check_quantization_aware(model: keras.Model) -> bool:
     """Say whether a model carries the fake quantization of `keras_kd.compress`, ready for int8.
 
     Args:
@@ -195,7 +199,7 @@ def check_quantization_aware(model: Any) -> bool:
 
 
 def check_data_given(
-    calibration: Any, evaluation: Any, precisions: Sequence[str], quantization_aware: bool
+    calibration: object, evaluation: object, precisions: Sequence[str], quantization_aware: bool
 ) -> None:
     """Refuse an export without the data it needs.
 

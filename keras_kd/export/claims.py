@@ -94,7 +94,7 @@ def _version_faults(rows: list[dict[str, Any]]) -> Iterator[str]:
             yield f"`artifacts[{i}].more_files` is none of version 1"
 
 
-def _values(value: Any, where: str) -> Iterator[str]:
+def _values(value: object, where: str) -> Iterator[str]:
     # Anywhere: text that no file and no terminal takes, and numbers that no array does.
     if isinstance(value, dict):
         for key, item in value.items():

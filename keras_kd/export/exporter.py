@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,27 +49,31 @@ from keras_kd.export.verification.keras_answers import (
 from keras_kd.export.verification.reference import Reference, with_chosen
 from keras_kd.export.verification.timing import TIMED
 from keras_kd.export.verification.useless_files import Causes
+from keras_kd.utils.types import Data
+
+if TYPE_CHECKING:
+    import keras
 
 
 def export_model(
-    model: Any,
+    model: keras.Model,
     folder: str | os.PathLike[str],
     formats: Sequence[str] = registry.DEFAULT,
     precisions: Sequence[str] = PRECISIONS,
     *,
-    calibration: Any = None,
-    evaluation: Any = None,
+    calibration: Data | None = None,
+    evaluation: Data | None = None,
     max_drop: float | None = 0.01,
-    metrics: Any = None,
+    metrics: object = None,
     objective: str = "size",
     mixed: bool = True,
     sparse: bool = False,
     batch: int | None = None,
     targets: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
-    normalization: Any = None,
+    normalization: object = None,
     history: dict[str, Sequence[float]] | None = None,
-    teacher: Any = None,
+    teacher: object = None,
     opset: int = 17,
     allow_flex: bool = False,
     name: str = "model",
@@ -354,7 +358,7 @@ class _Work:
 
     def __init__(
         self,
-        model: Any,
+        model: keras.Model,
         reference: Reference,
         calibrated: Arrays | None,
         scratch: Path,

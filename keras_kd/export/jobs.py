@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from keras_kd.export import limits
 from keras_kd.export.formats import registry
@@ -32,12 +32,16 @@ from keras_kd.export.signature import Signature
 from keras_kd.export.worker_pool import Results, Run, run_tasks
 from keras_kd.export.writing import disk_fault
 
+if TYPE_CHECKING:
+    import keras
+
+
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how many steps of it are done, and how many there are."""
 
 
 def convert(
-    model: Any,
+    model: keras.Model,
     signature: Signature,
     tasks: Sequence[ConvertTask],
     scratch: Path,

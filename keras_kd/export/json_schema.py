@@ -19,7 +19,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def fault(value: Any, schema: Any, root: dict[str, Any], where: str = "") -> str:
+def fault(value: object, schema: Any, root: dict[str, Any], where: str = "") -> str:
     """Return the first thing wrong with a value; empty if it has the form.
 
     Args:
@@ -54,7 +54,7 @@ def fault(value: Any, schema: Any, root: dict[str, Any], where: str = "") -> str
     return _dict_fault(value, schema, root, where, name) if isinstance(value, dict) else ""
 
 
-def _is(value: Any, kind: str) -> bool:
+def _is(value: object, kind: str) -> bool:
     # Python's `True` is an integer, JSON's is not; and 1.0 is one there.
     if kind == "integer" and isinstance(value, float):
         return value.is_integer()
@@ -66,9 +66,7 @@ def _matches(pattern: str, text: str) -> bool:
     return re.search(re.sub(r"\$$", r"\\Z", pattern), text) is not None
 
 
-def _list_fault(
-    value: list[Any], schema: dict[str, Any], root: dict[str, Any], where: str, name: str
-) -> str:
+def _list_fault(value: list[Any], schema: Any, root: dict[str, Any], where: str, name: str) -> str:
     if len(value) < schema.get("minItems", 0):
         return f"{name} has too few entries"
     if len(value) > schema.get("maxItems", len(value)):
@@ -79,7 +77,7 @@ def _list_fault(
 
 
 def _dict_fault(
-    value: dict[str, Any], schema: dict[str, Any], root: dict[str, Any], where: str, name: str
+    value: dict[str, Any], schema: Any, root: dict[str, Any], where: str, name: str
 ) -> str:
     for key in schema.get("required", ()):
         if key not in value:

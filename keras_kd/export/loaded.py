@@ -14,6 +14,7 @@ from keras_kd.export.formats import registry
 from keras_kd.export.formats.base import Borders, Runtime
 from keras_kd.export.signature import Arrays
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Tensors
 
 _BATCH = 64
 """Samples that a file with a free batch is given at once: memory stays bounded."""
@@ -138,7 +139,7 @@ class LoadedModel:
                 "out, or load an int8 file."
             )
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Tensors) -> Any:
         """Run the file.
 
         Args:
@@ -172,7 +173,7 @@ class LoadedModel:
     def __repr__(self) -> str:
         return f"<LoadedModel {self.path.name}: {_list(self.inputs)} to {_list(self.outputs)}>"
 
-    def _matched(self, x: Any) -> list[tuple[Any, dict[str, Any]]]:
+    def _matched(self, x: Tensors) -> list[tuple[Any, dict[str, Any]]]:
         rows = {row["name"]: row for row in self.inputs}
         if isinstance(x, dict):
             flat = dict(_flat(x))
@@ -202,7 +203,7 @@ class LoadedModel:
             )
         return list(zip(parts, self.inputs, strict=True))
 
-    def _real(self, value: Any, row: dict[str, Any]) -> np.ndarray:
+    def _real(self, value: np.ndarray, row: dict[str, Any]) -> np.ndarray:
         """One input as the runtime takes it: real numbers, or whole ones as they are."""
         from keras_kd.export.source.data import as_array
 

@@ -239,7 +239,7 @@ def schema() -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def inside(folder: Path, name: Any) -> Path:
+def inside(folder: Path, name: object) -> Path:
     """Return the path of a file in the folder.
 
     Raises:
@@ -259,7 +259,7 @@ def inside(folder: Path, name: Any) -> Path:
     return path
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return JSON values; a number that is not finite becomes `None`."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}

@@ -476,7 +476,7 @@ class ArtifactRow:
         return entry
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: object) -> Any:
     """Return plain JSON values of a dataclass of this module, or of what it holds."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {

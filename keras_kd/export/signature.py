@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from keras_kd.utils.types import Tensors
+
+if TYPE_CHECKING:
+    import keras
+
 
 Arrays = dict[str, np.ndarray]
 
@@ -55,7 +61,7 @@ class Signature:
         return cls(values["structure"], tensors(values["inputs"]), tensors(values["outputs"]))
 
 
-def pack(model: Any, signature: Signature, flat: Sequence[Any]) -> Any:
+def pack(model: keras.Model, signature: Signature, flat: Sequence[Any]) -> Any:
     """Nest flat input tensors the way the model's `call` takes them."""
     import keras
 
@@ -68,7 +74,7 @@ def pack(model: Any, signature: Signature, flat: Sequence[Any]) -> Any:
     return list(flat)
 
 
-def describe(model: Any, sample: Any, outputs: Any) -> Signature:
+def describe(model: keras.Model, sample: Tensors, outputs: Tensors) -> Signature:
     """Read the signature of a Keras model.
 
     Args:
@@ -145,7 +151,7 @@ def describe(model: Any, sample: Any, outputs: Any) -> Signature:
     return Signature(structure, tuple(specs), tuple(results))
 
 
-def is_symbolic(model: Any) -> bool:
+def is_symbolic(model: keras.Model) -> bool:
     """Say whether a model has a graph of Keras tensors: Functional and built Sequential models."""
     import keras
 
@@ -160,7 +166,7 @@ def is_symbolic(model: Any) -> bool:
     )
 
 
-def _named(structure: Any, fallback: list[str]) -> list[str]:
+def _named(structure: Tensors, fallback: list[str]) -> list[str]:
     # The keys of a dict are the names that a Keras user addresses; nested ones join with "/".
     import keras
 
@@ -179,7 +185,7 @@ def _named(structure: Any, fallback: list[str]) -> list[str]:
     return names
 
 
-def _float32(dtype: Any) -> str:
+def _float32(dtype: str) -> str:
     # Files are made from a float32 copy, whatever precision the model computes in.
     name = str(dtype)
     return "float32" if name.startswith(("float", "bfloat")) else name

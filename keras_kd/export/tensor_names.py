@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
+
 
 _COUNTER = re.compile(r"_\d+$")
 # tf2onnx numbers what it adds over the life of the process.
 _RUNNING = re.compile(r"__\d+")
 
 
-def layer_names(model: Any) -> list[str]:
+def layer_names(model: keras.Model) -> list[str]:
     """List the names of a model's layers, nested ones included."""
     names = []
     for layer in getattr(model, "layers", []):

@@ -15,9 +15,7 @@ import keras
 import numpy as np
 
 from keras_kd.lifelong.memory import Memory, Slots
-
-Array = Any
-"""A NumPy array."""
+from keras_kd.utils.types import Array, Logs
 
 
 class Pool:
@@ -217,6 +215,6 @@ class Epochs(keras.callbacks.Callback):
         super().__init__()
         self._batches = batches
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Read the steps of this epoch."""
         self._batches.epoch = epoch

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from keras import ops
 
 from keras_kd.lifelong.distilling import softened_crossentropy
-from keras_kd.lifelong.method import Array, Ending, Method, require_number, require_positive
-from keras_kd.utils.types import Tensor
+from keras_kd.lifelong.method import Ending, Method, require_number, require_positive
+from keras_kd.utils.types import Array, Tensor
 
 if TYPE_CHECKING:
     from keras_kd.lifelong.lesson import Lesson
@@ -25,7 +26,9 @@ class _Corrected(Method):
     needs_new = True
     temperature: float
 
-    def loss(self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Any) -> Any:
+    def loss(
+        self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Mapping[str, Tensor]
+    ) -> Any:
         """`(1 - w) CE(y, z) + w CE(softmax(z_old / T), softmax(z / T))`, `w = C_old / C_all`."""
         terms = super().loss(lesson, parts, y, outputs)
         if lesson.old is not None:
@@ -138,7 +141,7 @@ class BiasCorrection(_Corrected):
 
 
 def fitted_bias(
-    logits: Array, y: Array, new: Any, penalty: float = 0.0, steps: int = 100
+    logits: Array, y: Array, new: np.ndarray, penalty: float = 0.0, steps: int = 100
 ) -> tuple[float, float]:
     """The `a` and `b` that minimize `mean CE(y, z') + penalty * b**2 / 2`, by Newton's method.
 

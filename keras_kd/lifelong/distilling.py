@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from keras import ops
@@ -62,7 +63,9 @@ class LearningWithoutForgetting(Method):
         """The arguments that rebuild it."""
         return {"weight": self.weight, "temperature": self.temperature}
 
-    def loss(self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Any) -> Any:
+    def loss(
+        self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Mapping[str, Tensor]
+    ) -> Any:
         """The hard loss and the old answers."""
         terms = super().loss(lesson, parts, y, outputs)
         if lesson.old is not None:

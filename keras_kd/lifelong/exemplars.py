@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -10,11 +11,11 @@ import numpy as np
 from keras import ops
 
 from keras_kd.lifelong.distilling import softened_crossentropy
-from keras_kd.lifelong.method import Array, Ending, Method, require_count, require_number
+from keras_kd.lifelong.method import Ending, Method, require_count, require_number
 from keras_kd.lifelong.method import require_positive as positive
 from keras_kd.lifelong.rehearsal import weighted_mean
 from keras_kd.utils.errors import did_you_mean
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Array, Tensor
 
 if TYPE_CHECKING:
     from keras_kd.lifelong.heads import GrowingHead
@@ -65,7 +66,9 @@ class ICaRL(Method):
         """The arguments that rebuild it."""
         return {"loss": self.kind, "temperature": self.temperature}
 
-    def loss(self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Any) -> Any:
+    def loss(
+        self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Mapping[str, Tensor]
+    ) -> Any:
         """New labels and old answers."""
         logits = outputs["logits"]
         old = None if lesson.old is None else lesson.read_old(parts["x"])["logits"]
@@ -184,7 +187,7 @@ class LessForgetting(Method):
             "margin_weight": self.margin_weight,
         }
 
-    def imprint(self, x: Array, y: Array, outputs: Any) -> Any:
+    def imprint(self, x: Array, y: Array, outputs: Callable[[Array], Array]) -> Any:
         """The mean direction of the features of a class."""
         features = _unit(outputs(x)["features"])
 
@@ -194,7 +197,9 @@ class LessForgetting(Method):
 
         return column
 
-    def loss(self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Any) -> Any:
+    def loss(
+        self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Mapping[str, Tensor]
+    ) -> Any:
         """The hard loss, the direction of the features, and the margin."""
         terms = super().loss(lesson, parts, y, outputs)
         if lesson.old is None:
@@ -269,7 +274,9 @@ class PodNet(Method):
                 )
         return self.layers
 
-    def loss(self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Any) -> Any:
+    def loss(
+        self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Mapping[str, Tensor]
+    ) -> Any:
         """The hard loss, the maps and the features."""
         terms = super().loss(lesson, parts, y, outputs)
         if lesson.old is None:
@@ -301,7 +308,9 @@ def one_minus_cosine(old: Tensor, new: Tensor) -> Tensor:
     return 1.0 - ops.sum(old * new, axis=-1)
 
 
-def margin_ranking(cosines: Tensor, y: Tensor, columns: Any, margin: float, rivals: int) -> Tensor:
+def margin_ranking(
+    cosines: Tensor, y: Tensor, columns: Tensor, margin: float, rivals: int
+) -> Tensor:
     """`mean_k max(0, margin - cos(y) + cos(k))` over the nearest of some columns, a value a row.
 
     Args:
@@ -342,7 +351,7 @@ def _size(maps: Tensor, axis: int) -> int:
     return int(np.prod([size for i, size in enumerate(maps.shape) if i not in (0, axis)]))
 
 
-def _has_maps(layer: Any) -> bool:
+def _has_maps(layer: keras.Layer) -> bool:
     shape = getattr(layer.output, "shape", ())
     return len(shape) == 4 and None not in shape[1:]
 

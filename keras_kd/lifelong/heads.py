@@ -17,10 +17,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.models import graph
-from keras_kd.utils.types import Tensor
-
-Array = Any
-"""A NumPy array."""
+from keras_kd.utils.types import Array, Shape, Tensor
 
 
 class CosineHead(keras.layers.Layer):
@@ -37,7 +34,7 @@ class CosineHead(keras.layers.Layer):
           section 3.2
     """
 
-    def __init__(self, units: int, trained: Sequence[int] | None = None, **kwargs: Any) -> None:
+    def __init__(self, units: int, trained: Sequence[int] | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.units = units
         self.trained = list(range(units)) if trained is None else [int(i) for i in trained]
@@ -48,7 +45,7 @@ class CosineHead(keras.layers.Layer):
         self.scale: Any = None
         self.frozen: Any = None
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Make the columns and the scale."""
         width = input_shape[-1]
         self.kernel = self.add_weight((width, len(self.trained)), "glorot_uniform", name="kernel")
@@ -75,7 +72,7 @@ class CosineHead(keras.layers.Layer):
             self.scale, features.dtype
         )
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         """`(batch, units)`."""
         return (*input_shape[:-1], self.units)
 
@@ -106,7 +103,7 @@ class GrowingHead:
     """
 
     def __init__(
-        self, model: Any, cosine: bool = False, known: Sequence[int] = (), seed: int = 0
+        self, model: keras.Model, cosine: bool = False, known: Sequence[int] = (), seed: int = 0
     ) -> None:
         self.given = _dense_at_the_end(model)
         self.inputs = model.inputs
@@ -309,7 +306,7 @@ class GrowingHead:
         return keras.Model(self._structure, outputs, name=self.name)
 
 
-def frozen_copy(model: Any) -> Any:
+def frozen_copy(model: keras.Model) -> Any:
     """A copy that is never trained, with layers and weights of its own.
 
     Args:
@@ -321,7 +318,7 @@ def frozen_copy(model: Any) -> Any:
 
 
 def carried(
-    old: Any, new: Any, body_only: Any, before: Array, now: Array
+    old: keras.Model, new: keras.Model, body_only: Any, before: Array, now: Array
 ) -> list[tuple[Any, Array]]:
     """What an optimizer knows, for the variables of a head that has grown.
 
@@ -371,14 +368,14 @@ def carried(
     return pairs
 
 
-def _by_column(layer: Any) -> dict[str, Array]:
+def _by_column(layer: keras.Layer) -> dict[str, Array]:
     found = {"kernel": np.array(ops.convert_to_numpy(layer.kernel), "float32")}
     if layer.use_bias:
         found["bias"] = np.array(ops.convert_to_numpy(layer.bias), "float32")
     return found
 
 
-def _dense_at_the_end(model: Any) -> Any:
+def _dense_at_the_end(model: keras.Model) -> Any:
     """The Dense layer that answers, which has to be one that can grow."""
     advice = (
         "The learner gives the last Dense layer a column for each class: pass a Functional or "

@@ -12,7 +12,7 @@ import json
 import time
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -30,12 +30,11 @@ from keras_kd.lifelong.report import Report
 from keras_kd.lifelong.requirements import fresh, has_shape, require_loss, rows_to_train
 from keras_kd.lifelong.state import State, plain_value
 from keras_kd.lifelong.streams import Task
+from keras_kd.utils.types import Array, Logs, Losses
 
 if TYPE_CHECKING:
     import os
 
-Array = Any
-"""A NumPy array."""
 
 _COMPILE = ("run_eagerly", "jit_compile", "steps_per_execution", "auto_scale_loss")
 
@@ -78,7 +77,7 @@ class Learner:
 
     def __init__(
         self,
-        model: Any,
+        model: keras.Model,
         method: Method,
         memory: Memory | None = None,
         folder: str | os.PathLike[str] | None = None,
@@ -137,7 +136,11 @@ class Learner:
         return self.head.classes.copy()
 
     def compile(
-        self, optimizer: Any = "sgd", loss: Any = None, metrics: Any = None, **kwargs: Any
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "sgd",
+        loss: Losses = None,
+        metrics: Sequence[object] | Mapping[str, object] | None = None,
+        **kwargs: object,
     ) -> None:
         """Configure the training of every task.
 
@@ -175,10 +178,10 @@ class Learner:
         epochs: int = 1,
         batch_size: int = 32,
         *,
-        verbose: Any = "auto",
+        verbose: int | str = "auto",
         callbacks: Sequence[Any] | None = None,
         validation_split: float = 0.0,
-        validation_data: Any = None,
+        validation_data: tuple[Array, Array] | None = None,
     ) -> Any:
         """Learn a task, and measure all test parts.
 
@@ -306,7 +309,7 @@ class Learner:
         rows: tuple[Array, Array],
         epochs: int,
         batch_size: int,
-        verbose: Any,
+        verbose: int | str,
         callbacks: Sequence[Any] | None,
         validation: Any,
         identity: dict[str, Any],
@@ -388,7 +391,7 @@ class Learner:
         rng = np.random.default_rng([self.seed, index, 1])
         return held_out(pool, self.method.holds_out, rng)
 
-    def _stored(self, slots: Any, columns: int) -> Array:
+    def _stored(self, slots: Array, columns: int) -> Array:
         if slots is None or not self.method.stores_logits or self.memory is None:
             return None
         stored = np.zeros((slots.capacity + 1, columns), "float32")
@@ -618,11 +621,11 @@ class Learner:
 class _AtTheEnd(keras.callbacks.Callback):
     """Calls a function when the training ends, before the backup goes."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Callable[[], None]) -> None:
         super().__init__()
         self._function = function
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Logs = None) -> None:
         """Call it."""
         self._function()
 

@@ -7,7 +7,7 @@ and a backup holds them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,10 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.lifelong.method import Method
-from keras_kd.utils.types import Tensor
-
-Array = Any
-"""A NumPy array."""
+from keras_kd.utils.types import Array, Loss, Losses, Tensor, Tensors
 
 
 class Lesson(keras.Model):
@@ -38,7 +35,7 @@ class Lesson(keras.Model):
 
     def __init__(
         self,
-        network: Any,
+        network: keras.Model,
         method: Method,
         *,
         head: Any = None,
@@ -70,7 +67,13 @@ class Lesson(keras.Model):
         self.trackers = {name: keras.metrics.Mean(name) for name in method.terms}
         self.built = True
 
-    def compile(self, optimizer: Any, loss: Any, metrics: Any = None, **kwargs: Any) -> None:
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer,
+        loss: Losses,
+        metrics: Sequence[object] | Mapping[str, object] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Configure the training.
 
         Args:
@@ -116,7 +119,7 @@ class Lesson(keras.Model):
         x: Any = None,
         y: Any = None,
         y_pred: Any = None,
-        sample_weight: Any = None,
+        sample_weight: Tensors | None = None,
         training: bool = True,
     ) -> Tensor:
         """Add up what is minimized: the terms of the method, and what layers add.
@@ -142,7 +145,13 @@ class Lesson(keras.Model):
         dtype = keras.backend.result_type(*(value.dtype for value in total), "float32")
         return sum(ops.cast(value, dtype) for value in total)
 
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    def compute_metrics(
+        self,
+        x: Tensors | None,
+        y: Any,
+        y_pred: Any,
+        sample_weight: Tensors | None = None,
+    ) -> Any:
         """Update the metrics on the rows of the task."""
         return super().compute_metrics(x, y, y_pred["logits"], sample_weight)
 
@@ -199,7 +208,7 @@ class Lesson(keras.Model):
         return {}
 
 
-def per_row(loss: Any, y: Tensor, logits: Tensor) -> Tensor:
+def per_row(loss: Loss, y: Tensor, logits: Tensor) -> Tensor:
     """A hard loss in float32, one value a row.
 
     Args:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_kd.lifelong.heads import GrowingHead
 from keras_kd.lifelong.streams import Task
+from keras_kd.utils.types import Array
 
 
-def accuracies(tasks: Sequence[Task], head: GrowingHead, scores_of: Any) -> dict[str, Any]:
+def accuracies(
+    tasks: Sequence[Task], head: GrowingHead, scores_of: Callable[[Array], Array]
+) -> dict[str, Any]:
     """Accuracies on all test parts, among all classes and among those of the task.
 
     Args:

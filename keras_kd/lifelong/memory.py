@@ -16,9 +16,7 @@ import numpy as np
 
 from keras_kd.lifelong.streams import rows_of
 from keras_kd.utils import archives, checks, files
-
-Array = Any
-"""A NumPy array."""
+from keras_kd.utils.types import Array
 
 POLICIES = ("reservoir", "balanced", "herding")
 
@@ -510,7 +508,7 @@ class Memory:
         return memory
 
 
-def _at(array: Array, rows: Any) -> Array:
+def _at(array: Array, rows: Array) -> Array:
     return None if array is None else array[np.asarray(rows, "int64")]
 
 

@@ -9,21 +9,18 @@ in the module of its family; `Replay` is the shortest example.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from keras import ops
 
 from keras_kd.utils import checks
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Array, Tensor
 
 if TYPE_CHECKING:
     from keras_kd.lifelong.heads import GrowingHead
     from keras_kd.lifelong.memory import Memory
-
-Array = Any
-"""A NumPy array."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +111,9 @@ class Method:
         """
         return []
 
-    def loss(self, lesson: Any, parts: dict[str, Any], y: Tensor, outputs: Any) -> Any:
+    def loss(
+        self, lesson: Any, parts: dict[str, Any], y: Tensor, outputs: Mapping[str, Tensor]
+    ) -> Any:
         """Compute what one step minimizes.
 
         Args:
@@ -136,7 +135,7 @@ class Method:
         """
         return {}
 
-    def imprint(self, x: Array, y: Array, outputs: Any) -> Any:
+    def imprint(self, x: Array, y: Array, outputs: Callable[[Array], Array]) -> Any:
         """`fn(label)` for the first columns of new classes, or `None`.
 
         Args:
@@ -216,7 +215,7 @@ class Joint(Method):
     keeps_all = True
 
 
-def require_number(name: str, value: Any, least: float = 0.0) -> float:
+def require_number(name: str, value: float, least: float = 0.0) -> float:
     """Raise unless an argument of a method is a finite number that is large enough.
 
     Args:
@@ -234,7 +233,7 @@ def require_number(name: str, value: Any, least: float = 0.0) -> float:
     return found
 
 
-def require_positive(name: str, value: Any) -> float:
+def require_positive(name: str, value: float) -> float:
     """Raise unless an argument of a method is a positive number.
 
     Args:
@@ -250,7 +249,7 @@ def require_positive(name: str, value: Any) -> float:
     return float(value)
 
 
-def require_count(name: str, value: Any) -> int | None:
+def require_count(name: str, value: int | None) -> int | None:
     """Raise unless an argument is a positive integer or `None`.
 
     Args:

@@ -28,13 +28,13 @@ from keras_kd.lifelong.heads import GrowingHead
 from keras_kd.lifelong.method import require_count, require_number
 from keras_kd.lifelong.streams import Stream, held_out, rows_of
 from keras_kd.models import graph, training_identity
+from keras_kd.teachers.base import TeacherLike
 from keras_kd.utils import escaping, files, tables
+from keras_kd.utils.types import Array, PathLike
 
 if TYPE_CHECKING:
     from keras_kd.export import Report
 
-Array = Any
-"""A NumPy array."""
 
 STUDENT = "student.keras"
 """The model that a folder's files were made from; the next refresh goes on from it."""
@@ -101,19 +101,19 @@ class _Part:
 def refresh(
     deployed_folder: str | os.PathLike[str],
     teacher: Any,
-    old: Any,
-    new: Any,
+    old: object,
+    new: object,
     folder: str | os.PathLike[str],
     max_drop: float = 0.01,
     *,
-    student: Any = None,
+    student: keras.Model | None = None,
     fine_tune: int = 0,
     epochs: int = 10,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     test: float = 0.2,
     seed: int = 0,
-    verbose: Any = "auto",
+    verbose: int | str = "auto",
     callbacks: Sequence[Any] | None = None,
 ) -> Refreshed:
     """Teach a deployed student new data, and ship it only if it is not worse anywhere.
@@ -191,7 +191,7 @@ def refresh(
     done = _Done(work, _identity(content, parts, teacher, fine_tune, epochs, batch_size))
     x, y = (np.concatenate([getattr(p, name) for p in parts]) for name in ("x", "y"))
 
-    def trained(model: Any, name: str, count: int, inner: Any = None) -> Any:
+    def trained(model: keras.Model, name: str, count: int, inner: keras.Model | None = None) -> Any:
         """A model trained on all rows, or what an earlier run has made of it."""
         if done.has(name):
             return keras.saving.load_model(done.path(name))
@@ -269,7 +269,7 @@ class _Done:
 def _identity(
     content: dict[str, Any],
     parts: Sequence[_Part],
-    teacher: Any,
+    teacher: TeacherLike,
     fine_tune: int,
     epochs: int,
     batch_size: int,
@@ -288,7 +288,7 @@ def _identity(
     }
 
 
-def _parts(data: Any, part: str, test: float, seed: int) -> list[_Part]:
+def _parts(data: object, part: str, test: float, seed: int) -> list[_Part]:
     """The tasks of old or new data."""
     if isinstance(data, dict):
         return [
@@ -299,7 +299,7 @@ def _parts(data: Any, part: str, test: float, seed: int) -> list[_Part]:
     return _one(data, part, part, test, seed)
 
 
-def _one(data: Any, name: str, part: str, test: float, seed: int) -> list[_Part]:
+def _one(data: object, name: str, part: str, test: float, seed: int) -> list[_Part]:
     if isinstance(data, Stream):
         missing = [task.name for task in data if task.x_test is None or not len(task.x_test)]
         if missing:
@@ -359,7 +359,7 @@ def _accuracy(file: Path, part: _Part) -> float:
     return float(np.mean(answers.argmax(-1) == part.y_test))
 
 
-def _student(deployed: Path, student: Any, teacher: Any) -> Any:
+def _student(deployed: Path, student: keras.Model | PathLike | None, teacher: TeacherLike) -> Any:
     """The model that the distillation begins with; none of the user's own is changed."""
     if student is None and (deployed / STUDENT).is_file():
         student = deployed / STUDENT
@@ -377,12 +377,12 @@ def _student(deployed: Path, student: Any, teacher: Any) -> Any:
     return _copied(student)
 
 
-def _copied(model: Any) -> Any:
+def _copied(model: keras.Model) -> Any:
     return graph.rebuild(model, lambda layer, _graph: graph.copy_built(layer))
 
 
 def _with_columns(
-    student: Any, teacher: Any, parts: Sequence[_Part], fine_tune: int
+    student: keras.Model, teacher: Any, parts: Sequence[_Part], fine_tune: int
 ) -> tuple[Any, Any]:
     """Student and teacher with as many columns as there are classes."""
     classes = 1 + max(int(max(p.y.max(), p.y_test.max())) for p in parts)
@@ -403,7 +403,7 @@ def _with_columns(
     return _grown(student, known), teacher
 
 
-def _grown(model: Any, columns: int) -> Any:
+def _grown(model: keras.Model, columns: int) -> Any:
     units = model.output_shape[-1]
     if units >= columns:
         return model
@@ -413,7 +413,7 @@ def _grown(model: Any, columns: int) -> Any:
 
 
 def _exported(
-    student: Any,
+    student: keras.Model,
     candidate: Path,
     content: dict[str, Any],
     x: Array,

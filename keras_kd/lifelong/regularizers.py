@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -9,13 +10,12 @@ import numpy as np
 from keras import ops
 
 from keras_kd.lifelong.method import (
-    Array,
     Ending,
     Method,
     require_count,
     require_number,
 )
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Array, Tensor
 
 if TYPE_CHECKING:
     from keras_kd.lifelong.lesson import Lesson
@@ -73,7 +73,9 @@ class ElasticWeights(Method):
 
         return {"fisher": kept(self.fisher, "fisher"), "anchor": kept(self.anchor, "anchor")}
 
-    def loss(self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Any) -> Any:
+    def loss(
+        self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Mapping[str, Tensor]
+    ) -> Any:
         """The hard loss and the distance from the weights of before."""
         terms = super().loss(lesson, parts, y, outputs)
         fisher, anchor = lesson.kept["fisher"], lesson.kept["anchor"]
@@ -122,7 +124,9 @@ class ElasticWeights(Method):
         self._of_head = int(arrays.get("of_head", 0))
 
 
-def elastic(weights: Any, fisher: Any, anchor: Any) -> Tensor:
+def elastic(
+    weights: Sequence[Tensor], fisher: Sequence[Tensor], anchor: Sequence[Tensor]
+) -> Tensor:
     """`sum_i F_i * (w_i - w*_i)**2 / 2`, a scalar.
 
     Args:
@@ -137,7 +141,7 @@ def elastic(weights: Any, fisher: Any, anchor: Any) -> Tensor:
     return sum(parts)
 
 
-def fisher_information(model: Any, x: Array, y: Array) -> list[Array]:
+def fisher_information(model: keras.Model, x: Array, y: Array) -> list[Array]:
     """`mean over rows of (d log p(y | x) / d w)**2` of each trainable weight.
 
     Keras takes the gradients: rows are trained on one by one with an optimizer that adds up squares
@@ -160,7 +164,7 @@ def fisher_information(model: Any, x: Array, y: Array) -> list[Array]:
 class _Inferred(keras.Model):
     """A model that is trained as it answers: BatchNormalization and dropout in inference mode."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: keras.Model) -> None:
         super().__init__(name="inferred", dtype="float32", autocast=False)
         self.model = model
         self.built = True
@@ -173,7 +177,7 @@ class _Inferred(keras.Model):
 class _Squares(keras.optimizers.Optimizer):
     """Adds up the squares of gradients, and leaves the weights alone."""
 
-    def build(self, variables: Any) -> None:
+    def build(self, variables: list[keras.Variable]) -> None:
         """Make the sums."""
         if self.built:
             return
@@ -183,7 +187,9 @@ class _Squares(keras.optimizers.Optimizer):
             for v in variables
         ]
 
-    def update_step(self, gradient: Tensor, variable: Any, learning_rate: Any) -> None:
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
         """Add the squares of one row."""
         place = self.sums[self._get_variable_index(variable)]
         self.assign_add(place, ops.square(ops.cast(gradient, place.dtype)))

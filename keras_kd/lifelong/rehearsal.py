@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from keras import ops
@@ -73,7 +74,9 @@ class Replay(Method):
         """The arguments that rebuild it."""
         return {"batch_size": self.draw_size}
 
-    def loss(self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Any) -> Any:
+    def loss(
+        self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Mapping[str, Tensor]
+    ) -> Any:
         """The mean over the batch and the rows replayed beside it."""
         rows = lesson.per_row(y, outputs["logits"])
         replayed = lesson.per_row(parts["replayed_y"], outputs["replayed_logits"])
@@ -144,7 +147,9 @@ class DarkReplay(Method):
             "forward": self.forward,
         }
 
-    def loss(self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Any) -> Any:
+    def loss(
+        self, lesson: Lesson, parts: dict[str, Any], y: Tensor, outputs: Mapping[str, Tensor]
+    ) -> Any:
         """The batch, the stored logits and the stored labels."""
         terms = {"label_loss": ops.mean(lesson.per_row(y, outputs["logits"]))}
         if "logits" in self.draws:
@@ -162,7 +167,9 @@ class DarkReplay(Method):
         lesson.store(parts, outputs["logits"])
         return terms
 
-    def _replayed(self, lesson: Lesson, parts: dict[str, Any], outputs: Any, name: str) -> Tensor:
+    def _replayed(
+        self, lesson: Lesson, parts: dict[str, Any], outputs: Mapping[str, Tensor], name: str
+    ) -> Tensor:
         """The logits of the rows of a draw."""
         if self.forward == "joint":
             return outputs[f"{name}_logits"]

@@ -14,9 +14,7 @@ from keras_kd.export.report import plots
 from keras_kd.export.report.pages import filled
 from keras_kd.export.writing import write_file
 from keras_kd.utils import escaping, tables
-
-Array = Any
-"""A NumPy array."""
+from keras_kd.utils.types import Array
 
 FORGETTING = "max over earlier rows - last row, mean over all tasks but the last (below 0: a gain)"
 """How forgetting is defined here: others take the last row in, or the first row alone."""
@@ -261,7 +259,7 @@ def _plain(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _percent(value: Any) -> str:
+def _percent(value: float) -> str:
     return f"{100 * value:.2f}" if np.isfinite(value) else "-"
 
 

@@ -8,12 +8,10 @@ import keras
 import numpy as np
 
 from keras_kd.lifelong.streams import Task, rows_of
-
-Array = Any
-"""A NumPy array."""
+from keras_kd.utils.types import Array, Losses, Shape
 
 
-def require_loss(loss: Any) -> Any:
+def require_loss(loss: Losses) -> Any:
     """A loss of integers and logits, or one error.
 
     Args:
@@ -51,7 +49,7 @@ def require_loss(loss: Any) -> Any:
     return found
 
 
-def fresh(metric: Any) -> Any:
+def fresh(metric: keras.metrics.Metric | str) -> Any:
     """A metric without the state of an earlier task.
 
     Args:
@@ -62,7 +60,7 @@ def fresh(metric: Any) -> Any:
     return metric
 
 
-def has_shape(shape: Any, wanted: Any) -> bool:
+def has_shape(shape: Shape, wanted: Shape) -> bool:
     """Whether rows of a shape are what a model takes.
 
     Args:
@@ -73,7 +71,7 @@ def has_shape(shape: Any, wanted: Any) -> bool:
 
 
 def rows_to_train(
-    task: Any, epochs: Any, batch_size: Any, split: Any, data: Any
+    task: object, epochs: int, batch_size: int, split: float, data: tuple[Array, Array] | None
 ) -> tuple[tuple[Array, Array], Any]:
     """The rows that are trained on and those that are measured after each epoch.
 

@@ -14,9 +14,7 @@ from keras import ops
 from keras_kd.callbacks import resume
 from keras_kd.models import training_identity
 from keras_kd.utils import archives, files
-
-Array = Any
-"""A NumPy array."""
+from keras_kd.utils.types import Array
 
 FILE = "state.npz"
 _VERSION = 1
@@ -100,7 +98,7 @@ class State:
             )
 
 
-def plain_value(value: Any) -> Any:
+def plain_value(value: object) -> Any:
     """A value as JSON or NumPy hold it.
 
     Args:

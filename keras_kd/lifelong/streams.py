@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd.utils.checks import require_finite
-
-Array = Any
-"""A NumPy array."""
+from keras_kd.utils.types import Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +94,7 @@ class Stream(Sequence[Task]):
         y: Array,
         tasks: int | Sequence[Sequence[int]] = 5,
         seed: int | None = 0,
-        test: Any = None,
+        test: object = None,
     ) -> Stream:
         """Cut data so that each task brings classes of its own.
 
@@ -143,7 +141,7 @@ class Stream(Sequence[Task]):
 
     @classmethod
     def by_domain(
-        cls, x: Array, y: Array, domain: Array, test: Any = None, seed: int | None = None
+        cls, x: Array, y: Array, domain: Array, test: object = None, seed: int | None = None
     ) -> Stream:
         """Cut data by where they come from; the classes are the same in every task.
 
@@ -191,7 +189,11 @@ class Stream(Sequence[Task]):
 
     @classmethod
     def by_task(
-        cls, parts: Sequence[Any], test: Any = None, returning: bool = False, names: Any = None
+        cls,
+        parts: Sequence[Any],
+        test: Any = None,
+        returning: bool = False,
+        names: Sequence[str] | None = None,
     ) -> Stream:
         """Take tasks as they are given.
 
@@ -276,7 +278,7 @@ def held_out(y: Array, share: float, seed: int | None) -> tuple[Array, Array]:
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def _with_test(x: Array, y: Array, test: Any, seed: int | None) -> tuple[Any, Any]:
+def _with_test(x: Array, y: Array, test: object, seed: int | None) -> tuple[Any, Any]:
     if test is None:
         return (x, y), (None, None)
     if isinstance(test, float):
@@ -288,14 +290,14 @@ def _with_test(x: Array, y: Array, test: Any, seed: int | None) -> tuple[Any, An
     return (x, y), _rows(u, v, "x_test", "y_test", x)
 
 
-def _test_of(test: Any, count: int, form: str) -> Any:
+def _test_of(test: object, count: int, form: str) -> Any:
     if not isinstance(test, list | tuple) or len(test) != count:
         said = f"{len(test)} parts" if isinstance(test, list | tuple) else type(test).__name__
         raise ValueError(f"`test` is `{form}`, or a share such as 0.2. Received: {said}.")
     return test
 
 
-def rows_of(x: Any, y: Any) -> tuple[Array, Array]:
+def rows_of(x: object, y: object) -> tuple[Array, Array]:
     """Inputs and classes as arrays, checked.
 
     Args:
@@ -309,7 +311,9 @@ def rows_of(x: Any, y: Any) -> tuple[Array, Array]:
     return _rows(x, y, "x", "y")
 
 
-def _rows(x: Any, y: Any, x_name: str, y_name: str, like: Any = None) -> tuple[Array, Array]:
+def _rows(
+    x: Array, y: Array, x_name: str, y_name: str, like: Array | None = None
+) -> tuple[Array, Array]:
     if isinstance(x, dict) or not hasattr(x, "__array__") or not hasattr(y, "__array__"):
         raise TypeError(
             f"`{x_name}` and `{y_name}` are arrays. Received: {type(x).__name__} and "
@@ -349,7 +353,7 @@ def _rows(x: Any, y: Any, x_name: str, y_name: str, like: Any = None) -> tuple[A
     return x, y
 
 
-def _domains(domain: Any, count: int, name: str) -> Array:
+def _domains(domain: Array, count: int, name: str) -> Array:
     domain = np.asarray(domain)
     if domain.ndim != 1 or len(domain) != count:
         raise ValueError(

@@ -11,7 +11,7 @@ from keras_kd.losses import counts
 from keras_kd.losses.counts import joint_mask
 from keras_kd.losses.temperatures import AdaptiveTemperature
 from keras_kd.models import meaning
-from keras_kd.utils.types import Shape, Tensor
+from keras_kd.utils.types import DType, Shape, Shapes, Tensor
 
 
 def require_positive(name: str, value: float) -> None:
@@ -101,7 +101,7 @@ class DistillationLoss(keras.losses.Loss):
         temperature: float | AdaptiveTemperature | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         if temperature is not None and not isinstance(temperature, AdaptiveTemperature):
@@ -109,7 +109,7 @@ class DistillationLoss(keras.losses.Loss):
         self.temperature = temperature
         self.built = False
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Create what the loss learns or remembers; called once, before the first batch.
 
         Args:
@@ -292,7 +292,7 @@ class DistillationLoss(keras.losses.Loss):
             counts.expanded(found, rank), ops.ones_like(logits[..., 0], dtype="bool")
         )
 
-    def bound(self, **context: Any) -> Self:
+    def bound(self, **context: object) -> Self:
         """Return a copy in which the given context (`temperature=`, `labels=`, ...) is in force.
 
         For computing `call` alone, values before weights and reduction.
@@ -344,7 +344,7 @@ class FeatureLoss(DistillationLoss):
         self,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction=reduction, name=name, dtype=dtype)
 
@@ -355,12 +355,12 @@ class FeatureLoss(DistillationLoss):
         return config
 
 
-def owns_layers(loss: Any) -> bool:
+def owns_layers(loss: object) -> bool:
     """Whether a loss brings layers: it learns or remembers for one pair of models alone."""
     return isinstance(loss, DistillationLoss) and type(loss).layers is not DistillationLoss.layers
 
 
-def _in_force(own: Any, given: Tensor) -> Any:
+def _in_force(own: float | Tensor | None, given: Tensor) -> Any:
     """The temperature of one evaluation: the loss's own, else the one given, else 1."""
     given = 1.0 if given is None else given
     if isinstance(own, AdaptiveTemperature):

@@ -11,7 +11,7 @@ from keras_kd.losses.geometry import rounding
 from keras_kd.losses.logits import LogitLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
 from keras_kd.models import meaning
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import DType, Tensor
 
 
 def true_class(labels: Tensor, logits: Tensor, name: str) -> Tensor:
@@ -149,7 +149,7 @@ class DecoupledKD(LogitLoss):
         standardize: bool = False,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "decoupled_kd",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(temperature, standardize, reduction, name, dtype)
         require_weights(alpha=alpha, beta=beta)
@@ -279,7 +279,7 @@ class DIST(LogitLoss):
         standardize: bool = False,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "dist",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(temperature, standardize, reduction, name, dtype)
         require_weights(beta=beta, gamma=gamma)

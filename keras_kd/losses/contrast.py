@@ -10,7 +10,7 @@ from keras_kd.losses.base import require_positive
 from keras_kd.losses.geometry import precise, unit
 from keras_kd.losses.learned import layer_precision
 from keras_kd.losses.relations import RelationLoss
-from keras_kd.utils.types import Shape, Tensor
+from keras_kd.utils.types import DType, Shape, Tensor
 
 
 def noise_contrast(log_p: Tensor, noise: float) -> Tensor:
@@ -72,7 +72,7 @@ def _features(name: str, shape: Shape) -> int:
 class _Bank(keras.layers.Layer):
     """One embedding of every sample of the data, and the constant of its scores."""
 
-    def __init__(self, samples: int, width: int, momentum: float, **kwargs: Any) -> None:
+    def __init__(self, samples: int, width: int, momentum: float, **kwargs: object) -> None:
         super().__init__(trainable=False, **kwargs)
         limit = 1.0 / math.sqrt(width / 3)
         self.momentum = momentum
@@ -209,7 +209,7 @@ class CRD(RelationLoss):
         contrast: float = 0.07,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "crd",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
         if samples is not None:
@@ -301,7 +301,7 @@ class CRD(RelationLoss):
 class _Draws(keras.layers.Layer):
     """Row numbers: that of the sample first, then the negatives at random."""
 
-    def __init__(self, samples: int, negatives: int, **kwargs: Any) -> None:
+    def __init__(self, samples: int, negatives: int, **kwargs: object) -> None:
         super().__init__(trainable=False, **kwargs)
         self.samples = samples
         self.negatives = negatives

@@ -10,7 +10,7 @@ from keras_kd.losses.logits import LogitLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
 from keras_kd.losses.vocabulary import in_parts, is_half, is_large
 from keras_kd.models import meaning
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import DType, Tensor
 
 
 class Divergence(NamedTuple):
@@ -311,7 +311,7 @@ class SoftTargets(PartwiseLoss):
         standardize: bool = False,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "soft_targets",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(temperature, standardize, reduction, name, dtype)
 
@@ -364,7 +364,7 @@ class BinarySoftTargets(LogitLoss):
         standardize: bool = False,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_soft_targets",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(temperature, standardize, reduction, name, dtype)
 
@@ -417,7 +417,7 @@ class ReverseKL(PartwiseLoss):
         standardize: bool = False,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "reverse_kl",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(temperature, standardize, reduction, name, dtype)
 
@@ -471,7 +471,7 @@ class JensenShannon(PartwiseLoss):
         standardize: bool = False,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "jensen_shannon",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(temperature, standardize, reduction, name, dtype)
         if not 0 <= beta <= 1:
@@ -533,7 +533,7 @@ class TotalVariation(LogitLoss):
         standardize: bool = False,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "total_variation",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(temperature, standardize, reduction, name, dtype)
 

@@ -8,7 +8,7 @@ from keras import ops
 from keras_kd.losses import counts
 from keras_kd.losses.base import FeatureLoss, require_positive
 from keras_kd.losses.geometry import common_grid, flattened, require_maps, scaled, unit
-from keras_kd.utils.types import Shape, Tensor
+from keras_kd.utils.types import DType, Shape, Shapes, Tensor, Tensors
 
 
 def same_shape(name: str, teacher: Shape, student: Shape) -> None:
@@ -33,7 +33,7 @@ def same_channels(name: str, teacher: Shape, student: Shape) -> None:
         )
 
 
-def layers_of(name: str, tensors: Any, least: int = 1) -> list[Any]:
+def layers_of(name: str, tensors: Tensors, least: int = 1) -> list[Any]:
     """A list of shapes or tensors, one a layer, from a list or a single one.
 
     Args:
@@ -62,7 +62,9 @@ def layers_of(name: str, tensors: Any, least: int = 1) -> list[Any]:
     return found
 
 
-def paired_layers(name: str, teacher: Any, student: Any, least: int = 1) -> list[tuple[Any, Any]]:
+def paired_layers(
+    name: str, teacher: Tensors, student: Tensors, least: int = 1
+) -> list[tuple[Any, Any]]:
     """The layers of both sides, pair by pair; `ValueError` if their numbers differ."""
     theirs, ours = layers_of(name, teacher, least), layers_of(name, student, least)
     if len(theirs) != len(ours):
@@ -263,11 +265,11 @@ class Hint(FeatureLoss):
         self,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "hint",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Check that both sides have the same shape, layer by layer."""
         pairs = paired_layers(self.name, teacher_shape, student_shape)
         for pair in pairs:
@@ -330,13 +332,13 @@ class AttentionTransfer(FeatureLoss):
         power: float = 2.0,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "attention_transfer",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
         require_positive("power", power)
         self.power = power
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Check that both sides have maps."""
         for pair in paired_layers(self.name, teacher_shape, student_shape):
             require_maps(self.name, *pair)
@@ -395,11 +397,11 @@ Yim_A_Gift_From_CVPR_2017_paper.html), section 3
         self,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "fsp",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Check that both sides have the same channels layer by layer."""
         for pair in paired_layers(self.name, teacher_shape, student_shape, least=2):
             require_maps(self.name, *pair)
@@ -456,11 +458,11 @@ class NST(FeatureLoss):
         self,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "nst",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Check that both sides have maps."""
         for pair in paired_layers(self.name, teacher_shape, student_shape):
             require_maps(self.name, *pair)
@@ -515,11 +517,11 @@ class ICKD(FeatureLoss):
         self,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "ickd",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Check that both sides have maps of the same channels."""
         for pair in paired_layers(self.name, teacher_shape, student_shape):
             require_maps(self.name, *pair)

@@ -17,7 +17,7 @@ from keras_kd.losses.geometry import (
     require_maps,
     unit,
 )
-from keras_kd.utils.types import Shape, Tensor
+from keras_kd.utils.types import DType, Shape, Shapes, Tensor
 
 
 def layer_precision(dtype: str) -> Any:
@@ -30,7 +30,7 @@ def layer_precision(dtype: str) -> Any:
     return "float32" if dtype == "float16" else dtype
 
 
-def _normalization(precision: Any) -> Any:
+def _normalization(precision: DType) -> Any:
     """Batch normalization with the constants of the papers' reference code."""
     return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=precision)
 
@@ -149,7 +149,7 @@ class FactorTransfer(FeatureLoss):
         reconstruction: float = 1.0,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "factor_transfer",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
         if rate is not None:
@@ -215,7 +215,7 @@ class FactorTransfer(FeatureLoss):
 class _LogScale(keras.layers.Layer):
     """`softplus(rho) + floor`: a positive number per channel, learned."""
 
-    def __init__(self, channels: int, initial: float, floor: float, **kwargs: Any) -> None:
+    def __init__(self, channels: int, initial: float, floor: float, **kwargs: object) -> None:
         super().__init__(**kwargs)
         # expm1 of softplus's value gives back its argument.
         start = math.log(math.expm1(initial - floor))
@@ -274,7 +274,7 @@ class VID(FeatureLoss):
         initial_variance: float = 5.0,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "vid",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
         if width is not None:
@@ -377,7 +377,7 @@ class SimKD(FeatureLoss):
         factor: int = 2,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "simkd",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
         require_positive("factor", factor)
@@ -419,7 +419,7 @@ class SimKD(FeatureLoss):
 class _Fusion(keras.layers.Layer):
     """One level of ReviewKD: mixes a student map with what comes from the deeper level."""
 
-    def __init__(self, width: int, channels: int, deepest: bool, **kwargs: Any) -> None:
+    def __init__(self, width: int, channels: int, deepest: bool, **kwargs: object) -> None:
         super().__init__(**kwargs)
         precision = self.dtype_policy
         start = "lecun_uniform"
@@ -442,7 +442,7 @@ class _Fusion(keras.layers.Layer):
         self.width = width
         self.channels = channels
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         self.reduce.build((None, None, None, input_shape[-1]))
         self.reduce_norm.build((None, None, None, self.width))
         if self.attend is not None:
@@ -527,7 +527,7 @@ class ReviewKD(FeatureLoss):
         levels: tuple[int, ...] = (4, 2, 1),
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "reviewkd",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
         require_positive("width", width)
@@ -537,7 +537,7 @@ class ReviewKD(FeatureLoss):
         self.levels = tuple(levels)
         self.fusions: list[Any] = []
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Make the fusing layers, deepest first."""
         pairs = paired_layers(self.name, teacher_shape, student_shape)
         for shape in (shape for pair in pairs for shape in pair):

@@ -8,7 +8,7 @@ from keras import ops
 from keras_kd.losses.base import DistillationLoss, last_axis_equal, require_positive
 from keras_kd.losses.geometry import huber
 from keras_kd.losses.temperatures import AdaptiveTemperature
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import DType, Tensor
 
 
 def standardized(logits: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class LogitLoss(DistillationLoss):
         standardize: bool = False,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(temperature=temperature, reduction=reduction, name=name, dtype=dtype)
         self.standardize = standardize
@@ -148,7 +148,7 @@ class LogitMSE(LogitLoss):
         standardize: bool = False,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "logit_mse",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(temperature, standardize, reduction, name, dtype)
 
@@ -202,7 +202,7 @@ class LogitHuber(LogitLoss):
         standardize: bool = False,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "logit_huber",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(temperature, standardize, reduction, name, dtype)
         require_positive("delta", delta)

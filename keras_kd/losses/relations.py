@@ -9,7 +9,7 @@ from keras import ops
 from keras_kd.losses.base import FeatureLoss, require_positive, require_weights
 from keras_kd.losses.counts import zeroed
 from keras_kd.losses.geometry import flattened, huber, unit
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import DType, Tensor
 
 
 def among(values: Tensor, rows: Tensor, axis: int | tuple[int, ...] = -1) -> Tensor:
@@ -30,7 +30,7 @@ def among(values: Tensor, rows: Tensor, axis: int | tuple[int, ...] = -1) -> Ten
     return ops.sum(values, axis=axis) / count**power
 
 
-def _pairs(rows: Tensor, dtype: Any) -> Tensor:
+def _pairs(rows: Tensor, dtype: str) -> Tensor:
     """`(N, N)`: 1 where both samples count, else 0."""
     valid = ops.cast(rows, dtype)
     return valid[:, None] * valid[None, :]
@@ -265,7 +265,7 @@ class SimilarityPreserving(RelationLoss):
         self,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "similarity_preserving",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
 
@@ -322,7 +322,7 @@ class RKD(RelationLoss):
         angle_weight: float = 50.0,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "rkd",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
         require_weights(distance_weight=distance_weight, angle_weight=angle_weight)
@@ -388,7 +388,7 @@ class CorrelationCongruence(RelationLoss):
         order: int = 2,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "correlation_congruence",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
         require_positive("gamma", gamma)
@@ -442,7 +442,7 @@ class PKT(RelationLoss):
         self,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "pkt",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
 

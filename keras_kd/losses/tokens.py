@@ -10,7 +10,7 @@ from keras_kd.losses import counts
 from keras_kd.losses.base import FeatureLoss, require_positive
 from keras_kd.losses.features import paired_layers, same_shape
 from keras_kd.losses.geometry import unit
-from keras_kd.utils.types import Shape, Tensor
+from keras_kd.utils.types import DType, Shape, Shapes, Tensor
 
 
 def hidden_mse(teacher: Tensor, student: Tensor) -> Tensor:
@@ -141,14 +141,14 @@ class HiddenState(FeatureLoss):
         distance: str = "mse",
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "hidden_state",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
         if distance not in ("mse", "cosine"):
             raise ValueError(f'`distance` is "mse" or "cosine". Received: distance={distance!r}.')
         self.distance = distance
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Check that both sides have the same shapes."""
         for theirs, ours in paired_layers(self.name, teacher_shape, student_shape):
             same_shape(self.name, theirs, ours)
@@ -207,11 +207,11 @@ class AttentionScores(FeatureLoss):
         self,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "attention_scores",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Check that both sides have as many heads."""
         for theirs, ours in paired_layers(self.name, teacher_shape, student_shape):
             agree = all(t is None or s is None or t == s for t, s in zip(theirs[1:], ours[1:]))
@@ -303,13 +303,13 @@ class MiniLM(FeatureLoss):
         relation_heads: int = 48,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "minilm",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
         require_positive("relation_heads", relation_heads)
         self.relation_heads = int(relation_heads)
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Check that the relation heads divide the units."""
         for pair in paired_layers(self.name, teacher_shape, student_shape):
             for side, shape in zip(("teacher", "student"), pair):
@@ -378,12 +378,12 @@ class PKD(FeatureLoss):
         position: int = 0,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "pkd",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(reduction, name, dtype)
         self.position = int(position)
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Check that both sides have the same units."""
         for theirs, ours in paired_layers(self.name, teacher_shape, student_shape):
             if theirs[-1] != ours[-1] or not {len(theirs), len(ours)} <= {2, 3}:

@@ -88,7 +88,7 @@ def in_parts(
     def with_logits(ours: Tensor) -> Any:
         values, slopes = compared(ours)
 
-        def gradient(*upstream: Any) -> Tensor:
+        def gradient(*upstream: Tensor) -> Tensor:
             of_values, of_logits = keras.tree.flatten(upstream)
             # Where nobody else reads the logits these are zeros, which XLA would make ahead of
             # the forward pass, and hold all along, if they did not depend on what comes after it.

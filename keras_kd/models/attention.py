@@ -13,12 +13,12 @@ from keras_kd.utils.types import Tensor
 PARTS = ("query", "key", "value")
 
 
-def is_attention(layer: Any) -> bool:
+def is_attention(layer: keras.Layer) -> bool:
     """Whether a layer projects queries, keys and values by layers of its own."""
     return isinstance(layer, keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention)
 
 
-def projection(layer: Any, part: str) -> Any:
+def projection(layer: keras.Layer, part: str) -> Any:
     """The layer that makes the `"query"`, `"key"` or `"value"` of an attention layer."""
     # `GroupQueryAttention` has no public names for them, `MultiHeadAttention` has both.
     return getattr(layer, f"_{part}_dense")
@@ -62,7 +62,7 @@ class Padding(NamedTuple):
         return self.keys if kind in ("key", "value") else self.queries
 
 
-def padding(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Padding:
+def padding(layer: keras.Layer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Padding:
     """Find out what an attention layer is told of padding.
 
     Keras masks of queries, keys and values count, and of an explicit

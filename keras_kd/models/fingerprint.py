@@ -3,6 +3,7 @@
 import hashlib
 import json
 import types
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -26,7 +27,7 @@ _IDLE_ENDINGS = ("initializer", "regularizer", "constraint")
 _SHAPES = ("batch_shape", "batch_input_shape")
 
 
-def fingerprint(model: Any) -> str:
+def fingerprint(model: keras.Model) -> str:
     """Identify a model by the configuration and wiring of its layers and the bytes of its weights.
 
     Names do not count, since Keras numbers them anew in each process; nor do
@@ -53,7 +54,7 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _described(layer: Any) -> Any:
+def _described(layer: keras.Layer) -> Any:
     """A layer's class and configuration, in what JSON holds."""
     activation = getattr(layer, "activation", None)
     bare = [type(layer).__name__, getattr(activation, "__name__", "")]
@@ -68,7 +69,7 @@ def _described(layer: Any) -> Any:
     return [*bare, _plain(config, {}, type(layer).__module__.startswith("keras"))]
 
 
-def code_of(function: Any) -> Any:
+def code_of(function: Callable[..., Any]) -> Any:
     """What a function does, without where it was written, in what JSON holds."""
     code = getattr(function, "__code__", None)
     if code is None:
@@ -77,7 +78,7 @@ def code_of(function: Any) -> Any:
     return [_constant(code), _constant(function.__defaults__), closure]
 
 
-def _constant(value: Any) -> Any:
+def _constant(value: object) -> Any:
     if isinstance(value, types.CodeType):
         return [value.co_code.hex(), list(value.co_names), _constant(value.co_consts)]
     if isinstance(value, tuple | list):
@@ -89,7 +90,7 @@ def _constant(value: Any) -> Any:
     return _without_config(value)
 
 
-def _without_config(value: Any) -> Any:
+def _without_config(value: object) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     # No `repr`, which may hold an address.
@@ -109,7 +110,7 @@ def by_place(config: list[Any] | tuple[Any, ...], places: dict[str, int]) -> Any
     return config
 
 
-def _plain(config: Any, places: dict[str, int], ours: bool) -> Any:
+def _plain(config: object, places: dict[str, int], ours: bool) -> Any:
     """A serialized configuration without what differs between two copies of one model.
 
     Args:
@@ -162,7 +163,7 @@ def _object(saved: dict[str, Any], places: dict[str, int], ours: bool) -> Any:
     return [kind, plain, _plain(saved.get("inbound_nodes", []), places, ours)]
 
 
-def _policy(kind: str, config: Any) -> Any:
+def _policy(kind: str, config: object) -> Any:
     """A dtype policy by what it says, without the paths of the layers it says it of."""
     if isinstance(config, dict) and isinstance(config.get("policy_map"), dict):
         each = [_plain(policy, {}, True) for policy in config["policy_map"].values()]

@@ -28,7 +28,7 @@ CHANNEL_AXIS = {
 """Axis of the kernel (the last kernel of a separable layer) that counts output channels."""
 
 
-def foldable_into(layer: Any, graph: Graph, uses: dict[int, int]) -> Any | None:
+def foldable_into(layer: keras.Layer, graph: Graph, uses: dict[int, int]) -> Any | None:
     """The BatchNormalization that follows a layer and may be written into its weights.
 
     Args:
@@ -81,7 +81,7 @@ def scale_and_shift(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, 
     return scale, shift
 
 
-def kernel_scale(layer: Any, kernel_shape: tuple[int, ...], scale: Any) -> Any:
+def kernel_scale(layer: keras.Layer, kernel_shape: tuple[int, ...], scale: np.ndarray) -> Any:
     """Shape a per-channel scale so that it multiplies a layer's kernel.
 
     Args:
@@ -101,7 +101,7 @@ def kernel_scale(layer: Any, kernel_shape: tuple[int, ...], scale: Any) -> Any:
     return keras.ops.reshape(scale, shape)
 
 
-def folded_weights(layer: Any, norm: keras.layers.BatchNormalization) -> list[np.ndarray]:
+def folded_weights(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> list[np.ndarray]:
     """The weights of a layer with the normalization after it written in.
 
     `kernel' = kernel * scale`, `bias' = bias * scale + shift`, in float64.
@@ -163,7 +163,7 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
     norms: set[int] = set()
     finish: list[tuple[Any, list[np.ndarray]]] = []
 
-    def make(layer: Any, graph: Graph) -> Any:
+    def make(layer: keras.Layer, graph: Graph) -> Any:
         if id(layer) in norms:
             return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy.name)
         norm = foldable_into(layer, graph, uses) if type(layer) in CHANNEL_AXIS else None
@@ -178,7 +178,11 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
         return new
 
     def call(
-        layer: Any, new: Any, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
+        layer: keras.Layer,
+        new: keras.Layer,
+        graph: Graph,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Tensor:
         # The arguments `mask` and `training` of a normalization mean nothing to its stand-in.
         return new(args[0]) if id(layer) in norms else new(*args, **kwargs)
@@ -189,7 +193,7 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
     return folded
 
 
-def require_built(model: Any) -> None:
+def require_built(model: keras.Model) -> None:
     """Refuse what is not a built Keras model.
 
     Args:

@@ -170,7 +170,7 @@ def occurrences(model: keras.Model) -> Counter[int]:
     return counts
 
 
-def copy_layer(layer: Any) -> Any:
+def copy_layer(layer: keras.Layer) -> Any:
     """A new layer or operation of the same configuration, without the weights.
 
     Args:
@@ -199,7 +199,7 @@ def copy_layer(layer: Any) -> Any:
         ) from error
 
 
-def copy_built(layer: Any) -> Any:
+def copy_built(layer: keras.Layer) -> Any:
     """A new layer of the same configuration with the same weights.
 
     Args:
@@ -225,7 +225,7 @@ def copy_built(layer: Any) -> Any:
     return new
 
 
-def give_weights(layer: Any, weights: list[Any]) -> None:
+def give_weights(layer: keras.Layer, weights: list[Any]) -> None:
     """`set_weights`, and the constants that a `Normalization` computes from its weights.
 
     Keras makes these when a layer is adapted or loaded, not when its weights are set, so that a
@@ -262,13 +262,13 @@ def rebuild(model: keras.Model, make: Make, call: Call | None = None) -> keras.M
         graph = Graph(inner, outermost=inner is model)
         sources: dict[int, Any] = {}
 
-        def clone(layer: Any) -> Any:
+        def clone(layer: keras.Layer) -> Any:
             if id(layer) not in made:
                 made[id(layer)] = visit(layer) if is_graph(layer) else make(layer, graph)
             sources[id(made[id(layer)])] = layer
             return made[id(layer)]
 
-        def connect(new: Any, *args: Any, **kwargs: Any) -> Tensor:
+        def connect(new: keras.Layer, *args: object, **kwargs: object) -> Tensor:
             if call is None:
                 return new(*args, **kwargs)
             return call(sources[id(new)], new, graph, args, kwargs)

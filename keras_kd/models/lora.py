@@ -11,12 +11,12 @@ import keras
 from keras import ops
 
 
-def updated_layers(model: Any) -> list[Any]:
+def updated_layers(model: keras.Model) -> list[Any]:
     """The layers of a model that have updates of low rank, in the order of its layers."""
     return [layer for layer in model._flatten_layers() if getattr(layer, "lora_enabled", False)]
 
 
-def parts(layer: Any) -> tuple[Any, Any, Any]:
+def parts(layer: keras.Layer) -> tuple[Any, Any, Any]:
     """The kernel without its update, `A`, and `B`, as variables.
 
     Args:
@@ -28,25 +28,25 @@ def parts(layer: Any) -> tuple[Any, Any, Any]:
     return layer._kernel, layer.lora_kernel_a, layer.lora_kernel_b
 
 
-def merged(layer: Any) -> Any:
+def merged(layer: keras.Layer) -> Any:
     """The kernel with its update, an array in the kernel's own precision."""
     # Keras's sum is rounded to the precision of the computation.
     kernel, a, b = (ops.convert_to_numpy(ops.cast(v, "float32")) for v in parts(layer))
     return kernel + (layer.lora_alpha / layer.lora_rank) * (a @ b)
 
 
-def is_zero(layer: Any) -> bool:
+def is_zero(layer: keras.Layer) -> bool:
     """Whether `A` and `B` are zero, as Keras loads them: a saddle that no gradient leaves."""
     return not any(ops.convert_to_numpy(v).any() for v in parts(layer)[1:])
 
 
-def draw(layer: Any) -> None:
+def draw(layer: keras.Layer) -> None:
     """Draw `A` as Keras does for a new update; `B` stays, so that the layer answers as before."""
     a = parts(layer)[1]
     a.assign(keras.initializers.HeUniform()(a.shape, dtype=a.dtype))
 
 
-def record(model: Any) -> dict[str, Any]:
+def record(model: keras.Model) -> dict[str, Any]:
     """What of updates and trainable flags Keras does not save.
 
     Args:
@@ -70,7 +70,7 @@ def record(model: Any) -> dict[str, Any]:
     }
 
 
-def restore(model: Any, saved: dict[str, Any]) -> None:
+def restore(model: keras.Model, saved: dict[str, Any]) -> None:
     """Give a model that was made from its configuration the updates and flags of `record`.
 
     Args:
@@ -111,7 +111,7 @@ def restore(model: Any, saved: dict[str, Any]) -> None:
             variable.trainable = i not in still
 
 
-def sublayers(layer: Any) -> list[Any]:
+def sublayers(layer: keras.Layer) -> list[Any]:
     """The layers directly inside."""
     return list(layer._layers)
 
@@ -126,7 +126,7 @@ class Updates(keras.layers.Layer):
         student: The model whose updates are saved.
     """
 
-    def __init__(self, student: Any) -> None:
+    def __init__(self, student: keras.Model) -> None:
         super().__init__(name="updates")
         # Not tracked: its variables are the student's.
         object.__setattr__(self, "_student", student)

@@ -10,6 +10,8 @@ from typing import Any
 
 import keras
 
+from keras_kd.utils.types import Losses
+
 CLASSES = "classes"
 """The units are exclusive classes: their softmax is one distribution."""
 
@@ -49,7 +51,7 @@ def _by_function() -> dict[Any, str]:
     }
 
 
-def function_of(loss: Any) -> Any:
+def function_of(loss: Losses) -> Any:
     """The function that a loss computes, however it was given; the loss itself where it hides it.
 
     Args:
@@ -73,7 +75,7 @@ def function_of(loss: Any) -> Any:
     return loss
 
 
-def of_loss(loss: Any) -> str | None:
+def of_loss(loss: Losses) -> str | None:
     """What the outputs are that a hard loss compares with labels.
 
     Args:
@@ -105,7 +107,7 @@ def of_output(hard: Any, kinds: tuple[str, ...], own: Any = None) -> str | None:
     return of_layers or of_loss(own)
 
 
-def option(loss: Any, name: str, default: Any = None) -> Any:
+def option(loss: Losses, name: str, default: object = None) -> Any:
     """What a loss was given by name, as `from_logits`, however it was given itself.
 
     Args:
@@ -118,7 +120,7 @@ def option(loss: Any, name: str, default: Any = None) -> Any:
     return default if inspect.isclass(loss) else getattr(loss, name, default)
 
 
-def name_of(loss: Any) -> str:
+def name_of(loss: Losses) -> str:
     """The name of a loss for messages, however it was given."""
     if isinstance(loss, str):
         return loss
@@ -128,6 +130,6 @@ def name_of(loss: Any) -> str:
     return str(own or getattr(loss, "__name__", None) or loss)
 
 
-def axis_of(loss: Any) -> Any:
+def axis_of(loss: Losses) -> Any:
     """The axis of the classes in a hard loss, -1 where it names none."""
     return option(loss, "axis", -1) if of_loss(loss) is not None else -1

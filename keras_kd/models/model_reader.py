@@ -10,6 +10,7 @@ from keras import ops
 from keras_kd.models import meaning, output_kinds
 from keras_kd.models.taps import Tap, find, read, run
 from keras_kd.utils.masks import keras_mask, with_keras_mask
+from keras_kd.utils.types import Tensor, Tensors
 
 
 class Answer(NamedTuple):
@@ -36,7 +37,7 @@ class Reader:
             from its last layers.
     """
 
-    def __init__(self, model: Any, side: str, from_logits: bool | None = None) -> None:
+    def __init__(self, model: keras.Model, side: str, from_logits: bool | None = None) -> None:
         self.model = model
         self.side = side
         self.from_logits = from_logits
@@ -68,7 +69,7 @@ class Reader:
         told = self.from_logits is True or "unknown" not in self.kinds()
         return told and self.template is not None
 
-    def inspect(self, x: Any) -> None:
+    def inspect(self, x: Tensors) -> None:
         """Find out from a batch what the layers alone do not tell.
 
         Args:
@@ -155,13 +156,13 @@ class Reader:
         names = keras.tree.flatten(self.template) if self.template is not None else []
         return f"`{names[output]}`" if output < len(names) else str(output)
 
-    def _build(self, x: Any) -> None:
+    def _build(self, x: Tensors) -> None:
         """Let the model build itself, in passes of its own that no tap should see."""
         if not self._built and not all(layer.built for layer in self.model._flatten_layers()):
             run(self.model, self._own(x), False)
         self._built = True
 
-    def _own(self, x: Any) -> Any:
+    def _own(self, x: Tensors) -> Any:
         """Of a dict of inputs those that the model declares by name; all, if it declares none."""
         declared = _declared(self.model)
         # A model reads a dict in the order of its keys, so that others would shift it.
@@ -169,7 +170,7 @@ class Reader:
             return {name: x[name] for name in declared}
         return x
 
-    def run(self, x: Any, training: bool) -> Any:
+    def run(self, x: Tensors, training: bool) -> Any:
         """Return what the model returns."""
         return run(self.model, self._own(x), training)
 
@@ -177,7 +178,7 @@ class Reader:
         """`"logits"`, `"softmax"`, `"sigmoid"` or `"unknown"` for each flat output."""
         return [output.kind for output in self.outputs]
 
-    def read(self, x: Any, training: bool, units: Sequence[str] = ()) -> Answer:
+    def read(self, x: Tensors, training: bool, units: Sequence[str] = ()) -> Answer:
         """Run the model once.
 
         Args:
@@ -209,7 +210,7 @@ class Reader:
         return Answer(reading.output, logits, reading.tensors)
 
 
-def _declared(model: Any) -> list[str] | None:
+def _declared(model: keras.Model) -> list[str] | None:
     """Names of the inputs of a model that reads a dict of them; `None` for any other."""
     inputs = (
         getattr(model, "input", None) if output_kinds.graph_outputs(model) is not None else None
@@ -217,7 +218,7 @@ def _declared(model: Any) -> list[str] | None:
     return list(inputs) if isinstance(inputs, dict) else None
 
 
-def _logits_from(probabilities: Any, binary: bool) -> Any:
+def _logits_from(probabilities: Tensor, binary: bool) -> Any:
     """Logits of probabilities; exact but for probabilities below 1e-30."""
     p = ops.cast(probabilities, "float32")
     log_p = ops.log(ops.maximum(p, 1e-30))
@@ -253,7 +254,7 @@ def _axes_of_sums(values: np.ndarray, total: float | None = 1.0) -> list[int]:
     return found
 
 
-def _with_mask_of(tensor: Any, output: Any) -> Any:
+def _with_mask_of(tensor: Tensor, output: Tensor) -> Any:
     """The tapped logits, carrying the mask that Keras put on the output."""
     if keras_mask(tensor) is not None:
         return tensor

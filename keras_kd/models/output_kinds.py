@@ -1,6 +1,7 @@
 """How a model ends: the names of its outputs, and whether these are logits."""
 
 import contextlib
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_kd.models.taps import Tap, activated, run, tapped
+from keras_kd.utils.types import Tensor, Tensors
 
 
 class Output(NamedTuple):
@@ -34,7 +36,7 @@ LOGITS = Output("logits", None)
 MADE_OF_PROBABILITIES = Output("unknown", None, probabilities=True)
 
 
-def outputs_of(model: Any) -> list[Output]:
+def outputs_of(model: keras.Model) -> list[Output]:
     """How each output of a model is made, in the order of its flat outputs.
 
     Args:
@@ -49,7 +51,7 @@ def outputs_of(model: Any) -> list[Output]:
     return [_made_by(tensor, {}) for tensor in keras.tree.flatten(tensors)]
 
 
-def graph_outputs(model: Any) -> Any:
+def graph_outputs(model: keras.Model) -> Any:
     """The symbolic outputs of a Functional or built Sequential model, else `None`."""
     # A subclass may be Functional by construction and yet compute something
     # else in a `call` of its own.
@@ -128,7 +130,7 @@ class _Operations(NamedTuple):
 def _operations() -> _Operations:
     x = keras.KerasTensor((2, 1, 3))
 
-    def behind(made: Any) -> type:
+    def behind(made: keras.Operation) -> type:
         return type(keras.tree.flatten(made)[0]._keras_history.operation)
 
     return _Operations(
@@ -157,14 +159,14 @@ def _operations() -> _Operations:
     )
 
 
-def _made_by(tensor: Any, known: dict[int, Output]) -> Output:
+def _made_by(tensor: keras.KerasTensor, known: dict[int, Output]) -> Output:
     """How a symbolic tensor is made; what is known of tensors so far is kept by their ids."""
     if id(tensor) not in known:
         known[id(tensor)] = _traced(tensor, known)
     return known[id(tensor)]
 
 
-def _traced(tensor: Any, known: dict[int, Output]) -> Output:
+def _traced(tensor: keras.KerasTensor, known: dict[int, Output]) -> Output:
     # The operation behind a symbolic tensor is in no public attribute.
     history = tensor._keras_history
     operation = history.operation
@@ -196,12 +198,12 @@ def _traced(tensor: Any, known: dict[int, Output]) -> Output:
     return MADE_OF_PROBABILITIES if all(likely) and not of_softmax else UNKNOWN
 
 
-def _is_keras(operation: Any) -> bool:
+def _is_keras(operation: keras.Operation) -> bool:
     """Whether this is a layer or operation of Keras's own, whose `call` is known."""
     return type(operation).__module__.startswith("keras.")
 
 
-def _is_weightless(operation: Any) -> bool:
+def _is_weightless(operation: keras.Operation) -> bool:
     """Whether this is Keras's own, computes from its inputs alone, and calls nobody else's code."""
     elsewhere = (keras.Model, keras.layers.Lambda, keras.layers.Wrapper, keras.layers.Activation)
     if not _is_keras(operation) or isinstance(operation, elsewhere):
@@ -210,7 +212,7 @@ def _is_weightless(operation: Any) -> bool:
     return not (isinstance(operation, keras.layers.Layer) and operation.weights)
 
 
-def _passes_on(operation: Any) -> bool:
+def _passes_on(operation: keras.Operation) -> bool:
     """Whether an operation returns the values that it is given, rounded at most."""
     if getattr(operation, "only_rounds", False):
         return True
@@ -221,7 +223,7 @@ def _passes_on(operation: Any) -> bool:
     return isinstance(operation, (*_PASSING, *_operations().passing))
 
 
-def _from_operation(operation: Any, index: int) -> Output:
+def _from_operation(operation: keras.Operation, index: int) -> Output:
     """How a layer or operation makes its output number `index`, told without its inputs."""
     if isinstance(operation, keras.Model):
         inner_outputs = graph_outputs(operation)
@@ -247,7 +249,7 @@ def _from_operation(operation: Any, index: int) -> Output:
     return _by_activation(own, getattr(own, "activation", None))
 
 
-def _by_activation(layer: Any, activation: Any) -> Output:
+def _by_activation(layer: keras.Layer, activation: Callable[..., Tensor] | None) -> Output:
     """How a layer with an activation of its own makes its output."""
     if isinstance(layer, keras.layers.RNN):
         # Its activation acts inside the cell, at every step.
@@ -268,7 +270,7 @@ def _by_activation(layer: Any, activation: Any) -> Output:
     return UNKNOWN
 
 
-def _at_every_step(layer: Any) -> Output:
+def _at_every_step(layer: keras.Layer) -> Output:
     """How `TimeDistributed` makes its output: as the layer in it makes that of one step."""
     inner = _from_operation(layer.layer, 0)
     if not is_last(inner.axis, None):
@@ -279,7 +281,7 @@ def _at_every_step(layer: Any) -> Output:
     return inner._replace(tap=Tap(layer, "unactivated", inner.tap))
 
 
-def is_last(axis: Any, rank: int | None) -> bool:
+def is_last(axis: object, rank: int | None) -> bool:
     """Whether an axis, as Keras layers and losses have it, is the last one and no other.
 
     Args:
@@ -291,7 +293,7 @@ def is_last(axis: Any, rank: int | None) -> bool:
     return len(axes) == 1 and axes[0] in last
 
 
-def watch_outputs(model: Any, x: Any) -> tuple[Any, list[Output]]:
+def watch_outputs(model: keras.Model, x: Tensors) -> tuple[Any, list[Output]]:
     """What a model without a graph returns and how that is made, seen in one eager pass.
 
     An output that is the very tensor that an inner layer returned was made by
@@ -309,7 +311,7 @@ def watch_outputs(model: Any, x: Any) -> tuple[Any, list[Output]]:
     with contextlib.ExitStack() as stack:
         for layer in model._flatten_layers(include_self=False):
             # Kept alive, since a freed tensor's id may be given to another.
-            def keep(result: Any, layer: Any = layer) -> None:
+            def keep(result: Tensors, layer: keras.Layer = layer) -> None:
                 kept.append(result)
                 if ops.is_tensor(result):
                     made.setdefault(id(result), layer)
@@ -322,7 +324,7 @@ def watch_outputs(model: Any, x: Any) -> tuple[Any, list[Output]]:
     ]
 
 
-def output_template(model: Any) -> Any:
+def output_template(model: keras.Model) -> Any:
     """The structure of a model's outputs with their names at the leaves.
 
     Args:
@@ -341,7 +343,7 @@ def output_template(model: Any) -> Any:
     return named(structure, getattr(model, "output_names", None))
 
 
-def named(structure: Any, names: Any) -> Any:
+def named(structure: Tensors, names: Sequence[str] | None) -> Any:
     """A structure of outputs with their names at the leaves: a flat dict's keys are its names."""
     if isinstance(structure, dict) and not any(map(keras.tree.is_nested, structure.values())):
         return {key: key for key in structure}

@@ -21,6 +21,7 @@ from keras import ops
 from keras_kd.models import attention
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.masks import keras_mask, with_keras_mask
+from keras_kd.utils.types import Tensor, Tensors
 
 KINDS = ("output", "input", "preactivation", *attention.PARTS, "scores")
 
@@ -40,7 +41,7 @@ class Tap(NamedTuple):
     inner: "Tap | None" = None
 
 
-def sublayers(layer: Any) -> list[Any]:
+def sublayers(layer: keras.Layer) -> list[Any]:
     """The layers directly inside `layer`, in the order they were made.
 
     `Model.layers` is public, but composite layers that are not models list
@@ -49,7 +50,7 @@ def sublayers(layer: Any) -> list[Any]:
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
-def find(model: Any, path: str, side: str) -> Tap:
+def find(model: keras.Model, path: str, side: str) -> Tap:
     """Resolve a tap's path in a model.
 
     Args:
@@ -105,12 +106,12 @@ def find(model: Any, path: str, side: str) -> Tap:
     return Tap(found, kind)
 
 
-def activated(layer: Any) -> Any:
+def activated(layer: keras.Layer) -> Any:
     """The layer whose `activation` a wrapper calls last; other layers are their own."""
     return layer.activated_layer() if hasattr(layer, "activated_layer") else layer
 
 
-def _operation(model: Any, name: str) -> Any:
+def _operation(model: keras.Model, name: str) -> Any:
     """An operation such as `ops.relu` in a Functional graph; these are no layers."""
     for operation in getattr(model, "operations", ()):
         if operation.name == name:
@@ -118,10 +119,10 @@ def _operation(model: Any, name: str) -> Any:
     return None
 
 
-def _elsewhere(model: Any, name: str) -> str:
+def _elsewhere(model: keras.Model, name: str) -> str:
     """Where in the nested layers a layer of this name is."""
 
-    def walk(layer: Any, prefix: str) -> Iterator[str]:
+    def walk(layer: keras.Layer, prefix: str) -> Iterator[str]:
         for inner in sublayers(layer):
             if inner.name == name and prefix:
                 yield prefix + inner.name
@@ -131,7 +132,7 @@ def _elsewhere(model: Any, name: str) -> str:
     return f" There is `{'`, `'.join(places)}`." if places else ""
 
 
-def takes_training(model: Any) -> bool:
+def takes_training(model: keras.Model) -> bool:
     """Whether `model.call` has a `training` argument."""
     return "training" in inspect.signature(model.call).parameters
 
@@ -149,7 +150,7 @@ class Reading(NamedTuple):
     tensors: dict[str, Any]
 
 
-def read(model: Any, x: Any, taps: Mapping[str, Tap], training: bool) -> Reading:
+def read(model: keras.Model, x: Tensors, taps: Mapping[str, Tap], training: bool) -> Reading:
     """Run a model once and keep what its taps see.
 
     Args:
@@ -183,7 +184,7 @@ def read(model: Any, x: Any, taps: Mapping[str, Tap], training: bool) -> Reading
     )
 
 
-def _carrying(tensor: Any, masks: Sequence[Any]) -> Any:
+def _carrying(tensor: Tensor, masks: Sequence[Any]) -> Any:
     """A tapped tensor with the first mask that was noted of it."""
     mask = next((mask for mask in masks if mask is not None), None)
     if mask is None or not ops.is_tensor(tensor) or keras_mask(tensor) is not None:
@@ -192,7 +193,9 @@ def _carrying(tensor: Any, masks: Sequence[Any]) -> Any:
     return with_keras_mask(ops.copy(tensor), mask)
 
 
-def calls(model: Any, x: Any, layers: Iterable[Any]) -> tuple[Any, list[tuple[Any, Any]]]:
+def calls(
+    model: keras.Model, x: Tensors, layers: Iterable[Any]
+) -> tuple[Any, list[tuple[Any, Any]]]:
     """Run a model once, in inference, and list what these layers return.
 
     Args:
@@ -208,7 +211,7 @@ def calls(model: Any, x: Any, layers: Iterable[Any]) -> tuple[Any, list[tuple[An
     with contextlib.ExitStack() as stack:
         for layer in layers:
 
-            def keep(result: Any, layer: Any = layer) -> None:
+            def keep(result: Tensors, layer: keras.Layer = layer) -> None:
                 seen.append((layer, result))
 
             stack.enter_context(tapped(Tap(layer, "output"), keep))
@@ -216,7 +219,7 @@ def calls(model: Any, x: Any, layers: Iterable[Any]) -> tuple[Any, list[tuple[An
     return output, seen
 
 
-def run(model: Any, x: Any, training: bool) -> Any:
+def run(model: keras.Model, x: Tensors, training: bool) -> Any:
     """What a model returns, told of `training` if it asks for it."""
     return model(x, training=training) if takes_training(model) else model(x)
 
@@ -236,7 +239,7 @@ def tapped(tap: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
                 yield
             return
 
-        def activate(x: Any, *args: Any, **kwargs: Any) -> Any:
+        def activate(x: Tensor, *args: object, **kwargs: object) -> Any:
             keep(x)
             return activation(x, *args, **kwargs)
 
@@ -254,7 +257,7 @@ def tapped(tap: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
     name = _name_of_call(layer)
     original = getattr(layer, name)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         result = original(*args, **kwargs)
         keep(_first(args, kwargs) if kind == "input" else result)
         return result
@@ -264,7 +267,7 @@ def tapped(tap: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unactivated(layer: Any, inner: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
+def _unactivated(layer: keras.Layer, inner: Tap, keep: Callable[[Any], None]) -> Iterator[None]:
     """Hand on what `layer` computes without the activation at `inner`, which then acts on it all.
 
     For layers that call another one step by step, where no single call of it shows
@@ -273,7 +276,7 @@ def _unactivated(layer: Any, inner: Tap, keep: Callable[[Any], None]) -> Iterato
     original = layer.call
     activate = _activation_at(inner)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         with _left_out(inner):
             result = original(*args, **kwargs)
         keep(result)
@@ -295,14 +298,14 @@ def _left_out(tap: Tap) -> contextlib.AbstractContextManager[None]:
     if tap.inner is not None:
         return _left_out(tap.inner)
 
-    def pass_on(*args: Any, **kwargs: Any) -> Any:
+    def pass_on(*args: object, **kwargs: object) -> Any:
         return _first(args, kwargs)
 
     name = "activation" if tap.kind == "preactivation" else "call"
     return _shadowed(tap.layer, name, pass_on)
 
 
-def _name_of_call(layer: Any) -> str:
+def _name_of_call(layer: keras.Layer) -> str:
     """A quantized layer runs `quantized_call` in place of `call`."""
     return "quantized_call" if getattr(layer, "quantization_mode", None) else "call"
 
@@ -323,7 +326,7 @@ def _mask_noted(tap: Tap, note: Callable[[Any], None]) -> Iterator[None]:
     original = getattr(layer, name)
     attends = attention.is_attention(layer)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         if attends:
             note(attention.padding(layer, args, kwargs).of(kind))
         elif kind == "input":
@@ -338,7 +341,7 @@ def _mask_noted(tap: Tap, note: Callable[[Any], None]) -> Iterator[None]:
         if not attends and kind != "input" and isinstance(layer, keras.layers.Layer):
             computed = layer.compute_mask
 
-            def compute_mask(*args: Any, **kwargs: Any) -> Any:
+            def compute_mask(*args: object, **kwargs: object) -> Any:
                 mask = computed(*args, **kwargs)
                 note(mask if ops.is_tensor(mask) else None)
                 return mask
@@ -348,7 +351,7 @@ def _mask_noted(tap: Tap, note: Callable[[Any], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _scores(layer: Any, keep: Callable[[Any], None]) -> Iterator[None]:
+def _scores(layer: keras.Layer, keep: Callable[[Any], None]) -> Iterator[None]:
     """Scaled scores before softmax and mask, `(batch, heads, queries, keys)`.
 
     Computed from the projections, since fused attention never shows them.
@@ -364,7 +367,7 @@ def _scores(layer: Any, keep: Callable[[Any], None]) -> Iterator[None]:
             )
         original = layer.call
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: object, **kwargs: object) -> Any:
             result = original(*args, **kwargs)
             keep(attention.scaled_scores(projected["query"], projected["key"]))
             return result
@@ -388,14 +391,14 @@ def inference(layers: Sequence[Any]) -> Iterator[None]:
 
 
 def _in_inference(original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         return original(*args, **{**kwargs, "training": False})
 
     return call
 
 
 @contextlib.contextmanager
-def _shadowed(layer: Any, name: str, value: Any) -> Iterator[None]:
+def _shadowed(layer: keras.Layer, name: str, value: object) -> Iterator[None]:
     """Set an attribute on the instance past Keras's tracking, and take it back."""
     had = name in vars(layer)
     before = vars(layer).get(name)

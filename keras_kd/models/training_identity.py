@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.models import fingerprint
+from keras_kd.utils.types import Data, Tensor
 
 ROWS = 16
 """Rows of arrays, spread evenly, whose values tell one set of data from another."""
@@ -34,7 +35,7 @@ _IDLE = {
 }
 
 
-def of_training(model: Any) -> dict[str, Any]:
+def of_training(model: keras.Model) -> dict[str, Any]:
     """The settings of a training before its first step, by name.
 
     Args:
@@ -68,7 +69,7 @@ def of_training(model: Any) -> dict[str, Any]:
     return found
 
 
-def _number(value: Any) -> float:
+def _number(value: Tensor | float) -> float:
     """A number with the digits that float32 holds, as it was written in the program."""
     return float(f"{float(value):.7g}")
 
@@ -79,7 +80,7 @@ def is_live(name: str) -> bool:
     return name in (*LIVE, RATE) or name.startswith(WEIGHT) or of_penalty
 
 
-def _flatten(value: Any, path: str, found: dict[str, Any], places: dict[str, int]) -> None:
+def _flatten(value: object, path: str, found: dict[str, Any], places: dict[str, int]) -> None:
     """Put the plain values of a configuration under their paths.
 
     Args:
@@ -115,7 +116,7 @@ def _flatten(value: Any, path: str, found: dict[str, Any], places: dict[str, int
         found[path] = type(value).__name__
 
 
-def of_data(x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]) -> dict[str, Any]:
+def of_data(x: Any, y: Data, batch_size: int | None, arguments: dict[str, Any]) -> dict[str, Any]:
     """What `fit` was given, before anything is joined to it.
 
     Args:
@@ -150,12 +151,12 @@ def of_data(x: Any, y: Any, batch_size: int | None, arguments: dict[str, Any]) -
     return found
 
 
-def _spec(leaf: Any) -> str:
+def _spec(leaf: Tensor) -> str:
     shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
     return f"{shape} {getattr(dtype, 'name', dtype)}"
 
 
-def _checksum(leaf: Any) -> str:
+def _checksum(leaf: Tensor) -> str:
     """The CRC-32 of some rows."""
     count = len(leaf)
     chosen = np.unique(np.linspace(0, max(count - 1, 0), ROWS).astype("int64"))[:count]

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Shape, Tensor
 
 KERNELS = {
     "kernel",
@@ -32,14 +32,14 @@ class WeightWrapper(keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
-    def __init__(self, layer: Any, **kwargs: Any) -> None:
+    def __init__(self, layer: keras.Layer, **kwargs: object) -> None:
         kwargs.setdefault("name", layer.name)
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(**kwargs)
         self.layer = layer
         self.supports_masking = bool(layer.supports_masking)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Build the wrapped layer."""
         if not self.layer.built:
             self.layer.build(input_shape)
@@ -54,13 +54,16 @@ class WeightWrapper(keras.layers.Layer):
         if not self.layer.built and inner:
             self.layer.build_from_config(inner)
         if not self.built:
-            self.build(inner.get("input_shape") if inner else None)
+            shape: Any = inner.get("input_shape") if inner else None
+            self.build(shape)
 
     def effective(self, training: bool | None) -> list[tuple[Any, Tensor]]:
         """Pairs of a variable of the wrapped layer and the tensor that takes its place."""
         return effective_weights(self.layer, training)
 
-    def call(self, inputs: Tensor, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+    def call(
+        self, inputs: Tensor, *args: object, training: bool | None = None, **kwargs: object
+    ) -> Any:
         """Run the innermost layer with the effective weights."""
         pairs = self.effective(training)
         if _takes_training(self.base):
@@ -95,14 +98,14 @@ class WeightWrapper(keras.layers.Layer):
         return cls(**config)
 
 
-def base_layer(layer: Any) -> Any:
+def base_layer(layer: keras.Layer) -> Any:
     """The layer inside any number of wrappers."""
     while isinstance(layer, WeightWrapper):
         layer = layer.layer
     return layer
 
 
-def effective_weights(layer: Any, training: bool | None) -> list[tuple[Any, Tensor]]:
+def effective_weights(layer: keras.Layer, training: bool | None) -> list[tuple[Any, Tensor]]:
     """What a layer's variables are replaced by: nothing, unless it is a wrapper.
 
     Args:
@@ -115,7 +118,7 @@ def effective_weights(layer: Any, training: bool | None) -> list[tuple[Any, Tens
     return layer.effective(training) if isinstance(layer, WeightWrapper) else []
 
 
-def kernels(layer: Any, names: tuple[str, ...] | None = None) -> list[Any]:
+def kernels(layer: keras.Layer, names: tuple[str, ...] | None = None) -> list[Any]:
     """The variables of a layer that its inputs are multiplied with.
 
     Args:
@@ -129,7 +132,9 @@ def kernels(layer: Any, names: tuple[str, ...] | None = None) -> list[Any]:
     return [v for v in base_layer(layer).variables if v.name in wanted]
 
 
-def run_with(layer: Any, pairs: list[tuple[Any, Tensor]], *args: Any, **kwargs: Any) -> Any:
+def run_with(
+    layer: keras.Layer, pairs: list[tuple[Any, Tensor]], *args: object, **kwargs: object
+) -> Any:
     """Call a layer while some of its variables stand for other tensors.
 
     Args:
@@ -161,7 +166,7 @@ def run_with(layer: Any, pairs: list[tuple[Any, Tensor]], *args: Any, **kwargs: 
     return outputs
 
 
-def every_layer(model: Any) -> Iterator[tuple[str, Any]]:
+def every_layer(model: keras.Model) -> Iterator[tuple[str, Any]]:
     """All layers of a model with their paths, those in nested models and wrappers included.
 
     Args:
@@ -174,7 +179,7 @@ def every_layer(model: Any) -> Iterator[tuple[str, Any]]:
     yield from _walk(model, "")
 
 
-def _walk(owner: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def _walk(owner: keras.Layer, prefix: str) -> Iterator[tuple[str, Any]]:
     for layer in owner.layers:
         path = prefix + layer.name
         yield path, layer
@@ -186,7 +191,7 @@ def _walk(owner: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(inner, path + "/")
 
 
-def _takes_training(layer: Any) -> bool:
+def _takes_training(layer: keras.Layer) -> bool:
     import inspect
 
     return "training" in inspect.signature(layer.call).parameters

@@ -46,7 +46,7 @@ class PGDTraining(Adversary):
 
     asks_teacher = True
 
-    def arguments(self, distiller: Any, given: dict[str, Any]) -> dict[str, Any]:
+    def arguments(self, distiller: hooks.Trained, given: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of `compile`, with this as batch transform."""
         self.require(distiller)
         if given["batch_transform"] is not None:
@@ -56,7 +56,7 @@ class PGDTraining(Adversary):
             )
         return {**given, "batch_transform": self}
 
-    def __call__(self, batch: hooks.Batch, distiller: Any) -> hooks.Batch:
+    def __call__(self, batch: hooks.Batch, distiller: hooks.Trained) -> hooks.Batch:
         """Attack one batch."""
         x = classifier.only_tensor(batch.x, "PGDTraining")
         logits = classifier.of_student(distiller)
@@ -99,12 +99,16 @@ class TRADES(Term):
         """Near to the input, at which the divergence has no gradient."""
         return self.draw_near(x)
 
-    def objective(self, distiller: Any, batch: Any, x: Tensor, logits: Logits) -> Objective:
+    def objective(
+        self, distiller: hooks.Trained, batch: hooks.Answered, x: Tensor, logits: Logits
+    ) -> Objective:
         """`KL(S(x) || S(x'))`."""
         still = ops.stop_gradient(logits(x))
         return lambda at: formulas.divergence(still, logits(at))
 
-    def value(self, distiller: Any, batch: Any, attacked: Tensor, logits: Tensor) -> Tensor:
+    def value(
+        self, distiller: hooks.Trained, batch: hooks.Answered, attacked: Tensor, logits: Tensor
+    ) -> Tensor:
         """`KL(S(x) || S(x'))`, with a gradient through both."""
         return formulas.divergence(self.ours(batch), logits)
 
@@ -173,7 +177,9 @@ class ARD(DistilledOnLabels):
     ) -> None:
         super().__init__(threat, alpha, temperature, name)
 
-    def value(self, distiller: Any, batch: Any, attacked: Tensor, logits: Tensor) -> Tensor:
+    def value(
+        self, distiller: hooks.Trained, batch: hooks.Answered, attacked: Tensor, logits: Tensor
+    ) -> Tensor:
         """`T**2 * KL(T(x) || S(x'))`."""
         return formulas.divergence(self.theirs(batch), logits, self.temperature)
 
@@ -232,12 +238,16 @@ class RSLAD(Term):
         """Near to the input."""
         return self.draw_near(x)
 
-    def objective(self, distiller: Any, batch: Any, x: Tensor, logits: Logits) -> Objective:
+    def objective(
+        self, distiller: hooks.Trained, batch: hooks.Answered, x: Tensor, logits: Logits
+    ) -> Objective:
         """`KL(T(x) || S(x'))`."""
         theirs = self.theirs(batch)
         return lambda at: formulas.divergence(theirs, logits(at), self.temperature)
 
-    def value(self, distiller: Any, batch: Any, attacked: Tensor, logits: Tensor) -> Tensor:
+    def value(
+        self, distiller: hooks.Trained, batch: hooks.Answered, attacked: Tensor, logits: Tensor
+    ) -> Tensor:
         """`T**2 * KL(T(x) || S(x'))`."""
         return formulas.divergence(self.theirs(batch), logits, self.temperature)
 
@@ -300,7 +310,9 @@ class IAD(DistilledOnLabels):
             share, trainable=False, dtype="float32", autocast=False, name="introspection"
         )
 
-    def value(self, distiller: Any, batch: Any, attacked: Tensor, logits: Tensor) -> Tensor:
+    def value(
+        self, distiller: hooks.Trained, batch: hooks.Answered, attacked: Tensor, logits: Tensor
+    ) -> Tensor:
         """The divergence from the teacher, and from oneself where it is not to be trusted."""
         with backends.inference_only():
             said = ops.stop_gradient(classifier.of_teacher(distiller)(attacked))
@@ -362,12 +374,16 @@ class AdaAD(Term):
         """Near to the input."""
         return self.draw_near(x)
 
-    def objective(self, distiller: Any, batch: Any, x: Tensor, logits: Logits) -> Objective:
+    def objective(
+        self, distiller: hooks.Trained, batch: hooks.Answered, x: Tensor, logits: Logits
+    ) -> Objective:
         """`KL(T(x') || S(x'))`."""
         teacher = classifier.of_teacher(distiller)
         return lambda at: formulas.divergence(teacher(at), logits(at))
 
-    def value(self, distiller: Any, batch: Any, attacked: Tensor, logits: Tensor) -> Tensor:
+    def value(
+        self, distiller: hooks.Trained, batch: hooks.Answered, attacked: Tensor, logits: Tensor
+    ) -> Tensor:
         """`KL(T(x') || S(x'))`."""
         with backends.inference_only():
             said = ops.stop_gradient(classifier.of_teacher(distiller)(attacked))
@@ -378,18 +394,18 @@ class AdaAD(Term):
         return {**super().get_config(), "alpha": self.alpha}
 
 
-def _float(variable: Any) -> float:
+def _float(variable: keras.Variable) -> float:
     return float(ops.convert_to_numpy(variable))
 
 
-def _share(name: str, value: Any) -> float:
+def _share(name: str, value: object) -> float:
     found = checks.number(name, value)
     if not 0 <= found <= 1:
         raise ValueError(f"`{name}` is a weight in [0, 1]. Received: {name}={value!r}.")
     return found
 
 
-def _temperature(value: Any) -> float:
+def _temperature(value: object) -> float:
     found = checks.number("temperature", value)
     if found <= 0:
         raise ValueError(f"`temperature` is greater than 0. Received: temperature={value!r}.")

@@ -12,7 +12,7 @@ gradient goes through its steps. May import: the hooks, `attacks`, `classifier`,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -27,7 +27,7 @@ from keras_kd.robust.attacks import ascend
 from keras_kd.robust.classifier import Logits
 from keras_kd.robust.threats import TINY_START, Threat, require_threat
 from keras_kd.teachers.base import Teacher
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Data, Tensor, Tensors
 
 if TYPE_CHECKING:
     pass
@@ -56,7 +56,7 @@ class Adversary(hooks.Adversary, hooks.LooksFirst):
         # The distiller finds it here, so that the draws go on from step to step and on disk.
         self.generator = keras.random.SeedGenerator()
 
-    def require(self, distiller: Any) -> None:
+    def require(self, distiller: hooks.Trained) -> None:
         """Raise `ValueError` if this distiller cannot be trained so.
 
         Args:
@@ -93,7 +93,7 @@ class Adversary(hooks.Adversary, hooks.LooksFirst):
                     "`teacher_inputs` changes them. Make the change a part of the teacher."
                 )
 
-    def look(self, distiller: Any, x: Any, rows: Any) -> None:
+    def look(self, distiller: hooks.Trained, x: Data, rows: Tensors) -> None:
         """Refuse data that leave the threat's bounds; warn of a teacher that is not robust.
 
         Args:
@@ -165,7 +165,7 @@ class Term(Adversary, Penalty):
         """Arguments of `compile` for the inputs as they are; nothing leaves them to the user."""
         return {}
 
-    def arguments(self, distiller: Any, given: dict[str, Any]) -> dict[str, Any]:
+    def arguments(self, distiller: hooks.Trained, given: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of `compile`, with this among the penalties."""
         self.require(distiller)
         penalties = given["penalties"]
@@ -185,7 +185,9 @@ class Term(Adversary, Penalty):
         """Where the attack begins."""
         raise NotImplementedError
 
-    def objective(self, distiller: Any, batch: Any, x: Tensor, logits: Logits) -> Objective:
+    def objective(
+        self, distiller: hooks.Trained, batch: hooks.Answered, x: Tensor, logits: Logits
+    ) -> Objective:
         """What the attack makes as great as possible.
 
         Args:
@@ -199,7 +201,9 @@ class Term(Adversary, Penalty):
         """
         raise NotImplementedError
 
-    def value(self, distiller: Any, batch: Any, attacked: Tensor, logits: Tensor) -> Tensor:
+    def value(
+        self, distiller: hooks.Trained, batch: hooks.Answered, attacked: Tensor, logits: Tensor
+    ) -> Tensor:
         """The penalty of each row.
 
         Args:
@@ -228,11 +232,11 @@ class Term(Adversary, Penalty):
             attacked = ascend(goal, x, start, self.threat)
         return self.value(distiller, batch, attacked, classifier.in_training(distiller, attacked))
 
-    def ours(self, batch: Any) -> Tensor:
+    def ours(self, batch: hooks.Answered) -> Tensor:
         """What the student said of the inputs as they are, in training."""
         return classifier.one_output(batch.student.logits, type(self).__name__)
 
-    def theirs(self, batch: Any) -> Tensor:
+    def theirs(self, batch: hooks.Answered) -> Tensor:
         """What the teacher said of the inputs as they are."""
         if batch.teacher is None:
             raise ValueError(f"`{type(self).__name__}` distils, and the distiller has no teacher.")
@@ -250,13 +254,15 @@ class OnLabels(Term):
         """Anywhere in the ball."""
         return self.draw(x)
 
-    def objective(self, distiller: Any, batch: Any, x: Tensor, logits: Logits) -> Objective:
+    def objective(
+        self, distiller: hooks.Trained, batch: hooks.Answered, x: Tensor, logits: Logits
+    ) -> Objective:
         """The crossentropy of the labels."""
         labels = labels_in(batch.y, self.ours(batch), type(self).__name__)
         return lambda at: formulas.crossentropy(logits(at), labels)
 
 
-def kept_decisions(model: Any, x: Any, threat: Threat, seed: int = 0) -> float:
+def kept_decisions(model: keras.Model, x: Tensor, threat: Threat, seed: int = 0) -> float:
     """Measure how robust a model's decisions are, without labels.
 
     This is what `fit` looks at before it distils from a teacher by `ARD`, `RSLAD`, `IAD` or
@@ -284,7 +290,9 @@ def kept_decisions(model: Any, x: Any, threat: Threat, seed: int = 0) -> float:
     return _kept(found.logits, [model], rows, threat, seed)
 
 
-def _kept(logits: Logits, models: Any, x: np.ndarray, threat: Threat, seed: int) -> float:
+def _kept(
+    logits: Logits, models: Sequence[keras.Model], x: np.ndarray, threat: Threat, seed: int
+) -> float:
     def run(x: Tensor, start: Tensor) -> Tensor:
         own = ops.argmax(logits(x), axis=-1)
         attacked = ascend(
@@ -300,7 +308,7 @@ def _kept(logits: Logits, models: Any, x: np.ndarray, threat: Threat, seed: int)
     return float(classifier.in_batches(program, 256, x, threat.noise(x.shape, (seed,))).mean())
 
 
-def labels_in(y: Any, logits: Tensor, whose: str) -> Tensor:
+def labels_in(y: np.ndarray | None, logits: Tensor, whose: str) -> Tensor:
     """The labels of a batch as class numbers `(batch,)`, or `ValueError` where there are none.
 
     Args:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -49,7 +48,7 @@ def ascend(
     """
     length = threat.step if step is None else step
 
-    def body(_: Any, at: Tensor) -> Tensor:
+    def body(_: Tensor, at: Tensor) -> Tensor:
         gradient = backends.gradient(objective, at)
         # A gradient that is no number would carry the row to nowhere.
         gradient = ops.where(ops.isfinite(gradient), gradient, ops.zeros_like(gradient))
@@ -62,9 +61,9 @@ def ascend(
 
 
 def attack(
-    model: Any,
-    x: Any,
-    y: Any,
+    model: keras.Model,
+    x: Tensor,
+    y: np.ndarray | None,
     threat: Threat,
     kind: str = "pgd",
     *,
@@ -139,13 +138,13 @@ def attack(
     return found
 
 
-def require_kind(kind: Any) -> None:
+def require_kind(kind: object) -> None:
     """Raise `ValueError` for a kind of attack that is not known, with a close match."""
     checks.one_of("kind", kind, KINDS)
 
 
 def classifier_of(
-    model: Any, rows: np.ndarray, from_logits: bool | None = None
+    model: keras.Model, rows: np.ndarray, from_logits: bool | None = None
 ) -> Classifier | FileClassifier:
     """A model, a file that was loaded, or the path of one, as logits.
 

@@ -17,6 +17,7 @@ from keras import ops
 
 from keras_kd.models.graph import Graph, is_graph
 from keras_kd.robust.classifier import Classifier, labels_of
+from keras_kd.utils.types import Tensor
 
 _TEMPERATURES = (0.05, 20.0)
 
@@ -43,7 +44,7 @@ class Reliability(NamedTuple):
 
 
 def expected_calibration_error(
-    probabilities: Any, labels: Any, bins: int = 15, equal_mass: bool = False
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15, equal_mass: bool = False
 ) -> float:
     """Measure by how much confidence and accuracy differ: `sum_b n_b / n * |acc_b - conf_b|`.
 
@@ -75,7 +76,7 @@ def expected_calibration_error(
 
 
 def reliability(
-    probabilities: Any, labels: Any, bins: int = 15, equal_mass: bool = False
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15, equal_mass: bool = False
 ) -> Reliability:
     """The bins behind `expected_calibration_error`, with the same arguments."""
     p = _probabilities(probabilities)
@@ -98,7 +99,7 @@ def reliability(
     return Reliability(edges, count, *means)
 
 
-def _probabilities(values: Any) -> np.ndarray:
+def _probabilities(values: np.ndarray) -> np.ndarray:
     p = np.asarray(ops.convert_to_numpy(values) if ops.is_tensor(values) else values, "float64")
     if p.ndim == 1 or (p.ndim == 2 and p.shape[1] == 1):
         p = p.reshape(-1, 1)
@@ -204,7 +205,7 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return temperature
 
 
-def calibrate(model: Any, x: Any, y: Any, batch_size: int = 256) -> Any:
+def calibrate(model: keras.Model, x: Tensor, y: np.ndarray | None, batch_size: int = 256) -> Any:
     """Make a model as sure as it is right, and decide as before.
 
     The logits are divided by one temperature, that of the least negative log-likelihood of the
@@ -275,7 +276,7 @@ _HOLDING = (
 _ENDS = (keras.activations.linear, keras.activations.softmax, keras.activations.sigmoid)
 
 
-def last_layer(model: Any) -> Any:
+def last_layer(model: keras.Model) -> Any:
     """The layer whose kernel makes the logits.
 
     Args:
@@ -302,7 +303,7 @@ def last_layer(model: Any) -> Any:
     raise ValueError(f"`{model.name}` has no layer with a kernel.")
 
 
-def _from_the_end(model: Any) -> Iterator[Any]:
+def _from_the_end(model: keras.Model) -> Iterator[Any]:
     """The layers from the output on backwards, as long as each reads one tensor."""
     graph = Graph(model)
     name = graph.output_names[0]

@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backends
+from keras_kd.distill import hooks
 from keras_kd.models import meaning
 from keras_kd.models.model_reader import Reader
 from keras_kd.robust.formulas import two_sided
@@ -45,7 +46,9 @@ class Classifier:
         ValueError: If it has several inputs or outputs, or other outputs than those.
     """
 
-    def __init__(self, model: Any, rows: np.ndarray, from_logits: bool | None = None) -> None:
+    def __init__(
+        self, model: keras.Model, rows: np.ndarray, from_logits: bool | None = None
+    ) -> None:
         require_model(model, "model")
         self.model = model
         self.name = str(model.name)
@@ -88,7 +91,7 @@ class Classifier:
         return in_batches(self._program, batch_size, x)
 
 
-def _reader(model: Any, rows: Any, from_logits: bool | None) -> tuple[Reader, bool]:
+def _reader(model: keras.Model, rows: np.ndarray, from_logits: bool | None) -> tuple[Reader, bool]:
     found = Reader(model, "model", from_logits)
     found.inspect(rows)
     try:
@@ -178,7 +181,7 @@ def in_batches(program: Callable[..., Any], batch_size: int, *arrays: np.ndarray
     return keras.tree.map_structure(lambda *each: np.concatenate(each), *parts)
 
 
-def labels_of(y: Any, rows: int, classes: int, name: str = "y") -> np.ndarray:
+def labels_of(y: np.ndarray | None, rows: int, classes: int, name: str = "y") -> np.ndarray:
     """Class numbers `(rows,)` of labels in any form, or one error.
 
     Args:
@@ -214,29 +217,29 @@ def labels_of(y: Any, rows: int, classes: int, name: str = "y") -> np.ndarray:
 # --------------------------------------------------------------------------- a distiller's models
 
 
-def of_student(distiller: Any) -> Logits:
+def of_student(distiller: hooks.Trained) -> Logits:
     """The student of a distiller as logits, in inference mode."""
     reader = Reader(distiller.student, "student", distiller.pairing.from_logits.get("student"))
     return lambda x: two_sided(reader.read(x, False, _units(distiller)).logits[0])
 
 
-def in_training(distiller: Any, x: Tensor) -> Tensor:
+def in_training(distiller: hooks.Trained, x: Tensor) -> Tensor:
     """The logits of one more pass of the student, with `training=True`."""
     reader = Reader(distiller.student, "student", distiller.pairing.from_logits.get("student"))
     return two_sided(reader.read(x, True, _units(distiller)).logits[0])
 
 
-def of_teacher(distiller: Any) -> Logits:
+def of_teacher(distiller: hooks.Trained) -> Logits:
     """The teacher of a distiller as logits; it has gradients."""
     setup = distiller.pairing
     return lambda x: two_sided(setup.teacher.answer(x, None, setup.match.teacher_units).logits[0])
 
 
-def _units(distiller: Any) -> Any:
+def _units(distiller: hooks.Trained) -> Any:
     return distiller.pairing.match.units
 
 
-def only_tensor(x: Any, whose: str) -> Tensor:
+def only_tensor(x: Tensor, whose: str) -> Tensor:
     """The one tensor of a batch, or `ValueError`."""
     flat = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
     if len(flat) != 1:
@@ -257,7 +260,7 @@ def one_output(logits: list[Tensor], whose: str) -> Tensor:
     return two_sided(logits[0])
 
 
-def spread_rows(x: Any, rows: Any, count: int) -> np.ndarray | None:
+def spread_rows(x: Tensor, rows: np.ndarray, count: int) -> np.ndarray | None:
     """Some rows of what `fit` was given, `None` where it is no array.
 
     Args:

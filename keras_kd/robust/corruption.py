@@ -9,7 +9,7 @@ that a greater severity is more of the same. May import: NumPy, SciPy, Pillow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from keras import ops
 from keras_kd.robust import audio_corruptions, image_corruptions, text_corruptions
 from keras_kd.utils import checks
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Tensor
 
 SEVERITIES = (1, 2, 3, 4, 5)
 KINDS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -51,7 +52,7 @@ def corruptions(kind: str | None = None) -> list[str]:
 
 
 def corrupt(
-    x: Any,
+    x: Tensor,
     name: str,
     severity: int = 3,
     seed: int = 0,
@@ -117,7 +118,7 @@ def corrupt(
     return found
 
 
-def kind_of(name: Any) -> str:
+def kind_of(name: object) -> str:
     """The kind that a corruption belongs to, or `ValueError` with a close match."""
     for kind, names in KINDS.items():
         if name in names:
@@ -154,12 +155,12 @@ def chosen(names: Any, x: np.ndarray) -> list[str]:
     return found
 
 
-def _close(name: Any, known: Any) -> str:
+def _close(name: object, known: Iterable[str]) -> str:
     hint = did_you_mean(name, known, quote="'")
     return f"{', '.join(map(repr, known))}. Received: {name!r}.{hint}"
 
 
-def _bounds(array: np.ndarray, kind: str, bounds: Any) -> tuple[float, float]:
+def _bounds(array: np.ndarray, kind: str, bounds: Sequence[float] | None) -> tuple[float, float]:
     whole = array.dtype.kind in "iu"
     if bounds is not None:
         low, high = (checks.number("bounds", value) for value in bounds)
@@ -181,7 +182,7 @@ def _bounds(array: np.ndarray, kind: str, bounds: Any) -> tuple[float, float]:
     return low, high
 
 
-def _texts(x: Any, function: Callable[..., str], severity: int, seed: int) -> Any:
+def _texts(x: Tensor, function: Callable[..., str], severity: int, seed: int) -> Any:
     given = np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
     texts = [t.decode() if isinstance(t, bytes) else t for t in given.ravel().tolist()]
     if isinstance(x, str) or not all(isinstance(text, str) for text in texts):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from keras import ops
@@ -22,6 +22,11 @@ from keras_kd.robust.attacks import classifier_of, white_box
 from keras_kd.robust.classifier import Classifier, FileClassifier, labels_of
 from keras_kd.robust.report import RobustReport
 from keras_kd.robust.threats import Threat, require_threat
+from keras_kd.utils.types import Tensor
+
+if TYPE_CHECKING:
+    import keras
+
 
 Progress = Callable[[str, int, int], None]
 _DOUBTED = 200
@@ -34,16 +39,16 @@ _APART = 0.02
 
 
 def evaluate(
-    model: Any,
-    x: Any,
-    y: Any,
+    model: keras.Model,
+    x: Tensor,
+    y: np.ndarray | None,
     threat: Threat | None = None,
     *,
-    corruptions: Any = None,
-    severities: Any = corruption.SEVERITIES,
+    corruptions: object = None,
+    severities: object = corruption.SEVERITIES,
     second_opinion: str | None = None,
-    calibrate_on: Any = None,
-    twin: Any = None,
+    calibrate_on: object = None,
+    twin: object = None,
     queries: int = 500,
     seed: int = 0,
     batch_size: int = 256,
@@ -147,9 +152,9 @@ class _Evaluation:
 
     def __init__(
         self,
-        model: Any,
-        x: Any,
-        y: Any,
+        model: keras.Model,
+        x: Tensor,
+        y: np.ndarray | None,
         threat: Threat | None,
         seed: int,
         batch_size: int,
@@ -191,7 +196,7 @@ class _Evaluation:
             return list(self.threat.bounds)
         return None
 
-    def take_twin(self, twin: Any) -> None:
+    def take_twin(self, twin: object) -> None:
         """The Keras model that a file was made from."""
         if twin is None:
             return
@@ -211,7 +216,7 @@ class _Evaluation:
             )
         self.twin = found
 
-    def held_out(self, given: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    def held_out(self, given: object) -> tuple[np.ndarray, np.ndarray] | None:
         """The rows to calibrate on."""
         if given is None:
             return None
@@ -225,7 +230,7 @@ class _Evaluation:
             )
         return x, labels_of(given[1], len(x), self.it.classes, "the labels of `calibrate_on`")
 
-    def _says(self, classifier: Any, x: np.ndarray) -> np.ndarray:
+    def _says(self, classifier: Classifier | FileClassifier, x: np.ndarray) -> np.ndarray:
         return np.asarray(classifier.predict(x, self.size).argmax(axis=1))
 
     def _right(self, x: np.ndarray) -> np.ndarray:

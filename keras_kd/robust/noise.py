@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from keras import ops
 
@@ -13,7 +11,7 @@ _KINDS = ("symmetric", "pairs")
 
 
 def noisy_labels(
-    y: Any,
+    y: np.ndarray | None,
     rate: float = 0.4,
     kind: str = "symmetric",
     seed: int = 0,

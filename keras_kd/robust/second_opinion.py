@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -27,7 +27,7 @@ from keras_kd.utils.types import Tensor
 NAMES = ("art",)
 
 
-def require(name: Any) -> None:
+def require(name: object) -> None:
     """Raise unless there is such a second opinion, and its library is installed.
 
     Args:
@@ -107,11 +107,11 @@ def _estimator(
         any_rows = [tf.TensorSpec((None, *shape), "float32")]
         compiled = tf.function(classifier.logits, input_signature=any_rows)
 
-        def model(x: Any, training: bool = False) -> Any:
+        def model(x: Tensor, training: bool = False) -> Any:
             return compiled(tf.convert_to_tensor(x, "float32"))
 
         class OnTensorFlow(TensorFlowV2Classifier):
-            def predict(self, x: np.ndarray, **_: Any) -> np.ndarray:
+            def predict(self, x: np.ndarray, **_: object) -> np.ndarray:
                 return classifier.predict(x.astype("float32"), batch_size)
 
         return OnTensorFlow(
@@ -137,20 +137,20 @@ def _estimator(
         def input_shape(self) -> tuple[int, ...]:
             return shape
 
-        def predict(self, x: np.ndarray, **_: Any) -> np.ndarray:
+        def predict(self, x: np.ndarray, **_: object) -> np.ndarray:
             return classifier.predict(x.astype("float32"), batch_size)
 
-        def _of(self, program: Any, x: np.ndarray, y: np.ndarray) -> Any:
+        def _of(self, program: Callable[..., Any], x: np.ndarray, y: np.ndarray) -> Any:
             labels = y.argmax(axis=1).astype("int32")
             return in_batches(program, batch_size, x.astype("float32"), labels)
 
-        def loss_gradient(self, x: np.ndarray, y: np.ndarray, **_: Any) -> Any:
+        def loss_gradient(self, x: np.ndarray, y: np.ndarray, **_: object) -> Any:
             return self._of(programs[0], x, y)
 
-        def compute_loss(self, x: np.ndarray, y: np.ndarray, **_: Any) -> Any:
+        def compute_loss(self, x: np.ndarray, y: np.ndarray, **_: object) -> Any:
             return self._of(programs[1], x, y)
 
-        def fit(self, x: Any, y: Any, **_: Any) -> None:
+        def fit(self, x: Tensor, y: np.ndarray | None, **_: object) -> None:
             raise NotImplementedError("It is attacked, and not trained.")
 
     return Estimator()

@@ -6,6 +6,7 @@ subclass with `unit`, `into_ball`, `from_noise` and `lengths`. May import: Keras
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -70,7 +71,7 @@ class Threat:
         """Rebuild a threat."""
         return cls(**config)
 
-    def with_changes(self, **changes: Any) -> "Threat":
+    def with_changes(self, **changes: object) -> "Threat":
         """Return the same threat with other values, as `threat.with_changes(steps=50)`.
 
         Args:
@@ -152,7 +153,7 @@ class Threat:
         uniform = rng.random(shape).astype("float32")
         return np.asarray(ops.convert_to_numpy(self.from_noise(normal, uniform)))
 
-    def require(self, x: Any, name: str = "x") -> None:
+    def require(self, x: Tensor, name: str = "x") -> None:
         """Raise unless an array can be attacked: real numbers within the bounds.
 
         Args:
@@ -306,11 +307,11 @@ class L2(Threat):
         return np.sqrt(np.square(rows, dtype="float64").sum(axis=1))
 
 
-def _over_rows(reduce: Any, values: Tensor) -> Tensor:
+def _over_rows(reduce: Callable[..., Tensor], values: Tensor) -> Tensor:
     return reduce(values, axis=tuple(range(1, len(values.shape))), keepdims=True)
 
 
-def require_threat(threat: Any) -> Threat:
+def require_threat(threat: object) -> Threat:
     """Return the threat, or raise `TypeError` if it is none."""
     if not isinstance(threat, Threat):
         raise TypeError(
@@ -320,14 +321,14 @@ def require_threat(threat: Any) -> Threat:
     return threat
 
 
-def _positive(name: str, value: Any, advice: str) -> float:
+def _positive(name: str, value: object, advice: str) -> float:
     found = checks.number(name, value)
     if found <= 0:
         raise ValueError(f"`{name}` is greater than 0: {advice}. Received: {name}={value!r}.")
     return found
 
 
-def _count(name: str, value: Any) -> int:
+def _count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"`{name}` is a whole number. Received: {name}={value!r}.")
     if value < 1:
@@ -335,7 +336,7 @@ def _count(name: str, value: Any) -> int:
     return int(value)
 
 
-def _interval(bounds: Any) -> tuple[float, float] | None:
+def _interval(bounds: object) -> tuple[float, float] | None:
     if bounds is None:
         return None
     if not isinstance(bounds, list | tuple) or len(bounds) != 2:

@@ -19,6 +19,7 @@ from keras_kd.losses import DIST, SoftTargets
 from keras_kd.models import meaning
 from keras_kd.search import task
 from keras_kd.students.shrink import shrink
+from keras_kd.utils.types import Logs, Losses
 
 Values = Mapping[str, Any]
 
@@ -110,7 +111,7 @@ class Trainer:
             raise ArithmeticError("the training ended with NaN or infinite weights")
         return student, watch.epochs
 
-    def arguments(self, values: Values, student: Any) -> dict[str, Any]:
+    def arguments(self, values: Values, student: keras.Model) -> dict[str, Any]:
         """Return what `Distiller.compile` is given for these values."""
         single = self.situation(student)
         losses: dict[str, Callable[[], Any]] = {
@@ -127,7 +128,7 @@ class Trainer:
             "temperature": float(values["temperature"]),
         }
 
-    def situation(self, student: Any) -> Situation:
+    def situation(self, student: keras.Model) -> Situation:
         """Return what losses are made by."""
         outputs = keras.tree.flatten(student(self.train.taken(slice(0, 1)).x, training=False))
         told = method_choice.meanings(student, self.hard)
@@ -138,13 +139,13 @@ class Trainer:
             student=student,
         )
 
-    def error(self, student: Any) -> float:
+    def error(self, student: keras.Model) -> float:
         """Return the error of a Keras model on the validation rows."""
         answers = answered(student, self.validation.x)
         return errors_of(student, answers, self.validation, self.hard).mean
 
 
-def build_student(build: Any, model: Any, values: Values) -> Any:
+def build_student(build: Callable[..., Any] | str, model: keras.Model, values: Values) -> Any:
     """Build an untrained student.
 
     Args:
@@ -176,7 +177,7 @@ def rungs(epochs: int) -> list[int]:
     return sorted(rung for rung in found if rung < epochs)
 
 
-def is_regression(student: Any, hard: Any) -> bool:
+def is_regression(student: keras.Model, hard: Losses) -> bool:
     """Whether errors are mean squared ones."""
     told = method_choice.meanings(student, hard)
     return not any(kind in (meaning.CLASSES, meaning.INDEPENDENT) for kind in told)
@@ -186,7 +187,7 @@ class _Rungs(keras.callbacks.Callback):
     """Stops a training that is behind."""
 
     def __init__(
-        self, trainer: Trainer, student: Any, keeps_on: Callable[[int, float], bool] | None
+        self, trainer: Trainer, student: keras.Model, keeps_on: Callable[[int, float], bool] | None
     ) -> None:
         super().__init__()
         self.trainer = trainer
@@ -195,7 +196,7 @@ class _Rungs(keras.callbacks.Callback):
         self.rungs = rungs(trainer.epochs) if keeps_on else []
         self.epochs = 0
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         self.epochs = epoch + 1
         if self.keeps_on is None or self.epochs not in self.rungs:
             return

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_kd.datasets import Dataset
 from keras_kd.distill.method_choice import answered, errors_of
@@ -16,6 +16,10 @@ from keras_kd.search import record
 from keras_kd.search.budget import Budget
 from keras_kd.search.study import Study
 from keras_kd.search.tuner import Search
+from keras_kd.utils.types import Data
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +87,8 @@ class DeviceResult:
 
 
 def for_device(
-    teacher: Any,
-    data: Any,
+    teacher: keras.Model,
+    data: Data,
     max_bytes: int | None = None,
     max_latency_ms: float | None = None,
     min_accuracy: float | None = None,
@@ -94,7 +98,7 @@ def for_device(
     precisions: Sequence[str] = ("int8",),
     minutes: float | None = 30,
     trials: int | None = None,
-    **options: Any,
+    **options: object,
 ) -> DeviceResult:
     """Search the best verified file of a smaller teacher that a device takes.
 
@@ -135,14 +139,14 @@ def for_device(
 
 
 def family(
-    teacher: Any,
-    data: Any,
+    teacher: keras.Model,
+    data: Data,
     devices: Mapping[str, Device],
     folder: str | os.PathLike[str] = "runs/family",
     *,
     minutes: float | None = 30,
     trials: int | None = None,
-    **options: Any,
+    **options: object,
 ) -> dict[str, DeviceResult]:
     """Search a file for each of several devices, from one teacher that is asked once for all.
 
@@ -189,8 +193,8 @@ def family(
 
 
 def _searched(
-    teacher: Any,
-    data: Any,
+    teacher: keras.Model,
+    data: Data,
     device: Device,
     folder: Path,
     answers: Path | None,

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,10 @@ from keras_kd.export.scratch import working_folder
 from keras_kd.export.verification.timing import time_calls
 from keras_kd.export.writing import write_file
 from keras_kd.utils import archives
+
+if TYPE_CHECKING:
+    import keras
+
 
 CALIBRATION = 512
 EVALUATION = 256
@@ -100,7 +104,7 @@ class Exporter:
         return found
 
     def export(
-        self, student: Any, folder: Path, precision: str, *, trained: bool = True
+        self, student: keras.Model, folder: Path, precision: str, *, trained: bool = True
     ) -> tuple[Path | None, Weighed]:
         """Export a student to one TFLite file.
 
@@ -131,7 +135,12 @@ class Exporter:
         return artifact.path, weighed
 
     def report(
-        self, student: Any, folder: Path, precision: str, evaluation: Any, **options: Any
+        self,
+        student: keras.Model,
+        folder: Path,
+        precision: str,
+        evaluation: object,
+        **options: object,
     ) -> Any:
         """Export a student to one TFLite file, and return the report.
 
@@ -159,7 +168,7 @@ class Exporter:
             **{**given, **self.options, **options},
         )
 
-    def errors(self, path: Path, student: Any) -> RowErrors:
+    def errors(self, path: Path, student: keras.Model) -> RowErrors:
         """Run a file on all validation rows.
 
         Args:

@@ -236,7 +236,7 @@ class Trial:
         self.searched = dict(trial.params)
         self.values: dict[str, Any] | None = said.get("values")
 
-    def note(self, **said: Any) -> None:
+    def note(self, **said: object) -> None:
         """Keep plain JSON values with the trial.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,31 @@ from keras_kd.distill.candidates import Situation
 from keras_kd.distill.distiller import Distiller
 from keras_kd.distill.method_choice import MethodChoice, Setting
 from keras_kd.distill.row_errors import RowErrors
+from keras_kd.distill.training_rows import Rows
 from keras_kd.export.writing import write_file
 from keras_kd.models import meaning
 from keras_kd.search import record, task
+from keras_kd.teachers.base import TeacherLike
 from keras_kd.utils import archives, checks
+from keras_kd.utils.types import Data, Losses, PathLike
 
 
 def best_method(
     student_fn: Callable[[], Any],
-    teacher: Any,
-    train: Any,
-    validation: Any,
-    methods: Any = "default",
+    teacher: TeacherLike,
+    train: Data,
+    validation: Data,
+    methods: object = "default",
     seeds: int | Sequence[int] = 3,
     *,
     epochs: int | None = None,
     batch_size: int = task.BATCH_SIZE,
-    optimizer: Any = None,
-    loss: Any = None,
+    optimizer: str | keras.optimizers.Optimizer | None = None,
+    loss: Losses = None,
     teacher_inputs: Callable[[Any], Any] | None = None,
     student_inputs: Callable[[Any], Any] | None = None,
-    from_logits: Any = None,
-    callbacks: Any = None,
+    from_logits: bool | dict[str, bool | None] | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
     folder: str | os.PathLike[str] | None = None,
     verbose: int | str = "auto",
 ) -> MethodChoice:
@@ -138,7 +141,7 @@ def best_method(
     mapped = teacher_inputs is not None or student_inputs is not None
     model = None if mapped else method_choice.model_of(teacher)
 
-    def situation(student: Any) -> Situation:
+    def situation(student: keras.Model) -> Situation:
         return setting.situation(student, model)
 
     prepared = method_choice.prepared(asked, situation(probe), rows.count)
@@ -167,7 +170,11 @@ def best_method(
 
 @contextmanager
 def _kept(
-    folder: Any, rows: Any, held: Any, settings: Any, setting: Setting
+    folder: PathLike | None,
+    rows: Rows,
+    held: Rows,
+    settings: Iterable[Any],
+    setting: Setting,
 ) -> Iterator[tuple[Path, MutableMapping[tuple[str, int], RowErrors]]]:
     """Where the answers go, and the trainings that are known."""
     if folder is None:
@@ -185,7 +192,7 @@ def _kept(
     yield place / "answers", _Known(place)
 
 
-def _settings_of(optimizer: Any) -> dict[str, Any]:
+def _settings_of(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
     """What makes an optimizer what it is: its name differs from one to the next."""
     config = record.plain(optimizer.get_config())
     return {name: value for name, value in config.items() if name != "name"}
@@ -220,7 +227,7 @@ class _Known(MutableMapping[tuple[str, int], RowErrors]):
         return len(list(self.folder.glob("*.npz")))
 
 
-def _told(verbose: Any) -> method_choice.Tell:
+def _told(verbose: int | str) -> method_choice.Tell:
     """What shows how many trainings are done."""
     bars: list[Any] = []
 

@@ -135,7 +135,7 @@ def _marks(values: list[Any], heights: list[float]) -> list[tuple[float, str]]:
     return pairs if names or len(pairs) < 3 else [pairs[0], pairs[-1]]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -96,7 +96,7 @@ def _require_same(found: dict[str, Any], said: dict[str, Any], place: Path) -> N
             )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
@@ -108,14 +108,14 @@ def slug(name: str) -> str:
     return f"{kept}{own}"
 
 
-def packed(**arrays: Any) -> bytes:
+def packed(**arrays: np.ndarray) -> bytes:
     """Arrays as the bytes of an `.npz` file."""
     stream = io.BytesIO()
     np.savez(stream, **{name: np.asarray(array) for name, array in arrays.items()})
     return stream.getvalue()
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A configuration as JSON values, numbers of NumPy among them."""
     if isinstance(value, dict):
         return {str(key): plain(each) for key, each in value.items()}

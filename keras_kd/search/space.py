@@ -40,7 +40,7 @@ class Float:
         """A few values from the least to the greatest."""
         return [self.low + (self.high - self.low) * i / 4 for i in range(5)]
 
-    def nearest(self, value: Any) -> Any:
+    def nearest(self, value: float) -> Any:
         """The value of the range that is nearest to another."""
         return min(max(float(value), self.low), self.high)
 
@@ -93,7 +93,7 @@ class Choice:
 
     options: tuple[Any, ...]
 
-    def __init__(self, *options: Any) -> None:
+    def __init__(self, *options: object) -> None:
         object.__setattr__(self, "options", options)
         if not options:
             raise ValueError("A choice needs at least one option.")
@@ -112,7 +112,7 @@ class Choice:
         """All options."""
         return list(self.options)
 
-    def nearest(self, value: Any) -> Any:
+    def nearest(self, value: object) -> Any:
         """The option that is nearest to a value; the first one of names."""
         if value in self.options:
             return value
@@ -175,7 +175,7 @@ class Space:
 
     def __init__(
         self,
-        given: Any,
+        given: object,
         *,
         own: bool,
         classes: bool,
@@ -263,7 +263,7 @@ def _usual(own: bool, classes: bool, depth: bool) -> dict[str, Range]:
     return found
 
 
-def _range(name: str, value: Any) -> Range:
+def _range(name: str, value: object) -> Range:
     if isinstance(value, Float | Choice):
         return value
     if isinstance(value, str | int | float | bool):

@@ -293,7 +293,7 @@ _SHORT = {"temperature": "T", "learning_rate": "lr"}
 _STATES = {"done": "", "beyond": "over budget"}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

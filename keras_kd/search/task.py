@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_kd.distill.training_rows import Rows, read
 from keras_kd.models import output_kinds
+from keras_kd.utils.types import Data
 
 LEARNING_RATE = 5e-3
 """Of Adam at the first step; a cosine takes it to 0."""
@@ -21,7 +22,7 @@ BATCH_SIZE = 32
 _SAMPLES_SEEN = 36_000
 
 
-def rows_of(data: Any, name: str) -> Rows:
+def rows_of(data: Data, name: str) -> Rows:
     """Read what was passed as `train` or `validation`.
 
     Args:
@@ -71,7 +72,7 @@ def require_alike(train: Rows, validation: Rows) -> None:
                 raise ValueError(f"`{name}` holds NaN or infinite values. Remove those rows.")
 
 
-def hard_loss(student: Any, rows: Rows) -> Any:
+def hard_loss(student: keras.Model, rows: Rows) -> Any:
     """The loss on the labels: the one that the student was compiled with, or what the labels say.
 
     Args:
@@ -132,7 +133,9 @@ def adam(rate: float, total: int) -> Any:
     return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, total))
 
 
-def optimizer_maker(optimizer: Any, student: Any, total: int) -> Callable[[], Any]:
+def optimizer_maker(
+    optimizer: str | keras.optimizers.Optimizer, student: keras.Model, total: int
+) -> Callable[[], Any]:
     """What makes a fresh optimizer for each training.
 
     Args:
@@ -148,7 +151,7 @@ def optimizer_maker(optimizer: Any, student: Any, total: int) -> Callable[[], An
     return lambda: type(given).from_config(given.get_config())
 
 
-def digest(*values: Any) -> str:
+def digest(*values: object) -> str:
     """A hash of arrays, wherever they are nested, and of plain values."""
     found = hashlib.sha256()
     for value in values:
@@ -162,14 +165,14 @@ def digest(*values: Any) -> str:
     return found.hexdigest()
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
+def whole(name: str, value: object, least: int = 1) -> int:
     """Raise `ValueError` unless a value is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"`{name}` is an integer from {least}. Received: {name}={value!r}.")
     return int(value)
 
 
-def function(name: str, value: Any) -> Any:
+def function(name: str, value: object) -> Any:
     """Raise `TypeError` unless a value is a function that makes students."""
     if isinstance(value, keras.Model) or not callable(value):
         raise TypeError(

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from keras_kd.search.halving import goes_on
 from keras_kd.search.space import TRAINING, Space
 from keras_kd.search.study import OBJECTIVES, Study
 from keras_kd.students.shrink import shrink
+from keras_kd.teachers.base import TeacherLike
 from keras_kd.utils import archives, checks, files
+from keras_kd.utils.types import Data, Losses
 
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage, how many steps of it are done, how many there are, and a remark."""
@@ -42,10 +44,10 @@ _DAY = 86_400.0
 
 
 def tune(
-    build: Any,
-    teacher: Any,
-    train: Any,
-    validation: Any,
+    build: Callable[..., Any] | str,
+    teacher: TeacherLike,
+    train: Data,
+    validation: Data,
     space: Mapping[str, Any] | None = None,
     minimize: Sequence[str] = ("error",),
     device: str | Sequence[str] | None = None,
@@ -55,12 +57,12 @@ def tune(
     *,
     epochs: int | None = None,
     batch_size: int = task.BATCH_SIZE,
-    loss: Any = None,
+    loss: Losses = None,
     seed: int = 0,
     sampler: str = "tpe",
     config: Mapping[str, Any] | None = None,
     export: Mapping[str, Any] | None = None,
-    callbacks: Any = None,
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
     progress: Progress | None = None,
     verbose: int | str = "auto",
 ) -> Study:
@@ -172,26 +174,26 @@ class Search:
     def __init__(
         self,
         *,
-        build: Any,
-        teacher: Any,
-        train: Any,
-        validation: Any,
-        space: Any,
-        minimize: Any,
-        device: Any,
+        build: Callable[..., Any] | str,
+        teacher: TeacherLike,
+        train: Data,
+        validation: Data,
+        space: object,
+        minimize: Sequence[str],
+        device: str | Sequence[str] | None,
         budget: Budget,
         folder: Path,
         seeds: int = 3,
         epochs: int | None = None,
         batch_size: int = task.BATCH_SIZE,
-        loss: Any = None,
+        loss: Losses = None,
         seed: int = 0,
         sampler: str = "tpe",
         config: dict[str, Any] | None = None,
         export: Mapping[str, Any] | None = None,
-        callbacks: Any = None,
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
         progress: Progress | None = None,
-        verbose: Any = "auto",
+        verbose: int | str = "auto",
         answers: Path | None = None,
         precisions: Sequence[str] | None = None,
     ) -> None:
@@ -510,7 +512,9 @@ class Search:
     def _beyond(self, weighed: Weighed) -> str:
         return "not trained, " + self._miss(weighed, {}).partition(": ")[2]
 
-    def _file(self, student: Any, path: Path, precision: str) -> tuple[Weighed, float | None]:
+    def _file(
+        self, student: keras.Model, path: Path, precision: str
+    ) -> tuple[Weighed, float | None]:
         """Export a trained student, run the file, and keep it."""
         with working_folder() as scratch:
             made, found = self.exporter.export(student, scratch / "file", precision)
@@ -595,7 +599,7 @@ def _busy(owner: str) -> str:
     return f"Process {owner} is at work on the same study. Call this again."
 
 
-def _objectives(given: Any) -> tuple[str, ...]:
+def _objectives(given: Iterable[str] | str) -> tuple[str, ...]:
     names = [given] if isinstance(given, str) else list(given)
     names = ["latency_ms" if name == "latency" else name for name in names]
     if not names or len(set(names)) < len(names):
@@ -617,7 +621,7 @@ def _require_packages() -> None:
         ) from error
 
 
-def _has_depth(model: Any) -> bool:
+def _has_depth(model: keras.Model) -> bool:
     """Whether `shrink` can drop blocks of a model."""
     try:
         shrink(model, depth=0.5)
@@ -635,13 +639,13 @@ def _task(told: str | None, shape: tuple[int, ...]) -> str:
     return "regression"
 
 
-def _fingerprint(teacher: Any) -> str:
+def _fingerprint(teacher: TeacherLike) -> str:
     made = teachers.make(teacher, None)
     assert made is not None
     return made.fingerprint()
 
 
-def _name(build: Any) -> str:
+def _name(build: Callable[..., Any] | str) -> str:
     return build if isinstance(build, str) else getattr(build, "__qualname__", type(build).__name__)
 
 

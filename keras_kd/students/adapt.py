@@ -12,7 +12,7 @@ from keras_kd.models import lora
 from keras_kd.models.taps import find, sublayers
 
 
-def freeze(student: Any, train: Sequence[str] = ()) -> int:
+def freeze(student: keras.Model, train: Sequence[str] = ()) -> int:
     """Freeze a student but for a few layers.
 
     Frozen BatchNormalization runs in inference mode: its statistics stay, too.
@@ -40,7 +40,7 @@ def freeze(student: Any, train: Sequence[str] = ()) -> int:
 
 
 def enable_lora(
-    student: Any,
+    student: keras.Model,
     rank: int = 4,
     layers: Sequence[str] | None = None,
     train: Sequence[str] = (),
@@ -113,7 +113,7 @@ def enable_lora(
     return _count(student)
 
 
-def _require_same(layer: Any, rank: int, alpha: float | None) -> None:
+def _require_same(layer: keras.Layer, rank: int, alpha: float | None) -> None:
     """Raise `ValueError` if a layer has an update of another rank or scale, which Keras keeps."""
     if layer.lora_rank != rank:
         raise ValueError(
@@ -138,7 +138,7 @@ _UPDATED = (
 )
 
 
-def _takes_lora(layer: Any, rank: int, chosen: set[int] | None) -> bool:
+def _takes_lora(layer: keras.Layer, rank: int, chosen: set[int] | None) -> bool:
     """Whether a layer is chosen, or left to choose and made smaller by the update."""
     if not isinstance(layer, _UPDATED):
         return False
@@ -153,7 +153,7 @@ def _takes_lora(layer: Any, rank: int, chosen: set[int] | None) -> bool:
     return rank * (math.prod(shape[:-1]) + shape[-1]) < math.prod(shape)
 
 
-def _leaves(layer: Any) -> Iterator[Any]:
+def _leaves(layer: keras.Layer) -> Iterator[Any]:
     """The layers that hold weights of their own, however deep."""
     inner = sublayers(layer)
     for sublayer in inner:
@@ -163,7 +163,7 @@ def _leaves(layer: Any) -> Iterator[Any]:
         yield layer
 
 
-def _inside(student: Any, paths: Sequence[str]) -> set[int]:
+def _inside(student: keras.Model, paths: Sequence[str]) -> set[int]:
     """Identities of the layers at these paths and of all within them."""
     if isinstance(paths, str):
         paths = [paths]
@@ -174,11 +174,11 @@ def _inside(student: Any, paths: Sequence[str]) -> set[int]:
     return found
 
 
-def _count(student: Any) -> int:
+def _count(student: keras.Model) -> int:
     return sum(math.prod(v.shape) for v in student.trainable_variables)
 
 
-def _require_built(student: Any) -> None:
+def _require_built(student: keras.Model) -> None:
     if not isinstance(student, keras.Model):
         raise TypeError(f"The student is a `keras.Model`. Received: {type(student).__name__}.")
     if not student.built or not student.weights:

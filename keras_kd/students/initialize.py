@@ -58,8 +58,8 @@ class Copied(list[CopiedLayer]):
 
 
 def initialize_from(
-    student: Any,
-    teacher: Any,
+    student: keras.Model,
+    teacher: keras.Model,
     layers: str | Mapping[str, str] = "every_other",
     *,
     norm: str = "l1",
@@ -171,7 +171,7 @@ class _Step(NamedTuple):
     whole: bool
 
 
-def leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The layers with weights of a model by path, nested models opened, blocks whole."""
     for layer in sublayers(model):
         path = f"{prefix}{layer.name}"
@@ -181,7 +181,7 @@ def leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, layer
 
 
-def _state(layer: Any) -> list[Any]:
+def _state(layer: keras.Layer) -> list[Any]:
     """A layer's weights but for the seeds of its random numbers and updates of low rank."""
     updates = {id(v) for inner in lora.updated_layers(layer) for v in lora.parts(inner)[1:]}
     return [
@@ -189,7 +189,7 @@ def _state(layer: Any) -> list[Any]:
     ]
 
 
-def _values(layer: Any) -> list[Any]:
+def _values(layer: keras.Layer) -> list[Any]:
     """What `_state` holds, the kernels with their updates."""
     sums = {id(lora.parts(inner)[0]): inner for inner in lora.updated_layers(layer)}
     return [
@@ -198,7 +198,7 @@ def _values(layer: Any) -> list[Any]:
     ]
 
 
-def _whole(student: str, ours: Any, teacher: str, theirs: Any) -> _Step:
+def _whole(student: str, ours: keras.Layer, teacher: str, theirs: keras.Layer) -> _Step:
     """All weights of a layer, block or nested model.
 
     Raises:
@@ -216,7 +216,9 @@ def _whole(student: str, ours: Any, teacher: str, theirs: Any) -> _Step:
     return _Step(student, teacher, mine, values, True)
 
 
-def _by_mapping(student: Any, teacher: Any, layers: Mapping[str, str]) -> list[_Step]:
+def _by_mapping(
+    student: keras.Model, teacher: keras.Model, layers: Mapping[str, str]
+) -> list[_Step]:
     if not layers:
         raise ValueError("`layers` is an empty mapping. Name at least one pair of layers.")
     plan, given = [], set()
@@ -229,7 +231,7 @@ def _by_mapping(student: Any, teacher: Any, layers: Mapping[str, str]) -> list[_
     return plan + _rest(student, given)
 
 
-def _rest(student: Any, given: set[int]) -> list[_Step]:
+def _rest(student: keras.Model, given: set[int]) -> list[_Step]:
     """The layers that keep their own start."""
     return [
         _Step(path, "", _state(layer), [], False)
@@ -238,7 +240,7 @@ def _rest(student: Any, given: set[int]) -> list[_Step]:
     ]
 
 
-def _by_name(student: Any, teacher: Any) -> list[_Step]:
+def _by_name(student: keras.Model, teacher: keras.Model) -> list[_Step]:
     theirs = dict(leaves(teacher))
     plan = []
     for path, layer in leaves(student):
@@ -250,11 +252,11 @@ def _by_name(student: Any, teacher: Any) -> list[_Step]:
     return plan
 
 
-def _shapes(layer: Any) -> list[tuple[int, ...]]:
+def _shapes(layer: keras.Layer) -> list[tuple[int, ...]]:
     return [tuple(v.shape) for v in _state(layer)]
 
 
-def _in_order(student: Any, teacher: Any) -> list[_Step]:
+def _in_order(student: keras.Model, teacher: keras.Model) -> list[_Step]:
     ours, theirs = list(leaves(student)), list(leaves(teacher))
     kinds = [
         [(type(layer).__name__, *_shapes(layer)) for _, layer in side] for side in (ours, theirs)
@@ -274,7 +276,7 @@ def _in_order(student: Any, teacher: Any) -> list[_Step]:
 # --------------------------------------------------------------------- importance
 
 
-def _by_importance(student: Any, teacher: Any, norm: str) -> list[_Step]:
+def _by_importance(student: keras.Model, teacher: keras.Model, norm: str) -> list[_Step]:
     require_graph(student, "student")
     require_graph(teacher, "teacher")
     sites = trace(teacher, widths_change=False)
@@ -359,7 +361,7 @@ def _indices(dim: Dim, kept: dict[Width, np.ndarray]) -> np.ndarray:
     return np.concatenate(found) if found else np.arange(0)
 
 
-def _parts(site: Site, layer: Any, kept: dict[Width, np.ndarray]) -> list[tuple[Any, Any]]:
+def _parts(site: Site, layer: keras.Layer, kept: dict[Width, np.ndarray]) -> list[tuple[Any, Any]]:
     """The kept parts of a layer's weights; none if a shape does not come out as the student's."""
     values = []
     for path, dims in site.weights.items():

@@ -11,11 +11,11 @@ from keras_kd.models.graph import Graph, copy_layer, is_graph
 from keras_kd.students import chains
 from keras_kd.students.blocks import Block, dropped, repeated
 from keras_kd.students.widths import Site, Width, trace
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Tensor, Tensors
 
 
 def shrink(
-    teacher: Any,
+    teacher: keras.Model,
     width: float = 0.5,
     depth: float = 1.0,
     *,
@@ -101,7 +101,7 @@ def shrink(
     return student
 
 
-def require_graph(model: Any, side: str) -> None:
+def require_graph(model: keras.Model, side: str) -> None:
     """Raise unless the layers and connections of a model are known."""
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -159,7 +159,7 @@ class _Builder:
             return size
         return rounded(size, self.width, 1 if width.unit == "heads" else self.divisor)
 
-    def build(self, model: Any, shapes: list[Any] | None, name: str) -> keras.Model:
+    def build(self, model: keras.Model, shapes: list[Any] | None, name: str) -> keras.Model:
         """One level of the student; `shapes` are those of the inputs of a nested model."""
         graph = Graph(model)
         skipped, ends = self._dropped(graph)
@@ -171,7 +171,7 @@ class _Builder:
         }
         sources: dict[int, Any] = {}
 
-        def clone(layer: Any) -> Any:
+        def clone(layer: keras.Layer) -> Any:
             # What is dropped, and nested models, whose inputs are not known yet, stand for
             # themselves.
             new = layer
@@ -182,7 +182,7 @@ class _Builder:
             sources[id(new)] = layer
             return new
 
-        def call(new: Any, *args: Any, **kwargs: Any) -> Tensor:
+        def call(new: keras.Layer, *args: object, **kwargs: object) -> Tensor:
             source = sources[id(new)]
             if source.name in ends:
                 output = values[ends[source.name]]
@@ -200,7 +200,7 @@ class _Builder:
         )
         return keras.Model(clone_of.input, clone_of.output, name=name)
 
-    def _nested(self, model: Any, args: Any, kwargs: Any) -> Any:
+    def _nested(self, model: keras.Model, args: object, kwargs: object) -> Any:
         if id(model) not in self.made:
             tensors = [t for t in keras.tree.flatten((args, kwargs)) if t is not None]
             shapes = [t.shape for t in tensors if isinstance(t, keras.KerasTensor)]
@@ -225,7 +225,7 @@ class _Builder:
         self.dropped_any = self.dropped_any or bool(blocks)
         return skipped, ends
 
-    def _copy(self, layer: Any) -> Any:
+    def _copy(self, layer: keras.Layer) -> Any:
         site = self.sites[id(layer)]
         changes = {key: change(self.resolve) for key, change in site.config.items()}
         if not isinstance(layer, keras.layers.Layer):
@@ -247,7 +247,7 @@ class _Builder:
         return copy
 
 
-def _inputs_of(inputs: Any, shapes: list[Any]) -> Any:
+def _inputs_of(inputs: Tensors, shapes: list[Any]) -> Any:
     """The same inputs with the channels of the tensors that a nested model is called on."""
     flat = [
         keras.Input(

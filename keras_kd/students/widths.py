@@ -15,6 +15,7 @@ import keras
 
 from keras_kd.models import lora
 from keras_kd.models.graph import Graph, is_graph
+from keras_kd.utils.types import Shape
 
 Resolve = Callable[["Width"], int]
 Dim = tuple[tuple["Width", int], ...]
@@ -132,7 +133,7 @@ class _UnknownError(Exception):
     """Why a layer's widths cannot be followed."""
 
 
-def trace(model: Any, widths_change: bool) -> dict[int, Site]:
+def trace(model: keras.Model, widths_change: bool) -> dict[int, Site]:
     """Follow the widths through a model.
 
     Args:
@@ -152,14 +153,14 @@ def trace(model: Any, widths_change: bool) -> dict[int, Site]:
     return tracer.sites
 
 
-def weight_at(layer: Any, path: str) -> Any:
+def weight_at(layer: keras.Layer, path: str) -> Any:
     """The variable of a layer at a path such as `kernel` or `query_dense/kernel`."""
     for segment in path.split("/"):
         layer = getattr(layer, segment)
     return layer
 
 
-def variable_at(layer: Any, path: str) -> Any:
+def variable_at(layer: keras.Layer, path: str) -> Any:
     """The same to assign to: beside an update of low rank, `kernel` is a sum."""
     *inner, name = path.split("/")
     owner = weight_at(layer, "/".join(inner)) if inner else layer
@@ -174,7 +175,7 @@ class _Tracer:
         self.sites: dict[int, Site] = {}
         self.nested: dict[int, tuple[list[Dim], list[Dim]]] = {}
 
-    def visit(self, model: Any, given: list[Dim] | None, prefix: str) -> list[Dim]:
+    def visit(self, model: keras.Model, given: list[Dim] | None, prefix: str) -> list[Dim]:
         """The last axes of a graph's outputs; `given` are those of its inputs."""
         graph = Graph(model)
         made: dict[tuple[str, int, int], Dim] = {}
@@ -201,7 +202,11 @@ class _Tracer:
         return [made[history] for history in _histories(config)]
 
     def _call(
-        self, layer: Any, call: Any, made: dict[tuple[str, int, int], Dim], prefix: str
+        self,
+        layer: keras.Layer,
+        call: dict[str, Any],
+        made: dict[tuple[str, int, int], Dim],
+        prefix: str,
     ) -> list[Dim]:
         arguments = {
             key: [_Read(made[history], shape) for history, shape in _read(part)]
@@ -233,7 +238,7 @@ class _Tracer:
         self.sites[id(layer)] = site._replace(path=prefix + layer.name, inputs=dims)
         return site.outputs
 
-    def _nested(self, model: Any, dims: list[Dim], prefix: str) -> list[Dim]:
+    def _nested(self, model: keras.Model, dims: list[Dim], prefix: str) -> list[Dim]:
         if id(model) in self.nested:
             before, outputs = self.nested[id(model)]
             for known, now in zip(before, dims):
@@ -244,7 +249,7 @@ class _Tracer:
         return outputs
 
 
-def _read(node: Any) -> Iterator[tuple[tuple[str, int, int], tuple[int | None, ...]]]:
+def _read(node: object) -> Iterator[tuple[tuple[str, int, int], tuple[int | None, ...]]]:
     """History and shape of every tensor in a serialized call."""
     if isinstance(node, dict):
         if node.get("class_name") == "__keras_tensor__":
@@ -270,7 +275,7 @@ def _histories(outputs: Any) -> Iterator[tuple[str, int, int]]:
             yield from _histories(item)
 
 
-def _held(shape: Any) -> Dim:
+def _held(shape: Shape) -> Dim:
     """An axis that stays as it is."""
     return one(Width(shape[-1] if len(shape) else None, held=True))
 
@@ -356,7 +361,9 @@ _REDUCTIONS = {"Max", "Mean", "Min", "Sum"}
 _CONVOLUTIONS = {f"Conv{rank}D{kind}" for rank in (1, 2, 3) for kind in ("", "Transpose")}
 
 
-def _site(layer: Any, arguments: dict[Any, list[_Read]], reads: list[_Read], call: Any) -> Site:
+def _site(
+    layer: keras.Layer, arguments: dict[Any, list[_Read]], reads: list[_Read], call: dict[str, Any]
+) -> Site:
     """What of a layer depends on widths.
 
     Raises:
@@ -406,11 +413,11 @@ def _site(layer: Any, arguments: dict[Any, list[_Read]], reads: list[_Read], cal
     return _making(layer, kind, dim)
 
 
-def _plain(layer: Any, outputs: list[Dim]) -> Site:
+def _plain(layer: keras.Layer, outputs: list[Dim]) -> Site:
     return Site("", layer, {}, {}, (), [], outputs)
 
 
-def _making(layer: Any, kind: str, dim: Dim) -> Site:
+def _making(layer: keras.Layer, kind: str, dim: Dim) -> Site:
     """Layers that make new channels, and depthwise ones, which keep them."""
     weights: dict[str, tuple[Dim | None, ...]]
     if kind == "Dense":
@@ -465,7 +472,7 @@ def _multiplied(dim: Dim, multiplier: int) -> Dim:
     return dim
 
 
-def _normalization(layer: Any, dim: Dim, shape: tuple[int | None, ...]) -> Site:
+def _normalization(layer: keras.Layer, dim: Dim, shape: tuple[int | None, ...]) -> Site:
     axis = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
     if [a % len(shape) for a in axis] != [len(shape) - 1]:
         raise _UnknownError("it normalizes another axis than the last.")
@@ -476,7 +483,7 @@ def _normalization(layer: Any, dim: Dim, shape: tuple[int | None, ...]) -> Site:
     return Site("", layer, {}, dict(found), (), [], [dim])
 
 
-def _group_normalization(layer: Any, dim: Dim, shape: tuple[int | None, ...]) -> Site:
+def _group_normalization(layer: keras.Layer, dim: Dim, shape: tuple[int | None, ...]) -> Site:
     if layer.axis % len(shape) != len(shape) - 1:
         raise _UnknownError("it normalizes another axis than the last.")
     found = {
@@ -490,7 +497,7 @@ def _group_normalization(layer: Any, dim: Dim, shape: tuple[int | None, ...]) ->
     return Site("", layer, {} if groups == -1 else config, dict(found), (), [], [dim])
 
 
-def _attention(layer: Any, arguments: dict[Any, list[_Read]]) -> Site:
+def _attention(layer: keras.Layer, arguments: dict[Any, list[_Read]]) -> Site:
     def read(name: str, position: int, default: Any) -> Dim:
         found = arguments.get(name) or arguments.get(position) or []
         return found[0].dim if found else default
@@ -543,7 +550,7 @@ def _attention(layer: Any, arguments: dict[Any, list[_Read]]) -> Site:
     return Site("", layer, config, weights, makes, [], [out, one(Width(None, held=True))])
 
 
-def _together(reads: list[_Read], call: Any) -> Dim:
+def _together(reads: list[_Read], call: dict[str, Any]) -> Dim:
     arguments = call["args"]
     if len(arguments) == 1 and isinstance(arguments[0], list):
         arguments = arguments[0]
@@ -555,7 +562,7 @@ def _together(reads: list[_Read], call: Any) -> Dim:
     return wide[0].dim
 
 
-def _concatenated(layer: Any, reads: list[_Read]) -> Dim:
+def _concatenated(layer: keras.Layer, reads: list[_Read]) -> Dim:
     rank = len(reads[0].shape)
     if layer.axis % rank == rank - 1:
         return tuple(part for read in reads for part in read.dim)
@@ -564,7 +571,7 @@ def _concatenated(layer: Any, reads: list[_Read]) -> Dim:
     return reads[0].dim
 
 
-def _taken(dim: Dim, shape: Any, output_shape: Any, key: Any) -> Dim:
+def _taken(dim: Dim, shape: Shape, output_shape: Shape, key: Any) -> Dim:
     """The last axis of `x[key]`."""
     key = key if isinstance(key, list) else [key]
     if any(
@@ -580,7 +587,7 @@ def _taken(dim: Dim, shape: Any, output_shape: Any, key: Any) -> Dim:
     return dim
 
 
-def _reshaped(layer: Any, kind: str, dim: Dim, shape: Any) -> Site:
+def _reshaped(layer: keras.Layer, kind: str, dim: Dim, shape: Any) -> Site:
     output = tuple(layer.output.shape)
     positions = shape[1:-1]
     if kind == "Reshape":

@@ -13,13 +13,20 @@ distiller, `keras_kd.teachers.Ensemble` and `keras_kd.cache.write` then take it.
 # ruff: noqa: B027 -- what most teachers leave as it is does nothing here.
 
 import abc
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from keras_kd.models.model_reader import Answer
 from keras_kd.teachers import row_numbers
+from keras_kd.utils.types import Data, Tensor, Tensors
+
+if TYPE_CHECKING:
+    import keras
+
+TeacherLike: TypeAlias = "keras.Model | Teacher | Sequence[TeacherLike] | None"
+"""Who may teach: a model, an object of this package, or several of them that answer together."""
 
 
 class AnswerError(ValueError):
@@ -93,7 +100,9 @@ class Teacher(abc.ABC):
         """How each flat output is made: `"logits"`, `"softmax"`, `"sigmoid"` or `"unknown"`."""
 
     @abc.abstractmethod
-    def answer(self, x: Any, record: Any = None, units: Sequence[str] = ()) -> Answer:
+    def answer(
+        self, x: Tensors, record: Mapping[str, Tensor] | None = None, units: Sequence[str] = ()
+    ) -> Answer:
         """Answer one batch, as in inference.
 
         Args:
@@ -169,14 +178,14 @@ class Teacher(abc.ABC):
         """What a compiled step takes for constant; where it changes, the step is made anew."""
         return None
 
-    def require_batch(self, x: Any) -> None:
+    def require_batch(self, x: Tensors) -> None:
         """Raise `ValueError` for single samples where batches are read, as far as that is known.
 
         Args:
             x: The inputs of one element of a dataset.
         """
 
-    def inspect(self, x: Any) -> None:
+    def inspect(self, x: Tensors) -> None:
         """Find out from a concrete batch what is not known of the outputs."""
 
     def refresh(self) -> bool:
@@ -202,7 +211,7 @@ class Teacher(abc.ABC):
     def take_precisions(self, precisions: Sequence[str]) -> None:
         """Run the models as another process chose, where this one has the choice."""
 
-    def split(self, x: Any) -> tuple[Any, Any]:
+    def split(self, x: Tensors) -> tuple[Any, Any]:
         """Separate what the models read from what was joined to it.
 
         Args:
@@ -216,8 +225,8 @@ class Teacher(abc.ABC):
 
     def join_fit(
         self,
-        x: Any,
-        y: Any,
+        x: Data,
+        y: Tensors | None,
         batch_size: int | None,
         arguments: dict[str, Any],
         asked: bool = False,
@@ -237,7 +246,7 @@ class Teacher(abc.ABC):
         return x, y, batch_size, arguments
 
     def join_evaluation(
-        self, x: Any, y: Any, sample_weight: Any, batch_size: int | None
+        self, x: Data, y: Tensors | None, sample_weight: Tensors | None, batch_size: int | None
     ) -> tuple[Any, Any, Any, int | None]:
         """Change what `evaluate` was given, where the teacher is asked and outputs are joined.
 
@@ -274,7 +283,7 @@ class Teacher(abc.ABC):
         """The loss that the teacher was made with for a flat output, `None` if unknown."""
         return None
 
-    def joined(self, data: Any, rows: np.ndarray) -> Any:
+    def joined(self, data: Data, rows: np.ndarray) -> Any:
         """Put beside some rows of the data what the teacher says of them, where it is stored.
 
         Args:

@@ -21,6 +21,7 @@ from keras_kd.teachers.mixtures import returned
 from keras_kd.teachers.model import require_ranks
 from keras_kd.utils import checks
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Tensor, Tensors
 
 LOGITS, PROBABILITIES, VALUES = "logits", "probabilities", "values"
 UNKNOWN = "unknown"
@@ -201,7 +202,7 @@ class BlackBox(Teacher):
                 "'probabilities', or train on the loss of a regression."
             )
 
-    def require_batch(self, x: Any) -> None:
+    def require_batch(self, x: Tensors) -> None:
         """Raise `ValueError` for single samples, where the source knows what it reads."""
         leaves = keras.tree.flatten(x)
         if len(leaves) == len(self.reads):
@@ -219,7 +220,7 @@ class BlackBox(Teacher):
 
     # ------------------------------------------------------------------------- asking
 
-    def inspect(self, x: Any) -> None:
+    def inspect(self, x: Tensors) -> None:
         """Ask about a concrete batch, which shows the shapes of the answers."""
         leaves = [_plain(checks.as_array(leaf)) for leaf in keras.tree.flatten(x)]
         self._first = None
@@ -235,7 +236,9 @@ class BlackBox(Teacher):
         failed, self._failed = self._failed, None
         return failed
 
-    def answer(self, x: Any, record: Any = None, units: Sequence[str] = ()) -> Answer:
+    def answer(
+        self, x: Tensors, record: Mapping[str, Tensor] | None = None, units: Sequence[str] = ()
+    ) -> Answer:
         """Answer one batch, by one call of `predict`.
 
         Raises:
@@ -270,7 +273,7 @@ class BlackBox(Teacher):
         output = keras.tree.pack_sequence_as(self.output_template(), flat)
         return Answer(output, logits, {})
 
-    def _ask(self, skeleton: Any, leaves: list[np.ndarray]) -> list[np.ndarray]:
+    def _ask(self, skeleton: Tensors, leaves: list[np.ndarray]) -> list[np.ndarray]:
         """The logits, or values, of each flat output for one batch."""
         first, self._first = self._first, None
         if first is not None and _same(first[0], leaves):
@@ -295,7 +298,7 @@ class BlackBox(Teacher):
             )
         return [self._read(name, raw[name], count) for name in self.told]
 
-    def _read(self, name: str, raw: Any, count: int) -> np.ndarray:
+    def _read(self, name: str, raw: object, count: int) -> np.ndarray:
         """The logits, or values, of one output, checked."""
         array = self._array(raw, count)
         where = f" in `{name}`" if self._by_name else ""
@@ -338,7 +341,7 @@ class BlackBox(Teacher):
         self.told[name] = told
         return np.ascontiguousarray(result, _dtype())
 
-    def _array(self, raw: Any, count: int) -> np.ndarray:
+    def _array(self, raw: object, count: int) -> np.ndarray:
         """What was answered as an array, its classes in the order of their names."""
         columns = getattr(raw, "columns", None)
         names = list(raw) if isinstance(raw, Mapping) else columns
@@ -418,7 +421,7 @@ def _dtype() -> str:
     return str(keras.backend.result_type("float32", keras.config.floatx()))
 
 
-def _plain(leaf: Any) -> np.ndarray:
+def _plain(leaf: object) -> np.ndarray:
     """A copy of an input as any library takes it: floats as Keras hands them to its layers.
 
     What comes from a tensor may be its memory, and a function that works in place would change the
@@ -429,7 +432,7 @@ def _plain(leaf: Any) -> np.ndarray:
     return np.array(array, _dtype() if floats else None)
 
 
-def _skeleton(x: Any) -> Any:
+def _skeleton(x: Tensors) -> Any:
     """The structure of a batch, without its tensors."""
     return keras.tree.map_structure(lambda _: 0, x)
 

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,7 +19,7 @@ from keras_kd.teachers.mixtures import mixture_weights, returned
 from keras_kd.teachers.model import ModelTeacher
 from keras_kd.utils import checks
 from keras_kd.utils.masks import keras_mask, with_joint_mask
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Data, Tensor, Tensors
 
 
 class Ensemble(Teacher):
@@ -163,7 +163,7 @@ class Ensemble(Teacher):
         self.members = [member.at_precision(precision) for member in self.members]
         return self
 
-    def require_batch(self, x: Any) -> None:
+    def require_batch(self, x: Tensors) -> None:
         """Raise `ValueError` for single samples, as far as the first model tells."""
         self.members[0].require_batch(x)
 
@@ -210,7 +210,7 @@ class Ensemble(Teacher):
         """Whether the layers of all models tell all there is to know of the outputs."""
         return all(member.settled for member in self.members)
 
-    def inspect(self, x: Any) -> None:
+    def inspect(self, x: Tensors) -> None:
         """Find out from a concrete batch what the layers alone do not tell."""
         for member in self.members:
             member.inspect(x)
@@ -249,7 +249,9 @@ class Ensemble(Teacher):
         """The loss that the first model was compiled with for a flat output."""
         return self.members[0].own_loss(output)
 
-    def answer(self, x: Any, record: Any = None, units: Sequence[str] = ()) -> Answer:
+    def answer(
+        self, x: Tensors, record: Mapping[str, Tensor] | None = None, units: Sequence[str] = ()
+    ) -> Answer:
         """Answer one batch."""
         answers = [member.answer(x, None, units) for member in self.members]
         each = enumerate(zip(*(answer.logits for answer in answers)))
@@ -288,9 +290,9 @@ class Ensemble(Teacher):
 
     def learn_weights(
         self,
-        x: Any,
-        y: Any = None,
-        sample_weight: Any = None,
+        x: Data,
+        y: Tensors | None = None,
+        sample_weight: Tensors | None = None,
         *,
         binary: bool | None = None,
         batch_size: int = 256,
@@ -370,7 +372,9 @@ class Ensemble(Teacher):
             )
         return meaning.INDEPENDENT if count == 1 else told or meaning.CLASSES
 
-    def _observe(self, batches: Any, binary: bool | None) -> list[mixtures.Observations]:
+    def _observe(
+        self, batches: Iterable[tuple[Tensors, Tensors, Tensors | None]], binary: bool | None
+    ) -> list[mixtures.Observations]:
         """What every model says of labeled batches, output by output."""
         kept: dict[int, list[tuple[Any, Any, Any]]] = {}
         names: list[str] = []
@@ -422,7 +426,7 @@ class Ensemble(Teacher):
 _PROBABILITIES = ("softmax", "sigmoid")
 
 
-def _member(model: Any, from_logits: bool | None) -> Teacher:
+def _member(model: keras.Model | Teacher, from_logits: bool | None) -> Teacher:
     """A member made of what the user passed.
 
     Raises:
@@ -443,12 +447,14 @@ def _unit(units: Sequence[str], output: int) -> str:
     return units[output] if output < len(units) else meaning.CLASSES
 
 
-def _named(template: Any) -> list[Any]:
+def _named(template: Tensors) -> list[Any]:
     """Names of the flat outputs."""
     return list(keras.tree.flatten(template))
 
 
-def _batches(x: Any, y: Any, weight: Any, size: int) -> Iterator[tuple[Any, Any, Any]]:
+def _batches(
+    x: Data, y: Tensors | None, weight: Tensors | None, size: int
+) -> Iterator[tuple[Any, Any, Any]]:
     """Batches `(x, y, sample_weight)` of arrays or of a dataset, which is read once."""
     if isinstance(x, keras.utils.PyDataset):
         data = x
@@ -480,7 +486,7 @@ def _batches(x: Any, y: Any, weight: Any, size: int) -> Iterator[tuple[Any, Any,
     )
 
 
-def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
+def _unpacked(batch: object) -> tuple[Any, Any, Any]:
     plain = keras.tree.map_structure(np.asarray, batch, none_is_leaf=False)
     x, y, weight = keras.utils.unpack_x_y_sample_weight(plain)
     return x, y, weight

@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_kd.teachers.black_box import UNKNOWN, BlackBox, Told
 from keras_kd.utils import archives
+from keras_kd.utils.types import PathLike, Tensors
 
 
 class Tensor(NamedTuple):
@@ -75,7 +76,7 @@ class FileTeacher(BlackBox):
         return self._identity
 
 
-def existing(path: Any, kind: str) -> str:
+def existing(path: PathLike, kind: str) -> str:
     """The path of a file, or `ValueError` where there is none."""
     file = os.fspath(path)
     problem = archives.file_problem(file)
@@ -125,7 +126,7 @@ def teacher_of(
         )
     names = [each.name for each in numbers]
 
-    def predict(x: Any) -> Any:
+    def predict(x: Tensors) -> Any:
         found = _in_pieces(opened, _feed(file, opened.inputs, x), names)
         found = {key: _table(value, teacher.classes) for key, value in found.items()}
         return found if several else found[names[0]]
@@ -158,7 +159,7 @@ def _digest(path: str) -> str:
     return digest.hexdigest()
 
 
-def _feed(file: str, inputs: list[Tensor], x: Any) -> dict[str, np.ndarray]:
+def _feed(file: str, inputs: list[Tensor], x: Tensors) -> dict[str, np.ndarray]:
     """The inputs of a file by name, in its types."""
     if isinstance(x, dict) and {each.name for each in inputs} <= set(x):
         leaves = [x[each.name] for each in inputs]
@@ -212,7 +213,7 @@ def _in_pieces(opened: Opened, feed: dict[str, np.ndarray], names: list[str]) ->
     }
 
 
-def _table(answer: Any, classes: list[str] | None) -> Any:
+def _table(answer: object, classes: list[str] | None) -> Any:
     """Rows of numbers, also of rows that are dicts from classes to numbers."""
     if not isinstance(answer, list) or not answer or not isinstance(answer[0], dict):
         return answer

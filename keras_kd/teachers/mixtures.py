@@ -1,7 +1,7 @@
 """Several teachers' logits as one: how they are combined, and with what weights."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,9 @@ from keras_kd.utils.types import Tensor
 CONFIDENCE = "confidence"
 
 
-def mixture_weights(weights: Any, count: int, combine: str, what: str) -> Any:
+def mixture_weights(
+    weights: Sequence[float] | str | None, count: int, combine: str, what: str
+) -> Any:
     """Weights of several teachers, scaled to sum 1.
 
     Args:
@@ -51,7 +53,9 @@ def mixture_weights(weights: Any, count: int, combine: str, what: str) -> Any:
     return [w / total for w in given]
 
 
-def combined(logits: Sequence[Tensor], weights: Any, combine: str, binary: bool) -> Tensor:
+def combined(
+    logits: Sequence[Tensor], weights: Sequence[float] | str, combine: str, binary: bool
+) -> Tensor:
     """The logits of several teachers as one: see `Ensemble`.
 
     Args:
@@ -86,7 +90,9 @@ def combined(logits: Sequence[Tensor], weights: Any, combine: str, binary: bool)
     return _log_mixture(log_weights, [ops.log_softmax(z, axis=-1) for z in logits])
 
 
-def of_units(logits: Sequence[Tensor], weights: Any, combine: str, unit: str) -> Tensor:
+def of_units(
+    logits: Sequence[Tensor], weights: Sequence[float] | str, combine: str, unit: str
+) -> Tensor:
     """The answers of several teachers as one, whatever the units mean; values have a mean.
 
     Args:
@@ -177,7 +183,7 @@ def _log_mixture(log_weights: Sequence[Any], logs: Sequence[Tensor]) -> Tensor:
     return ops.logsumexp(ops.stack(shifted, axis=0), axis=0)
 
 
-def _sum(terms: Any) -> Tensor:
+def _sum(terms: Iterable[Tensor]) -> Tensor:
     total: Any = 0.0
     for term in terms:
         total = total + term
@@ -203,7 +209,7 @@ class Observations(NamedTuple):
 
 
 def observations(
-    logits: np.ndarray, labels: Any, weight: Any, binary: bool, output: str
+    logits: np.ndarray, labels: np.ndarray, weight: np.ndarray | None, binary: bool, output: str
 ) -> Observations:
     """Labeled answers of several teachers, one row a sample, position or independent unit.
 
@@ -268,7 +274,7 @@ def observations(
     )
 
 
-def _importance(weight: Any, shape: tuple[int, ...], output: str) -> np.ndarray:
+def _importance(weight: np.ndarray | None, shape: tuple[int, ...], output: str) -> np.ndarray:
     """Weights of the rows, `shape`, scaled to sum 1."""
     given = np.ones(shape[:1]) if weight is None else np.asarray(weight, "float64")
     if given.shape == (*shape, 1):

@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +17,7 @@ from keras_kd.teachers import precision
 from keras_kd.teachers.base import Teacher
 from keras_kd.utils import checks
 from keras_kd.utils.masks import with_joint_mask
+from keras_kd.utils.types import Tensor, Tensors
 
 
 def require_ranks(name: str, leaves: Sequence[Any], shapes: Sequence[Sequence[Any]]) -> None:
@@ -48,7 +49,7 @@ class ModelTeacher(Teacher):
         ValueError: If it is not built.
     """
 
-    def __init__(self, model: Any, from_logits: bool | None = None) -> None:
+    def __init__(self, model: keras.Model, from_logits: bool | None = None) -> None:
         checks.require_model(model, "teacher")
         if not model.built:
             raise ValueError(
@@ -97,7 +98,7 @@ class ModelTeacher(Teacher):
         """A folded copy of the model in this precision."""
         return FastTeacher(self.model, precision, self.from_logits)
 
-    def require_batch(self, x: Any) -> None:
+    def require_batch(self, x: Tensors) -> None:
         """Raise `ValueError` for single samples; only a model with a graph knows its rank."""
         inputs = getattr(self.model, "inputs", None)
         leaves = keras.tree.flatten(x)
@@ -109,7 +110,7 @@ class ModelTeacher(Teacher):
         """Whether the layers tell all there is to know of the outputs."""
         return self._reader.settled
 
-    def inspect(self, x: Any) -> None:
+    def inspect(self, x: Tensors) -> None:
         """Find out from a concrete batch what the layers alone do not tell."""
         self._reader.inspect(x)
 
@@ -131,7 +132,9 @@ class ModelTeacher(Teacher):
         each = checks.per_output(loss, self.output_template())
         return each[output] if output < len(each) else None
 
-    def answer(self, x: Any, record: Any = None, units: Sequence[str] = ()) -> Answer:
+    def answer(
+        self, x: Tensors, record: Mapping[str, Tensor] | None = None, units: Sequence[str] = ()
+    ) -> Answer:
         """Answer one batch."""
         return self._reader.read(x, False, units)
 
@@ -166,7 +169,7 @@ class FastTeacher(ModelTeacher):
         - [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3.2 (folding)
     """
 
-    def __init__(self, model: Any, wanted: str, from_logits: bool | None = None) -> None:
+    def __init__(self, model: keras.Model, wanted: str, from_logits: bool | None = None) -> None:
         super().__init__(model, from_logits)
         self.precision = wanted
         self._taps: Sequence[str] = ()
@@ -178,7 +181,7 @@ class FastTeacher(ModelTeacher):
         if wanted != "auto":
             self._take(wanted)
 
-    def _take(self, runs: str, copy: Any = None) -> None:
+    def _take(self, runs: str, copy: keras.Model | None = None) -> None:
         """Run a copy from now on, or the model as it was given."""
         self._runs = runs
         self._weights = precision.checksum(self.model)
@@ -239,13 +242,13 @@ class FastTeacher(ModelTeacher):
         super().reset(paths)
         self._taps = paths
 
-    def inspect(self, x: Any) -> None:
+    def inspect(self, x: Tensors) -> None:
         """Choose a precision on the first batch, with `"auto"`."""
         super().inspect(x)
         if self._runs is None and not self._taps:
             self._choose(x)
 
-    def _choose(self, x: Any) -> None:
+    def _choose(self, x: Tensors) -> None:
         copies: dict[str, Any] = {}
         chosen, share, best, given, why = precision.AS_GIVEN, 1.0, math.nan, math.nan, ""
         before = self._reader.read(x, False).logits
@@ -278,7 +281,9 @@ class FastTeacher(ModelTeacher):
             )
         warnings.warn(f"{said}.{why}", stacklevel=2)
 
-    def answer(self, x: Any, record: Any = None, units: Sequence[str] = ()) -> Answer:
+    def answer(
+        self, x: Tensors, record: Mapping[str, Tensor] | None = None, units: Sequence[str] = ()
+    ) -> Answer:
         """Answer one batch, in float32 whatever computed it."""
         if self._copy is None or self._taps:
             return super().answer(x, record, units)

@@ -11,6 +11,7 @@ from keras_kd.teachers import files
 from keras_kd.teachers.black_box import LOGITS, PROBABILITIES, UNKNOWN, BlackBox
 from keras_kd.teachers.files import Opened, Tensor
 from keras_kd.utils.onnx_types import DTYPES
+from keras_kd.utils.types import PathLike
 
 _OTHERS = {"tensor(string)": "object"}
 # What hands numbers on, and what makes probabilities or any numbers of what it is given.
@@ -33,7 +34,7 @@ _ENDS = {
 
 
 def from_onnx(
-    path: Any,
+    path: PathLike,
     outputs: str | Mapping[str, str] | None = None,
     *,
     classes: Sequence[Any] | None = None,

@@ -14,6 +14,7 @@ from keras import ops
 from keras_kd.losses.divergences import softened_kl
 from keras_kd.models.graph import give_weights
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Tensors
 
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 AS_GIVEN = "as given"
@@ -33,7 +34,7 @@ def require(precision: str) -> None:
         )
 
 
-def inference_copy(model: Any, dtype: str) -> Any:
+def inference_copy(model: keras.Model, dtype: str) -> Any:
     """Copy a model for inference: BatchNormalization folded, weights and computation in `dtype`.
 
     Args:
@@ -73,14 +74,14 @@ def inference_copy(model: Any, dtype: str) -> Any:
         ) from error
 
 
-def _copied(model: Any, dtype: str) -> Any:
+def _copied(model: keras.Model, dtype: str) -> Any:
     from keras_kd.models.folding import fold_batch_normalization
 
     folded = fold_batch_normalization(model)
     if dtype == "float32":
         return folded
 
-    def lower(layer: Any) -> Any:
+    def lower(layer: keras.Layer) -> Any:
         config = layer.get_config()
         if not isinstance(layer, keras.layers.InputLayer):
             config["dtype"] = dtype
@@ -91,7 +92,7 @@ def _copied(model: Any, dtype: str) -> Any:
     return copy
 
 
-def checksum(model: Any) -> int:
+def checksum(model: keras.Model) -> int:
     """A CRC-32 of a model's weights, to see whether they changed."""
     found = 0
     for weight in model.weights:
@@ -100,7 +101,7 @@ def checksum(model: Any) -> int:
     return found
 
 
-def milliseconds(models: Sequence[Any], x: Any, repeats: int = 3) -> list[float]:
+def milliseconds(models: Sequence[Any], x: Tensors, repeats: int = 3) -> list[float]:
     """Median time of one `predict_on_batch` of each model, taken in turn.
 
     Args:
@@ -156,6 +157,6 @@ def agrees(before: Sequence[Any], after: Sequence[Any]) -> bool:
     return True
 
 
-def len_of(x: Any) -> int:
+def len_of(x: Tensors) -> int:
     """Number of rows in a batch."""
     return int(keras.tree.flatten(x)[0].shape[0])

@@ -1,15 +1,16 @@
 """A teacher made of what the user passed."""
 
 import os
-from typing import Any
 
 from keras_kd.teachers import precision as precisions
-from keras_kd.teachers.base import Teacher
+from keras_kd.teachers.base import Teacher, TeacherLike
 from keras_kd.teachers.ensemble import Ensemble
 from keras_kd.teachers.model import ModelTeacher
 
 
-def make(teacher: Any, from_logits: bool | None, precision: str = "float32") -> Teacher | None:
+def make(
+    teacher: TeacherLike, from_logits: bool | None, precision: str = "float32"
+) -> Teacher | None:
     """A teacher from what the user passed: a model, a list, a `Teacher` or `None`.
 
     Args:

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from keras_kd.utils.types import Data
+
 
 class Numbered(NamedTuple):
     """Inputs with the number of each row in the training data.
@@ -29,6 +31,6 @@ class Numbered(NamedTuple):
     indices: Any
 
 
-def split(x: Any) -> tuple[Any, Any]:
+def split(x: Data) -> tuple[Any, Any]:
     """What the models read, and a record of the row numbers or `None`."""
     return (x.x, {"indices": x.indices}) if isinstance(x, Numbered) else (x, None)

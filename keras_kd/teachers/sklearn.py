@@ -1,16 +1,29 @@
 """A fitted estimator of scikit-learn as teacher, passed as the object that it is."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import types
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
 import numpy as np
 
 from keras_kd.teachers.black_box import PROBABILITIES, VALUES, BlackBox, Told
+from keras_kd.utils.types import Tensor, Tensors
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
+
+
+class _Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take in more bytes."""
 
 
 class EstimatorTeacher(BlackBox):
@@ -23,7 +36,9 @@ class EstimatorTeacher(BlackBox):
         **options: As for `BlackBox`.
     """
 
-    def __init__(self, estimator: Any, predict: Any, outputs: Any, **options: Any) -> None:
+    def __init__(
+        self, estimator: BaseEstimator, predict: Any, outputs: Any, **options: Any
+    ) -> None:
         super().__init__(predict, outputs, **options)
         self.estimator = estimator
 
@@ -35,7 +50,7 @@ class EstimatorTeacher(BlackBox):
 
 
 def from_sklearn(
-    estimator: Any,
+    estimator: BaseEstimator,
     *,
     units: int | None = None,
     classes: Sequence[Any] | None = None,
@@ -94,7 +109,7 @@ def from_sklearn(
                 "Leave them out."
             )
 
-        def values(x: Any) -> Any:
+        def values(x: Tensor) -> Any:
             return estimator.predict(_table(estimator, x))
 
         return EstimatorTeacher(estimator, _quiet(values), VALUES, **options)
@@ -120,7 +135,7 @@ def from_sklearn(
     else:
         forms = PROBABILITIES
 
-    def ask(x: Any) -> Any:
+    def ask(x: Tensor) -> Any:
         p = estimator.predict_proba(_table(estimator, x))
         if isinstance(p, list):
             if binary:
@@ -146,7 +161,7 @@ def from_sklearn(
     )
 
 
-def _answers_probabilities(estimator: Any) -> bool:
+def _answers_probabilities(estimator: BaseEstimator) -> bool:
     """Whether this is a fitted classifier, not a regressor.
 
     Raises:
@@ -186,7 +201,7 @@ def _answers_probabilities(estimator: Any) -> bool:
     return False
 
 
-def _table(estimator: Any, x: Any) -> np.ndarray:
+def _table(estimator: BaseEstimator, x: Tensors) -> np.ndarray:
     """One batch as rows of features."""
     names = getattr(estimator, "feature_names_in_", None)
     if isinstance(x, dict) and names is not None and set(map(str, names)) <= set(x):
@@ -200,7 +215,7 @@ def _table(estimator: Any, x: Any) -> np.ndarray:
 def _quiet(ask: Any) -> Any:
     """Without the warning that arrays have no names of features, of which there are none here."""
 
-    def asked(x: Any) -> Any:
+    def asked(x: Tensor) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="X does not have valid feature names")
             return ask(x)
@@ -208,7 +223,7 @@ def _quiet(ask: Any) -> Any:
     return asked
 
 
-def _smallest(estimator: Any) -> float | None:
+def _smallest(estimator: BaseEstimator) -> float | None:
     """The smallest probability above 0 of a classifier that counts, `None` for any other."""
     from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
     from sklearn.neighbors import KNeighborsClassifier
@@ -234,7 +249,7 @@ def _smallest(estimator: Any) -> float | None:
 _IDLE = ("n_jobs", "verbose", "_sklearn_version")
 
 
-def _feed(digest: Any, value: Any, within: list[int]) -> None:
+def _feed(digest: _Digest, value: object, within: list[int]) -> None:
     """Hash a value with all that it is made of; objects by what would be saved of them.
 
     Args:
@@ -262,7 +277,7 @@ def _feed(digest: Any, value: Any, within: list[int]) -> None:
         _feed_object(digest, value, [*within, id(value)])
 
 
-def _feed_array(digest: Any, array: np.ndarray, within: list[int]) -> None:
+def _feed_array(digest: _Digest, array: np.ndarray, within: list[int]) -> None:
     digest.update(f"{array.shape}{array.dtype.str};".encode())
     if array.dtype.names:
         # Field by field, since nobody writes what lies between them.
@@ -274,14 +289,14 @@ def _feed_array(digest: Any, array: np.ndarray, within: list[int]) -> None:
         digest.update(np.ascontiguousarray(array).tobytes())
 
 
-def _feed_parts(digest: Any, parts: dict[Any, Any], within: list[int]) -> None:
+def _feed_parts(digest: _Digest, parts: dict[Any, Any], within: list[int]) -> None:
     for key in sorted(parts, key=repr):
         if key not in _IDLE:
             digest.update(f"{key!r}=".encode())
             _feed(digest, parts[key], within)
 
 
-def _feed_object(digest: Any, value: Any, within: list[int]) -> None:
+def _feed_object(digest: _Digest, value: object, within: list[int]) -> None:
     kind = type(value)
     digest.update(f"{kind.__module__}.{kind.__qualname__};".encode())
     try:

@@ -10,6 +10,7 @@ from keras_kd.teachers import files
 from keras_kd.teachers.black_box import LOGITS, PROBABILITIES, UNKNOWN, BlackBox
 from keras_kd.teachers.files import Opened, Tensor
 from keras_kd.utils import archives
+from keras_kd.utils.types import PathLike
 
 _PASSING = ("DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "CAST")
 _ENDS = {
@@ -24,7 +25,7 @@ _ENDS = {
 
 
 def from_tflite(
-    path: Any,
+    path: PathLike,
     outputs: str | Mapping[str, str] | None = None,
     *,
     classes: Sequence[Any] | None = None,

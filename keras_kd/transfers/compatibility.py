@@ -9,6 +9,7 @@ import keras
 from keras_kd.models import meaning, output_kinds
 from keras_kd.utils.checks import per_output
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Losses, Shape, Tensors
 
 _CROSSENTROPIES = (
     keras.losses.categorical_crossentropy,
@@ -19,7 +20,7 @@ _CROSSENTROPIES = (
 )
 
 
-def _is_one_of(loss: Any, functions: Sequence[Any]) -> bool:
+def _is_one_of(loss: Losses, functions: Sequence[Any]) -> bool:
     found = meaning.function_of(loss)
     return any(found is function for function in functions)
 
@@ -45,7 +46,7 @@ def loss_of_probabilities(transfer: Any, side: str, model: str) -> None:
     )
 
 
-def student_loss(loss: Any, student: Any) -> None:
+def student_loss(loss: Losses, student: Any) -> None:
     """Warn where the hard loss takes logits for probabilities.
 
     Args:
@@ -94,7 +95,7 @@ _OF_LABELS = (
 )
 
 
-def not_of_labels(loss: Any) -> None:
+def not_of_labels(loss: Losses) -> None:
     """Raise `ValueError` for a loss whose first argument are class numbers, which no teacher gives.
 
     Args:
@@ -112,9 +113,9 @@ def name_the_loss(
     output: str | None,
     units: int | None,
     kind: str,
-    loss: Any,
+    loss: Losses,
     regression: bool,
-    own: Any = None,
+    own: Losses = None,
 ) -> None:
     """Raise `ValueError` where nothing tells which distillation loss an output needs.
 
@@ -152,7 +153,7 @@ def name_the_loss(
     )
 
 
-def not_for_all(loss: Any, compares: str, output: str, hard: Any, told: str) -> None:
+def not_for_all(loss: Losses, compares: str, output: str, hard: Losses, told: str) -> None:
     """Raise `ValueError` for a loss for all outputs that does not fit one of them."""
     takes = {"classes": "exclusive classes", "independent": "independent classes"}
     raise ValueError(
@@ -163,7 +164,7 @@ def not_for_all(loss: Any, compares: str, output: str, hard: Any, told: str) -> 
     )
 
 
-def classes_are_last(transfer: Any, hard: Any, shape: Any) -> None:
+def classes_are_last(transfer: Any, hard: Losses, shape: Shape) -> None:
     """Raise `ValueError` where the hard loss has the classes on another axis than the last."""
     axis = meaning.axis_of(hard)
     if not output_kinds.is_last(axis, len(shape)):
@@ -174,7 +175,7 @@ def classes_are_last(transfer: Any, hard: Any, shape: Any) -> None:
         )
 
 
-def one_side_ends_in(transfer: Any, hard: Any, ours: str, theirs: str) -> None:
+def one_side_ends_in(transfer: Any, hard: Losses, ours: str, theirs: str) -> None:
     """Raise `ValueError` where a regression's values would be compared with logits."""
     raise ValueError(
         f"`{transfer.name}` would compare logits with values: the student ends in {ours}, the "
@@ -183,7 +184,7 @@ def one_side_ends_in(transfer: Any, hard: Any, ours: str, theirs: str) -> None:
     )
 
 
-def keras_loss(loss: Any) -> Any:
+def keras_loss(loss: Losses) -> Any:
     """A loss from what Keras takes for one: a name, a configuration, a class; others stay.
 
     Raises:
@@ -213,7 +214,9 @@ def keras_loss(loss: Any) -> Any:
     return loss
 
 
-def output_order(ours: Any, theirs: Any, read: Sequence[int]) -> list[int | None]:
+def output_order(
+    ours: Tensors | str | None, theirs: Tensors | str | None, read: Sequence[int]
+) -> list[int | None]:
     """For each flat output of the student the teacher's flat output that answers it.
 
     Args:
@@ -263,7 +266,7 @@ def output_order(ours: Any, theirs: Any, read: Sequence[int]) -> list[int | None
     )
 
 
-def logit_loss_fits(transfer: Any, kind: str, shape: Any, side: str) -> None:
+def logit_loss_fits(transfer: Any, kind: str, shape: Shape, side: str) -> None:
     """Raise `ValueError` where a loss on class logits meets independent outputs, or the reverse."""
     independent = kind == "sigmoid" or shape[-1] == 1
     if independent and transfer.compares == meaning.CLASSES:
@@ -280,7 +283,7 @@ def logit_loss_fits(transfer: Any, kind: str, shape: Any, side: str) -> None:
         )
 
 
-def same_classes(teacher: Any, student: Any) -> None:
+def same_classes(teacher: Shape, student: Shape) -> None:
     """Raise `ValueError` unless both sides have the same classes."""
     if None not in (teacher[-1], student[-1]) and teacher[-1] != student[-1]:
         raise ValueError(

@@ -16,7 +16,7 @@ from keras_kd.models.taps import calls, sublayers
 from keras_kd.transfers import projectors
 from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils import checks, tables
-from keras_kd.utils.types import Shape
+from keras_kd.utils.types import Shape, Tensors
 
 
 class LayerPair(NamedTuple):
@@ -56,7 +56,7 @@ class LayerPairs(list[LayerPair]):
         return tables.render(columns, rows)
 
     def transfers(
-        self, loss: Any, projector: str | None = "auto", weight: float = 1.0
+        self, loss: keras.losses.Loss, projector: str | None = "auto", weight: float = 1.0
     ) -> list[Transfer]:
         """Make a transfer of every pair, ready for `compile(distillation_loss=...)`.
 
@@ -99,7 +99,12 @@ class LayerPairs(list[LayerPair]):
         return made
 
 
-def match_layers(student: Any, teacher: Any, x: Any = None, teacher_x: Any = None) -> LayerPairs:
+def match_layers(
+    student: keras.Model,
+    teacher: keras.Model,
+    x: Tensors | None = None,
+    teacher_x: Tensors | None = None,
+) -> LayerPairs:
     """Propose which layers of student and teacher to match.
 
     Each model is cut into levels by what it is made of:
@@ -184,7 +189,7 @@ def _by_depth(ours: int, theirs: int) -> list[tuple[int, int]]:
     return picked if ours <= theirs else [(j, i) for i, j in picked]
 
 
-def _levels(model: Any, side: str, x: Any) -> tuple[str, list[_Layer]]:
+def _levels(model: keras.Model, side: str, x: Tensors) -> tuple[str, list[_Layer]]:
     """What the model is made of, and the layers that show it."""
     shown = is_graph(model)
     if shown:
@@ -227,7 +232,7 @@ def _levels(model: Any, side: str, x: Any) -> tuple[str, list[_Layer]]:
     return kind, levels
 
 
-def _cut(model: Any, layers: list[_Layer]) -> tuple[str, list[_Layer]]:
+def _cut(model: keras.Model, layers: list[_Layer]) -> tuple[str, list[_Layer]]:
     hidden = [layer for layer in layers if not layer.is_output]
     blocks = {id(block) for block in _attention_blocks(model)} - {id(model)}
     held = [layer for layer in hidden if id(layer.layer) in blocks]
@@ -262,21 +267,21 @@ _NO_FEATURES = (
 """Beginnings of the names of layers that prepare images rather than see anything in them."""
 
 
-def _is_attention(layer: Any) -> bool:
+def _is_attention(layer: keras.Layer) -> bool:
     known = keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention
     # Many models bring one of their own, with projections inside.
     named = "attention" in type(layer).__name__.lower() and bool(sublayers(layer))
     return isinstance(layer, known) or (named and not _attention_inside(layer))
 
 
-def _attention_inside(layer: Any) -> bool:
+def _attention_inside(layer: keras.Layer) -> bool:
     return any(
         inner is not layer and "attention" in type(inner).__name__.lower()
         for inner in layer._flatten_layers()
     )
 
 
-def _hides_blocks(model: Any, layers: list[_Layer]) -> bool:
+def _hides_blocks(model: keras.Model, layers: list[_Layer]) -> bool:
     """Whether blocks with attention are inside layers of the graph, which stand for several."""
     blocks = {id(block) for block in _attention_blocks(model)}
     return any(
@@ -287,7 +292,7 @@ def _hides_blocks(model: Any, layers: list[_Layer]) -> bool:
     )
 
 
-def _zeros(model: Any) -> Any:
+def _zeros(model: keras.Model) -> Any:
     """One row of zeros that the model reads, or `None` where a size is not known."""
     if any(None in tensor.shape[1:] for tensor in model.inputs):
         return None
@@ -296,7 +301,7 @@ def _zeros(model: Any) -> Any:
     )
 
 
-def _attention_blocks(layer: Any) -> list[Any]:
+def _attention_blocks(layer: keras.Layer) -> list[Any]:
     """The layers that hold one block each: of those that hold attention the outermost repeating."""
     inner = [
         sub
@@ -385,7 +390,7 @@ class _Call(NamedTuple):
     is_output: bool
 
 
-def _graph_calls(model: Any, prefix: str, same: dict[int, int]) -> Iterator[_Call]:
+def _graph_calls(model: keras.Model, prefix: str, same: dict[int, int]) -> Iterator[_Call]:
     """Calls of what is called once, in order, nested graphs opened.
 
     A tensor that enters or leaves a nested graph has one identity, kept in `same`.
@@ -442,7 +447,7 @@ def _numbered(found: list[_Call]) -> list[_Layer]:
 _ENDINGS = {"Activation", "Identity", "LogSoftmax", "Reshape", "Sigmoid", "Softmax"}
 
 
-def _watched(model: Any, x: Any) -> list[_Layer]:
+def _watched(model: keras.Model, x: Tensors) -> list[_Layer]:
     """The layers that run once while the model reads a batch, in the order in which they end."""
     # Layers that are not built yet build themselves in a pass of their own.
     calls(model, x, [])
@@ -460,7 +465,7 @@ def _watched(model: Any, x: Any) -> list[_Layer]:
     return found
 
 
-def _paths(layer: Any, prefix: str) -> Iterator[tuple[Any, str]]:
+def _paths(layer: keras.Layer, prefix: str) -> Iterator[tuple[Any, str]]:
     """The layers of a model with their paths; graphs are opened, other models listed and opened."""
     for inner in sublayers(layer):
         path = f"{prefix}{inner.name}"

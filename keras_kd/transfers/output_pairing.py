@@ -1,15 +1,17 @@
 """Which loss compares which outputs of student and teacher."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 
 from keras_kd.losses.divergences import BinarySoftTargets, SoftTargets
 from keras_kd.models import meaning, output_kinds
+from keras_kd.models.model_reader import Reader
 from keras_kd.transfers import compatibility
 from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils import checks
+from keras_kd.utils.types import Losses
 
 
 class Placed(NamedTuple):
@@ -51,7 +53,33 @@ class Match(NamedTuple):
         return output if index is None else index
 
 
-def place(distillation_loss: Any, template: Any) -> list[Placed]:
+class Answering(Protocol):
+    """What is read here of a `keras_kd.teachers.base.Teacher`, which says what each of it is."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """How its flat outputs end."""
+
+    def output_template(self) -> Any:
+        """The structure of its outputs with their names, or `None`."""
+
+    def output_shapes(self) -> list[Any] | None:
+        """Shapes of its flat outputs, where they are known."""
+
+    def own_loss(self, output: int) -> Any:
+        """The loss that it was compiled with for an output."""
+
+    def is_last(self, output: int) -> bool:
+        """Whether an output has its classes on the last axis."""
+
+    def is_doubtful(self, output: int) -> bool:
+        """Whether nothing tells if an output is logits."""
+
+    def require_logits(self, output: int) -> None:
+        """Refuse an output that gives no logits."""
+
+
+def place(distillation_loss: Any, template: object) -> list[Placed]:
     """Every transfer with the flat output it reads.
 
     Args:
@@ -88,7 +116,7 @@ def place(distillation_loss: Any, template: Any) -> list[Placed]:
     return placed
 
 
-def default_loss(student: Any, teacher: Any, hard: Any) -> Any:
+def default_loss(student: Reader, teacher: Answering, hard: Losses) -> Any:
     """`SoftTargets` for each output, or `BinarySoftTargets` where its units are independent.
 
     Args:
@@ -122,7 +150,7 @@ def default_loss(student: Any, teacher: Any, hard: Any) -> Any:
                 _kind(student.kinds(), i),
                 each[i],
                 told == meaning.VALUES,
-                None if order[i] is None else teacher.own_loss(order[i]),
+                None if (at := order[i]) is None else teacher.own_loss(at),
             )
         chosen.append(soft_targets(told, each[i]))
     if len(chosen) == 1:
@@ -130,7 +158,7 @@ def default_loss(student: Any, teacher: Any, hard: Any) -> Any:
     return keras.tree.pack_sequence_as(template, chosen)
 
 
-def soft_targets(told: str | None, hard: Any, **options: Any) -> Any:
+def soft_targets(told: str | None, hard: Losses, **options: Any) -> Any:
     """The loss between logits that mean this, reduced as the hard loss is.
 
     Args:
@@ -145,7 +173,7 @@ def soft_targets(told: str | None, hard: Any, **options: Any) -> Any:
     return (BinarySoftTargets if told == meaning.INDEPENDENT else SoftTargets)(**options)
 
 
-def refuse_spread(distillation_loss: Any, template: Any, hard: Any) -> None:
+def refuse_spread(distillation_loss: Any, template: object, hard: Losses) -> None:
     """Raise `ValueError` where one loss for all outputs takes one for what it is not.
 
     Args:
@@ -168,7 +196,7 @@ def refuse_spread(distillation_loss: Any, template: Any, hard: Any) -> None:
                 compatibility.not_for_all(loss, compares, name, one, told)
 
 
-def match(placed: Sequence[Placed], student: Any, teacher: Any, hard: Any) -> Match:
+def match(placed: Sequence[Placed], student: Reader, teacher: Answering, hard: Losses) -> Match:
     """Match the outputs, and refuse those that cannot be compared.
 
     Args:
@@ -206,7 +234,7 @@ def match(placed: Sequence[Placed], student: Any, teacher: Any, hard: Any) -> Ma
     return found
 
 
-def _order(student: Any, teacher: Any, read: Iterable[int]) -> list[int | None]:
+def _order(student: Reader, teacher: Answering, read: Iterable[int]) -> list[int | None]:
     """For each output of the student the teacher's that answers it, as far as both are known."""
     ours, theirs = student.template, teacher.output_template()
     if ours is None or theirs is None:
@@ -214,7 +242,9 @@ def _order(student: Any, teacher: Any, read: Iterable[int]) -> list[int | None]:
     return compatibility.output_order(ours, theirs, list(read))
 
 
-def _meaning(output: int, hard: Any, student: Any, teacher: Any, index: int | None) -> str | None:
+def _meaning(
+    output: int, hard: Losses, student: Reader, teacher: Answering, index: int | None
+) -> str | None:
     """What an output means, by its hard loss, then by how it ends."""
     kinds = [_kind(student.kinds(), output)]
     own = None
@@ -229,8 +259,8 @@ def _units(
     compared: set[str | None],
     output: int,
     index: int | None,
-    student: Any,
-    teacher: Any,
+    student: Reader,
+    teacher: Answering,
 ) -> str:
     """As what an output is read: what its losses take it for, else what it means."""
     for unit in (meaning.INDEPENDENT, meaning.CLASSES):
@@ -247,7 +277,7 @@ _PROBABILITIES = {"softmax", "sigmoid"}
 
 
 def _can_agree(
-    unit: str, output: int, index: int | None, hard: Any, student: Any, teacher: Any
+    unit: str, output: int, index: int | None, hard: Losses, student: Reader, teacher: Answering
 ) -> bool:
     """Whether decisions of both sides can be read from their logits, and compared."""
     if index is None or not (student.is_last(output) and teacher.is_last(index)):
@@ -269,7 +299,7 @@ def _can_agree(
 
 
 def _require_fit(
-    transfer: Transfer, output: int, hard: Any, found: Match, student: Any, teacher: Any
+    transfer: Transfer, output: int, hard: Losses, found: Match, student: Reader, teacher: Answering
 ) -> None:
     """Raise `ValueError` where a loss between logits does not fit what it reads."""
     index = found.counterpart(output)
@@ -346,16 +376,16 @@ def paths(taps: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(path for path in each if path is not None))
 
 
-def _names(template: Any) -> list[str]:
+def _names(template: object) -> list[str]:
     return list(keras.tree.flatten(template)) if template is not None else ["output"]
 
 
-def _is_config(loss: Any) -> bool:
+def _is_config(loss: object) -> bool:
     """Whether a dict is the configuration of one loss, as Keras takes it."""
     return isinstance(loss, dict) and {"class_name", "config"} <= set(loss)
 
 
-def _shaped_like(losses: Any, template: Any) -> bool:
+def _shaped_like(losses: object, template: object) -> bool:
     """Whether losses are given output by output."""
     names = _names(template)
     if isinstance(losses, dict):
@@ -367,12 +397,12 @@ def _shaped_like(losses: Any, template: Any) -> bool:
     return not any(isinstance(loss, Transfer) for loss in losses)
 
 
-def _aligned(losses: Any, template: Any) -> list[Any]:
+def _aligned(losses: Any, template: object) -> list[Any]:
     """One entry a flat output, in the order of the flat outputs."""
     return [losses.get(n) for n in _names(template)] if isinstance(losses, dict) else list(losses)
 
 
-def _as_transfer(loss: Any, names: Sequence[str], output: int) -> Transfer:
+def _as_transfer(loss: object, names: Sequence[str], output: int) -> Transfer:
     if isinstance(loss, Transfer):
         return loss
     transfer = Transfer(compatibility.keras_loss(loss))

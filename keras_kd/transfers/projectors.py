@@ -135,7 +135,7 @@ class Projector(keras.layers.Layer):
         # The loss takes the mask before the projector; Keras need not warn that it ends.
         self.supports_masking = True
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Build every step.
 
         Args:
@@ -147,7 +147,7 @@ class Projector(keras.layers.Layer):
             shape = tuple(step.compute_output_shape(shape))
         self.built = True
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         """Return the shape after the last step."""
         shape = tuple(input_shape)
         for step in self.steps:
@@ -179,7 +179,7 @@ class _AreaPooling(keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
         self.sizes = tuple(sizes)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         return (input_shape[0], *self.sizes, input_shape[-1])
 
     def call(self, inputs: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class _ToGrid(keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
         self.height, self.width = height, width
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         return (input_shape[0], self.height, self.width, input_shape[-1])
 
     def call(self, inputs: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class _ToTokens(keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
         self.tokens, self.class_token = tokens, class_token
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         return (input_shape[0], self.tokens + self.class_token, input_shape[-1])
 
     def call(self, inputs: Tensor) -> Tensor:
@@ -241,11 +241,11 @@ class _ClassTokenApart(keras.layers.Layer):
             _ToTokens(target * target, False, "tokens"),
         ]
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         for step in self.steps:
             step.built = True
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         return (input_shape[0], self.target * self.target + 1, input_shape[-1])
 
     def call(self, inputs: Tensor) -> Tensor:
@@ -421,7 +421,7 @@ class _Mean(keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
         self.axes = axes
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         return (input_shape[0], input_shape[-1])
 
     def call(self, inputs: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import keras
@@ -14,7 +14,7 @@ from keras_kd.losses.counts import Counted, joint_mask
 from keras_kd.models.graph import copy_built, copy_layer
 from keras_kd.transfers import compatibility, projectors
 from keras_kd.utils.masks import keras_mask, remasked
-from keras_kd.utils.types import Shape, Tensor
+from keras_kd.utils.types import Loss, Shape, Shapes, Tensor
 
 Taps = str | list[str] | None
 
@@ -65,7 +65,7 @@ class Transfer(keras.layers.Layer):
 
     def __init__(
         self,
-        loss: Any,
+        loss: Loss,
         teacher: Taps = None,
         student: Taps = None,
         projector: str | keras.layers.Layer | None = None,
@@ -99,7 +99,7 @@ class Transfer(keras.layers.Layer):
             projectors.require_kind(projector)
         super().__init__(name=name or _name_of(loss), autocast=False)
         self.named = bool(name)
-        self.loss = loss
+        self.loss: Any = loss
         self.teacher = list(teacher) if isinstance(teacher, list | tuple) else teacher
         self.student = list(student) if isinstance(student, list | tuple) else student
         self.projector = projector
@@ -109,7 +109,7 @@ class Transfer(keras.layers.Layer):
         self.projection: Any = None
         self.loss_layers: list[Any] = []
 
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+    def build(self, teacher_shape: Shapes, student_shape: Shapes) -> None:
         """Make the projector and what the loss learns.
 
         Args:
@@ -319,7 +319,7 @@ class Transfer(keras.layers.Layer):
         self.build(*(_as_shapes(config[side]) for side in ("teacher_shape", "student_shape")))
 
 
-def _positions(loss: Any, tensor: Tensor, mask: Tensor) -> Shape:
+def _positions(loss: Loss, tensor: Tensor, mask: Tensor) -> Shape:
     """The shape `(batch, ..., positions)` of what a loss compares.
 
     Args:
@@ -337,7 +337,7 @@ def _positions(loss: Any, tensor: Tensor, mask: Tensor) -> Shape:
 _OWNERS: MutableMapping[Any, object] = weakref.WeakKeyDictionary()
 
 
-def fresh_loss(loss: Any) -> Any:
+def fresh_loss(loss: keras.losses.Loss) -> Any:
     """A loss that has learned nothing: the loss itself, or one like it where it owns layers."""
     return type(loss).from_config(loss.get_config()) if owns_layers(loss) else loss
 
@@ -345,7 +345,7 @@ def fresh_loss(loss: Any) -> Any:
 class _FunctionLoss(keras.losses.Loss):
     """A function of one value per sample, weighted and averaged by Keras."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(name=_name_of(function))
         self.function = function
 
@@ -358,7 +358,7 @@ class _FunctionLoss(keras.losses.Loss):
 
 
 def compared(
-    loss: Any,
+    loss: Loss,
     teacher: Tensor,
     student: Tensor,
     mask: Tensor,
@@ -384,7 +384,7 @@ def compared(
 
 
 def _of_others(
-    loss: Any, teacher: Tensor, student: Tensor, mask: Tensor, sample_weight: Tensor
+    loss: keras.losses.Loss, teacher: Tensor, student: Tensor, mask: Tensor, sample_weight: Tensor
 ) -> Tensor:
     """A loss of Keras or of the user, weighted and reduced as one of this package is.
 
@@ -429,14 +429,14 @@ def _of_others(
 class _Given(keras.losses.Loss):
     """Keras's reduction of one number for the whole batch."""
 
-    def __init__(self, loss: Any) -> None:
+    def __init__(self, loss: keras.losses.Loss) -> None:
         super().__init__(name=loss.name, reduction=loss.reduction, dtype=loss.dtype)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return y_pred
 
 
-def averaged(loss: Any) -> Any:
+def averaged(loss: keras.losses.Loss) -> Any:
     """A loss that weighs its samples and returns their mean, made of a function if it is one.
 
     Args:
@@ -449,7 +449,7 @@ def averaged(loss: Any) -> Any:
     return loss if isinstance(loss, keras.losses.Loss) else _FunctionLoss(loss)
 
 
-def _name_of(loss: Any) -> str:
+def _name_of(loss: Loss) -> str:
     """The name of a loss or function, `lambda` for one without."""
     name = getattr(loss, "name", None) or getattr(loss, "__name__", None) or type(loss).__name__
     return str(name).strip("<>_")

@@ -14,6 +14,7 @@ from keras import ops
 from keras_kd.utils import archives
 from keras_kd.utils.data import are_arrays
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Data, Losses, PathLike, Tensor, Tensors
 
 
 def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> None:
@@ -27,7 +28,7 @@ def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> Non
             )
 
 
-def one_of(argument: str, given: Any, known: Sequence[str]) -> None:
+def one_of(argument: str, given: object, known: Sequence[str]) -> None:
     """Raise `ValueError` for a choice that there is not, with close matches."""
     if given not in known:
         hint = did_you_mean(given, known, quote="'")
@@ -37,7 +38,7 @@ def one_of(argument: str, given: Any, known: Sequence[str]) -> None:
         )
 
 
-def objective(loss: Any, distillation_loss: Any, distills: bool) -> None:
+def objective(loss: Losses, distillation_loss: object, distills: bool) -> None:
     """Raise `ValueError` if there is nothing to minimize, or nothing to learn it from."""
     if distills:
         return
@@ -53,13 +54,13 @@ def objective(loss: Any, distillation_loss: Any, distills: bool) -> None:
         )
 
 
-def _number(name: str, value: Any) -> None:
+def _number(name: str, value: object) -> None:
     """Raise `TypeError` unless `value` is a single number."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
 
 
-def number(name: str, value: Any) -> float:
+def number(name: str, value: object) -> float:
     """Return a finite number, or raise.
 
     Args:
@@ -157,7 +158,7 @@ def number_of_layers(transfer: Any) -> None:
             )
 
 
-def per_output(values: Any, template: Any) -> list[Any]:
+def per_output(values: object, template: object) -> list[Any]:
     """Losses, labels or weights for each flat output; a single one serves all.
 
     Args:
@@ -177,7 +178,7 @@ def per_output(values: Any, template: Any) -> list[Any]:
     return flat if len(flat) == len(names) else [None] * len(names)
 
 
-def training_data(x: Any, y: Any, loss: Any, metrics: bool) -> None:
+def training_data(x: Data, y: Data, loss: Losses, metrics: bool) -> None:
     """Raise `ValueError` for data that cannot be trained on.
 
     Arrays are looked at whole; of a `tf.data.Dataset` the element types and
@@ -223,7 +224,7 @@ def more_data(arguments: dict[str, Any]) -> None:
 _EMPTY = "The training data are empty: "
 
 
-def _not_ragged(x: Any) -> None:
+def _not_ragged(x: Tensors) -> None:
     """Keras 3 layers read no ragged tensors, and say so late and in other words."""
     for leaf in keras.tree.flatten(getattr(x, "element_spec", x)):
         if type(leaf).__name__ in ("RaggedTensor", "RaggedTensorSpec"):
@@ -235,7 +236,7 @@ def _not_ragged(x: Any) -> None:
             )
 
 
-def _arrays(values: Any, name: str) -> None:
+def _arrays(values: Tensors, name: str) -> None:
     for leaf in keras.tree.flatten(values):
         array = as_array(leaf)
         if array.ndim and len(array) == 0:
@@ -243,7 +244,7 @@ def _arrays(values: Any, name: str) -> None:
         require_finite(array, name)
 
 
-def _dataset(dataset: Any, loss: Any, metrics: bool) -> None:
+def _dataset(dataset: Any, loss: Losses, metrics: bool) -> None:
     cardinality = getattr(dataset, "cardinality", None)
     if cardinality is not None and int(cardinality()) == 0:
         raise ValueError(_EMPTY + "the dataset yields no batch.")
@@ -255,7 +256,7 @@ def _dataset(dataset: Any, loss: Any, metrics: bool) -> None:
         )
 
 
-def first_rows(x: Any, must_be_real: bool, batch_size: int | None = None) -> tuple[Any, bool, Any]:
+def first_rows(x: Data, must_be_real: bool, batch_size: int | None = None) -> tuple[Any, bool, Any]:
     """The first rows of what `fit` was given: a few, or the first batch if they must be real.
 
     Args:
@@ -274,7 +275,7 @@ def first_rows(x: Any, must_be_real: bool, batch_size: int | None = None) -> tup
         ValueError: If there is no first batch.
     """
 
-    def head(batch: Any) -> Any:
+    def head(batch: Tensors) -> Any:
         rows = keras.utils.unpack_x_y_sample_weight(batch)[0]
         return keras.tree.map_structure(lambda leaf: leaf if must_be_real else leaf[:8], rows)
 
@@ -312,12 +313,12 @@ def _has_shape(spec: Any) -> bool:
     return bool(spec.dtype.is_floating or spec.dtype.is_integer)
 
 
-def _again(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+def _again(first: Tensors, rest: Iterator[Any]) -> Iterator[Any]:
     yield first
     yield from rest
 
 
-def finite(values: Any) -> bool:
+def finite(values: Tensors) -> bool:
     """Whether every number in a structure of arrays is finite."""
     for leaf in keras.tree.flatten(values):
         leaf = leaf.value if isinstance(leaf, keras.Variable) else leaf
@@ -336,7 +337,7 @@ def _quoted(name: str) -> str:
     return name if "`" in name else f"`{name}`"
 
 
-def as_array(leaf: Any) -> np.ndarray:
+def as_array(leaf: Tensor) -> np.ndarray:
     """An array of NumPy of an array or tensor, wherever that lies."""
     return np.asarray(ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else leaf)
 
@@ -356,7 +357,7 @@ def require_finite(array: np.ndarray, name: str) -> None:
         )
 
 
-def keras_file(path: Any) -> None:
+def keras_file(path: PathLike) -> None:
     """Raise unless `path` is a whole `.keras` archive that fits into memory."""
     path = os.fspath(path)
     problem = archives.file_problem(path)
@@ -382,7 +383,7 @@ def keras_file(path: Any) -> None:
         )
 
 
-def logits_flags(from_logits: Any) -> None:
+def logits_flags(from_logits: object) -> None:
     """Raise `TypeError` unless it is told for each side whether outputs are logits."""
     given = from_logits.values() if isinstance(from_logits, dict) else [from_logits]
     for value in given:
@@ -393,7 +394,7 @@ def logits_flags(from_logits: Any) -> None:
             )
 
 
-def functions(**given: Any) -> None:
+def functions(**given: object) -> None:
     """Raise `TypeError` unless each argument is a function, or `None`."""
     for name, value in given.items():
         if value is not None and not callable(value):
@@ -403,7 +404,7 @@ def functions(**given: Any) -> None:
             )
 
 
-def require_model(model: Any, side: str) -> None:
+def require_model(model: object, side: str) -> None:
     """Raise `TypeError` unless `model` is a Keras 3 model."""
     if isinstance(model, keras.Model):
         return

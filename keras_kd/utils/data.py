@@ -1,11 +1,9 @@
 """What kind of data something is."""
 
-from typing import Any
-
 import keras
 
 
-def are_arrays(x: Any) -> bool:
+def are_arrays(x: object) -> bool:
     """Whether these are arrays and no dataset."""
     leaves = keras.tree.flatten(x)
     return bool(leaves) and all(hasattr(leaf, "__array__") for leaf in leaves)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Any
 
 LONGEST = 4000
 """Characters of one text that are shown: more is no name and no sentence."""
 
 
-def plain(text: Any, keep: str = "") -> str:
+def plain(text: object, keep: str = "") -> str:
     """Return a text in which nothing acts on a terminal or on the order of its letters.
 
     Control characters, separators of lines, marks that turn the direction of writing or have no
@@ -43,14 +42,14 @@ _ACTING = ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"
 
 
-def markdown(text: Any) -> str:
+def markdown(text: object) -> str:
     """Return a text that Markdown, HTML in it included, shows as it is, in one line."""
     text = re.sub(r"([\\`*_<>\[\]#|~$&!{}])", r"\\\1", " ".join(plain(text, "\n\t").split()))
     # What GitHub and others make links of without any brackets.
     return re.sub(r"(?i)(?<=\w)(:)(?=//)|(?<=www)(\.)", r"\\\1\2", text).replace("@", "&#64;")
 
 
-def code(text: Any, *, cell: bool = False) -> str:
+def code(text: object, *, cell: bool = False) -> str:
     """Return a text as a code span of Markdown.
 
     Args:
@@ -67,7 +66,7 @@ def code(text: Any, *, cell: bool = False) -> str:
     return f"{fence}{space}{text}{space}{fence}"
 
 
-def comment(text: Any) -> str:
+def comment(text: object) -> str:
     """Return a text that ends no comment of Kotlin, Swift, C++, JavaScript or Python early."""
     # A backslash at the end of a line of C++ makes the next line part of the comment.
     return plain(text).replace("*/", "* /").replace("/*", "/ *").replace("\\", "\\\\").rstrip("\\")

@@ -4,6 +4,7 @@ A file names the module that a class was in when it was written; its registered 
 """
 
 import importlib
+import types
 from typing import Any
 
 CLASSES = {
@@ -73,7 +74,7 @@ CLASSES = {
 """Registered classes that a `.keras` file may hold, by the module that has them."""
 
 
-def register(keras: Any) -> None:
+def register(keras: types.ModuleType) -> None:
     """Register a stand-in for each class of `CLASSES` that Keras does not know yet.
 
     Keras looks a class of another package up by its registered name, or imports the module that it

@@ -34,7 +34,7 @@ def lower_bound(differences: Sequence[float], confidence: float = CONFIDENCE) ->
 
 
 def lower_bound_of_rows(
-    better: Any, worse: Any, weights: Any, confidence: float = CONFIDENCE
+    better: np.ndarray, worse: np.ndarray, weights: np.ndarray, confidence: float = CONFIDENCE
 ) -> float:
     """The same over the rows of one comparison, which says nothing of other seeds.
 

@@ -177,6 +177,6 @@ def _same_pixels(has: Any, said: dict[str, dict[str, list[float]]]) -> bool:
     return True
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = "none" if not value else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:120]}..."

@@ -8,7 +8,7 @@ from typing import Any
 from keras_kd.utils.escaping import plain
 
 
-def filled(package: str, *template: str, **values: Any) -> str:
+def filled(package: str, *template: str, **values: object) -> str:
     """Fill in the template of a page.
 
     Args:
@@ -37,6 +37,6 @@ def filled(package: str, *template: str, **values: Any) -> str:
     return environment.from_string(source).render(**values)
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> Any:
     # What is marked as safe is made here, and keeps its lines.
     return plain(value) if type(value) is str else value

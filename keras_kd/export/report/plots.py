@@ -8,12 +8,17 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_kd.export.formats import registry
 from keras_kd.export.report.scorecard import Scorecard
 from keras_kd.export.writing import write_file
 from keras_kd.utils.escaping import plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 
 _MARKERS = {
     "float32": "o",
@@ -35,7 +40,7 @@ def literally(draw: Callable[..., Any]) -> Callable[..., Any]:
     """Let a function draw text as it is: Matplotlib reads formulas between dollar signs, or TeX."""
 
     @functools.wraps(draw)
-    def drawn(*arguments: Any, **options: Any) -> Any:
+    def drawn(*arguments: object, **options: object) -> Any:
         try:
             drawing = _literal()
         except ImportError as error:
@@ -179,7 +184,7 @@ def save(draw: Callable[[], Any], path: str | os.PathLike[str]) -> Path:
     return write_file(path, kinds[suffix](draw()))
 
 
-def svg(figure: Any) -> str:
+def svg(figure: Figure) -> str:
     """Return a Matplotlib figure as SVG, for a page or a file of its own."""
     from matplotlib import rc_context
 
@@ -192,7 +197,7 @@ def svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def png(figure: Any) -> bytes:
+def png(figure: Figure) -> bytes:
     """Return a Matplotlib figure as PNG."""
     buffer = io.BytesIO()
     with _literal():
@@ -264,7 +269,7 @@ def scatter(
     return {"title": f"{what} against {name}", "svg": svg(figure)}
 
 
-def _log_scale(axes: Any) -> None:
+def _log_scale(axes: Axes) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")

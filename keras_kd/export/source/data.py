@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from keras_kd.export.signature import Arrays, Signature, TensorInfo
 from keras_kd.utils import archives
 from keras_kd.utils.errors import did_you_mean
+from keras_kd.utils.types import Data, Tensors
 
 CALIBRATION_SAMPLES = 512
 """Samples used for calibration: ranges settle after a few hundred, and each costs one inference."""
@@ -44,7 +45,7 @@ class Samples:
     weights: Any = None
 
 
-def read(data: Any, what: str, *, several_inputs: bool, limit: int | None = None) -> Samples:
+def read(data: Data, what: str, *, several_inputs: bool, limit: int | None = None) -> Samples:
     """Collect data of any supported form in memory.
 
     Args:
@@ -91,20 +92,20 @@ def read(data: Any, what: str, *, several_inputs: bool, limit: int | None = None
     return Samples(x, y, count, w)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return isinstance(value, (list, tuple)) and not any(
         part is None or hasattr(part, "__array__") for part in value
     )
 
 
-def _is_stream(data: Any) -> bool:
+def _is_stream(data: object) -> bool:
     if isinstance(data, (np.ndarray, dict, list, tuple)):
         return False
     # A framework tensor iterates as well, yet converts to one array.
     return _is_pydataset(data) or (isinstance(data, Iterable) and not hasattr(data, "__array__"))
 
 
-def _is_pydataset(data: Any) -> bool:
+def _is_pydataset(data: object) -> bool:
     import keras
 
     return isinstance(data, keras.utils.PyDataset)
@@ -128,7 +129,7 @@ def _batches(data: Any, what: str) -> Iterator[Any]:
     return iter(data)
 
 
-def _split(element: Any) -> tuple[Any, Any, Any]:
+def _split(element: object) -> tuple[Any, Any, Any]:
     # A tuple is (x,), (x, y) or (x, y, sample_weight), as everywhere in Keras.
     if isinstance(element, tuple):
         if not 1 <= len(element) <= 3:
@@ -201,7 +202,7 @@ def _stack(parts: list[Any], limit: int | None, what: str) -> Any:
     return np.concatenate(parts)[:limit]
 
 
-def as_array(value: Any) -> np.ndarray:
+def as_array(value: object) -> np.ndarray:
     """Return a NumPy array of what may be a tensor of any backend."""
     if isinstance(value, np.ndarray):
         return value
@@ -210,7 +211,7 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(value) if keras.ops.is_tensor(value) else value)
 
 
-def _map(function: Any, structure: Any) -> Any:
+def _map(function: Callable[[Any], Any], structure: Tensors) -> Any:
     # An output of several may have no labels.
     if structure is None:
         return None
@@ -221,7 +222,7 @@ def _map(function: Any, structure: Any) -> Any:
     return function(structure)
 
 
-def _leaves(structure: Any) -> list[np.ndarray]:
+def _leaves(structure: Tensors) -> list[np.ndarray]:
     if structure is None:
         return []
     if isinstance(structure, dict):
@@ -231,7 +232,7 @@ def _leaves(structure: Any) -> list[np.ndarray]:
     return [structure]
 
 
-def by_name(x: Any, signature: Signature, what: str) -> Arrays:
+def by_name(x: Tensors, signature: Signature, what: str) -> Arrays:
     """Give every input of the model its array.
 
     Args:

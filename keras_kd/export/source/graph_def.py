@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 
 _XLA = "_XlaMustCompile"
 
 
-def needs_plain(graph_def: Any) -> bool:
+def needs_plain(graph_def: tf.compat.v1.GraphDef) -> bool:
     """Say whether `make_plain` would change a graph."""
     for nodes in _bodies(graph_def):
         if any(_XLA in node.attr and node.attr[_XLA].b for node in nodes) or _signed_zeros(nodes):
@@ -17,7 +21,7 @@ def needs_plain(graph_def: Any) -> bool:
     return False
 
 
-def make_plain(graph_def: Any) -> None:
+def make_plain(graph_def: tf.compat.v1.GraphDef) -> None:
     """Replace what no converter has an operator for by what says the same.
 
     Functions that ask for XLA, which Keras makes of grouped convolutions, become functions that can
@@ -34,7 +38,7 @@ def make_plain(graph_def: Any) -> None:
     plain_argmax(graph_def)
 
 
-def plain_argmax(graph_def: Any) -> bool:
+def plain_argmax(graph_def: tf.compat.v1.GraphDef) -> bool:
     """Do the part of `make_plain` that is about signs; say whether there was any.
 
     Args:
@@ -60,7 +64,7 @@ def plain_argmax_in(folder: Path) -> None:
         path.write_bytes(model.SerializeToString())
 
 
-def _bodies(graph_def: Any) -> list[Any]:
+def _bodies(graph_def: tf.compat.v1.GraphDef) -> list[Any]:
     return [graph_def.node, *(function.node_def for function in graph_def.library.function)]
 
 
@@ -68,7 +72,7 @@ def _signed_zeros(nodes: Iterable[Any]) -> dict[str, str]:
     """Choices between a value and one below zero where it is -0.0, with the value."""
     known = {node.name: node for node in nodes}
 
-    def behind(node: Any, *kinds: str) -> bool:
+    def behind(node: tf.compat.v1.NodeDef, *kinds: str) -> bool:
         # Whether there is a chain of such operators behind a node's inputs.
         sources = [known[_name(name)] for name in node.input if _name(name) in known]
         return not kinds or any(s.op == kinds[0] and behind(s, *kinds[1:]) for s in sources)

@@ -12,14 +12,18 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_kd.export.signature import Signature, pack
 from keras_kd.export.source.graph_def import plain_argmax_in
 from keras_kd.export.writing import disk_fault
+from keras_kd.utils.types import Tensor
+
+if TYPE_CHECKING:
+    import keras
 
 
-def save_keras(model: Any, path: Path) -> dict[str, list[str]]:
+def save_keras(model: keras.Model, path: Path) -> dict[str, list[str]]:
     """Write the model as a `.keras` file and say which modules loading it needs.
 
     Args:
@@ -60,7 +64,7 @@ def save_keras(model: Any, path: Path) -> dict[str, list[str]]:
 
 
 def save_tensorflow(
-    model: Any,
+    model: keras.Model,
     signature: Signature,
     shapes: list[list[int]],
     path: Path,
@@ -81,7 +85,7 @@ def save_tensorflow(
 
     names = [info.name for info in signature.outputs]
 
-    def call(*flat: Any) -> dict[str, Any]:
+    def call(*flat: Tensor) -> dict[str, Any]:
         with plain_rounding():
             result = model(pack(model, signature, flat), training=False)
         # An output that is an input passed through needs an operation of its own to be named.
@@ -145,7 +149,7 @@ def parameter_names(signature: Signature) -> dict[str, str]:
     return names
 
 
-def _classes(config: Any) -> set[tuple[str, str, str | None]]:
+def _classes(config: object) -> set[tuple[str, str, str | None]]:
     # Every serialized object says where its class comes from; Keras's own need no import.
     found: set[tuple[str, str, str | None]] = set()
     if isinstance(config, dict):

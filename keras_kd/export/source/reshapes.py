@@ -10,9 +10,13 @@ there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
 
 Sizes = list[int | str]
 """Entries of a small integer vector: known ones as numbers, others as names of what they are."""
@@ -34,7 +38,7 @@ def tflite(model: Any) -> None:
         _TFLite(model, graph).settle()
 
 
-def onnx(model: Any) -> None:
+def onnx(model: ModelProto) -> None:
     """Give nodes that read a shape a constant one, or one that is put together without detours.
 
     What cannot be constant, such as the first state of an `LSTM`, becomes a list with the free size
@@ -192,7 +196,7 @@ _VECTORS = (
 
 
 class _ONNX:
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: ModelProto) -> None:
         import onnx as package
 
         self._package = package
@@ -234,7 +238,7 @@ class _ONNX:
         self._clean()
         return changed
 
-    def _inferred(self, model: Any) -> Iterator[tuple[str, Sizes]]:
+    def _inferred(self, model: ModelProto) -> Iterator[tuple[str, Sizes]]:
         try:
             graph = self._package.shape_inference.infer_shapes(model, data_prop=True).graph
         except Exception:
@@ -280,7 +284,7 @@ class _ONNX:
                         known[before] = after
                 self._shapes[node.output[0]] = [known.get(str(size), size) for size in made]
 
-    def _open(self, node: Any, sizes: Sizes) -> list[int] | None:
+    def _open(self, node: NodeProto, sizes: Sizes) -> list[int] | None:
         # A size that the input has at the same place, and another one that follows from the rest.
         if any(entry.name == "allowzero" and entry.i for entry in node.attribute):
             return None
@@ -373,7 +377,7 @@ _PARTS = (
 )
 
 
-def _reads(graph: Any) -> Iterator[str]:
+def _reads(graph: GraphProto) -> Iterator[str]:
     # Graphs within nodes read the tensors of those around them.
     yield from (entry.name for entry in graph.output)
     for node in graph.node:

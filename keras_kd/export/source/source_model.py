@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import types
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from keras_kd.export.signature import Arrays, Signature, pack
 from keras_kd.export.source.model_files import plain_rounding, save_tensorflow, specs
+from keras_kd.utils.types import Tensor
 
 if TYPE_CHECKING:
     import keras
@@ -112,13 +114,13 @@ class Source:
             # Kept alive here: the function holds its variables weakly.
             self._loaded = loaded
 
-            def call(*flat: Any) -> list[Any]:
+            def call(*flat: Tensor) -> list[Any]:
                 result = loaded.dynamic(*flat)
                 return [tf.identity(result[name]) for name in names]
         else:
             model = self._form(form)
 
-            def call(*flat: Any) -> list[Any]:
+            def call(*flat: Tensor) -> list[Any]:
                 with plain_rounding(onnx=True):
                     result = model(pack(model, self.signature, flat), training=False)
                 return [tf.identity(tensor) for tensor in keras.tree.flatten(result)]
@@ -165,7 +167,7 @@ class Source:
                 )
 
 
-def _compressed(model: Any, compress: Any) -> bool:
+def _compressed(model: keras.Model, compress: types.ModuleType) -> bool:
     from keras_kd.models.weight_wrapper import every_layer
 
     return bool(compress.is_quantize_aware(model)) or any(
@@ -179,7 +181,7 @@ def _config(path: Path) -> Any:
         return json.loads(archive.read("config.json"))
 
 
-def _any(config: Any, key: str, prefix: str) -> bool:
+def _any(config: object, key: str, prefix: str) -> bool:
     if isinstance(config, dict):
         return str(config.get(key) or "").startswith(prefix) or any(
             _any(value, key, prefix) for value in config.values()

@@ -85,7 +85,7 @@ def _keras_starter(path: Path, feed: dict[str, np.ndarray]) -> Callable[[], Call
     return start
 
 
-def _check_answers(result: Any, arrays: dict[str, np.ndarray]) -> None:
+def _check_answers(result: object, arrays: dict[str, np.ndarray]) -> None:
     import keras
 
     got = [np.shape(array) for array in keras.tree.flatten(result)]

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from keras_kd.export.verification.output_meaning import (
     squeeze,
 )
 from keras_kd.utils.errors import did_you_mean
+
+if TYPE_CHECKING:
+    import keras
+
 
 _BATCH = 4096
 """Rows that a Keras metric is given at once."""
@@ -69,7 +73,7 @@ class Chosen:
         return [self.name, self.direction, *(["figure"] if self.figure else [])]
 
 
-def by_output(given: Any, names: list[str]) -> dict[str, list[Any]]:
+def by_output(given: object, names: list[str]) -> dict[str, list[Any]]:
     """Give each output the metrics that were asked for.
 
     Args:
@@ -109,7 +113,7 @@ def by_output(given: Any, names: list[str]) -> dict[str, list[Any]]:
     return {name: values for name, values in listed.items() if values}
 
 
-def _with_direction(value: Any) -> bool:
+def _with_direction(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and value[1] in ("max", "min")
 
 
@@ -279,7 +283,7 @@ def check_metrics(asked: dict[str, list[Any]]) -> None:
             _found(entry[0] if _with_direction(entry) else entry)
 
 
-def _found(value: Any) -> Any:
+def _found(value: object) -> Any:
     """The name of a figure of this package, a Keras metric, or a function."""
     import keras
 
@@ -330,7 +334,7 @@ def _by_name(name: str) -> str:
     return "" if bool(up) == bool(down) else "max" if up else "min"
 
 
-def _check_logits(metric: Any, outputs: np.ndarray) -> None:
+def _check_logits(metric: keras.metrics.Metric | keras.losses.Loss, outputs: np.ndarray) -> None:
     import keras
 
     if is_probability(outputs):
@@ -394,7 +398,7 @@ def _rows(
 
 
 def _of_keras(
-    metric: Any, kind: dict[str, Any]
+    metric: keras.metrics.Metric | keras.losses.Loss, kind: dict[str, Any]
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]:
     weighted = "sample_weight" in inspect.signature(metric.update_state).parameters
 
@@ -426,7 +430,7 @@ def _of_keras(
 
 
 def _of_function(
-    function: Any, name: str, kind: dict[str, Any]
+    function: Callable[..., Any], name: str, kind: dict[str, Any]
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]:
     try:
         weighted = "sample_weight" in inspect.signature(function).parameters
@@ -465,7 +469,7 @@ def _of_function(
     return measured
 
 
-def _single(value: Any) -> float:
+def _single(value: object) -> float:
     from keras_kd.export.source.data import as_array
 
     if isinstance(value, dict):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_kd.export.signature import Arrays, Signature
 from keras_kd.export.verification.output_meaning import UNLABELED, squeeze
+from keras_kd.utils.types import Tensors
+
+if TYPE_CHECKING:
+    import keras
 
 
-def sample_weights(given: Any, signature: Signature, outputs: Arrays) -> Arrays:
+def sample_weights(given: object, signature: Signature, outputs: Arrays) -> Arrays:
     """Give each output its sample weights, checked.
 
     Args:
@@ -72,7 +76,7 @@ def sample_weights(given: Any, signature: Signature, outputs: Arrays) -> Arrays:
     return result
 
 
-def keras_masks(model: Any, x: Any, signature: Signature, outputs: Arrays) -> Arrays:
+def keras_masks(model: keras.Model, x: Tensors, signature: Signature, outputs: Arrays) -> Arrays:
     """Read the masks that Keras attaches to a model's outputs.
 
     Args:
@@ -110,7 +114,9 @@ def keras_masks(model: Any, x: Any, signature: Signature, outputs: Arrays) -> Ar
     return found
 
 
-def ignored(model: Any, names: Iterable[str], metrics: dict[str, list[Any]]) -> dict[str, set[int]]:
+def ignored(
+    model: keras.Model, names: Iterable[str], metrics: dict[str, list[Any]]
+) -> dict[str, set[int]]:
     """Return the labels that a compiled loss or a metric ignores, by output.
 
     Args:
@@ -129,7 +135,7 @@ def ignored(model: Any, names: Iterable[str], metrics: dict[str, list[Any]]) -> 
     return found
 
 
-def losses_by_output(model: Any, names: Iterable[str]) -> dict[str, Any]:
+def losses_by_output(model: keras.Model, names: Iterable[str]) -> dict[str, Any]:
     """Return the losses that a model was compiled with, as they were given, by output name."""
     loss, known = getattr(model, "loss", None), list(names)
     if isinstance(loss, dict):

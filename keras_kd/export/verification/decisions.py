@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_kd.export.signature import Arrays, is_symbolic
+
+if TYPE_CHECKING:
+    import keras
+
 
 # Operations that make whole numbers of others by adding up, which are no choices.
 _COUNTS = {"Bincount", "CountNonzero", "Cumsum", "Histogram", "Sum", "Trace"}
@@ -15,7 +19,7 @@ _COUNTS = {"Bincount", "CountNonzero", "Cumsum", "Histogram", "Sum", "Trace"}
 _INDICES = (np.dtype("bool"), np.dtype("int32"), np.dtype("int64"))
 
 
-def whole_numbers(model: Any, outputs: Arrays) -> dict[str, str]:
+def whole_numbers(model: keras.Model, outputs: Arrays) -> dict[str, str]:
     """Say what the outputs that are no floats hold, by the operation that they come from.
 
     An operation that gives whole numbers of real ones chooses (`argmax`, a comparison, `top_k`),
@@ -45,7 +49,7 @@ def whole_numbers(model: Any, outputs: Arrays) -> dict[str, str]:
     return found
 
 
-def _chosen(tensor: Any) -> bool | None:
+def _chosen(tensor: keras.KerasTensor) -> bool | None:
     """Whether a tensor holds choices; `None` where nothing tells."""
     import keras
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,16 +18,20 @@ from keras_kd.export.verification.chosen_metrics import by_output, check_metrics
 from keras_kd.export.verification.decisions import whole_numbers
 from keras_kd.export.verification.reference import Reference, judged
 from keras_kd.export.verification.timing import TIMED, time_calls
+from keras_kd.utils.types import Losses, Tensors
+
+if TYPE_CHECKING:
+    import keras
 
 
 def answer(
-    model: Any,
-    x: Any,
-    y: Any,
-    weights: Any = None,
+    model: keras.Model,
+    x: Tensors,
+    y: Tensors,
+    weights: Arrays | None = None,
     *,
     classes: bool = False,
-    chosen: Any = None,
+    chosen: object = None,
     judges: bool = False,
 ) -> Reference:
     """Run the Keras model on the evaluation data.
@@ -92,7 +96,9 @@ def answer(
     return Reference(signature, inputs, outputs, labels, kinds, figures, counted, measures)
 
 
-def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any] | None:
+def teacher_figures(
+    teacher: keras.Model, x: Tensors, reference: Reference
+) -> dict[str, Any] | None:
     """Return the figures of the teacher: measured, or as given in a dict.
 
     Args:
@@ -132,7 +138,7 @@ def teacher_figures(teacher: Any, x: Any, reference: Reference) -> dict[str, Any
     return to_json(_figures(teacher, found, keras.tree.map_structure(lambda array: array[:1], x)))
 
 
-def check_teacher(teacher: Any) -> None:
+def check_teacher(teacher: object) -> None:
     """Refuse what is no teacher to show, before anything runs.
 
     Raises:
@@ -170,7 +176,7 @@ def given_figures(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_arguments(
-    model: Any, labels: Sequence[str] | None, normalization: Any, chosen: Any
+    model: keras.Model, labels: Sequence[str] | None, normalization: object, chosen: object
 ) -> None:
     """Refuse class names, normalization and metrics that the graph alone shows to be wrong.
 
@@ -284,7 +290,7 @@ def read_normalization(
     return result
 
 
-def _figures(model: Any, judged: KerasFigures, one: Any) -> KerasFigures:
+def _figures(model: keras.Model, judged: KerasFigures, one: Any) -> KerasFigures:
     times = time_calls(lambda: model.predict_on_batch(one), seconds=TIMED)
     return replace(
         judged,
@@ -304,7 +310,7 @@ _MEANING = {
 }
 
 
-def _hints(model: Any, outputs: Arrays, classes: bool) -> dict[str, str]:
+def _hints(model: keras.Model, outputs: Arrays, classes: bool) -> dict[str, str]:
     # Only what is known: the name of a layer, its width or the order of its values prove nothing.
     known = list(outputs)
     losses = counting.losses_by_output(model, known)
@@ -326,7 +332,7 @@ def _hints(model: Any, outputs: Arrays, classes: bool) -> dict[str, str]:
     return hints
 
 
-def _loss_name(loss: Any) -> str:
+def _loss_name(loss: Losses) -> str:
     if loss is None:
         return ""
     if not isinstance(loss, str):
@@ -334,17 +340,17 @@ def _loss_name(loss: Any) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", loss).lower()
 
 
-def _empty(tensor: Any) -> np.ndarray:
+def _empty(tensor: keras.KerasTensor) -> np.ndarray:
     dtype = str(tensor.dtype)
     shape = [1 if size is None else size for size in tensor.shape]
     return np.zeros(shape, np.float32 if "float" in dtype else dtype)
 
 
-def _nest(signature: Signature, arrays: Arrays, model: Any) -> Any:
+def _nest(signature: Signature, arrays: Arrays, model: keras.Model) -> Any:
     return pack(model, signature, [arrays[info.name] for info in signature.inputs])
 
 
-def _labels(y: Any, signature: Signature) -> Arrays:
+def _labels(y: Tensors, signature: Signature) -> Arrays:
     if y is None:
         return {}
     known = [info.name for info in signature.outputs]

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_kd.export.formats.onnx.graph import MOVERS
 from keras_kd.export.rows import Contents
 from keras_kd.export.signature import Arrays
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _HEAVY = {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "Attention"}
@@ -44,7 +49,7 @@ def inspect(path: Path) -> Contents:
     floats: set[str] = set()
     widths: Counter[int] = Counter()
 
-    def visit(graph: Any) -> None:
+    def visit(graph: onnx.GraphProto) -> None:
         producers = {name: node for node in graph.node for name in node.output}
         initializers = {entry.name: entry.data_type for entry in graph.initializer}
         for entry in graph.initializer:
@@ -122,7 +127,7 @@ def tensors(path: Path, feed: Arrays) -> tuple[Arrays, dict[str, list[str]]]:
     return result, readings
 
 
-def _all_values(session: Any, feed: Arrays) -> dict[str, Any]:
+def _all_values(session: onnxruntime.InferenceSession, feed: Arrays) -> dict[str, Any]:
     names = [row.name for row in session.get_outputs()]
     if not any(isinstance(row.shape[0], int) for row in session.get_inputs() if row.shape):
         return dict(zip(names, session.run(None, feed), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,10 @@ from keras_kd.export.source.graph_def import make_plain, needs_plain
 from keras_kd.export.source.source_model import Source
 from keras_kd.export.tensor_names import layer_of, shorten
 from keras_kd.export.verification.metrics import lowest_sqnr
+
+if TYPE_CHECKING:
+    import onnx
+
 
 _GOOD = 30.0
 """The SQNR in dB that signed weights are taken with, whatever unsigned ones have."""
@@ -177,7 +181,7 @@ class Converter:
         graph = before.graph
         weights = {entry.name for entry in graph.initializer}
 
-        def owner(node: Any) -> str | None:
+        def owner(node: onnx.NodeProto) -> str | None:
             # An output may have lost its layer on the way; the weights still tell it.
             names = [node.output[0], *(name for name in node.input if name in weights)]
             found = (layer_of(name, layers) for name in names)
@@ -266,7 +270,7 @@ def import_shape_inference() -> None:
         import onnxruntime.tools.symbolic_shape_infer  # noqa: F401
 
 
-def _fitting(graph: Any) -> dict[str, list[dict[str, Any]]]:
+def _fitting(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
     """Scales for the weights of a graph, by name, with which signed ones fit 16 bits."""
     from onnx import numpy_helper
     from onnxruntime.quantization import QuantType
@@ -337,7 +341,7 @@ def _from_keras(source: Source, opset: int, form: str) -> Any:
     return model
 
 
-def _check_operators(model: Any, source: Source) -> None:
+def _check_operators(model: onnx.ModelProto, source: Source) -> None:
     # tf2onnx keeps operators that it could not convert under their own names, and only logs so.
     import onnx
 
@@ -357,18 +361,18 @@ def _check_operators(model: Any, source: Source) -> None:
         raise ValueError(no_operator("ONNX", foreign))
 
 
-def _erfc(context: Any, node: Any, _name: str, _args: Any) -> None:
+def _erfc(context: Any, node: onnx.NodeProto, _name: str, _args: object) -> None:
     # TensorFlow's GELU is made of it: erfc(x) = 1 - erf(x).
     erf = _like(context, node, "Erf", node.input[0])
     _replace(context, node, _like(context, node, "Sub", _one(context, node), erf))
 
 
-def _log1p(context: Any, node: Any, _name: str, _args: Any) -> None:
+def _log1p(context: Any, node: onnx.NodeProto, _name: str, _args: object) -> None:
     more = _like(context, node, "Add", node.input[0], _one(context, node))
     _replace(context, node, _like(context, node, "Log", more))
 
 
-def _expm1(context: Any, node: Any, _name: str, _args: Any) -> None:
+def _expm1(context: Any, node: onnx.NodeProto, _name: str, _args: object) -> None:
     power = _like(context, node, "Exp", node.input[0])
     _replace(context, node, _like(context, node, "Sub", power, _one(context, node)))
 
@@ -381,18 +385,18 @@ _HANDLERS: dict[str, tuple[Any, list[Any]]] = {
 """Operators that tf2onnx does not know."""
 
 
-def _like(context: Any, node: Any, kind: str, *inputs: str) -> str:
+def _like(context: Any, node: onnx.NodeProto, kind: str, *inputs: str) -> str:
     """Make an operator with the output of another one."""
     shape, dtype = context.get_shape(node.output[0]), context.get_dtype(node.output[0])
     made = context.make_node(kind, list(inputs), shapes=[shape], dtypes=[dtype])
     return str(made.output[0])
 
 
-def _one(context: Any, node: Any) -> str:
+def _one(context: Any, node: onnx.NodeProto) -> str:
     return str(context.make_const(f"{node.name}_one", np.array(1.0, np.float32)).output[0])
 
 
-def _replace(context: Any, node: Any, result: str) -> None:
+def _replace(context: Any, node: onnx.NodeProto, result: str) -> None:
     """Put the result of new operators in the place of one, under its name."""
     target, shape = node.output[0], context.get_shape(node.output[0])
     dtype = context.get_dtype(target)
@@ -400,7 +404,7 @@ def _replace(context: Any, node: Any, result: str) -> None:
     context.make_node("Identity", [result], outputs=[target], shapes=[shape], dtypes=[dtype])
 
 
-def _fold_captures(model: Any, concrete: Any) -> None:
+def _fold_captures(model: onnx.ModelProto, concrete: Any) -> None:
     # Constants that a layer made eagerly (Normalization's mean) are captured by the traced
     # function and come out as inputs that every caller would have to supply.
     from onnx import numpy_helper
@@ -422,7 +426,7 @@ def _fold_captures(model: Any, concrete: Any) -> None:
     model.graph.input.extend(kept)
 
 
-def _slimmed(model: Any, original: Path) -> bytes:
+def _slimmed(model: onnx.ModelProto, original: Path) -> bytes:
     # The names of the float file stay: they say which layer a tensor comes from.
     import onnx
 

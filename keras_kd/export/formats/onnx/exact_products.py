@@ -22,11 +22,15 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_kd.export.formats.onnx.graph import MOVERS, graphs
+
+if TYPE_CHECKING:
+    import onnx
+
 
 PAIR = 128
 """Greatest magnitude of the sum of two weights that 255 can be multiplied by within 16 bits."""
@@ -119,7 +123,7 @@ def fitting_scales(weights: np.ndarray, axis: int) -> np.ndarray:
     return scales
 
 
-def rounded(weights: np.ndarray, scale: Any) -> np.ndarray:
+def rounded(weights: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Weights over their scale, as signed bytes."""
     return np.clip(np.round(weights / scale), -127, 127).astype(np.int8)
 
@@ -143,7 +147,7 @@ def _saturates(rows: np.ndarray) -> np.ndarray:
     return np.asarray(saturating_product(largest, ends.T)[0] != exact)
 
 
-def products(model: Any) -> list[Product]:
+def products(model: onnx.ModelProto) -> list[Product]:
     """Find what ONNX Runtime may multiply in integers, and whether each sum is the same everywhere.
 
     Args:
@@ -155,7 +159,7 @@ def products(model: Any) -> list[Product]:
     return [found for graph in graphs(model.graph) for found in _products(graph)]
 
 
-def prove(model: Any) -> dict[str, int]:
+def prove(model: onnx.ModelProto) -> dict[str, int]:
     """Make sure that the file gives the same sums of products on every x86 processor.
 
     Args:
@@ -179,7 +183,7 @@ def prove(model: Any) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
-def make_unsigned(model: Any) -> int:
+def make_unsigned(model: onnx.ModelProto) -> int:
     """Store signed weights of integer operators that do not `fits` as unsigned ones around 128.
 
     Their values stay. ONNX Runtime's tool makes those of `DynamicQuantizeLSTM` signed whatever it
@@ -227,7 +231,7 @@ def this_processor() -> str:
     return found[-1] if found else platform.machine()
 
 
-def keep_float(model: Any) -> int:
+def keep_float(model: onnx.ModelProto) -> int:
     """Give the inputs of float products a scale for each channel, so that they stay float.
 
     The values are the same: all channels get the scale that they had together.
@@ -259,7 +263,7 @@ def keep_float(model: Any) -> int:
 class _Known:
     """What a graph says about its tensors."""
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: onnx.GraphProto) -> None:
         self.values = {entry.name: entry for entry in graph.initializer}
         self.producers = {name: node for node in graph.node for name in node.output}
 
@@ -287,7 +291,7 @@ class _Known:
         unsigned = not zero_point or (made is not None and made.op_type == "DynamicQuantizeLinear")
         return "uint8" if unsigned else "unknown"
 
-    def float_weights(self, node: Any) -> np.ndarray | None:
+    def float_weights(self, node: onnx.NodeProto) -> np.ndarray | None:
         """The constant matrix of a float product that reads integers by one scale; or None."""
         if node.op_type not in _FLOAT or node.domain or len(node.input) < 2:
             return None
@@ -299,7 +303,7 @@ class _Known:
         return None if scale is not None and scale.size > 1 else weights
 
 
-def _products(graph: Any) -> Iterator[Product]:
+def _products(graph: onnx.GraphProto) -> Iterator[Product]:
     known = _Known(graph)
     for node in graph.node:
         if node.op_type in _INTEGER:
@@ -316,7 +320,7 @@ def _products(graph: Any) -> Iterator[Product]:
                 yield _product(node, known, one.input[0], other.input[0], point)
 
 
-def _product(node: Any, known: _Known, first: str, second: str, point: str) -> Product:
+def _product(node: onnx.NodeProto, known: _Known, first: str, second: str, point: str) -> Product:
     left, weights = known.array(first), known.array(second)
     kind = known.type_of(second, point)
     fault = ""
@@ -336,7 +340,7 @@ def _product(node: Any, known: _Known, first: str, second: str, point: str) -> P
 _SATURATES = "two of its signed weights exceed 16 bits together"
 
 
-def _channels(node: Any, weights: np.ndarray) -> int:
+def _channels(node: onnx.NodeProto, weights: np.ndarray) -> int:
     if node.op_type in ("Conv", "QLinearConv", "ConvInteger"):
         return 0
     if node.op_type == "ConvTranspose":
@@ -345,7 +349,9 @@ def _channels(node: Any, weights: np.ndarray) -> int:
     return weights.ndim - 2 if transposed else weights.ndim - 1
 
 
-def _by_channel(graph: Any, node: Any, known: _Known, weights: np.ndarray) -> list[Any]:
+def _by_channel(
+    graph: onnx.GraphProto, node: onnx.NodeProto, known: _Known, weights: np.ndarray
+) -> list[Any]:
     from onnx import helper, numpy_helper
 
     if node.op_type == "Conv":

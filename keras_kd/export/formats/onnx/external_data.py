@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_kd.export.formats.base import OUTSIDE
 from keras_kd.utils import archives
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 
 def problem(path: Path) -> str:
@@ -29,7 +32,7 @@ def problem(path: Path) -> str:
     return ""
 
 
-def _tensors(message: Any, name: str) -> Iterator[Any]:
+def _tensors(message: Message, name: str) -> Iterator[Any]:
     # Tensors lie in graphs, in graphs within nodes, in functions, in sparse ones: everywhere.
     if message.DESCRIPTOR.full_name == name:
         yield message

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from graphlib import TopologicalSorter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_kd.export.signature import Signature
 from keras_kd.export.tensor_names import shorten, unique
+
+if TYPE_CHECKING:
+    import onnx
+
 
 MOVERS = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "MaxPool"}
 """Operators whose output values are input values."""
 
 
-def name_borders(model: Any, signature: Signature, batch: int | None = None) -> None:
+def name_borders(model: onnx.ModelProto, signature: Signature, batch: int | None = None) -> None:
     """Give inputs and outputs their Keras names, and their first dimension the name `batch`.
 
     Args:
@@ -48,7 +52,7 @@ def name_borders(model: Any, signature: Signature, batch: int | None = None) -> 
     rename(model.graph, lambda name: wanted.get(name) or inner.get(name) or name)
 
 
-def name_inside(model: Any, layers: Collection[str]) -> None:
+def name_inside(model: onnx.ModelProto, layers: Collection[str]) -> None:
     """Name the inner tensors after the layers they come from, and drop what only takes space.
 
     Args:
@@ -67,7 +71,7 @@ def name_inside(model: Any, layers: Collection[str]) -> None:
     strip(model)
 
 
-def _order_constants(graph: Any) -> set[str]:
+def _order_constants(graph: onnx.GraphProto) -> set[str]:
     # tf2onnx merges equal constants in an order that differs from run to run, and with it the name
     # that is left: in the order of their use, shapes and axes all called alike, the same model
     # gives the same bytes. Returns the names of those.
@@ -87,7 +91,7 @@ def _order_constants(graph: Any) -> set[str]:
 _WHOLE = (6, 7)
 
 
-def slim(model: Any, keep: Collection[str]) -> None:
+def slim(model: onnx.ModelProto, keep: Collection[str]) -> None:
     """Shorten every name outside a set to a few letters, and drop what only takes space.
 
     Args:
@@ -103,7 +107,7 @@ def slim(model: Any, keep: Collection[str]) -> None:
     strip(model)
 
 
-def strip(model: Any) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Sort the nodes; drop their names, notes, inferred shapes, what is unused."""
     sort(model)
     domains = set()
@@ -131,7 +135,7 @@ def strip(model: Any) -> None:
     model.producer_name, model.producer_version = "keras_kd", ""
 
 
-def sort(model: Any) -> None:
+def sort(model: onnx.ModelProto) -> None:
     """Put the nodes of every graph into an order in which each tensor is made before it is read.
 
     Args:
@@ -149,22 +153,22 @@ def sort(model: Any) -> None:
             graph.node.extend(copies[i] for i in TopologicalSorter(needs).static_order())
 
 
-def _read(node: Any) -> set[str]:
+def _read(node: onnx.NodeProto) -> set[str]:
     """What a node reads, for itself and for the graphs inside it."""
     inner = (g for a in node.attribute for g in (a.g, *a.graphs) if g.node or g.output)
     return {*node.input, *(name for g in inner for part in graphs(g) for name in _used(part))}
 
 
-def _used(graph: Any) -> set[str]:
+def _used(graph: onnx.GraphProto) -> set[str]:
     return {name for node in graph.node for name in node.input} | {e.name for e in graph.output}
 
 
-def borders(model: Any) -> set[str]:
+def borders(model: onnx.ModelProto) -> set[str]:
     """Return the names of inputs and outputs."""
     return {entry.name for entry in (*model.graph.input, *model.graph.output)}
 
 
-def rename(graph: Any, new: Callable[[str], str]) -> None:
+def rename(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
     """Rename all tensors of a graph and of the graphs inside it."""
     for inner in graphs(graph):
         for node in inner.node:
@@ -175,7 +179,7 @@ def rename(graph: Any, new: Callable[[str], str]) -> None:
                 entry.name = new(entry.name)
 
 
-def graphs(graph: Any) -> Iterator[Any]:
+def graphs(graph: onnx.GraphProto) -> Iterator[Any]:
     """Yield a graph and the graphs inside its nodes."""
     yield graph
     for node in graph.node:
@@ -186,7 +190,7 @@ def graphs(graph: Any) -> Iterator[Any]:
                 yield from graphs(inner)
 
 
-def _tensors(graph: Any) -> Iterator[str]:
+def _tensors(graph: onnx.GraphProto) -> Iterator[str]:
     for inner in graphs(graph):
         for entry in (*inner.input, *inner.initializer):
             yield entry.name
@@ -194,7 +198,7 @@ def _tensors(graph: Any) -> Iterator[str]:
             yield from (name for name in node.output if name)
 
 
-def border_scales(model: Any) -> dict[str, dict[str, Any]]:
+def border_scales(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
     """Return how the inputs and outputs of a quantized ONNX file map to integers.
 
     Args:

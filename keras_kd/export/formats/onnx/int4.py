@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
 
 BLOCK = 32
 """Weights of one column that share a scale; ONNX Runtime takes powers of two from 16."""
 
 
-def pack_int4(model: Any) -> int:
+def pack_int4(model: onnx.ModelProto) -> int:
     """Replace `MatMul` by a constant matrix with `MatMulNBits`.
 
     ONNX Runtime's own tool needs one more package for what is a rounding and a packing.

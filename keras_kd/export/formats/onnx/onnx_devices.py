@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_kd.export.formats.onnx.graph import MOVERS
+
+if TYPE_CHECKING:
+    import onnx
 
 
 class ONNXFile:
@@ -200,7 +203,7 @@ def ncnn(file: ONNXFile) -> str:
     return "only batch 1" if file.free else "yes"
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
+def _nodes(graph: onnx.GraphProto) -> Iterator[Any]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:

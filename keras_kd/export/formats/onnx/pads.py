@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import onnx
 
-def keep_zeros(model: Any) -> int:
+
+def keep_zeros(model: onnx.ModelProto) -> int:
     """Let the greatest value be taken of padded zeros too, as the file says.
 
     ONNX Runtime from 1.20 to 1.31 makes a `Pad` with zeros part of the `MaxPool` behind it, which

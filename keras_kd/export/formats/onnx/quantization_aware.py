@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_kd.export.formats.onnx.exact_products import fits, rounded
 from keras_kd.export.formats.onnx.graph import MOVERS
+
+if TYPE_CHECKING:
+    import onnx
+
 
 # Steps on each side of zero that training with 8, 7, ... 2 bits leaves.
 _LIMITS = tuple(2 ** (bits - 1) - 1 for bits in range(8, 1, -1))
@@ -15,7 +19,7 @@ _LIMITS = tuple(2 ** (bits - 1) - 1 for bits in range(8, 1, -1))
 _CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
 
 
-def quantize_on_grid(model: Any) -> int:
+def quantize_on_grid(model: onnx.ModelProto) -> int:
     """Store weights that lie on the grid of 2 to 8 bits as integers behind `DequantizeLinear`.
 
     A channel with largest magnitude `m` lies on the grid of `b` bits if all of its weights are
@@ -56,7 +60,7 @@ def quantize_on_grid(model: Any) -> int:
     return count
 
 
-def channel_axis(node: Any) -> int | None:
+def channel_axis(node: onnx.NodeProto) -> int | None:
     """The axis of the second input that counts outputs; `None` for operators without weights."""
     if node.op_type == "Gemm":
         transposed = any(a.name == "transB" and a.i == 1 for a in node.attribute)
@@ -78,7 +82,9 @@ def _grid(weights: np.ndarray, axis: int) -> np.ndarray | None:
     return None
 
 
-def _weights(graph: Any, node: Any, weights: np.ndarray, scale: np.ndarray, axis: int) -> Any:
+def _weights(
+    graph: onnx.GraphProto, node: onnx.NodeProto, weights: np.ndarray, scale: np.ndarray, axis: int
+) -> Any:
     axis %= weights.ndim
     steps = rounded(weights, _along(scale, axis, weights.ndim))
     zero = np.zeros(scale.shape, np.int8)
@@ -88,14 +94,14 @@ def _weights(graph: Any, node: Any, weights: np.ndarray, scale: np.ndarray, axis
     return _dequantize(graph, node, 1, steps, scale, zero, axis)
 
 
-def _bias(graph: Any, node: Any, bias: np.ndarray, scale: np.ndarray) -> Any:
+def _bias(graph: onnx.GraphProto, node: onnx.NodeProto, bias: np.ndarray, scale: np.ndarray) -> Any:
     steps = np.clip(np.round(bias / scale), -(2**31), 2**31 - 1).astype(np.int32)
     return _dequantize(graph, node, 2, steps, scale, np.zeros(scale.shape, np.int32), 0)
 
 
 def _dequantize(
-    graph: Any,
-    node: Any,
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
     position: int,
     steps: np.ndarray,
     scale: np.ndarray,
@@ -114,7 +120,7 @@ def _dequantize(
 
 
 def _input_scale(
-    producer: Any, producers: dict[str, Any], values: dict[str, Any]
+    producer: onnx.NodeProto, producers: dict[str, Any], values: dict[str, Any]
 ) -> np.ndarray | None:
     while producer is not None and producer.op_type in MOVERS:
         producer = producers.get(producer.input[0])
@@ -129,13 +135,13 @@ def _along(scale: np.ndarray, axis: int, rank: int) -> np.ndarray:
     return scale.reshape(shape)
 
 
-def _array(entry: Any) -> np.ndarray:
+def _array(entry: onnx.TensorProto) -> np.ndarray:
     from onnx import numpy_helper
 
     return numpy_helper.to_array(entry)
 
 
-def _insert(graph: Any, before: list[tuple[Any, list[Any]]]) -> None:
+def _insert(graph: onnx.GraphProto, before: list[tuple[Any, list[Any]]]) -> None:
     # Nodes stay in an order in which every tensor is made before it is used.
     added = {node.output[0]: nodes for node, nodes in before}
     ordered: list[Any] = []

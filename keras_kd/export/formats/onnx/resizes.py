@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import onnx
 
-def settle(model: Any) -> None:
+
+def settle(model: onnx.ModelProto) -> None:
     """Mend factors by which a size comes out one too small.
 
     ONNX makes `floor(size * factor)` of a size, and tf2onnx writes the factor `wanted / size` as a
@@ -70,14 +73,14 @@ def settle(model: Any) -> None:
     _insert(model, added)
 
 
-def interpolates(node: Any) -> bool:
+def interpolates(node: onnx.NodeProto) -> bool:
     """Whether a node resizes by computing values that were not there."""
     if node.op_type != "Resize":
         return False
     return any(entry.name == "mode" and entry.s != b"nearest" for entry in node.attribute)
 
 
-def keep_rounding(model: Any, floats: Any = None) -> int:
+def keep_rounding(model: onnx.ModelProto, floats: Any = None) -> int:
     """Let quantized values be interpolated as real numbers and rounded, as the file says.
 
     Between a `DequantizeLinear` and a `QuantizeLinear` of one scale, ONNX Runtime drops the two and
@@ -131,7 +134,7 @@ def keep_rounding(model: Any, floats: Any = None) -> int:
     return len(added)
 
 
-def _insert(model: Any, added: dict[str, list[Any]]) -> None:
+def _insert(model: onnx.ModelProto, added: dict[str, list[Any]]) -> None:
     """Put nodes before those that their name is an output of."""
     if added:
         ordered = [one for node in model.graph.node for one in (*added.get(_name(node), ()), node)]
@@ -140,11 +143,11 @@ def _insert(model: Any, added: dict[str, list[Any]]) -> None:
         model.graph.node.extend(copies)
 
 
-def _name(node: Any) -> str:
+def _name(node: onnx.NodeProto) -> str:
     return str(node.output[0])
 
 
-def _factors(node: Any) -> bool:
+def _factors(node: onnx.NodeProto) -> bool:
     return len(node.input) == 3 and bool(node.input[2])
 
 
@@ -154,7 +157,7 @@ def _size(size: int, factor: np.float32) -> int:
     return math.floor(size * float(factor))
 
 
-def _without_shapes(model: Any) -> Any:
+def _without_shapes(model: onnx.ModelProto) -> Any:
     # What tf2onnx says of shapes contradicts the factors, and inference stops at that.
     copy = type(model).FromString(model.SerializeToString())
     del copy.graph.value_info[:]
@@ -163,7 +166,7 @@ def _without_shapes(model: Any) -> Any:
     return copy
 
 
-def _shapes(model: Any) -> dict[str, list[int | None]]:
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
     entries = (*model.graph.value_info, *model.graph.input)
     return {
         entry.name: [

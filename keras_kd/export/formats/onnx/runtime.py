@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_kd.export.signature import Arrays
 from keras_kd.utils.onnx_types import DTYPES
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 class ONNXRuntime:
@@ -49,7 +52,7 @@ class ONNXRuntime:
     def signature(self) -> dict[str, list[dict[str, Any]]]:
         """Return names, shapes and dtypes of the inputs and outputs, as the file has them."""
 
-        def rows(values: Any) -> list[dict[str, Any]]:
+        def rows(values: Sequence[onnxruntime.NodeArg]) -> list[dict[str, Any]]:
             return [
                 {"name": v.name, "shape": list(v.shape), "dtype": DTYPES[v.type]} for v in values
             ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from keras_kd.export.source.model_files import parameter_names
 from keras_kd.export.source.source_model import Source
 from keras_kd.export.tensor_names import layer_of, shorten, unique
 from keras_kd.export.verification.metrics import lowest_sqnr
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 
 _SAMPLES = 64
 """Calibration samples that are enough to compare two files."""
@@ -243,7 +247,9 @@ class LiteRT:
             )
         return copy.deepcopy(self._converters[form, endpoint])
 
-    def _convert(self, converter: Any, precision: str, *, strict: bool) -> bytes:
+    def _convert(
+        self, converter: tf.lite.TFLiteConverter, precision: str, *, strict: bool
+    ) -> bytes:
         import tensorflow as tf
 
         ops = tf.lite.OpsSet
@@ -286,7 +292,7 @@ class LiteRT:
             # By name: a list would have to follow the converter's own order of inputs.
             yield {self._parameters[name]: array[i : i + 1] for name, array in arrays.items()}
 
-    def _with_own_names(self, blob: Any) -> bytes:
+    def _with_own_names(self, blob: bytes) -> bytes:
         own = {given: name for name, given in self._parameters.items() if given != name}
         if not own:
             return bytes(blob)

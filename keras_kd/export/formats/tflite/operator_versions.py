@@ -55,7 +55,7 @@ class Operator:
         """Type of the first input, empty if there is none."""
         return self.inputs[0] if self.inputs else ""
 
-    def option(self, name: str, default: Any = 0) -> Any:
+    def option(self, name: str, default: object = 0) -> Any:
         """Return a setting of the operator, or the default where the file has no settings."""
         return getattr(self.source.builtinOptions, name, default)
 
