@@ -183,7 +183,7 @@ def check(packet: Packet, allowed: Mapping[str, Kind], sizes: Mapping[str, int])
 def _check_array(
     kind: str, name: str, array: Array, record: Record, sizes: dict[str, int]
 ) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != record.dtype:
+    if type(array) is not np.ndarray or array.dtype != record.dtype:
         have = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise BorderError(f"`{name}` in `{kind}` is {record.dtype}. Received: {have}.")
     wanted = tuple(sizes.get(size, size) for size in record.shape)
@@ -197,17 +197,18 @@ def _check_array(
 
 
 def _is(value: Any, wanted: str) -> bool:
+    # Of exactly these types: what derives from one of them could carry more.
     if wanted == "int":
-        return isinstance(value, int) and not isinstance(value, bool)
+        return type(value) is int
     if wanted == "float":
-        return isinstance(value, float) and not math.isnan(value)
+        return type(value) is float and not math.isnan(value)
     if wanted == "word":
-        return isinstance(value, str) and _WORD.fullmatch(value) is not None
-    if not isinstance(value, list):
+        return type(value) is str and _WORD.fullmatch(value) is not None
+    if type(value) is not list:
         return False
     if wanted == "names":
-        return all(isinstance(each, str) for each in value)
-    return len(value) <= 16 and all(_is(each, "int") for each in value)
+        return all(type(each) is str for each in value)
+    return len(value) <= 16 and all(type(each) is int for each in value)
 
 
 def problem(answers: Array, probabilities: bool, noisy: bool) -> str | None:

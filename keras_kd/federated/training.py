@@ -89,7 +89,8 @@ class Learner:
     def __init__(self, model: Any, rows: Array, whose: str) -> None:
         self.logits_model = LogitsModel(model, rows, whose)
         self.model, self.classes = model, self.logits_model.classes
-        self.shape_of_rows = self.logits_model.shape_of_rows
+        # Of a list that a Keras model is given, it makes one of its own that cannot be sent.
+        self.shape_of_rows = [int(size) for size in self.logits_model.shape_of_rows]
         self._whose = whose
         self._compiled = False
 
