@@ -98,7 +98,8 @@ class Server:
         self.done = 0
         self._step = 0
         self._finished = True
-        self._run = int(np.random.default_rng().integers(1, 2**31))
+        # Of ten digits always, so that packets of all runs have the same size.
+        self._run = int(np.random.default_rng().integers(10**9, 2**31))
         rows = len(plan.public.x)
         self._asked = np.zeros(rows, "int32")
         # The last consensus about each row that was ever asked about, and for which classes.
