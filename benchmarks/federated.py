@@ -88,7 +88,7 @@ class Benchmark:
         s, begin = self.settings, time.process_time()
         model = network(seed)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(), loss, ["accuracy"], jit_compile=False)
+        model.compile(keras.optimizers.Adam(), loss, metrics=["accuracy"], jit_compile=False)
         passes = (s["rounds"] + 1) * s["epochs"]
         model.fit(*self.private, epochs=passes, batch_size=s["batch_size"], verbose=0)
         accuracy = model.evaluate(*self.test, verbose=0)[1]

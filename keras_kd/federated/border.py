@@ -180,9 +180,7 @@ def check(packet: Packet, allowed: Mapping[str, Kind], sizes: Mapping[str, int])
     return packet
 
 
-def _check_array(
-    kind: str, name: str, array: Array, record: Record, sizes: dict[str, int]
-) -> None:
+def _check_array(kind: str, name: str, array: Array, record: Record, sizes: dict[str, int]) -> None:
     if type(array) is not np.ndarray or array.dtype != record.dtype:
         have = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise BorderError(f"`{name}` in `{kind}` is {record.dtype}. Received: {have}.")

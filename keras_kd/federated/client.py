@@ -69,9 +69,7 @@ class Client:
         self.classes = None if classes is None else [str(name) for name in classes]
         self.epochs, self.batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
         if not 0 <= checks.number("validation_split", validation_split) < 1:
-            raise ValueError(
-                f"`validation_split` lies in [0, 1). Received: {validation_split!r}."
-            )
+            raise ValueError(f"`validation_split` lies in [0, 1). Received: {validation_split!r}.")
         self.validation: tuple[Array, Array] | None = None
         if validation_data is not None:
             if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:

@@ -77,9 +77,7 @@ def to_record(packet: Packet) -> Any:
     app = _flower().app
     arrays = {name: app.Array(np.ascontiguousarray(a)) for name, a in packet.arrays.items()}
     numbers = {"kind": packet.kind, **packet.numbers}
-    return app.RecordDict(
-        {"arrays": app.ArrayRecord(arrays), "numbers": app.ConfigRecord(numbers)}
-    )
+    return app.RecordDict({"arrays": app.ArrayRecord(arrays), "numbers": app.ConfigRecord(numbers)})
 
 
 def to_packet(record: Any) -> Packet:
@@ -462,9 +460,7 @@ def write_app(
     """
     path, _, name = federation.rpartition(":")
     if not path.endswith(".py") or not name.isidentifier():
-        raise ValueError(
-            f"`federation` is named as `FILE.py:FUNCTION`. Received: {federation!r}."
-        )
+        raise ValueError(f"`federation` is named as `FILE.py:FUNCTION`. Received: {federation!r}.")
     for argument, value in (("rounds", rounds), ("queries", queries)):
         if positive(argument, value) != int(value):
             raise ValueError(f"`{argument}` is an integer. Received: {value!r}.")

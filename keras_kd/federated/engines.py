@@ -88,9 +88,7 @@ class InProcess(Engine):
                 "`InProcess` needs the clients themselves: pass `clients=[make_client, ...]`."
             )
         # A client that goes on in the same folder keeps what it has compiled.
-        self._sites = {
-            place.folder: self._site(place) for place in places
-        }
+        self._sites = {place.folder: self._site(place) for place in places}
         return serve(_Calls([self._sites[place.folder] for place in places], self.timeout))
 
     def _site(self, place: Place) -> Site:

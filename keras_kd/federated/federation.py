@@ -120,7 +120,9 @@ class Federation:
         if student is not None:
             checks.require_model(student, "student")
             if not student.built:
-                raise ValueError(f"The student `{student.name}` is not built. Call it on rows once.")
+                raise ValueError(
+                    f"The student `{student.name}` is not built. Call it on rows once."
+                )
         elif not self.clients:
             raise ValueError(
                 "Clients that come by themselves do not tell what the student is to be. Pass "
@@ -274,9 +276,7 @@ class Federation:
                 np.savez(file, x=self.public.x, **labels)
         public = SavedPublic(str(path.resolve()), self.public)
         root = (self.folder / CLIENTS).resolve()
-        return [
-            Place(make, str(root / str(i)), i, public) for i, make in enumerate(self.clients)
-        ]
+        return [Place(make, str(root / str(i)), i, public) for i, make in enumerate(self.clients)]
 
     def _read_reports(self, server: Server) -> None:
         """Show what crossed nothing, where the clients' folders lie on this machine."""

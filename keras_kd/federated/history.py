@@ -109,7 +109,8 @@ class History:
             f"{self.bytes_up:,} bytes up, {self.bytes_down:,} down, {self.messages:,} messages",
         ]
         lines += [
-            f"round {e['round']}, client {e['client']}: {e['what']}: {e['why']}" for e in self.events
+            f"round {e['round']}, client {e['client']}: {e['what']}: {e['why']}"
+            for e in self.events
         ]
         return "\n".join(lines)
 

@@ -32,7 +32,9 @@ def test_rules_are_those_of_scipy():
 def test_trimming_leaves_a_fifth_out_at_each_end(count, left):
     values = rng.permutation(np.arange(count, dtype=float))[:, None]
     cut = (count - left) // 2
-    np.testing.assert_allclose(aggregation.trimmed(values), np.sort(values[:, 0])[cut : count - cut].mean())
+    np.testing.assert_allclose(
+        aggregation.trimmed(values), np.sort(values[:, 0])[cut : count - cut].mean()
+    )
 
 
 @pytest.mark.parametrize("rule", ["median", "trimmed"])
@@ -71,9 +73,7 @@ def test_what_is_sent_is_logits_or_probabilities():
     z = rng.normal(size=(3, 4)).astype("float32")
     np.testing.assert_array_equal(federated.FedMD().answer(z), z)
     np.testing.assert_array_equal(federated.FedDF().answer(z), z)
-    np.testing.assert_allclose(
-        federated.DSFL().answer(z), scipy.special.softmax(z, -1), rtol=1e-6
-    )
+    np.testing.assert_allclose(federated.DSFL().answer(z), scipy.special.softmax(z, -1), rtol=1e-6)
 
 
 def test_losses_of_the_methods():
@@ -236,7 +236,9 @@ def test_a_ledger_is_written_before_it_counts(tmp_path, monkeypatch):
     assert len(ledger.Ledger(tmp_path).releases) == 1
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"version": 9, "releases": []}', '{"version": 1, "releases": [{}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"version": 9, "releases": []}', '{"version": 1, "releases": [{}]}']
+)
 def test_a_damaged_ledger_is_no_empty_one(tmp_path, text):
     (tmp_path / ledger.FILE).write_text(text)
     with pytest.raises(ValueError, match="nobody knows"):

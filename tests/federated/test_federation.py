@@ -59,18 +59,18 @@ def finished(tmp_path_factory):
     """A federation of two rounds, and what crossed in it."""
     folder = tmp_path_factory.mktemp("fed")
     engine = Watched()
-    federation = federated.Federation(
-        makers(), public(), federated.DSFL(batch_size=20, student_epochs=20), engine, folder,
-        student=model("softmax", 7),
-    )  # fmt: skip
+    method = federated.DSFL(batch_size=20, learning_rate=0.01, student_epochs=10)
+    student = model("softmax", 7)
+    student.compile(keras.optimizers.Adam(0.03))
+    federation = federated.Federation(makers(), public(), method, engine, folder, student=student)
     history = federation.fit(rounds=3, queries=40, validation_data=TEST, verbose=0)
     return federation, history, engine, folder
 
 
 def test_the_student_learns_what_no_client_knows_alone(finished):
     federation, history, _, folder = finished
-    # Each client knows two classes of four: alone none is right in more than half of the rows.
-    assert history.rounds[-1]["student_accuracy"] > 0.8
+    # Each client knows three classes of four, a quarter of the rows is beyond it.
+    assert history.rounds[-1]["student_accuracy"] > 0.85
     student = federation.student
     assert isinstance(student, keras.Model)
     assert {type(layer).__module__.split(".")[0] for layer in student.layers} == {"keras"}
@@ -95,7 +95,7 @@ def test_every_packet_is_on_the_list_and_holds_nothing_else(finished):
     assert history.bytes_up == sum(p.nbytes for way, p in crossed if way == "up")
     assert history.bytes_down == sum(p.nbytes for way, p in crossed if way == "down")
     masks = [p.arrays["has"].tolist() for w, p in crossed if w == "up" and p.kind == "hello"]
-    assert masks == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    assert masks == [[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 1]]
 
 
 def test_each_client_is_told_how_it_fared(finished):
@@ -120,16 +120,18 @@ def test_the_random_state_of_the_process_stays(tmp_path):
     before = np.random.get_state(legacy=True)[1].copy()
     x, y = rows(0, 20)
     federated.Federation([lambda: (MODELS["one"], x, y)], public(), folder=tmp_path,
-                         student=model("logits")).fit(1, 10, verbose=0)  # fmt: skip
+                         student=MODELS["other"]).fit(1, 10, verbose=0)  # fmt: skip
     np.testing.assert_array_equal(np.random.get_state(legacy=True)[1], before)
 
 
-MODELS = {"one": model("logits", 1)}
+MODELS = {"one": model("logits", 1), "other": model("logits", 2)}
 
 
 def test_a_second_fit_goes_on_and_the_same_program_passes_over(tmp_path):
     def made():
-        return federated.Federation(makers()[:1], public(), folder=tmp_path, student=model("logits"))
+        return federated.Federation(
+            makers()[:1], public(), folder=tmp_path, student=model("logits")
+        )
 
     federation = made()
     assert len(federation.fit(1, 20, verbose=0).rounds) == 1
@@ -146,22 +148,20 @@ def test_a_second_fit_goes_on_and_the_same_program_passes_over(tmp_path):
 def test_whoever_is_worse_off_with_the_others_is_told_and_keeps_its_own(tmp_path):
     """The others' rows have their classes the wrong way round."""
     x, y = rows(1, 80)
-    backward = [lambda: federated.Client(model("logits", i), *rows(i, 80), epochs=5) for i in (3, 4)]
 
-    def wrong(make):
-        def made():
-            found = make()
-            found.y = CLASSES - 1 - found.y
-            found.validation = None
-            return found
+    def wrong(seed):
+        def make():
+            u, v = rows(seed, 80)
+            return federated.Client(model("compiled", seed), u, CLASSES - 1 - v, epochs=8,
+                                    batch_size=10, validation_split=0)  # fmt: skip
 
-        return made
+        return make
 
     def victim():
-        return federated.Client(model("logits", 5), x, y, epochs=3, batch_size=20)
+        return federated.Client(model("compiled", 5), x, y, epochs=1, batch_size=20)
 
     federation = federated.Federation(
-        [victim, *map(wrong, backward)], public(), federated.DSFL(epochs=200, learning_rate=0.05),
+        [victim, wrong(3), wrong(4)], public(), federated.DSFL(epochs=40, learning_rate=0.05),
         folder=tmp_path, student=model("logits"),
     )  # fmt: skip
     with pytest.warns(UserWarning, match=r"worse than training alone for clients \[0\]"):
@@ -397,7 +397,9 @@ def test_clients_that_do_not_fit_together(tmp_path, make, match):
     )
     with pytest.raises(ValueError, match=f"client 1 .*{match}"):
         federation.fit(1, 10, verbose=0)
-    assert not list(tmp_path.glob("*.npz")) or [p.name for p in tmp_path.glob("*.npz")] == ["public.npz"]
+    assert not list(tmp_path.glob("*.npz")) or [p.name for p in tmp_path.glob("*.npz")] == [
+        "public.npz"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -425,7 +427,9 @@ def test_clients_that_are_wrong_in_themselves_say_so_at_home(tmp_path, make, mat
 def test_two_processes_do_not_share_a_folder(tmp_path):
     from keras_kd.utils import files
 
-    federation = federated.Federation([maker(0)], public(), folder=tmp_path, student=model("logits"))
+    federation = federated.Federation(
+        [maker(0)], public(), folder=tmp_path, student=model("logits")
+    )
     with files.claimed(tmp_path / ".lock", str), pytest.raises(BlockingIOError, match="at work"):
         federation.fit(1, 10)
 
@@ -485,4 +489,4 @@ def test_killed_and_run_again(tmp_path):
     assert found[1].returncode == 0, found[1].stderr
     assert found[1].stdout.strip() == "[[0, 1], [0, 1]] [2, 2]"
     about = json.loads(str(archives.arrays(tmp_path / "clients" / "1" / "state.npz")["about"]))
-    assert about["passes"] == 6
+    assert about["passes"] == 24

@@ -48,7 +48,9 @@ class Scripted:
             return Packet("hello", arrays, {"number": node, "inputs": [3], "public": 1})
         now = {"round": packet.numbers["round"]}
         if packet.kind == "finish":
-            return Packet("report", {}, {**now, "before": 0.1, "alone": 0.5, "after": 0.6, "kept": 1})
+            return Packet(
+                "report", {}, {**now, "before": 0.1, "alone": 0.5, "after": 0.6, "kept": 1}
+            )
         rows = packet.arrays["ask"]
         answers = ANSWERS[node][rows].astype("float16")
         return Packet("answers", {"rows": rows, "answers": answers}, now)
@@ -60,7 +62,9 @@ def honest(packet, usual):
 
 def replaced(**arrays):
     return lambda packet, usual: Packet(
-        usual.kind, {**usual.arrays, **{k: v(usual.arrays[k]) for k, v in arrays.items()}}, usual.numbers
+        usual.kind,
+        {**usual.arrays, **{k: v(usual.arrays[k]) for k, v in arrays.items()}},
+        usual.numbers,
     )
 
 
