@@ -3,7 +3,7 @@
     python benchmarks/federated.py
     python benchmarks/federated.py --alphas 0.1 --seeds 3 --minutes 60
     python benchmarks/federated.py --quick        # few rows and rounds; nothing is kept
-    python benchmarks/federated.py --table        # the tables in docs/federated.md, from the results
+    python benchmarks/federated.py --table        # the table in docs/federated.md, from the results
 
 Fashion-MNIST: private rows are dealt to the clients class by class in shares that a Dirichlet
 distribution draws; the public rows are others, without labels. Clients and student are the same
@@ -95,6 +95,7 @@ class Benchmark:
         return {"student": accuracy, "cpu_seconds": round(time.process_time() - begin, 1)}
 
     def federation(self, name, alpha, seed):
+        """Accuracies and bytes of one federation."""
         s, begin = self.settings, time.process_time()
         x, y = self.private
         parts = shares(y, s["clients"], alpha, seed)

@@ -1,4 +1,4 @@
-"""Three clients of a few dozen weights and different kinds, as programs of several tests make them."""
+"""Three clients of a few dozen weights and of different kinds, for the tests of federations."""
 
 import keras
 import numpy as np

@@ -38,7 +38,7 @@ class Packet:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays as `.npy` and of the numbers as JSON; what carries it adds its own."""
+        """Bytes of arrays as `.npy` and numbers as JSON; what carries them adds its own."""
         numbers = json.dumps({"kind": self.kind, **self.numbers}, separators=(",", ":"))
         return sum(_npy_bytes(a) for a in self.arrays.values()) + len(numbers.encode())
 
@@ -121,7 +121,10 @@ UP = {
         {"number": "int", "inputs": "ints", "public": "int"},
     ),
     "answers": Kind(
-        {"rows": Record("int32", ("queries",)), "answers": Record("float16", ("queries", "classes"))},
+        {
+            "rows": Record("int32", ("queries",)),
+            "answers": Record("float16", ("queries", "classes")),
+        },
         {"round": "int", "epsilon": "float?"},
     ),
     # No more answers, since they would cost more privacy than was agreed.

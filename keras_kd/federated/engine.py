@@ -1,9 +1,9 @@
 """Flower as what carries the packets: in its simulation, and between processes of a deployment.
 
-The two apps are the same in both: `_client_app` hands each message to a `Site` and returns its reply,
-`_server_app` runs the server's program with a `_GridLink`. A packet becomes a `RecordDict` with two
-records, `arrays` and `numbers`, and comes back as a packet. Flower is imported here alone, inside
-functions, after its telemetry and Ray's usage statistics have been turned off.
+The two apps are the same in both: `_client_app` hands each message to a `Site` and returns what it
+replies, `_server_app` runs the server's program with a `_GridLink`. A packet becomes a `RecordDict`
+with two records, `arrays` and `numbers`, and comes back as a packet. Flower is imported here alone,
+inside functions, after its telemetry and Ray's usage statistics have been turned off.
 """
 
 from __future__ import annotations
@@ -258,8 +258,8 @@ class Flower(Engine):
         """As in `Engine`."""
         if not places:
             raise ValueError(
-                "A simulation needs the clients themselves: pass `clients=[make_client, ...]`. In a "
-                "deployment `fit` is called by the app that `server_app` makes."
+                "A simulation needs the clients themselves: pass `clients=[make_client, ...]`. In "
+                "a deployment `fit` is called by the app that `server_app` makes."
             )
         _flower()
         try:

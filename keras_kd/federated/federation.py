@@ -107,15 +107,15 @@ class Federation:
             _instance("privacy", privacy, Gaussian, "Gaussian(10.0, 1e-5, 2.0)")
             if not self.method.probabilities:
                 raise ValueError(
-                    f"`{type(self.method).__name__}` sends logits, which have no bounds, so that no "
-                    "noise is enough for them. Pass `method=DSFL()`, whose answers are "
+                    f"`{type(self.method).__name__}` sends logits, which have no bounds, so that "
+                    "no noise is enough for them. Pass `method=DSFL()`, whose answers are "
                     "probabilities."
                 )
         self.privacy = privacy
         if getattr(self.method, "pretrain", 0) and self.public.y is None:
             raise ValueError(
-                f"`pretrain={self.method.settings()['pretrain']}` trains on labeled public rows, and "
-                "`public` has no labels. Pass `public=(x, y)`, or `pretrain=0`."
+                f"`pretrain={self.method.settings()['pretrain']}` trains on labeled public rows, "
+                "and `public` has no labels. Pass `public=(x, y)`, or `pretrain=0`."
             )
         if student is not None:
             checks.require_model(student, "student")
@@ -181,8 +181,8 @@ class Federation:
         whole("rounds", rounds)
         if whole("queries", queries) > len(self.public.x):
             raise ValueError(
-                f"`queries={queries}` is more than there are public rows, {len(self.public.x)}. Ask "
-                "about fewer, or add public rows."
+                f"`queries={queries}` is more than there are public rows, {len(self.public.x)}. "
+                "Ask about fewer, or add public rows."
             )
         validation = None
         if validation_data is not None:

@@ -41,9 +41,9 @@ class Ledger:
             self._multipliers()
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"The ledger `{self.path}` cannot be read ({error}), so that nobody knows what this "
-                "client has spent. Put back a copy of it, or give the client another folder if its "
-                "rows were never asked about."
+                f"The ledger `{self.path}` cannot be read ({error}), so that nobody knows what "
+                "this client has spent. Put back a copy of it, or give the client another folder if "
+                "its rows were never asked about."
             ) from error
 
     def _multipliers(self) -> list[float]:

@@ -1,8 +1,8 @@
 """What clients answer, what is made of their answers, and how everyone learns from it.
 
-A method is a thin class around the functions of `aggregation`: `answer` makes what a client sends of
-its logits, `consensus` what is learned from by the student of what was joined, `targets` and `loss`
-how a model learns from what it was told. A new method derives from `Method` and adds a line to
+A method is a thin class around the functions of `aggregation`: `answer` makes what a client sends
+of its logits, `consensus` makes what the student learns of what was joined, `targets` and `loss`
+say how a model learns what it was told. A new method derives from `Method` and adds a line to
 `METHODS`. May import: `aggregation`, `utils`.
 """
 
@@ -95,8 +95,8 @@ class Method:
         }
 
     def __repr__(self) -> str:
-        named = {k: v for k, v in sorted(vars(self).items())}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in named.items())})"
+        named = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(self).items()))
+        return f"{type(self).__name__}({named})"
 
 
 class FedMD(Method):

@@ -180,8 +180,8 @@ def require_audible(
     needed = math.ceil(clients / ratio**2)
     fewer, weaker = math.floor(queries * ratio**2), z * ratio
     raise ValueError(
-        f"The noise would drown the answers. All rows of one client move its {queries:,} answers by "
-        f"at most sqrt(2 * {queries:,}) = {of_all:.4g}, so that each probability gets noise of "
+        f"The noise would drown the answers. All rows of one client move its {queries:,} answers "
+        f"by at most sqrt(2 * {queries:,}) = {of_all:.4g}, so that each probability gets noise of "
         f"standard deviation {z:g} * {of_all:.4g} = {z * of_all:.4g}; the {rule} of {clients:,} "
         f"clients leaves {joined:.4g}, and a probability is 1 at most. An answer that all agree on "
         f"would keep its class in {kept(joined, classes):.0%} of the rows, by chance it does in "

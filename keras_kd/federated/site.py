@@ -181,10 +181,10 @@ class Site:
 
     def _round(self, packet: Packet, settings: dict[str, Any]) -> Packet:
         ask, about = packet.arrays["ask"], self._about
-        if about["round"] == settings["round"] and self._reply and about["kind"] == "answers":
+        known = about["round"] == settings["round"] and about["kind"] == "answers"
+        if known and np.array_equal(self._reply["rows"], ask):
             # Asked again, since the server was killed: no training and no noise a second time.
-            if np.array_equal(self._reply["rows"], ask):
-                return self._answers(settings, about.get("epsilon"))
+            return self._answers(settings, about.get("epsilon"))
         _, public = self._made()
         if ask.min() < 0 or ask.max() >= len(public.x):
             raise ValueError(f"The server asked about rows that are not among {len(public.x)}.")
@@ -391,7 +391,7 @@ class Site:
 
 
 def learner_of_labels(client: Client) -> Any:
-    """A compiled model over a client's weights that learns labels, where its own is not compiled."""
+    """A compiled model over a client's weights that learns labels, for a client without one."""
     found = training.LogitsModel(client.model, client.x[:8], "client's model")
     found.compile(
         keras.optimizers.Adam(),

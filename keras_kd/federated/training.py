@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd.models.model_reader import Reader, like_probabilities
+from keras_kd.models.model_reader import Reader
 from keras_kd.utils import checks
 from keras_kd.utils.types import Tensor
 
@@ -61,8 +61,8 @@ class LogitsModel(keras.Model):
             size not in (0, b) for size, b in zip(self.shape_of_rows, rows.shape[1:])
         ):
             raise ValueError(
-                f"The {whose} `{model.name}` reads rows of shape {tuple(declared)}, and its rows have "
-                f"shape {tuple(rows.shape[1:])}. Reshape them, or give it another input."
+                f"The {whose} `{model.name}` reads rows of shape {tuple(declared)}, and its rows "
+                f"have shape {tuple(rows.shape[1:])}. Reshape them, or give it another input."
             )
         # Past Keras's tracking: its model is tracked above.
         object.__setattr__(self, "reader", reader)

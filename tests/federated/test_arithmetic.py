@@ -1,4 +1,4 @@
-"""Joining answers, learning from them, and what noise costs, against NumPy and SciPy written out."""
+"""Joining answers, learning from them, and what noise costs, against NumPy and SciPy."""
 
 import json
 import math

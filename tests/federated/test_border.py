@@ -43,7 +43,7 @@ def test_what_is_on_the_list_may_cross():
         (Packet("failed", {}, {"round": 1, "error": "patient 3 has"}), "`error` may not"),
         (Packet("failed", {}, {"round": 1, "error": b"x"}), "`error` may not"),
         (Packet("report", {}, {"round": 1, "after": float("nan")}), "`after` may not"),
-        (Packet("hello", {"order": ROWS}, {"number": 0, "inputs": [1] * 99, "public": 1}), "`inputs`"),
+        (Packet("hello", {}, {"number": 0, "inputs": [1] * 99, "public": 1}), "`inputs`"),
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(packet, match):

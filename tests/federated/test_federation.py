@@ -10,7 +10,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-
 from small_federations import (
     CLASSES,
     FEATURES,
@@ -21,6 +20,7 @@ from small_federations import (
     public,
     rows,
 )
+
 from keras_kd import federated
 from keras_kd.federated import border, privacy
 from keras_kd.federated.border import Packet
@@ -79,7 +79,7 @@ def test_the_student_learns_what_no_client_knows_alone(finished):
 
 
 def test_every_packet_is_on_the_list_and_holds_nothing_else(finished):
-    federation, history, engine, _ = finished
+    _, history, engine, _ = finished
     crossed = engine.crossed
     assert len(crossed) == history.messages == 2 * 3 * 5
     private = [client(i) for i in range(3)]

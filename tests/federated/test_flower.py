@@ -1,4 +1,4 @@
-"""Federations over Flower: its simulation, and a server and three clients as processes of their own.
+"""Federations over Flower: its simulation, and a server and clients as processes of their own.
 
 Run by `make federated`; left out where Flower is missing.
 """
@@ -17,11 +17,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from small_federations import maker, makers, model, public, rows
 
 from keras_kd import federated
 from keras_kd.federated import border, engine, privacy
 from keras_kd.federated.border import BorderError, Packet
-from small_federations import maker, makers, model, public, rows
 
 pytest.importorskip("flwr")
 

@@ -19,7 +19,7 @@ ANSWERS = rng.dirichlet(np.ones(4), (5, 30))
 
 
 class Scripted:
-    """Clients that do what a function says: `{node: fn(packet, reply) -> Packet, None or raise}`."""
+    """Clients that do what a function says: `fn(packet, usual reply) -> reply`."""
 
     def __init__(self, *clients, has=None):
         self.clients = dict(enumerate(clients))
@@ -123,6 +123,15 @@ def nan(answers):
     return answers
 
 
+def other(kind=None, arrays=None, **numbers):
+    """A reply of another kind, or with more in it."""
+    return lambda packet, usual: Packet(
+        kind or usual.kind,
+        {**({} if kind else usual.arrays), **(arrays or {})},
+        {**usual.numbers, **numbers},
+    )
+
+
 LIES = {
     "nan": (replaced(answers=nan), "rejected", "not finite"),
     "constant": (replaced(answers=lambda a: np.full_like(a, 0.25)), "rejected", "constant"),
@@ -132,9 +141,9 @@ LIES = {
     "other rows": (replaced(rows=lambda r: r + 1), "rejected", "other rows"),
     "twice": (replaced(rows=lambda r: np.full_like(r, r[0])), "rejected", "other rows"),
     "sum": (replaced(answers=lambda a: a * 3), "rejected", "no probabilities"),
-    "weights": (lambda p, u: Packet("answers", {**u.arrays, "kernel": X}, u.numbers), "rejected", "kernel"),
-    "kind": (lambda p, u: Packet("rows", {"x": X}, u.numbers), "rejected", "'rows'"),
-    "fails": (lambda p, u: Packet("failed", {}, {**u.numbers, "error": "OSError"}), "failed", "OSError"),
+    "weights": (other(arrays={"kernel": X}), "rejected", "kernel"),
+    "kind": (other("rows", {"x": X}), "rejected", "'rows'"),
+    "fails": (other("failed", error="OSError"), "failed", "OSError"),
     "late": (lambda p, u: "late", "late", "in time"),
 }  # fmt: skip
 
