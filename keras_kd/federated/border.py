@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -48,6 +48,37 @@ def _npy_bytes(array: Array) -> int:
     described = np.lib.format.header_data_from_array_1_0(array)
     np.lib.format.write_array_header_1_0(header, described)
     return len(header.getvalue()) + int(array.nbytes)
+
+
+class Reply(NamedTuple):
+    """What came back from a client.
+
+    Attributes:
+        node: The client, as the link calls it.
+        packet: What it sent, or `None` if nothing came.
+        why: Why nothing came: `"late"` (not within the time), or what was lost.
+    """
+
+    node: int
+    packet: Packet | None
+    why: str = ""
+
+
+class Link(Protocol):
+    """The server's way to its clients."""
+
+    def nodes(self) -> list[int]:
+        """The clients that can be reached now, by numbers of the link's own."""
+
+    def exchange(self, packets: Mapping[int, Packet]) -> list[Reply]:
+        """Send packets and wait for the replies.
+
+        Args:
+            packets: One for each client that is to get one.
+
+        Returns:
+            A reply of each, and replies to earlier packets that came too late.
+        """
 
 
 class BorderError(ValueError):

@@ -72,9 +72,7 @@ class Client:
             raise ValueError(f"`validation_split` lies in [0, 1). Received: {validation_split!r}.")
         self.validation: tuple[Array, Array] | None = None
         if validation_data is not None:
-            if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
-                raise TypeError("`validation_data` is a pair `(x, y)`.")
-            self.validation = rows_of(*validation_data, "validation x", "validation y")
+            self.validation = pair_of(validation_data, "validation_data")
             if self.validation[0].shape[1:] != self.x.shape[1:]:
                 raise ValueError(
                     f"Rows of `validation_data` have shape {self.validation[0].shape[1:]}, and "
@@ -147,9 +145,7 @@ class Public:
 
     def __init__(self, given: Any) -> None:
         if isinstance(given, tuple | list):
-            if len(given) != 2:
-                raise TypeError("`public` is `x`, or a pair `(x, y)`.")
-            self.x, self.y = rows_of(*given, "public x", "public y")
+            self.x, self.y = pair_of(given, "public")
         else:
             self.x, self.y = inputs_of(given, "public"), None
         self.identity = [len(self.x), zlib.crc32(np.ascontiguousarray(self.x))]
@@ -170,6 +166,14 @@ def inputs_of(x: Any, name: str) -> Array:
         )
     checks.require_finite(x, name)
     return x
+
+
+def pair_of(given: Any, name: str) -> tuple[Array, Array]:
+    """Rows and their classes that came as `(x, y)`, checked."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise TypeError(f"`{name}` is a pair `(x, y)`. Received: {type(given).__name__}.")
+    x, y = given
+    return rows_of(x, y, f"x of {name}", f"y of {name}")
 
 
 def rows_of(x: Any, y: Any, x_name: str, y_name: str) -> tuple[Array, Array]:

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from keras_kd.federated.border import BorderError, Packet
-from keras_kd.federated.engines import Engine, Link, Reply
+from keras_kd.federated.border import BorderError, Link, Packet, Reply
+from keras_kd.federated.engines import Engine
 from keras_kd.federated.methods import positive
 from keras_kd.federated.site import Place, Site
 from keras_kd.utils import files
@@ -173,7 +173,7 @@ class _GridLink:
         return found
 
     def exchange(self, packets: Mapping[int, Packet]) -> list[Reply]:
-        """As in `engines.Link`."""
+        """As in `border.Link`."""
         app = _flower().app
         late, self._open = self._open, {}
         replies: list[Reply] = []
@@ -190,11 +190,9 @@ class _GridLink:
         while missing:
             for message in self._grid.pull_messages([*missing, *late]):
                 to = message.metadata.reply_to_message_id
-                node = missing.pop(to, None)
-                if node is None:
-                    node = late.pop(to, None)
-                if node is not None:
-                    replies.append(_reply(node, message))
+                for waiting in (missing, late):
+                    if to in waiting:
+                        replies.append(_reply(waiting.pop(to), message))
             if missing and time.monotonic() > end:
                 break
             if missing:
@@ -405,7 +403,7 @@ def _function(named: str) -> Callable[[], Any]:
     found = vars(module).get(name)
     if not callable(found):
         raise ValueError(f"`{path}` has no function `{name}`.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 _PROJECT = """[project]

@@ -1,8 +1,7 @@
 """What carries packets between the server and the clients: the engine; here the one without a net.
 
-An `Engine` runs the server's program with a `Link`; a link knows its clients by numbers of its own
-and exchanges packets with them. `InProcess` calls the clients one after the other in this process;
-`engine.Flower` has Flower carry the packets. Imports `border` and `site`.
+An `Engine` runs the server's program with a `Link`. `InProcess` calls the clients one after the
+other in this process; `engine.Flower` has Flower carry the packets. Imports `border` and `site`.
 """
 
 from __future__ import annotations
@@ -10,44 +9,13 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TypeVar
 
-from keras_kd.federated.border import Packet
+from keras_kd.federated.border import Link, Packet, Reply
 from keras_kd.federated.methods import positive
 from keras_kd.federated.site import Place, Site
 
 T = TypeVar("T")
-
-
-class Reply(NamedTuple):
-    """What came back from a client.
-
-    Attributes:
-        node: The client, as the link calls it.
-        packet: What it sent, or `None` if nothing came.
-        why: Why nothing came: `"late"` (not within the time), or what was lost.
-    """
-
-    node: int
-    packet: Packet | None
-    why: str = ""
-
-
-class Link(Protocol):
-    """The server's way to its clients."""
-
-    def nodes(self) -> list[int]:
-        """The clients that can be reached now, by numbers of the link's own."""
-
-    def exchange(self, packets: Mapping[int, Packet]) -> list[Reply]:
-        """Send packets and wait for the replies.
-
-        Args:
-            packets: One for each client that is to get one.
-
-        Returns:
-            A reply of each, and replies to earlier packets that came too late.
-        """
 
 
 class Engine(abc.ABC):

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from keras_kd.federated.aggregation import RULES
-from keras_kd.federated.client import Public, made, rows_of
+from keras_kd.federated.client import Public, made, pair_of
 from keras_kd.federated.engines import Engine, InProcess
 from keras_kd.federated.history import History
 from keras_kd.federated.methods import DSFL, Method, whole
@@ -132,9 +132,12 @@ class Federation:
         self._names = None if classes is None else [str(name) for name in classes]
         if self._names is not None and len(set(self._names)) < len(self._names):
             raise ValueError(f"`classes` names a class twice. Received: {self._names}.")
-        self._temporary = None if folder is not None else tempfile.TemporaryDirectory()
-        place = folder if self._temporary is None else self._temporary.name
-        self.folder = pathlib.Path(place)
+        self._temporary: Any = None
+        if folder is None:
+            # Removed with this object.
+            self._temporary = tempfile.TemporaryDirectory()
+            folder = self._temporary.name
+        self.folder = pathlib.Path(folder)
         files.require_writable(self.folder)
         self._server: Server | None = None
         self._wanted = 0
@@ -186,9 +189,7 @@ class Federation:
             )
         validation = None
         if validation_data is not None:
-            if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
-                raise TypeError("`validation_data` is a pair `(x, y)`.")
-            validation = rows_of(*validation_data, "validation x", "validation y")
+            validation = pair_of(validation_data, "validation_data")
         server = self._prepared()
         self._require_private(server, rounds, queries)
         wanted = self._wanted + rounds

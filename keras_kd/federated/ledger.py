@@ -42,8 +42,8 @@ class Ledger:
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The ledger `{self.path}` cannot be read ({error}), so that nobody knows what "
-                "this client has spent. Put back a copy of it, or give the client another folder if "
-                "its rows were never asked about."
+                "this client has spent. Put back a copy of it, or give the client another folder "
+                "if its rows were never asked about."
             ) from error
 
     def _multipliers(self) -> list[float]:

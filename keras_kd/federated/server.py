@@ -12,13 +12,13 @@ import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_kd.federated import aggregation, border, privacy, training
-from keras_kd.federated.border import Array, Packet
+from keras_kd.federated.border import Array, Link, Packet
 from keras_kd.federated.client import Public
 from keras_kd.federated.history import History
 from keras_kd.federated.methods import Method
@@ -26,16 +26,6 @@ from keras_kd.utils import archives, files
 
 STATE, STUDENT, HISTORY = "federation.npz", "student.keras", "history.json"
 _VERSION = 1
-
-
-class Link(Protocol):
-    """As in `engines`."""
-
-    def nodes(self) -> list[int]:
-        """The clients that can be reached."""
-
-    def exchange(self, packets: Mapping[int, Packet]) -> Sequence[Any]:
-        """Replies to packets."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ import pytest
 import scipy.special
 
 from keras_kd import federated
-from keras_kd.federated.border import Packet
+from keras_kd.federated.border import Packet, Reply
 from keras_kd.federated.client import Public
-from keras_kd.federated.engines import Reply
 from keras_kd.federated.server import HISTORY, STATE, Plan, Server
 
 rng = np.random.default_rng(5)
