@@ -8,7 +8,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: test demo faults lint notebooks exported docs mediapipe runtimes venv clean
+.PHONY: test demo faults lint notebooks exported docs mediapipe federated runtimes venv clean
 
 test: lint
 	$(BIN)/python -m pytest -n 2
@@ -48,6 +48,17 @@ mediapipe: $(VENV)/.test .venv-mediapipe/.done
 .venv-mediapipe/.done:
 	$(PYTHON) -m venv .venv-mediapipe
 	.venv-mediapipe/bin/python -m pip install --quiet mediapipe==1.2.2
+	@touch $@
+
+# Federations over Flower, in its simulation and as processes, in an environment of their own.
+federated: .venv-federated/.done
+	FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0 TF_CPP_MIN_LOG_LEVEL=3 \
+		.venv-federated/bin/python -m pytest tests/federated
+
+.venv-federated/.done: pyproject.toml constraints-federated.txt
+	$(PYTHON) -m venv .venv-federated
+	.venv-federated/bin/python -m pip install --quiet --constraint constraints-federated.txt \
+		--editable '.[export,federated,jax]' pytest pytest-timeout
 	@touch $@
 
 # Small students in the runtimes of devices, each in an environment of its own, beside what the

@@ -27,6 +27,7 @@ _MODULES = (
     "compress",
     "datasets",
     "export",
+    "federated",
     "lifelong",
     "losses",
     "robust",

@@ -1,0 +1,237 @@
+"""Ten clients with other shares of the classes each: alone, FedMD, DS-FL, FedDF, and pooled rows.
+
+    python benchmarks/federated.py
+    python benchmarks/federated.py --alphas 0.1 --seeds 3 --minutes 60
+    python benchmarks/federated.py --quick        # few rows and rounds; nothing is kept
+    python benchmarks/federated.py --table        # the table in docs/federated.md, from the results
+
+Fashion-MNIST: private rows are dealt to the clients class by class in shares that a Dirichlet
+distribution draws; the public rows are others, without labels. Clients and student are the same
+small CNN, so that FedAvg's bytes can be told by calculation: its weights, both ways, in as many
+rounds. All figures are accuracies on the same balanced test rows. `alone` is a client after as many
+passes over its own rows as in the federation. Each run is kept as soon as it is done, so an
+interrupted benchmark goes on where it stopped.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+import warnings
+
+import keras
+import numpy as np
+from records import put, read, save
+from shared_data import load
+
+from keras_kd import federated
+
+SETTINGS = {
+    "clients": 10,
+    "private": 6000,
+    "public": 3000,
+    "test": 2000,
+    "rounds": 10,
+    "queries": 500,
+    "epochs": 2,
+    "batch_size": 32,
+}
+METHODS = {
+    "fedmd": ("FedMD", federated.FedMD),
+    "dsfl": ("DS-FL", federated.DSFL),
+    "feddf": ("FedDF, from outputs", federated.FedDF),
+}
+RULES = ("mean", "median", "trimmed")
+
+
+def network(seed):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(8, 3, strides=2, padding="same", activation="relu"),
+            keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def shares(y, clients, alpha, seed, least=10):
+    """Row numbers of each client: every class is dealt in shares that a Dirichlet draws."""
+    rng = np.random.default_rng(seed)
+    while True:
+        parts = [[] for _ in range(clients)]
+        for c in np.unique(y):
+            rows = rng.permutation(np.flatnonzero(y == c))
+            cuts = np.cumsum(rng.dirichlet(np.full(clients, alpha)))[:-1]
+            for part, each in zip(parts, np.split(rows, (cuts * len(rows)).astype(int))):
+                part.extend(each)
+        if min(map(len, parts)) >= least:
+            return [np.array(sorted(part)) for part in parts]
+
+
+class Benchmark:
+    """The rows, and one run of each kind."""
+
+    def __init__(self, folder, settings):
+        self.settings = settings
+        n = settings["private"]
+        x, y, u, v = load("fashion_mnist", folder, n + settings["public"])
+        self.private, self.public = (x[:n], y[:n]), x[n:]
+        order = np.random.default_rng(0).permutation(len(u))[: settings["test"]]
+        self.test = u[order], v[order]
+
+    def pooled(self, seed):
+        """All private rows in one place, as many passes as a client has."""
+        s, begin = self.settings, time.process_time()
+        model = network(seed)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(), loss, metrics=["accuracy"], jit_compile=False)
+        passes = (s["rounds"] + 1) * s["epochs"]
+        model.fit(*self.private, epochs=passes, batch_size=s["batch_size"], verbose=0)
+        accuracy = model.evaluate(*self.test, verbose=0)[1]
+        return {"student": accuracy, "cpu_seconds": round(time.process_time() - begin, 1)}
+
+    def federation(self, name, alpha, seed):
+        """Accuracies and bytes of one federation."""
+        s, begin = self.settings, time.process_time()
+        x, y = self.private
+        parts = shares(y, s["clients"], alpha, seed)
+        method, _, rule = name.partition("_")
+
+        def maker(i):
+            def make():
+                return federated.Client(
+                    network(100 * seed + i),
+                    x[parts[i]],
+                    y[parts[i]],
+                    validation_data=self.test,
+                    epochs=s["epochs"],
+                    batch_size=s["batch_size"],
+                )
+
+            return make
+
+        federation = federated.Federation(
+            [maker(i) for i in range(s["clients"])],
+            self.public,
+            METHODS[method][1](),
+            aggregate=rule or "mean",
+            student=network(seed),
+            seed=seed,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            history = federation.fit(
+                s["rounds"], s["queries"], validation_data=self.test, verbose=0
+            )
+        weights = sum(int(np.prod(w.shape)) for w in federation.student.weights)
+        return {
+            "student": history.rounds[-1]["student_accuracy"],
+            "by_round": [round(row["student_accuracy"], 4) for row in history.rounds],
+            "alone": float(np.mean([row["alone"] for row in history.per_client])),
+            "after": float(np.mean([row["after"] for row in history.per_client])),
+            "best_alone": max(row["alone"] for row in history.per_client),
+            "worse": history.worse,
+            "bytes_up": history.bytes_up,
+            "bytes_down": history.bytes_down,
+            "fedavg_bytes": 2 * 4 * weights * s["clients"] * s["rounds"],
+            "rows": [len(part) for part in parts],
+            "events": len([e for e in history.events if e["what"] != "worse"]),
+            "cpu_seconds": round(time.process_time() - begin, 1),
+        }
+
+
+def spread(values):
+    more = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{more}"
+
+
+def table(kept):
+    s, runs = kept["settings"], kept["runs"]
+    lines = [
+        f"{s['clients']} clients with {s['private']:,} private rows of Fashion-MNIST together, "
+        f"{s['public']:,} public rows, {s['test']:,} test rows; {s['rounds']} rounds of "
+        f"{s['queries']} questions, {s['epochs']} passes over the private rows in each. In the "
+        "columns of accuracies: the mean over seeds ± the standard deviation.",
+        "",
+        "| Dirichlet | Method | student % | clients alone % | clients after % | pooled % "
+        "| gap closed % | MB up | MB down | % of FedAvg's bytes | seeds | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for alpha in sorted({key.split("/")[0] for key in runs if key[0].isdigit()}, key=float):
+        for name in [f"{m}{r}" for m in METHODS for r in ("", "_median", "_trimmed")]:
+            found = {
+                key.split("/")[2]: run
+                for key, run in runs.items()
+                if key.startswith(f"{alpha}/{name}/") and f"pooled/{key.split('/')[2]}" in runs
+            }
+            if not found:
+                continue
+            of = {k: [run[k] for run in found.values()] for k in next(iter(found.values()))}
+            pooled = [runs[f"pooled/{seed}"]["student"] for seed in found]
+            closed = [
+                100 * (a - b) / (c - b) for a, b, c in zip(of["student"], of["alone"], pooled)
+            ]
+            share = 100 * (np.add(of["bytes_up"], of["bytes_down"]) / of["fedavg_bytes"]).mean()
+            method, _, rule = name.partition("_")
+            lines.append(
+                f"| {alpha} | {METHODS[method][0]}{f', {rule}' if rule else ''} "
+                + "".join(
+                    f"| {spread(100 * np.array(values))} "
+                    for values in (of["student"], of["alone"], of["after"], pooled)
+                )
+                + f"| {spread(closed)} | {np.mean(of['bytes_up']) / 1e6:.2f} "
+                f"| {np.mean(of['bytes_down']) / 1e6:.2f} | {share:.1f} | {len(found)} "
+                f"| {np.median(of['cpu_seconds']):.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("../shared/data"))
+    parser.add_argument("--alphas", default="0.1,1.0", help="of the Dirichlet, joined by commas")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default=",".join(METHODS), help="names, joined by commas")
+    parser.add_argument("--minutes", type=float, default=90.0, help="of processor time, then stop")
+    parser.add_argument("--quick", action="store_true", help="few rows; nothing is kept")
+    parser.add_argument("--table", action="store_true", help="write docs/federated.md and stop")
+    arguments = parser.parse_args()
+    names = arguments.only.split(",")
+    known = [f"{m}{r}" for m in METHODS for r in ("", *(f"_{rule}" for rule in RULES[1:]))]
+    if unknown := set(names) - set(known):
+        parser.error(f"unknown methods: {sorted(unknown)}. There are {known}")
+    settings = dict(SETTINGS)
+    if arguments.quick:
+        settings.update(private=400, public=200, test=200, rounds=2, queries=100, clients=3)
+    kept = None if arguments.quick else read("federated")
+    kept = kept or {"settings": settings, "runs": {}}
+    if json.loads(json.dumps(settings)) != kept["settings"]:
+        raise SystemExit("The results have other settings: remove the file.")
+    if not arguments.table:
+        benchmark, runs = Benchmark(arguments.data, settings), kept["runs"]
+        jobs = []
+        for seed in range(1 if arguments.quick else arguments.seeds):
+            jobs.append((f"pooled/{seed}", lambda seed=seed: benchmark.pooled(seed)))
+            for alpha in arguments.alphas.split(","):
+                for name in names:
+                    job = lambda a=float(alpha), n=name, s=seed: benchmark.federation(n, a, s)  # noqa: E731
+                    jobs.append((f"{float(alpha)}/{name}/{seed}", job))
+        for key, job in jobs:
+            if key in runs or time.process_time() > 60 * arguments.minutes:
+                continue
+            keras.backend.clear_session()
+            runs[key] = job()
+            print(key, runs[key], flush=True)
+            if not arguments.quick:
+                save("federated", kept)
+    print(table(kept))
+    if not arguments.quick:
+        put("federated.md", "table", table(kept))
+
+
+if __name__ == "__main__":
+    main()

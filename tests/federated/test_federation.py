@@ -1,0 +1,492 @@
+"""Federations of small clients in one process: what crosses, what is kept, what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from small_federations import (
+    CLASSES,
+    FEATURES,
+    client,
+    maker,
+    makers,
+    model,
+    public,
+    rows,
+)
+
+from keras_kd import federated
+from keras_kd.federated import border, privacy
+from keras_kd.federated.border import Packet
+from keras_kd.federated.engines import InProcess
+from keras_kd.federated.site import ERROR, MODEL, REPORT, Place, Site
+from keras_kd.utils import archives
+
+TEST = rows(200, 200)
+
+
+class Watched(InProcess):
+    """Keeps every packet that crosses."""
+
+    def __init__(self):
+        super().__init__()
+        self.crossed = []
+
+    def run(self, serve, places):
+        def watched(link):
+            exchange = link.exchange
+
+            def both(packets):
+                self.crossed += [("down", packet) for packet in packets.values()]
+                replies = exchange(packets)
+                self.crossed += [("up", reply.packet) for reply in replies]
+                return replies
+
+            link.exchange = both
+            return serve(link)
+
+        return super().run(watched, places)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A federation of two rounds, and what crossed in it."""
+    folder = tmp_path_factory.mktemp("fed")
+    engine = Watched()
+    method = federated.DSFL(batch_size=20, learning_rate=0.01, student_epochs=10)
+    student = model("softmax", 7)
+    student.compile(keras.optimizers.Adam(0.03))
+    federation = federated.Federation(makers(), public(), method, engine, folder, student=student)
+    history = federation.fit(rounds=3, queries=40, validation_data=TEST, verbose=0)
+    return federation, history, engine, folder
+
+
+def test_the_student_learns_what_no_client_knows_alone(finished):
+    federation, history, _, folder = finished
+    # Each client knows three classes of four, a quarter of the rows is beyond it.
+    assert history.rounds[-1]["student_accuracy"] > 0.85
+    student = federation.student
+    assert isinstance(student, keras.Model)
+    assert {type(layer).__module__.split(".")[0] for layer in student.layers} == {"keras"}
+    again = keras.saving.load_model(folder / "student.keras", safe_mode=True)
+    np.testing.assert_allclose(again(TEST[0]), student(TEST[0]), atol=1e-6)
+
+
+def test_every_packet_is_on_the_list_and_holds_nothing_else(finished):
+    _, history, engine, _ = finished
+    crossed = engine.crossed
+    assert len(crossed) == history.messages == 2 * 3 * 5
+    private = [client(i) for i in range(3)]
+    weights = {tuple(w.shape) for c in private for w in c.model.weights}
+    values = {float(v) for c in private for v in c.x.ravel()}
+    for way, packet in crossed:
+        border.check(packet, border.UP if way == "up" else border.DOWN, {"classes": CLASSES})
+        for name, array in packet.arrays.items():
+            assert array.shape[0] in (40, CLASSES), name
+            assert array.dtype in ("int32", "uint8", "float16"), name
+            assert tuple(array.shape) not in weights - {(CLASSES,)}, name
+            assert not values & set(array.astype("float64").ravel().tolist()) - {0.0, 1.0}, name
+    assert history.bytes_up == sum(p.nbytes for way, p in crossed if way == "up")
+    assert history.bytes_down == sum(p.nbytes for way, p in crossed if way == "down")
+    masks = [p.arrays["has"].tolist() for w, p in crossed if w == "up" and p.kind == "hello"]
+    assert masks == [[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 1]]
+
+
+def test_each_client_is_told_how_it_fared(finished):
+    _, history, _, folder = finished
+    assert [row["client"] for row in history.per_client] == [0, 1, 2]
+    for row in history.per_client:
+        assert row["alone"] > row["before"]
+        assert row["kept"] == ("federated" if row["after"] >= row["alone"] else "alone")
+        assert row["answered"] == 3
+        kept = keras.saving.load_model(folder / "clients" / str(row["client"]) / MODEL)
+        held = client(row["client"]).validation
+        accuracy = (np.argmax(kept(held[0]), -1) == held[1]).mean()
+        assert accuracy == pytest.approx(max(row["alone"], row["after"]))
+    assert "before %" in history.table()
+    said = json.loads((folder / "history.json").read_text())
+    assert said["per_client"] == history.per_client
+    assert history.epsilon is None
+
+
+def test_the_random_state_of_the_process_stays(tmp_path):
+    np.random.seed(3)
+    before = np.random.get_state(legacy=True)[1].copy()
+    x, y = rows(0, 20)
+    federated.Federation([lambda: (MODELS["one"], x, y)], public(), folder=tmp_path,
+                         student=MODELS["other"]).fit(1, 10, verbose=0)  # fmt: skip
+    np.testing.assert_array_equal(np.random.get_state(legacy=True)[1], before)
+
+
+MODELS = {"one": model("logits", 1), "other": model("logits", 2)}
+
+
+def test_a_second_fit_goes_on_and_the_same_program_passes_over(tmp_path):
+    def made():
+        return federated.Federation(
+            makers()[:1], public(), folder=tmp_path, student=model("logits")
+        )
+
+    federation = made()
+    assert len(federation.fit(1, 20, verbose=0).rounds) == 1
+    assert len(federation.fit(1, 20, verbose=0).rounds) == 2
+    spent = federation.history.bytes_up
+    again = made()
+    assert len(again.fit(1, 20, verbose=0).rounds) == 2
+    assert len(again.fit(1, 20, verbose=0).rounds) == 2
+    # It was greeted twice more, and asked about nothing.
+    assert again.history.bytes_up < 1.5 * spent
+    np.testing.assert_allclose(again.student(TEST[0]), federation.student(TEST[0]), atol=1e-6)
+
+
+def test_whoever_is_worse_off_with_the_others_is_told_and_keeps_its_own(tmp_path):
+    """The others' rows have their classes the wrong way round."""
+    x, y = rows(1, 80)
+
+    def wrong(seed):
+        def make():
+            u, v = rows(seed, 80)
+            return federated.Client(model("compiled", seed), u, CLASSES - 1 - v, epochs=8,
+                                    batch_size=10, validation_split=0)  # fmt: skip
+
+        return make
+
+    def victim():
+        return federated.Client(model("compiled", 5), x, y, epochs=1, batch_size=20)
+
+    federation = federated.Federation(
+        [victim, wrong(3), wrong(4)], public(), federated.DSFL(epochs=40, learning_rate=0.05),
+        folder=tmp_path, student=model("logits"),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"worse than training alone for clients \[0\]"):
+        history = federation.fit(2, 60, verbose=0)
+    row = history.per_client[0]
+    assert row["after"] < row["alone"]
+    assert row["kept"] == "alone"
+    assert history.worse == [0]
+    assert [e["client"] for e in history.events if e["what"] == "worse"] == [0]
+    kept = keras.saving.load_model(tmp_path / "clients" / "0" / MODEL)
+    held = victim().validation
+    assert (np.argmax(kept(held[0]), -1) == held[1]).mean() == pytest.approx(row["alone"])
+    # Those without rows to measure themselves on say nothing.
+    assert history.per_client[1]["after"] is None
+
+
+def test_a_client_that_fails_leaves_its_words_at_home(tmp_path):
+    def fails():
+        raise OSError("the file of patient 17 is damaged")
+
+    federation = federated.Federation([fails, maker(1)], public(), folder=tmp_path)
+    history = federation.fit(1, 20, verbose=0)
+    assert history.rounds[0]["answered"] == [1]
+    assert {(e["client"], e["what"]) for e in history.events} == {(0, "failed")}
+    assert not any("patient" in e["why"] for e in history.events)
+    assert "patient 17" in (tmp_path / "clients" / "0" / ERROR).read_text()
+
+
+# ------------------------------------------------------------------------ the side of a client
+
+SETTINGS = {"run": 5, "number": 0, "seed": 0, **federated.DSFL(batch_size=20).settings()}
+
+
+def question(number, rows_asked, **more):
+    ask = np.asarray(rows_asked, "int32")
+    return Packet("round", {"ask": ask}, {**SETTINGS, "round": number, **more})
+
+
+def site(folder, number=0):
+    return Site(Place(maker(number, public=public()), str(folder), number))
+
+
+def test_a_question_that_comes_again_gets_the_same_reply(tmp_path):
+    first = site(tmp_path).answer(question(1, range(10)))
+    again = site(tmp_path).answer(question(1, range(10)))
+    assert first.kind == again.kind == "answers"
+    np.testing.assert_array_equal(first.arrays["answers"], again.arrays["answers"])
+    # A process that goes on and one that was started anew train alike.
+    here = site(tmp_path / "other")
+    here.answer(question(1, range(10)))
+    told = {
+        "told_rows": np.arange(10, dtype="int32"),
+        "told": first.arrays["answers"],
+        "known": np.ones(CLASSES, "uint8"),
+    }
+    asked = question(2, range(5, 15))
+    packet = Packet("round", {**asked.arrays, **told}, asked.numbers)
+    found = [each.answer(packet).arrays["answers"] for each in (here, site(tmp_path))]
+    np.testing.assert_allclose(*found, atol=2e-3)
+
+
+def test_a_client_answers_no_unknown_packet(tmp_path):
+    here = site(tmp_path)
+    for packet in (
+        Packet("weights", {}, {}),
+        question(1, [0, 999]),
+        question(1, [-1]),
+        Packet("round", {"ask": np.arange(3)}, {**SETTINGS, "round": 1}),
+        question(1, [0], method="fedavg"),
+    ):
+        reply = here.answer(packet)
+        assert reply.kind == "failed"
+        assert set(reply.numbers) == {"round", "error"}
+    assert here.answer(question(1, [0, 1])).kind == "answers"
+
+
+def counted(multipliers, delta):
+    return sum(1 / z for z in multipliers)
+
+
+def test_noise_is_added_before_answers_leave_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(privacy, "epsilon", counted)
+    noise = federated.Gaussian(0.5, 1e-5, 5.0).settings()
+    exact = site(tmp_path / "exact").answer(question(1, range(60)))
+    here = site(tmp_path / "noisy")
+    noisy = here.answer(question(1, range(60), **noise))
+    assert set(noisy.arrays) == {"rows", "answers"}
+    assert noisy.numbers == {"round": 1, "epsilon": 2.0}
+    difference = noisy.arrays["answers"].astype("float64") - exact.arrays["answers"]
+    # 240 normal values: the standard deviation is known to 5 %.
+    assert difference.std() == pytest.approx(0.5 * np.sqrt(2 * 60), rel=0.25)
+    # Asked again, it sends the same noise, which costs nothing more.
+    again = site(tmp_path / "noisy").answer(question(1, range(60), **noise))
+    np.testing.assert_array_equal(again.arrays["answers"], noisy.arrays["answers"])
+    assert again.numbers["epsilon"] == 2.0
+    assert here.answer(question(2, range(60), **noise)).numbers["epsilon"] == 4.0
+    # The next one would cost 6, and is not sent; nor are accuracies.
+    assert here.answer(question(3, range(60), **noise)).kind == "spent"
+    report = here.answer(Packet("finish", {}, {**SETTINGS, "round": 4, **noise}))
+    assert report.numbers == {"round": 4, "epsilon": 4.0}
+    assert "after" in json.loads((tmp_path / "noisy" / REPORT).read_text())
+
+
+def test_a_private_federation_sends_neither_classes_nor_accuracies(tmp_path, monkeypatch):
+    monkeypatch.setattr(privacy, "epsilon", counted)
+    engine = Watched()
+    noise = federated.Gaussian(0.05, 1e-5, 100.0)
+    federation = federated.Federation(
+        makers(), public(), engine=engine, folder=tmp_path, privacy=noise, student=model("logits")
+    )
+    history = federation.fit(2, 10, verbose=0)
+    up = [packet for way, packet in engine.crossed if way == "up"]
+    assert {name for p in up for name in p.arrays} == {"order", "rows", "answers"}
+    assert not {name for p in up for name in p.numbers} & {"before", "alone", "after"}
+    assert history.epsilon == pytest.approx(40.0)
+    assert [row["epsilon"] for row in history.per_client] == pytest.approx([40.0] * 3)
+    # They were read from the folders of the clients, which lie on this machine.
+    assert all(row["after"] is not None for row in history.per_client)
+
+
+def test_too_much_noise_is_refused_before_anything_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(privacy, "epsilon", counted)
+    engine = Watched()
+
+    def made(noise):
+        return federated.Federation(
+            makers(), public(), engine=engine, folder=tmp_path, privacy=noise,
+            student=model("logits"),
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match="drown.*sqrt"):
+        made(federated.Gaussian(10.0, 1e-5, 2.0)).fit(2, 40)
+    with pytest.raises(ValueError, match="1 rounds are within it"):
+        made(federated.Gaussian(0.05, 1e-5, 25.0)).fit(2, 10)
+    assert not engine.crossed
+    for method in (federated.FedMD(), federated.FedDF()):
+        with pytest.raises(ValueError, match="sends logits, which have no bounds"):
+            federated.Federation(
+                makers(), public(), method, privacy=federated.Gaussian(10.0, 1e-5, 2.0)
+            )
+
+
+# ------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"clients": []}, ValueError, "no clients"),
+        ({"clients": 0}, ValueError, "clients"),
+        ({"clients": None}, TypeError, "list of functions"),
+        ({"clients": [model("logits")]}, TypeError, "no function"),
+        ({"clients": [3]}, TypeError, "no function"),
+        ({"clients": 3}, ValueError, "student="),
+        ({"public": "x"}, TypeError, "public"),
+        ({"public": np.zeros((0, 4))}, ValueError, "public"),
+        ({"public": np.full((5, 4), np.nan)}, ValueError, "NaN"),
+        ({"public": (public(), np.zeros(3, int))}, ValueError, "60 rows"),
+        ({"method": federated.DSFL}, TypeError, "not the class"),
+        ({"method": "dsfl"}, TypeError, "method"),
+        ({"method": federated.FedMD(pretrain=2)}, ValueError, "public` has no labels"),
+        ({"engine": "flower"}, TypeError, "engine"),
+        ({"aggregate": "medain"}, ValueError, "Did you mean 'median'"),
+        ({"privacy": 3.0}, TypeError, "privacy"),
+        ({"student": "x"}, TypeError, "student"),
+        ({"student": keras.Sequential([keras.layers.Dense(3)])}, ValueError, "not built"),
+        ({"classes": ["a", "a", "b", "c"]}, ValueError, "twice"),
+    ],
+)
+def test_bad_arguments_get_one_clear_error(arguments, error, match):
+    given = {"clients": [maker(0)], "public": public(), **arguments}
+    with pytest.raises(error, match=match):
+        federated.Federation(**given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"rounds": 0}, ValueError, "rounds"),
+        ({"rounds": 1.5}, TypeError, "rounds"),
+        ({"queries": 0}, ValueError, "queries"),
+        ({"queries": 61}, ValueError, "60"),
+        ({"validation_data": TEST[0]}, TypeError, "pair"),
+    ],
+)
+def test_bad_arguments_of_fit(arguments, error, match):
+    federation = federated.Federation([maker(0)], public(), student=model("logits"))
+    with pytest.raises(error, match=match):
+        federation.fit(**{"rounds": 1, "queries": 10, **arguments})
+
+
+def other_client(**changed):
+    x, y = rows(0, 30)
+    given = {"model": model("logits"), "x": x, "y": y, **changed}
+    return lambda: federated.Client(**given)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "match"),
+    [
+        ({"x": {"a": 1}}, TypeError, "array of rows"),
+        ({"y": np.zeros((30, 4))}, ValueError, "argmax"),
+        ({"y": np.zeros(29, int)}, ValueError, "29"),
+        ({"y": np.full(30, -1)}, ValueError, "from zero"),
+        ({"validation_split": 1.0}, ValueError, "validation_split"),
+        ({"validation_data": 3}, TypeError, "pair"),
+        ({"epochs": 0}, ValueError, "epochs"),
+        ({"model": "m"}, TypeError, "model of a client"),
+    ],
+)
+def test_bad_clients(changed, error, match):
+    with pytest.raises(error, match=match):
+        other_client(**changed)()
+
+
+def wide(units=CLASSES, features=FEATURES, end=None):
+    return keras.Sequential([keras.Input((features,)), keras.layers.Dense(units, activation=end)])
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (other_client(model=wide(7)), "7 outputs, and the student has 4"),
+        (other_client(classes=["b", "a", "c", "d"]), "other classes or another order.*'b'"),
+        (other_client(classes=["a", "b", "c", "x"]), "does not know"),
+        (other_client(model=wide(4, 3), x=np.zeros((30, 3), "float32")), "reads rows of shape"),
+        (other_client(public=public(50)), "other public rows"),
+    ],
+)
+def test_clients_that_do_not_fit_together(tmp_path, make, match):
+    federation = federated.Federation(
+        [maker(0), make], public(), folder=tmp_path, student=model("logits"), classes="abcd"
+    )
+    with pytest.raises(ValueError, match=f"client 1 .*{match}"):
+        federation.fit(1, 10, verbose=0)
+    assert not list(tmp_path.glob("*.npz")) or [p.name for p in tmp_path.glob("*.npz")] == [
+        "public.npz"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (other_client(model=wide(end="sigmoid")), "independent questions"),
+        (other_client(model=wide(1)), "independent questions"),
+        (other_client(model=wide(3), y=np.full(30, 3)), "label 3.*3 outputs"),
+        (other_client(model=wide(4, 3)), "reads rows of shape"),
+        (other_client(classes=["a"]), "names 1 classes"),
+        (lambda: 5, "`keras_kd.federated.Client`, or"),
+    ],
+)
+def test_clients_that_are_wrong_in_themselves_say_so_at_home(tmp_path, make, match):
+    Site(Place(make, str(tmp_path), 0, lambda: None)).answer(
+        Packet(
+            "hello", {},
+            {"run": 1, "number": 0, "outputs": 4, "inputs": [4], "public": [1, 1], "private": 0},
+        )
+    )  # fmt: skip
+    words = (tmp_path / ERROR).read_text()
+    assert pytest.importorskip("re").search(match, words), words
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    from keras_kd.utils import files
+
+    federation = federated.Federation(
+        [maker(0)], public(), folder=tmp_path, student=model("logits")
+    )
+    with files.claimed(tmp_path / ".lock", str), pytest.raises(BlockingIOError, match="at work"):
+        federation.fit(1, 10)
+
+
+def test_importing_the_package_needs_no_flower_and_sets_nothing():
+    program = (
+        "import os, sys; before = dict(os.environ); import keras_kd; keras_kd.federated.Flower; "
+        "assert dict(os.environ) == before; "
+        "assert not {'flwr', 'ray', 'dp_accounting'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=300)
+
+
+def test_without_flower_the_engine_says_what_to_install(tmp_path):
+    if pytest.importorskip("importlib.util").find_spec("flwr"):
+        pytest.skip("Flower is installed.")
+    federation = federated.Federation(
+        [maker(0)], public(), engine=federated.Flower(), folder=tmp_path, student=model("logits")
+    )
+    with pytest.raises(ImportError, match=r"keras_kd\[federated\]"):
+        federation.fit(1, 10)
+
+
+_KILLED = """
+import os, signal, sys
+sys.path[:0] = {paths!r}
+from small_federations import makers, model, public
+from keras_kd import federated
+from keras_kd.federated import site
+when, calls = int(sys.argv[1]), []
+save = site.Site._save
+def counting(self):
+    calls.append(1)
+    if len(calls) == when:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self)
+site.Site._save = counting
+history = federated.Federation(
+    makers()[:2], public(), folder={folder!r}, student=model("logits")
+).fit(2, 20, verbose=0)
+print([r["answered"] for r in history.rounds], [r["answered"] for r in history.per_client])
+"""
+
+
+def test_killed_and_run_again(tmp_path):
+    """Each attempt is killed at its third state of a client; the last one is left alone."""
+    paths = [str(Path(__file__).parent), *filter(None, sys.path)]
+    program = _KILLED.format(paths=paths, folder=str(tmp_path))
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program, str(when)], capture_output=True, text=True, timeout=500
+        )
+        for when in (4, 0)
+    ]
+    assert found[0].returncode == -signal.SIGKILL
+    assert found[1].returncode == 0, found[1].stderr
+    assert found[1].stdout.strip() == "[[0, 1], [0, 1]] [2, 2]"
+    about = json.loads(str(archives.arrays(tmp_path / "clients" / "1" / "state.npz")["about"]))
+    assert about["passes"] == 24
