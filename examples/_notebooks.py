@@ -22,8 +22,8 @@ NOISE = re.compile(
     re.M,
 )
 
-# Where a warning says that it comes from: a path of this machine, another in every run, and the line
-# that called.
+# Where a warning says that it comes from: a path of this machine, another in every run, and the
+# line that called.
 PLACE = re.compile(r"^/\S*\.py:\d+: (\w*Warning: .*\n)  .*\n?", re.M)
 
 
