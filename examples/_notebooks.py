@@ -18,7 +18,8 @@ FOLDER = Path(__file__).parent
 
 # What TensorFlow's C++ side writes before anyone can ask it not to.
 NOISE = re.compile(
-    r"^(WARNING: All log messages|[IWE]0000 |.*TF-TRT|INFO: Created|To enable the following).*\n?",
+    r"^(WARNING: All log messages|[IWE]0000 |.*TF-TRT|INFO: Created|To enable the following"
+    r"|WARNING:tensorflow:\d+ out of the last).*\n?",
     re.M,
 )
 
