@@ -350,8 +350,8 @@ print(f"{report.best.file}: AUC {auc(run(table.test.x)):.2f} % of the test rows"
 # In the run that is kept here, with two seeds:
 #
 # - **Shifting the images**: 70.9 % in place of 75.2 % for the plain student, 75.5 % in place of
-#   78.6 % for the distilled one. Twelve epochs are few, and a student of 2,146 parameters does
-#   not learn the images as they are by heart, so that there is nothing to prevent.
+#   78.6 % for the distilled one. A student of 2,098 parameters is probably too small, and twelve
+#   epochs too few, for more variety to help.
 # - **The defaults** on the images: 75.4 % beside 75.2 %, where the seeds differ by 2 points.
 #   `DIST` at temperature 4 gained 3.4 points with the same teacher. On other data it loses;
 #   `docs/methods.md` has the tables, and the validation rows decide.
