@@ -98,6 +98,7 @@ def load(
         class_names=names,
         inputs={"kind": "tokens", "length": length, "vocabulary": known},
         notes=notes,
+        texts={split: [tuple(tokens) for tokens in one.tokens] for split, one in files.items()},
     )
 
 

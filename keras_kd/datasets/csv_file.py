@@ -187,6 +187,7 @@ def load(
         inputs=inputs,
         unlabeled=unlabeled,
         notes=notes,
+        texts={split: one.column(text) for split, one in files.items()} if text else None,
     )
 
 

@@ -9,7 +9,7 @@ hands raw splits to `assemble`. It imports NumPy alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -50,11 +50,14 @@ class Rows:
             number of -1 is no label.
         index: Where each row stood in the file that it was read from, `(samples,)`; negative in
             splits that have a file of their own.
+        texts: What word numbers were made of, for models that read it otherwise: the text of each
+            row of a CSV file, the tokens of each sentence of a CoNLL file. Empty for other data.
     """
 
     x: Inputs = dataclasses.field(repr=False)
     y: Array = dataclasses.field(repr=False)
     index: Array = dataclasses.field(repr=False)
+    texts: tuple[Any, ...] = dataclasses.field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -134,6 +137,7 @@ def assemble(
     inputs: dict[str, Any] | None = None,
     unlabeled: bool = True,
     notes: Sequence[str] = (),
+    texts: Mapping[str, Sequence[Any]] | None = None,
 ) -> TaskData:
     """Check raw splits and take those that are missing from the training rows.
 
@@ -147,6 +151,7 @@ def assemble(
         inputs: See `TaskData`.
         unlabeled: Whether training rows may have no label.
         notes: Sentences to put before those that are added here.
+        texts: For each split that was read, what stands in `Rows.texts`.
 
     Returns:
         The data.
@@ -172,7 +177,7 @@ def assemble(
             )
         labels[split] = y
         index = np.arange(len(y)) if split == "train" else np.full(len(y), -1)
-        splits[split] = Rows(x, y, index)
+        splits[split] = Rows(x, y, index, tuple((texts or {}).get(split, ())))
     names = _names(task, labels["train"], class_names, name)
     _check_together(name, task, splits, given, names)
     for split, fraction in (("test", TEST_FRACTION), ("validation", VALIDATION_FRACTION)):
@@ -237,7 +242,8 @@ def rows_of(x: Inputs, chosen: np.ndarray | slice) -> Inputs:
 
 def taken(rows: Rows, chosen: np.ndarray | slice) -> Rows:
     """The chosen rows of a split."""
-    return Rows(rows_of(rows.x, chosen), rows.y[chosen], rows.index[chosen])
+    texts = rows.texts and tuple(rows.texts[i] for i in np.arange(len(rows))[chosen])
+    return Rows(rows_of(rows.x, chosen), rows.y[chosen], rows.index[chosen], texts)
 
 
 def _chosen(task: str, y: Array, fraction: float) -> Array:

@@ -73,6 +73,19 @@ def test_tabs_are_not_quoted(table):
     assert sum(data.sizes.values()) == 20
 
 
+def test_texts_stay_with_their_rows_through_splits(table):
+    text = "text,y\n" + "".join(f'"Word{i % 7}, it said.",{i % 2}\n' for i in range(40))
+    data = load_task(table(text), target="y", text="text")
+    for rows in (data.train, data.validation, data.test):
+        assert len(rows.texts) == len(rows)
+        assert rows.texts == tuple(f"Word{i % 7}, it said." for i in rows.index)
+    data = load_task(table(SENTENCE * 10, "a.conll"), "tokens", test=table(SENTENCE, "b.bio"))
+    assert data.test.texts == (("Ada", "Lovelace", "wrote"), ("In", "Bern"))
+    for rows in (data.train, data.validation):
+        assert [len(tokens) for tokens in rows.texts] == (rows.y >= 0).sum(axis=1).tolist()
+    assert load_task("digits").train.texts == ()
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "first"),
     [
