@@ -203,7 +203,8 @@ def _stacked(name: str, split: str, source: Any, samples: int) -> Pair:
             if image.shape != images.shape[1:]:
                 raise ValueError(
                     f"The images of `tfds:{name}` differ in size: {images.shape[1:]} and "
-                    f"{image.shape} in `{split}`. Pass `image_size=(height, width)` to resize them."
+                    f"{image.shape} in `{split}`, first in sample {count}. Pass "
+                    "`image_size=(height, width)` to resize them."
                 )
             if count == samples:
                 break
