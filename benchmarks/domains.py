@@ -46,13 +46,13 @@ WAYS = ("plain", "default", "auto")
 SETTINGS = {
     "adult": (None, 4000, None, 15, 64, 2e-3),
     "bank_marketing": (None, 4000, None, 15, 64, 2e-3),
-    "sms_spam": (None, 1000, None, 30, 32, 5e-3),
-    "banking77": (None, 4000, 20, 30, 64, 5e-3),
-    "movietweetings": (None, 1000, 30, 20, 64, 5e-3),
-    "fsdd": (None, None, 12, 12, 64, 5e-3),
-    "wnut17": (None, None, 10, 8, 32, 5e-3),
-    "fashion_mnist": (12000, 4000, 4, 8, 128, 5e-3),
-    "cifar10": (12000, 4000, 8, 8, 128, 5e-3),
+    "sms_spam": (None, 1000, None, 20, 32, 5e-3),
+    "banking77": (None, 4000, 12, 15, 64, 5e-3),
+    "movietweetings": (None, 1000, 20, 15, 64, 5e-3),
+    "fsdd": (None, None, 8, 8, 64, 5e-3),
+    "wnut17": (None, None, 8, 6, 64, 5e-3),
+    "fashion_mnist": (8000, 3000, 4, 8, 128, 5e-3),
+    "cifar10": (10000, 3000, 6, 8, 128, 5e-3),
 }
 ITEMS = 10
 
@@ -415,7 +415,7 @@ def trained(name, domain, cache, way, seed):
     run = {**found, "cpu_seconds": round(spent, 1)}
     choice = distiller.method_choice
     if choice is not None:
-        kept = ("method", "seeds", "error", "gain", "bound")
+        kept = ("method", "seeds", "error", "gain", "bound", "loss_gain", "loss_bound")
         rows = [{key: row[key] for key in kept} for row in choice.rows() if row["seeds"]]
         run |= {"method": choice.best, "tried": rows}
     return run, student
