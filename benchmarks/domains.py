@@ -199,7 +199,7 @@ def images(name, title, folder):
     else:
         x, y, u, v = shared_data.load(name, folder, many)
     shape, score = x.shape[1:], accuracy(v)
-    large = methods.convnet(shape, (32, 64, 128), "teacher", flip=name == "cifar10")
+    large = methods.convnet(shape, (16, 32, 64), "teacher", flip=name == "cifar10")
     answer = fitted(large, x, y, of_classes(), epochs, 64 if name == "fsdd" else 128, 3e-3)
     teacher = known(score, answer, f"convnet, {large.count_params():,} parameters", u, len(x))
     x, y = x[:few], y[:few]
@@ -222,7 +222,7 @@ def banking77(name, title, folder):
     x, y, u, v = classes.texts(folder, 77)
     x, u = unit(x), unit(u)
     score = accuracy(v)
-    wide = classes.net(x.shape[1], 512, 77, 0.25)
+    wide = classes.net(x.shape[1], 256, 77, 0.25)
     answer = fitted(wide, x, y, of_classes(), epochs, 64, 2e-3)
     teacher = known(score, answer, f"dense net, {wide.count_params():,} parameters", u, len(x))
     words = x.shape[1]
