@@ -73,6 +73,32 @@ def inference_only(values: Sequence[tuple[Any, Any]] = ()) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def shuffles_kept() -> Iterator[None]:
+    """Afterwards rows are shuffled as if what happened in between had not.
+
+    PyTorch's generator is put back where it was. TensorFlow's is begun again from its seed, which
+    is the same where nothing was drawn from it since, and has nothing to begin from without one.
+    """
+    if keras.config.backend() == "tensorflow":
+        from keras_kd.backends import tensorflow as backend_tensorflow
+
+        restore = backend_tensorflow.beginning_again()
+    elif keras.config.backend() == "torch":
+        from keras_kd.backends import torch as backend_torch
+
+        restore = backend_torch.going_on()
+    else:
+        # Rows are shuffled by NumPy there.
+        def restore() -> None:
+            return None
+
+    try:
+        yield
+    finally:
+        restore()
+
+
 def replicas() -> int:
     """Over how many replicas of the step Keras divides a loss, under `tf.distribute`."""
     if keras.config.backend() != "tensorflow":

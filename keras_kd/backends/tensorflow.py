@@ -16,11 +16,24 @@ from keras_kd.utils.types import Tensors
 
 if TYPE_CHECKING:
     import keras
+_NO_SEED = 87654321
+"""What TensorFlow answers for its global seed where none was set."""
 
 
 def in_xla() -> bool:
     """Whether the function being traced is for XLA."""
     return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
+def beginning_again() -> Callable[[], None]:
+    """What begins the global generator again from the seed that it has now, if it has one."""
+    seed, _ = tf.compat.v1.random.get_seed(0)
+
+    def begin() -> None:
+        if seed != _NO_SEED:
+            tf.random.set_seed(seed)
+
+    return begin
 
 
 def replicas() -> int:

@@ -13,6 +13,16 @@ Compared = Callable[[torch.Tensor], tuple[torch.Tensor, Callable[..., torch.Tens
 """From logits to values, and to `fn(upstream, start, size)`, the gradient of some rows."""
 
 
+def going_on() -> Callable[[], None]:
+    """What puts the generator on the processor back to where it is now."""
+    state = torch.get_rng_state()
+
+    def put_back() -> None:
+        torch.set_rng_state(state)
+
+    return put_back
+
+
 def with_slopes(
     compared: Compared, logits: torch.Tensor, parts: int
 ) -> tuple[torch.Tensor, torch.Tensor]:

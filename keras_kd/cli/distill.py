@@ -47,7 +47,8 @@ def distill(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="A `.npz`, CSV or CoNLL file, a folder of images, `tfds:NAME` or `digits`.",
+            help="A `.npz`, CSV or CoNLL file, a folder of images or recordings, `tfds:NAME` or "
+            "`digits`.",
         ),
     ] = None,
     task: Annotated[
@@ -111,7 +112,8 @@ def distill(
         typer.Option(metavar="FILE", help="Texts and tokens: one word a line."),
     ] = None,
     length: Annotated[
-        int | None, typer.Option(min=1, help="Texts and tokens: words that are read of a row.")
+        int | None,
+        typer.Option(min=1, help="Words read of a text, samples of a recording."),
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Resize images to N by N pixels.")

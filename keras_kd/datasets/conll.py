@@ -14,6 +14,9 @@ from keras_kd.datasets import text_files, vocabulary
 from keras_kd.datasets.task_data import UNLABELED, Raw, TaskData, assemble
 from keras_kd.utils.errors import did_you_mean
 
+_NEARLY = re.compile(r"[BbIi][-_:./]\S")
+"""Begins of tags that mean spans, in this form or another."""
+
 _COMMENT = re.compile(r"#\s*[\w.:-]+(\s*=.*)?$")
 
 
@@ -88,7 +91,8 @@ def load(
             f"{split}: {unknown:,} of {total:,} tokens are not in the vocabulary of {len(known):,}"
             + (f", and {cut:,} sentences were cut to {length} tokens." if cut else ".")
         )
-        raw[split] = Raw(ids, _numbers(one, names, length, train, classes is not None), one.where)
+        y = _numbers(one, names, length, train, classes is not None)
+        raw[split] = Raw(ids, y, one.where, one.path)
     return assemble(
         os.fspath(path),
         "tokens",
@@ -117,7 +121,7 @@ def read(path: str | os.PathLike[str]) -> Sentences:
     name = os.fspath(path)
     found = Sentences(name, [], [], [])
     places: list[list[int]] = []
-    fresh = True
+    fresh, columns = True, 0
     for number, line in enumerate(text_files.read(name, "a CoNLL file").split("\n"), 1):
         line = line.rstrip("\r\n")
         if not line.strip() or line.startswith("-DOCSTART-"):
@@ -126,10 +130,17 @@ def read(path: str | os.PathLike[str]) -> Sentences:
         cells = line.split("\t") if "\t" in line else line.split()
         if fresh and line.startswith("#") and "\t" not in line and _COMMENT.match(line):
             continue
-        if len(cells) < 2 or not cells[0].strip() or not cells[-1].strip():
+        if len(cells) < 2 or not text_files.visible(cells[0]) or not cells[-1].strip():
             raise ValueError(
                 f"`{name}`, line {number}: `{line.strip()[:40]}` has no tag. A line holds a token "
                 "and its tag, separated by a tab or spaces; an empty line ends a sentence."
+            )
+        columns = columns or len(cells)
+        if len(cells) != columns:
+            raise ValueError(
+                f"`{name}`, line {number}: `{line.strip()[:40]}` has {len(cells)} columns, and the "
+                f"lines before it {columns}. All lines have the same: a token, maybe others, and "
+                "the tag. A token with a space in it needs tabs between the columns."
             )
         if fresh:
             found.tokens.append([])
@@ -147,7 +158,10 @@ def read(path: str | os.PathLike[str]) -> Sentences:
 
 
 def _check_bio(found: Sentences, places: list[list[int]]) -> None:
-    if not any(tag[:2] in ("B-", "I-") for tags in found.tags for tag in tags):
+    kinds = {tag for tags in found.tags for tag in tags} - {"O", "o"}
+    spans = any(tag[:2] in ("B-", "I-") for tag in kinds)
+    # Where every tag but `O` is nearly one of a span, spans are meant.
+    if not spans and not (kinds and all(_NEARLY.match(tag) for tag in kinds)):
         return
     for tags, lines in zip(found.tags, places, strict=True):
         before = "O"
@@ -156,7 +170,8 @@ def _check_bio(found: Sentences, places: list[list[int]]) -> None:
             if tag != "O" and (start not in ("B-", "I-") or not kind):
                 raise ValueError(
                     f"`{found.path}`, line {line}: the tag `{tag[:40]}` does not follow BIO. Tags "
-                    "are O, B-TYPE and I-TYPE; BIOES becomes BIO with E- as I- and S- as B-."
+                    "are O, B-TYPE and I-TYPE, written so. BIOES becomes BIO with E- as I- "
+                    "and S- as B-."
                 )
             if start == "I-" and before[2:] != kind:
                 raise ValueError(

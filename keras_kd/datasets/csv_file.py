@@ -157,8 +157,14 @@ def load(
     for split, other in (("validation", validation), ("test", test)):
         if other is not None:
             files[split] = _matching(read(other, delimiter), table)
-    names, labels = _labels(files, task, list(target), classes, unlabeled)
     notes: list[str] = []
+    for one in files.values():
+        spare = [column for column in one.columns if column not in table.columns]
+        if spare:
+            notes.append(
+                f"`{one.path}` has {_listed(spare)} beside the columns of `{table.path}`: left out."
+            )
+    names, labels = _labels(files, task, list(target), classes, unlabeled)
     if text is not None:
         x, inputs = _texts(files, text, words, length, notes)
     else:
@@ -176,7 +182,7 @@ def load(
                     f"{unknown:,} cells of `{one.path}` hold categories that `{table.path}` has "
                     "not: they are 0 everywhere."
                 )
-    raw = {split: Raw(x[split], labels[split], files[split].where) for split in files}
+    raw = {split: Raw(x[split], labels[split], one.where, one.path) for split, one in files.items()}
     return assemble(
         os.fspath(path),
         task,
@@ -439,7 +445,7 @@ def _texts(
     for split, table in files.items():
         split_up[split] = [vocabulary.words(cell) for cell in table.column(name)]
         for row, found in enumerate(split_up[split]):
-            if not found:
+            if not any(map(text_files.visible, found)):
                 raise ValueError(
                     f"{table.where(row)}: the text `{name}` is empty: it has no words. Leave the "
                     "row out."

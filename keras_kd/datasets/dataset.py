@@ -107,6 +107,12 @@ def assemble(
     splits = {"train": train, "validation": validation, "test": test}
     given = {split: pair for split, pair in splits.items() if pair is not None}
     checked = {split: _checked(name, split, *pair, said) for split, pair in given.items()}
+    if class_names is not None and len(set(class_names)) < len(class_names):
+        twice = next(one for i, one in enumerate(class_names) if one in class_names[:i])
+        raise ValueError(
+            f"The class names of `{name}` name `{twice}` twice. Each class number has a name of "
+            "its own."
+        )
     _check_together(name, checked, class_names)
     labels = [y for _, y in checked.values()]
     classes = tuple(class_names or map(str, range(1 + max(int(y.max()) for y in labels))))
@@ -253,7 +259,16 @@ def _check_together(name: str, checked: dict[str, Pair], class_names: Sequence[s
         if int(y.max()) >= classes:
             raise ValueError(
                 f"`y_{split}` of `{name}` holds the label {int(y.max())}, but {whose} go only up "
-                f"to class {classes - 1}. Mend the labels, or give every class training samples."
+                f"to class {classes - 1}: first in row {int(np.argmax(y >= classes))}. Mend the "
+                "labels, or give every class training samples."
+            )
+        strange = ~np.isin(y, y_train)
+        if strange.any():
+            row = int(np.argmax(strange))
+            raise ValueError(
+                f"`y_{split}` of `{name}` holds the label {int(y[row])} in row {row}, and no "
+                "training sample has it: no student could learn it. Mend the labels, or give every "
+                "class training samples."
             )
 
 

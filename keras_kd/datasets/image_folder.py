@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from keras_kd.datasets import class_folders
 from keras_kd.datasets.task_data import Raw, TaskData, assemble
 from keras_kd.datasets.tfds import MAX_BYTES
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-_SPLITS = ("train", "validation", "test")
+
+KIND = class_folders.Kind("images", "png", SUFFIXES)
 
 
 def load(
@@ -46,76 +48,22 @@ def load(
             no images, or one outside the training images is of none of their classes.
         ImportError: If Pillow is not installed.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"`{root}` is no folder. Pass one that holds CLASS/*.png.")
-    roots = {"train": root}
-    if (root / "train").is_dir():
-        roots = {split: root / split for split in _SPLITS if (root / split).is_dir()}
-    for split, other in (("validation", validation), ("test", test)):
-        if other is not None:
-            roots[split] = Path(other)
-    notes: list[str] = []
-    found = {
-        split: _paths(place, notes, 2 if split == "train" else 1) for split, place in roots.items()
-    }
-    names = sorted(found["train"]) if classes is None else [str(name) for name in classes]
-    flat: dict[str, list[tuple[Path, int]]] = {}
-    for split, by_class in found.items():
-        for name, paths in by_class.items():
-            if name not in names:
-                which = "`--classes` names" if classes is not None else f"`{roots['train']}` has"
-                raise ValueError(
-                    f"`{paths[0]}` is of class `{name}`, which is none of those that {which}. "
-                    "Add training images of it, or leave its folder out."
-                )
-        flat[split] = [
-            (path, names.index(name)) for name in sorted(by_class) for path in by_class[name]
-        ]
-    arrays = _read(flat, image_size)
+    found = class_folders.find(folder, KIND, validation=validation, test=test, classes=classes)
+    arrays = _read(found.files, image_size)
 
     def raw(split: str) -> Raw:
-        paths = [path for path, _ in flat[split]]
-        labels = np.array([label for _, label in flat[split]])
-        return Raw(arrays[split], labels, lambda row: f"`{paths[row]}`")
+        return Raw(arrays[split], found.labels(split), found.where(split))
 
     return assemble(
         os.fspath(folder),
         "classification",
         raw("train"),
-        validation=raw("validation") if "validation" in flat else None,
-        test=raw("test") if "test" in flat else None,
-        class_names=names,
+        validation=raw("validation") if "validation" in arrays else None,
+        test=raw("test") if "test" in arrays else None,
+        class_names=found.names,
         inputs={"kind": "images", "scale": 255},
-        notes=[*notes, "Images were scaled from [0, 255] to [0, 1]."],
+        notes=[*found.notes, "Images were scaled from [0, 255] to [0, 1]."],
     )
-
-
-def _paths(root: Path, notes: list[str], least: int) -> dict[str, list[Path]]:
-    if not root.is_dir():
-        raise ValueError(f"`{root}` is no folder. Pass one that holds CLASS/*.png.")
-    found: dict[str, list[Path]] = {}
-    others = 0
-    for place in sorted(root.iterdir()):
-        if not place.is_dir() or place.name.startswith("."):
-            others += place.is_file() and not place.name.startswith(".")
-            continue
-        images = [path for path in sorted(place.iterdir()) if path.suffix.lower() in SUFFIXES]
-        others += sum(path.is_file() for path in place.iterdir()) - len(images)
-        if not images:
-            raise ValueError(
-                f"`{place}` holds no images ({', '.join(SUFFIXES)}). Remove the folder, or put "
-                "images of the class in."
-            )
-        found[place.name] = images
-    if len(found) < 2 and least > 1:
-        raise ValueError(
-            f"`{root}` holds {len(found)} folders of images, and a classifier needs two classes: "
-            "CLASS/*.png, or train/CLASS/*.png and test/CLASS/*.png."
-        )
-    if others:
-        notes.append(f"{others:,} files of `{root}` are no images and were left out.")
-    return found
 
 
 def _read(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd.datasets import files
-from keras_kd.datasets.task_data import Raw, TaskData, assemble
+from keras_kd.datasets.task_data import Inputs, Raw, TaskData, assemble
 
 _SPLITS = ("train", "validation", "test")
 
@@ -44,9 +44,8 @@ def load(
     """
     text = os.fspath(path)
     arrays = files.read(path)
-    names = classes
-    if names is None and "class_names" in arrays:
-        names = [str(name) for name in np.atleast_1d(arrays.pop("class_names"))]
+    stored, rate = _names(arrays), _rate(text, arrays)
+    names = classes if classes is not None else stored
     notes: list[str] = []
     plain = not any(f"y_{split}" in arrays for split in _SPLITS)
     splits: dict[str, Raw | None] = {}
@@ -57,7 +56,9 @@ def load(
             splits[split] = _split(text, arrays, f"_{split}", notes)
     for split, other in (("validation", validation), ("test", test)):
         if other is not None:
-            splits[split] = _split(os.fspath(other), files.read(other), "", notes)
+            own = files.read(other)
+            _require_alike(text, (stored, rate), other, (_names(own), _rate(other, own)))
+            splits[split] = _split(os.fspath(other), own, "", notes)
             if splits[split] is None:
                 raise ValueError(f"`{os.fspath(other)}` holds no `y`. Store `x` and `y` in it.")
     train = splits["train"]
@@ -66,6 +67,10 @@ def load(
             f"`{text}` holds {_listed(arrays)}, and no labels to train on. Store `x_train` and "
             "`y_train`, or `x` and `y`; rows without a label have -1."
         )
+    for split, raw in splits.items():
+        if raw is not None:
+            _require_one_dtype(split, raw, train)
+    inputs: dict[str, Any] = {"kind": "images", "scale": 255} if notes else {"kind": "arrays"}
     return assemble(
         text,
         task,
@@ -73,7 +78,7 @@ def load(
         validation=splits.get("validation"),
         test=splits.get("test"),
         class_names=names,
-        inputs={"kind": "images", "scale": 255} if notes else {"kind": "arrays"},
+        inputs=inputs if rate is None else {**inputs, "sample_rate": rate},
         notes=notes,
     )
 
@@ -100,7 +105,62 @@ def _split(path: str, arrays: dict[str, Any], end: str, notes: list[str]) -> Raw
         made.get("x", made),
         labels,
         lambda row: f"`{path}`: row {row} of `{label}`",
+        path,
+        tuple(name for name, array in found.items() if made[name] is not array),
     )
+
+
+def _names(arrays: dict[str, Any]) -> list[str] | None:
+    """Take the names of the classes out of the arrays."""
+    if "class_names" not in arrays:
+        return None
+    return [str(name) for name in np.atleast_1d(arrays.pop("class_names"))]
+
+
+def _rate(path: str | os.PathLike[str], arrays: dict[str, Any]) -> int | float | None:
+    """Take the samples a second of recordings out of the arrays."""
+    rate = arrays.get("sample_rate")
+    if rate is None or rate.ndim > 1 or rate.size != 1:
+        return None
+    del arrays["sample_rate"]
+    if rate.dtype.kind not in "uif" or not float(rate.item()) > 0:
+        raise ValueError(
+            f"`{os.fspath(path)}` holds the `sample_rate` {rate.item()!r}, and one is a number of "
+            "samples a second."
+        )
+    found: int | float = rate.item()
+    return found
+
+
+def _require_alike(path: str, own: Any, other: str | os.PathLike[str], others: Any) -> None:
+    told = (
+        ("class_names", "Bring its labels into the order of these names."),
+        ("sample_rate", "Resample one to the rate of the other."),
+    )
+    for (name, cure), one, another in zip(told, own, others, strict=True):
+        if None not in (one, another) and one != another:
+            raise ValueError(
+                f"`{os.fspath(other)}` has the `{name}` {another}, and `{path}` {one}. {cure}"
+            )
+
+
+def _require_one_dtype(split: str, raw: Raw, train: Raw) -> None:
+    """Refuse images that are scaled in one split and taken as they are in another."""
+    if set(raw.scaled) != set(train.scaled):
+        name = sorted(set(raw.scaled) ^ set(train.scaled))[0]
+        bytes_in, other = (raw, train) if name in raw.scaled else (train, raw)
+        here, there = ("training", split) if other is raw else (split, "training")
+        raise ValueError(
+            f"`{name}` of the {here} rows in `{bytes_in.path}` holds images of unsigned bytes, "
+            f"which are scaled from [0, 255] to [0, 1], and that of the {there} rows in "
+            f"`{other.path}` holds {_dtype(other.x, name)}, which is taken as it is. Store both in "
+            "one dtype."
+        )
+
+
+def _dtype(x: Inputs, name: str) -> str:
+    array = x.get(name) if isinstance(x, dict) else x
+    return "nothing of that name" if array is None else str(array.dtype)
 
 
 def _ready(array: np.ndarray, notes: list[str]) -> Any:

@@ -119,11 +119,15 @@ class Raw:
         x: Inputs.
         y: Labels as they stand in the file.
         where: Says where row `i` comes from, for the errors.
+        path: Of the file.
+        scaled: Names of inputs that were scaled on the way, where others may not be.
     """
 
     x: Inputs
     y: Any
     where: Place
+    path: str = ""
+    scaled: tuple[str, ...] = ()
 
 
 def assemble(
@@ -168,7 +172,7 @@ def assemble(
     for split, raw in given.items():
         if raw is None:
             continue
-        x = _checked_inputs(raw.x, split, name)
+        x = _checked_inputs(raw.x, split, raw.path or name)
         y = checked_labels(raw.y, task, split, raw.where, said, unlabeled and split == "train")
         if count(x) != len(y):
             raise ValueError(
@@ -226,6 +230,23 @@ def check_task(task: str) -> None:
     if task not in TASKS:
         hint = did_you_mean(task, TASKS)
         raise ValueError(f"`{task}` is no task. Expected one of {', '.join(TASKS)}.{hint}")
+
+
+def check_class_names(names: Sequence[str], whose: str) -> None:
+    """Refuse names of classes of which two are one.
+
+    Args:
+        names: In the order of the class numbers.
+        whose: What the error calls the list.
+
+    Raises:
+        ValueError: Naming the one that comes twice.
+    """
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise ValueError(
+            f"{whose} name the class `{twice[0]}` twice. Each class number has a name of its own."
+        )
 
 
 def count(x: Inputs) -> int:
@@ -391,6 +412,8 @@ def _names(task: str, y: Array, given: Sequence[str] | None, name: str) -> tuple
         raise ValueError(
             f"`{name}` has {len(given)} class, and a classifier needs two. Check the labels."
         )
+    if given is not None:
+        check_class_names([str(one) for one in given], f"The class names of `{name}`")
     known = y[y != UNLABELED]
     highest = int(known.max()) if known.size else -1
     if given is None:
@@ -408,21 +431,22 @@ def _check_together(
 ) -> None:
     first = splits["train"]
     for split, rows in splits.items():
+        source = raw[split]
+        file = (source.path if source is not None else "") or name
         if _shapes(rows.x) != _shapes(first.x) and task != "tokens":
             raise ValueError(
-                f"The {split} inputs of `{name}` have the shapes {_shapes(rows.x)}, and those for "
+                f"The {split} inputs of `{file}` have the shapes {_shapes(rows.x)}, and those for "
                 f"training {_shapes(first.x)}. All splits need the same."
             )
         if task not in ("classification", "tokens"):
             if rows.y.shape[1:] != first.y.shape[1:]:
                 raise ValueError(
-                    f"The {split} labels of `{name}` have {rows.y.shape[1]} columns and those for "
+                    f"The {split} labels of `{file}` have {rows.y.shape[1]} columns and those for "
                     f"training {first.y.shape[1]}."
                 )
             continue
         known = set(np.unique(first.y).tolist()) | {UNLABELED}
         strange = ~np.isin(rows.y, sorted(known))
-        source = raw[split]
         if strange.any() and source is not None:
             place = tuple(int(i[0]) for i in np.nonzero(strange))
             label = int(rows.y[place])

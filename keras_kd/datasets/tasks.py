@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.datasets import conll, csv_file, image_folder, npz_file
+from keras_kd.datasets import audio_folder, class_folders, conll, csv_file, image_folder, npz_file
 from keras_kd.datasets.dataset import Dataset
 from keras_kd.datasets.images import load
-from keras_kd.datasets.task_data import Rows, TaskData, check_task
+from keras_kd.datasets.task_data import Rows, TaskData, check_class_names, check_task
 
 _KINDS = {
     "csv": (".csv", ".tsv", ".csv.gz", ".tsv.gz"),
@@ -27,6 +27,7 @@ _TAKES = {
     "conll": ("classes", "vocabulary", "length", "validation", "test"),
     "npz": ("classes", "validation", "test"),
     "folder": ("classes", "image_size", "validation", "test"),
+    "audio": ("classes", "length", "validation", "test"),
     "named": ("image_size", "data_dir"),
 }
 _SAID = {
@@ -34,6 +35,7 @@ _SAID = {
     "conll": "a CoNLL file",
     "npz": "a `.npz` file",
     "folder": "a folder of images",
+    "audio": "a folder of recordings",
     "named": "a data set by name",
 }
 
@@ -64,7 +66,8 @@ def load_task(
 
     Args:
         data: `digits`, `tfds:NAME`, or a path: a `.npz` file, a CSV file (`.csv`, `.tsv`, also
-            `.gz`), a CoNLL file (`.conll`, `.bio`, also `.gz`), or a folder of images.
+            `.gz`), a CoNLL file (`.conll`, `.bio`, also `.gz`), or a folder of images or of WAV
+            files, with a folder for each class.
         task: `classification`, `multilabel`, `regression`, `tokens` or `ranking`.
         target: CSV: name of the column with the label; several for labels, targets or items.
         validation: A file or folder of the same kind for this split; taken from the training rows
@@ -78,7 +81,7 @@ def load_task(
         unlabeled: CSV: whether rows with an empty target are kept, for the teacher alone.
         vocabulary: CSV and CoNLL: a file with one word a line; built from the training rows
             without.
-        length: CSV and CoNLL: words that are read of a row.
+        length: CSV and CoNLL: words that are read of a row. Recordings: samples.
         delimiter: CSV: what separates cells.
         image_size: Folders and TFDS: `(height, width)` in pixels to resize images to.
         data_dir: TFDS: folder where it keeps its data.
@@ -123,6 +126,8 @@ def load_task(
                 f"`{option}` does not apply to `{name}`, {_SAID[kind]}: it is for "
                 f"{' and '.join(takers)}. Leave it out."
             )
+    if classes is not None:
+        check_class_names(given["classes"], "`--classes`")
     options = {key: value for key, value in given.items() if key in _TAKES[kind]}
     if kind == "csv":
         return csv_file.load(name, task, options.pop("target"), **_renamed(options))
@@ -136,6 +141,8 @@ def load_task(
         )
     if kind == "conll":
         return conll.load(name, **_renamed(options))
+    if kind == "audio":
+        return audio_folder.load(name, **options)
     if kind == "folder":
         return image_folder.load(name, **options)
     return _of_images(load(name, **options))
@@ -152,7 +159,7 @@ def _kind(name: str) -> str:
     if name == "digits" or name.startswith("tfds:"):
         return "named"
     if Path(name).is_dir():
-        return "folder"
+        return "audio" if class_folders.holds(name, audio_folder.KIND) else "folder"
     known = ", ".join(end for ends in _KINDS.values() for end in ends)
     hint = (
         f"A TFDS set is written with its prefix, `tfds:{name}`."
@@ -162,8 +169,8 @@ def _kind(name: str) -> str:
         else "Its name ends in none of these."
     )
     raise ValueError(
-        f"`{name}` are no data. Expected `digits`, `tfds:NAME`, a folder of images, or a file that "
-        f"ends in one of {known}. {hint}"
+        f"`{name}` are no data. Expected `digits`, `tfds:NAME`, a folder of images or recordings, "
+        f"or a file that ends in one of {known}. {hint}"
     )
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gzip
 import os
+import unicodedata
 import zlib
 
 from keras_kd.utils import archives
 
 MAX_BYTES = 4 * 2**30
 """Bytes of text that a file may hold, unpacked: tables in memory are several times as large."""
+
+
+_UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
 def read(path: str | os.PathLike[str], what: str) -> str:
@@ -54,3 +58,8 @@ def read(path: str | os.PathLike[str], what: str) -> str:
     if not text.strip():
         raise ValueError(f"`{name}` is empty. Pass the path of {what}.")
     return text
+
+
+def visible(text: str) -> bool:
+    """Whether anything of a text is seen: spaces, control and format characters are not."""
+    return any(unicodedata.category(letter) not in _UNSEEN for letter in text)

@@ -212,7 +212,8 @@ def _stacked(name: str, split: str, source: tf.data.Dataset, samples: int) -> Pa
             if image.shape != images.shape[1:]:
                 raise ValueError(
                     f"The images of `tfds:{name}` differ in size: {images.shape[1:]} and "
-                    f"{image.shape} in `{split}`. Pass `image_size=(height, width)` to resize them."
+                    f"{image.shape} in `{split}`, first in sample {count}. Pass "
+                    "`image_size=(height, width)` to resize them."
                 )
             if count == samples:
                 break

@@ -157,21 +157,22 @@ def _assign(model: keras.Model, values: Sequence[np.ndarray]) -> None:
 def _unharmed(student: keras.Model, x: Tensors, student_inputs: Any) -> Iterator[None]:
     """Leave the student, and the generators of random numbers, as if nothing had happened.
 
-    TensorFlow's own generator cannot be read; where NumPy's was seeded, what it is seeded with
-    follows from that.
+    So the training behind the choice is, step by step, that of the method named beforehand. The
+    seed that Keras gives to new layers cannot be read; where NumPy's was set, it follows from that.
     """
     if not student.built:
         student(student_inputs(x) if student_inputs else x)
     values = _values(student)
     python, numbers = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        _assign(student, values)
-        np.random.set_state(numbers)
-        keras.utils.set_random_seed(int(np.random.randint(2**31)))
-        random.setstate(python)
-        np.random.set_state(numbers)
+    with backends.shuffles_kept():
+        try:
+            yield
+        finally:
+            _assign(student, values)
+            np.random.set_state(numbers)
+            keras.utils.set_random_seed(int(np.random.randint(2**31)))
+            random.setstate(python)
+            np.random.set_state(numbers)
 
 
 def _fresh(optimizer: keras.optimizers.Optimizer) -> Any:

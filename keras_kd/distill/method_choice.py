@@ -2,7 +2,8 @@
 
 Every candidate trains the same student from the same seeds on the same batches; the teacher is
 asked once for all of them. Plain training is among them and wins ties: another method is chosen
-only where the lower bound of what it gains over plain training is above zero.
+only where the lower bound of what it gains over plain training is above zero; or where it is wrong
+no more often, and the lower bounds of what its log loss gains are, over the seeds and over rows.
 `keras_kd.search.best_method` and `compile(distillation_loss="auto")` are two doors to this.
 """
 
@@ -185,6 +186,40 @@ class Method:
         seeds = [seed for seed in self.runs if seed in plain.runs]
         return [plain.runs[seed].mean - self.runs[seed].mean for seed in seeds]
 
+    def loss_gains(self, plain: Method) -> list[float] | None:
+        """How much lower its log loss is than that of plain training with each seed."""
+        found = [
+            np.average(other.losses - own.losses, weights=own.weights)
+            for own, other in self._pairs(plain)
+            if own.losses is not None and other.losses is not None
+        ]
+        return [float(gain) for gain in found] if len(found) == len(self._pairs(plain)) else None
+
+    def loss_bound(self, plain: Method) -> float | None:
+        """The lower bound of what the log loss gains: the lesser of that over seeds and over rows.
+
+        The log loss is sensitive enough to tell methods apart by few seeds, so that the rows, which
+        are the same with every seed, have to bear it out.
+        """
+        gains = self.loss_gains(plain)
+        if gains is None:
+            return None
+        pairs = self._pairs(plain)
+        own, other = (np.mean([each[i].losses for each in pairs], axis=0) for i in (0, 1))
+        of_rows = paired.lower_bound_of_rows(own, other, pairs[0][0].weights)
+        return of_rows if len(gains) < 2 else min(of_rows, paired.lower_bound(gains))
+
+    def is_better(self, plain: Method) -> bool:
+        """Whether it is better than plain training beyond chance."""
+        if self.bound(plain) > 0:
+            return True
+        loss = self.loss_bound(plain)
+        # Means of equal errors differ by what they are rounded to.
+        return loss is not None and loss > 0 and float(np.mean(self.gains(plain))) > -1e-9
+
+    def _pairs(self, plain: Method) -> list[tuple[RowErrors, RowErrors]]:
+        return [(run, plain.runs[seed]) for seed, run in self.runs.items() if seed in plain.runs]
+
     def bound(self, plain: Method) -> float:
         """The lower bound of what it gains: over seeds, of a single one over rows."""
         gains = self.gains(plain)
@@ -219,9 +254,14 @@ class MethodChoice:
             # Dropped after the first seed, it was clearly worse there.
             if method.name != PLAIN
             and len(method.runs) == len(plain.runs)
-            and method.bound(plain) > 0
+            and method.is_better(plain)
         ]
-        chosen = max(better, key=lambda method: float(np.mean(method.gains(plain))), default=plain)
+
+        def merit(method: Method) -> tuple[float, float]:
+            losses = method.loss_gains(plain) or [0.0]
+            return float(np.mean(method.gains(plain))), float(np.mean(losses))
+
+        chosen = max(better, key=merit, default=plain)
         self.best = chosen.name
         assert chosen.made is not None
         self.arguments = dict(chosen.made.arguments)
@@ -231,8 +271,8 @@ class MethodChoice:
         """Return one dict a method, in the order in which they were tried.
 
         Keys: `method`, `seeds` (how many), `error` and `std` over seeds, `gain` over plain training
-        with equal seeds and its lower bound `bound` (one-sided, 95 %), `seconds`, `reason`. What
-        does not apply is `None`.
+        with equal seeds and its lower bound `bound` (one-sided, 95 %), `loss_gain` and `loss_bound`
+        the same of the log loss, `seconds`, `reason`. What does not apply is `None`.
         """
         plain = self._methods[PLAIN]
         found = []
@@ -248,6 +288,7 @@ class MethodChoice:
                     "std": float(np.std(errors, ddof=1)) if len(errors) > 1 else None,
                     "gain": float(np.mean(method.gains(plain))) if versus else None,
                     "bound": method.bound(plain) if versus else None,
+                    **_of_losses(method if versus else None, plain),
                     "seconds": method.seconds,
                     "reason": method.reason,
                 }
@@ -299,6 +340,13 @@ class MethodChoice:
         if chosen is not plain:
             gain = self.scale * float(np.mean(chosen.gains(plain)))
             bound = self.scale * chosen.bound(plain)
+            if bound <= 0:
+                losses, loss = chosen.loss_gains(plain), chosen.loss_bound(plain)
+                return (
+                    f"use {chosen.name}: {gain:.3g} {unit} less error than plain training on the "
+                    f"validation rows, which may be chance, and a log loss lower by "
+                    f"{np.mean(losses or 0):.3g}, at least {loss or 0:.3g} at 95 % ({how})"
+                )
             return (
                 f"use {chosen.name}: {gain:.3g} {unit} less error than plain training on the "
                 f"validation rows, at least {bound:.3g} at 95 % ({how})"
@@ -314,6 +362,13 @@ class MethodChoice:
             f"{unit} {'less' if gain > 0 else 'more'} error, and the lower bound of what it gains "
             f"is {bound:.3g}, not above zero ({how})"
         )
+
+
+def _of_losses(method: Method | None, plain: Method) -> dict[str, float | None]:
+    gains = None if method is None else method.loss_gains(plain)
+    if method is None or gains is None:
+        return {"loss_gain": None, "loss_bound": None}
+    return {"loss_gain": float(np.mean(gains)), "loss_bound": method.loss_bound(plain)}
 
 
 def choose(

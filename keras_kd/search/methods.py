@@ -50,10 +50,12 @@ def best_method(
     Every method trains the same student from the same seeds, on the same batches, for as many
     epochs; the teacher is asked once. They are compared by the error on the validation rows, seed
     by seed. Plain training is kept unless another method is better beyond chance: the lower end of
-    the
-    one-sided 95 % interval of what it gains, `mean - t * s / sqrt(seeds)`, is above zero (with a
-    single seed, over the rows). Of several such methods the one that gains most is best. A method
-    that is clearly worse than plain training with the first seed is not trained again.
+    the one-sided 95 % interval of what it gains, `mean - t * s / sqrt(seeds)`, is above zero (with
+    a single seed, over the rows). Errors of few rows are coarse: a method is better too if it is
+    wrong no more often and its log loss is lower beyond chance, both over the seeds and over the
+    rows. Labels that are shares of more than ten items are lists: the error is 1 - NDCG@10. Of
+    several such methods the one that gains most is best. A method that is clearly worse
+    than plain training with the first seed is not trained again.
 
     The candidates are `"plain"`; `"default"`, the defaults of `Distiller.compile` (`LogitMSE` for
     regressions); `"standardized"`, 0.1 CE + 9 w `SoftTargets(2.0, standardize=True)`; `"dist"`,
@@ -212,10 +214,12 @@ class _Known(MutableMapping[tuple[str, int], RowErrors]):
         if not path.exists():
             raise KeyError(key)
         arrays = archives.arrays(path)
-        return RowErrors(arrays["errors"], arrays["weights"])
+        return RowErrors(arrays["errors"], arrays["weights"], arrays.get("losses"))
 
     def __setitem__(self, key: tuple[str, int], run: RowErrors) -> None:
-        write_file(self._path(key), record.packed(errors=run.errors, weights=run.weights))
+        losses = {} if run.losses is None else {"losses": run.losses}
+        packed = record.packed(errors=run.errors, weights=run.weights, **losses)
+        write_file(self._path(key), packed)
 
     def __delitem__(self, key: tuple[str, int]) -> None:
         self._path(key).unlink()

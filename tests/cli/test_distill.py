@@ -4,6 +4,7 @@ import hashlib
 import json
 import tomllib
 import types
+import wave
 from pathlib import Path
 
 import keras
@@ -319,6 +320,34 @@ def test_bad_input(refused, tmp_path, job, change, reason):
         place = arguments.index("--teacher")
         del arguments[place : place + 2]
     assert reason in refused(*arguments, *change)
+
+
+def sound(folder, name, rate):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(folder / name), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(b"\0\1" * 8)
+
+
+def test_bad_data_are_named_before_any_model_is_read(refused, tmp_path):
+    for name in "ab":
+        for i in range(4):
+            sound(tmp_path / "sounds", f"{name}/{i}.wav", 8000)
+        sound(tmp_path / "others", f"{name}/0.wav", 16000)
+    (tmp_path / "a.csv").write_text("text,y\n" + "hello,0\nworld,1\n" * 8)
+    (tmp_path / "b.csv").write_text("text,y\nhello,0\n\u200b,1\n", encoding="utf-8")
+    (tmp_path / "a.conll").write_text("Bern\tB-place\n\n" * 8)
+    (tmp_path / "b.conll").write_text("in\tO\nBern\tI-place\n\n")
+    (tmp_path / "teacher.keras").write_bytes(b"never read")
+    models = ("--teacher", "teacher.keras", "--student", "shrink:0.5")
+    for data, test, more, reason in (
+        ("sounds", "others", (), "a/0.wav` has 16,000 samples a second"),
+        ("a.csv", "b.csv", ("--target", "y", "--text", "text"), "`b.csv`, line 3: the text `text`"),
+        ("a.conll", "b.conll", ("--task", "tokens"), "`b.conll`, line 2: `I-place` follows `O`"),
+    ):
+        assert reason in refused("distill", "--data", data, "--test", test, *more, *models)
 
 
 def test_models_that_do_not_fit(refused, tmp_path, job, monkeypatch):

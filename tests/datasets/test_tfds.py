@@ -114,7 +114,7 @@ def test_images_of_different_size_ask_for_a_size(tmp_path, source):
         place.mkdir(parents=True, exist_ok=True)
         image = tf.io.encode_png(np.full((*size, 3), 20 * index, "uint8"))
         (place / f"{index}.png").write_bytes(image.numpy())
-    with pytest.raises(ValueError, match=r"differ in size: .* Pass `image_size"):
+    with pytest.raises(ValueError, match=r"differ in size: .*, first in sample \d. Pass"):
         datasets.load("tfds:image_folder", data_dir=tmp_path)
     data = datasets.load("tfds:image_folder", data_dir=tmp_path, image_size=(8, 8))
     assert data.input_shape == (8, 8, 3)

@@ -28,6 +28,30 @@ def test_errors_of_classes_are_those_of_scikit_learn():
     assert mean(["classes"], [logits], [one_hot], [None], weight) == pytest.approx(wanted)
 
 
+def test_lists_are_compared_by_their_first_ten():
+    scores = rng.normal(size=(30, 25))
+    gains = np.where(rng.uniform(size=(30, 25)) < 0.3, rng.integers(1, 6, (30, 25)), 0)
+    gains[4] = 0
+    hard = LOSSES.CategoricalCrossentropy(from_logits=True)
+    kept = gains.sum(1) > 0
+    wanted = 1 - metrics.ndcg_score(gains[kept], scores[kept], k=10)
+    shares = gains / np.maximum(gains.sum(1, keepdims=True), 1)
+    assert mean(["classes"], [scores], [shares], [hard]) == pytest.approx(wanted)
+    # One item to be found is an exclusive class, and so are smoothed labels.
+    y = rng.integers(0, 25, 30)
+    one_hot, wanted = np.eye(25)[y], np.mean(scores.argmax(1) != y)
+    for labels in (one_hot, 0.9 * one_hot + 0.1 / 25):
+        assert mean(["classes"], [scores], [labels], [hard]) == pytest.approx(wanted)
+
+
+def test_any_of_the_greatest_shares_is_right():
+    logits = np.array([[2.0, 1, 0], [0, 2, 1], [0, 1, 2], [1, 2, 0]])
+    shares = np.array([[0.5, 0.5, 0], [0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 0]])
+    found = row_errors(["classes"], [logits], [shares], ["categorical_crossentropy"])
+    np.testing.assert_array_equal(found.errors * found.weights, [0, 0, 1, 0])
+    np.testing.assert_array_equal(found.weights, [1, 1, 1, 0])
+
+
 def test_rows_without_a_label_count_nowhere():
     logits, y = rng.normal(size=(30, 4)), rng.integers(0, 4, 30)
     y[::3] = -1
@@ -130,6 +154,76 @@ def test_plain_training_wins_ties_and_what_may_be_chance():
     )
     assert found.verdict.startswith("use dist: 4.67 points less error than plain training")
     assert "* dist" in found.table()
+
+
+def judged(**given):
+    """Methods by `(errors, log losses)`, `(seeds, rows)` each."""
+    from keras_kd.distill.candidates import Made
+
+    return MethodChoice(
+        [
+            Method(
+                name,
+                Made({"alpha": 0.1}),
+                runs={
+                    seed: RowErrors(wrong, np.ones(len(wrong)), loss)
+                    for seed, (wrong, loss) in enumerate(zip(errors, losses, strict=True))
+                },
+            )
+            for name, (errors, losses) in given.items()
+        ],
+        False,
+    )
+
+
+def test_a_lower_log_loss_decides_where_errors_are_too_coarse():
+    wrong = (rng.uniform(size=(3, 200)) < 0.3).astype("float64")
+    base = rng.uniform(0.3, 1.5, size=(3, 200))
+    less = base - 0.05 + rng.normal(0, 0.1, size=(3, 200))
+    found = judged(plain=(wrong, base), default=(wrong, less))
+    assert found.best == "default"
+    assert "which may be chance, and a log loss lower by" in found.verdict
+    row = found.rows()[1]
+    gains, of_rows = (base - less).mean(1), (base - less).mean(0)
+    of_seeds = gains.mean() - stats.t.ppf(0.95, 2) * gains.std(ddof=1) / 3**0.5
+    spread = of_rows.mean() - stats.norm.ppf(0.95) * of_rows.std() / 200**0.5
+    assert row["loss_gain"] == pytest.approx(gains.mean())
+    assert row["loss_bound"] == pytest.approx(min(of_seeds, spread))
+    assert row["bound"] == 0
+    # Wrong more often, however slightly: no.
+    worse = wrong.copy()
+    worse[0, np.argmin(wrong[0])] = 1
+    assert judged(plain=(wrong, base), default=(worse, less)).best == "plain"
+    # Lower with every seed, by a few rows that all seeds share: no.
+    few = base.copy()
+    few[:, :2] -= 1.0
+    assert judged(plain=(wrong, base), default=(wrong, few)).best == "plain"
+    # Of two that are better the one that is wrong less often.
+    right = wrong * (rng.uniform(size=(3, 200)) < 0.8)
+    both = judged(plain=(wrong, base), default=(wrong, less - 1), dist=(right, less))
+    assert both.best == "dist"
+
+
+def test_log_losses_are_those_of_scikit_learn():
+    logits, y, weight = rng.normal(size=(40, 5)), rng.integers(0, 5, 40), rng.uniform(size=40)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    wanted = metrics.log_loss(y, p, sample_weight=weight, labels=range(5))
+    for output in (logits, p):
+        for label in (y, np.eye(5)[y]):
+            found = row_errors(["classes"], [output], [label], [None], weight)
+            assert np.average(found.losses, weights=weight) == pytest.approx(wanted)
+    z, y = rng.normal(size=(40, 1)), rng.integers(0, 2, 40)
+    wanted = metrics.log_loss(y, 1 / (1 + np.exp(-z[:, 0])))
+    logits = LOSSES.BinaryCrossentropy(from_logits=True)
+    for output, hard in ((z, logits), (1 / (1 + np.exp(-z)), "binary_crossentropy")):
+        found = row_errors(["independent"], [output], [y], [hard])
+        assert found.losses.mean() == pytest.approx(wanted)
+    tokens, tags = rng.normal(size=(4, 6, 3)), rng.integers(-1, 3, (4, 6))
+    tags[:, 0] = 1
+    found = row_errors(["classes"], [tokens], [tags], [None])
+    logs = tokens - np.log(np.exp(tokens).sum(-1, keepdims=True))
+    row = [-logs[2, j, tag] for j, tag in enumerate(tags[2]) if tag >= 0]
+    assert found.losses[2] == pytest.approx(np.mean(row))
 
 
 def test_what_was_given_up_after_the_first_seed_is_never_chosen():

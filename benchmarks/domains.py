@@ -1,0 +1,594 @@
+"""Nine data sets of nine kinds: teacher, plain student, distilled student, int8 file.
+
+    python benchmarks/domains.py                      # all sets, three seeds; goes on where it was
+    python benchmarks/domains.py --only fsdd,adult
+    python benchmarks/domains.py --table              # docs/results.md, from the results
+
+The teacher has learned from many labeled rows; the student has a part of them, the teacher's
+answers to these, and a small net. With each seed it starts three times from the same weights, on
+the same batches: plain training (`alpha=1`), the default loss of `compile`, and
+`distillation_loss="auto"`, which tries methods on a tenth of the student's own rows and chooses
+without the test rows. The `auto` student of the first seed is exported to TFLite, and its float32
+and int8 files answer all test rows. The teacher's answers are read from a cache of its outputs, so
+methods that read its layers are not among those that are tried.
+
+Every run is kept in `benchmarks/results/domains.json` as soon as it is done. Sizes are such that
+all of it takes about half an hour of one core.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import classes
+import keras
+import methods
+import numpy as np
+import shared_data
+import tabular
+from records import put, read, save
+from side_by_side import machine
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, ndcg_score, roc_auc_score
+from threadpoolctl import threadpool_limits
+
+import keras_kd as kd
+
+RESULTS = "domains"
+WAYS = ("plain", "default", "auto")
+# Rows of the teacher and of the student (None: all), epochs of both, batch and rate of the student.
+SETTINGS = {
+    "adult": (None, 4000, None, 15, 64, 2e-3),
+    "bank_marketing": (None, 4000, None, 15, 64, 2e-3),
+    "sms_spam": (None, 1000, None, 20, 32, 5e-3),
+    "banking77": (None, 4000, 12, 15, 64, 5e-3),
+    "movietweetings": (None, 1000, 20, 15, 64, 5e-3),
+    "fsdd": (None, None, 8, 8, 64, 5e-3),
+    "wnut17": (None, None, 8, 6, 64, 5e-3),
+    "fashion_mnist": (8000, 3000, 4, 8, 128, 5e-3),
+    "cifar10": (10000, 3000, 6, 8, 128, 5e-3),
+}
+ITEMS = 10
+
+
+@dataclasses.dataclass
+class Domain:
+    """One data set, ready for its students.
+
+    Args:
+        title: Name in the table.
+        metric: What `score` answers, in percent.
+        x: The student's rows.
+        y: Their labels.
+        u: Test inputs, whose labels `score` knows.
+        score: From answers to the test inputs to figures by name, the first is the metric.
+        answers: The teacher's logits for the student's rows.
+        teacher: What `score` says of the teacher, its kind, and its rows.
+        student: Makes a new student.
+        loss: Makes the hard loss.
+        mask: Which tokens count.
+    """
+
+    title: str
+    metric: str
+    x: Any
+    y: Any
+    u: Any
+    score: Callable[[Any], dict[str, float]]
+    answers: Any
+    teacher: dict[str, Any]
+    student: Callable[[], Any]
+    loss: Callable[[], Any]
+    mask: Any = None
+
+
+def of_classes():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def of_units():
+    return keras.losses.BinaryCrossentropy(from_logits=True)
+
+
+def of_tokens():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+
+
+def of_items():
+    return keras.losses.CategoricalCrossentropy(from_logits=True)
+
+
+def accuracy(labels):
+    return lambda answers: {"accuracy": 100 * float(np.mean(answers.argmax(-1) == labels))}
+
+
+def auc(labels):
+    def score(answers):
+        return {
+            "auc": 100 * roc_auc_score(labels, answers[:, 0]),
+            "accuracy": 100 * float(np.mean((answers[:, 0] > 0) == labels)),
+        }
+
+    return score
+
+
+def f1(labels):
+    def score(answers):
+        found = answers[:, 0] > 0
+        return {
+            "f1": 100 * f1_score(labels, found),
+            "accuracy": 100 * float(np.mean(found == labels)),
+        }
+
+    return score
+
+
+def entities(labels):
+    """F1 of whole entities, as CoNLL counts them, and of the tokens in them."""
+
+    def score(answers):
+        guessed = np.where(labels < 0, -1, answers.argmax(-1))
+        found, real = spans(guessed), spans(labels)
+        inside = labels > 0
+        right = (guessed == labels) & inside
+        return {
+            "entity_f1": 200 * len(found & real) / max(1, len(found) + len(real)),
+            "token_f1": 200 * int(right.sum()) / max(1, int(inside.sum() + (guessed > 0).sum())),
+        }
+
+    return score
+
+
+def spans(tags):
+    """`(row, begin, end, kind)` of each entity; 0 is outside, 2k + 1 begins and 2k + 2 goes on."""
+    found = set()
+    for row, line in enumerate(tags.tolist()):
+        begin, kind = 0, None
+        for place, tag in enumerate([*line, 0]):
+            goes_on = tag > 0 and tag % 2 == 0 and (tag - 1) // 2 == kind
+            if kind is not None and not goes_on:
+                found.add((row, begin, place, kind))
+                kind = None
+            if tag > 0 and kind is None:
+                begin, kind = place, (tag - 1) // 2
+    return found
+
+
+def ranked(seen, gains):
+    """NDCG and recall among the best ten of what a user has not rated before."""
+
+    def score(answers):
+        answers = np.where(seen > 0, -1e9, answers)
+        best = np.argpartition(-answers, ITEMS, axis=1)[:, :ITEMS]
+        hits = np.take_along_axis(gains > 0, best, 1).sum(1)
+        most = np.minimum((gains > 0).sum(1), ITEMS)
+        return {
+            "ndcg@10": 100 * float(ndcg_score(gains, answers, k=ITEMS)),
+            "recall@10": 100 * float(np.mean(hits / most)),
+        }
+
+    return score
+
+
+def fitted(model, x, y, loss, epochs, batch, rate):
+    """A Keras teacher, trained on labels."""
+    steps = epochs * -(-len(x) // batch)
+    model.compile(
+        keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(rate, steps)),
+        loss,
+        steps_per_execution=8,
+    )
+    model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
+    return lambda rows: model.predict(rows, batch_size=256, verbose=0)
+
+
+def known(score, answer, kind, u, rows):
+    return {"kind": kind, "rows": rows, **score(answer(u))}
+
+
+def images(name, title, folder):
+    many, few, epochs, *_ = SETTINGS[name]
+    if name == "fsdd":
+        x, y, u, v = shared_data.speakers(folder)
+    else:
+        x, y, u, v = shared_data.load(name, folder, many)
+    shape, score = x.shape[1:], accuracy(v)
+    large = methods.convnet(shape, (16, 32, 64), "teacher", flip=name == "cifar10")
+    answer = fitted(large, x, y, of_classes(), epochs, 64 if name == "fsdd" else 128, 3e-3)
+    teacher = known(score, answer, f"convnet, {large.count_params():,} parameters", u, len(x))
+    x, y = x[:few], y[:few]
+    return Domain(
+        title,
+        "accuracy",
+        x,
+        y,
+        u,
+        score,
+        answer(x),
+        teacher,
+        lambda: methods.convnet(shape, (8, 16, 32), "student", small=True),
+        of_classes,
+    )
+
+
+def banking77(name, title, folder):
+    _, few, epochs, *_ = SETTINGS[name]
+    x, y, u, v = classes.texts(folder, 77)
+    x, u = unit(x), unit(u)
+    score = accuracy(v)
+    wide = classes.net(x.shape[1], 256, 77, 0.25)
+    answer = fitted(wide, x, y, of_classes(), epochs, 64, 2e-3)
+    teacher = known(score, answer, f"dense net, {wide.count_params():,} parameters", u, len(x))
+    words = x.shape[1]
+    x, y = x[:few], y[:few]
+    return Domain(
+        title,
+        "accuracy",
+        x,
+        y,
+        u,
+        score,
+        answer(x),
+        teacher,
+        lambda: of_words(words, 77, 28),
+        of_classes,
+    )
+
+
+def sms_spam(name, title, folder):
+    few = SETTINGS[name][1]
+    (train, y), (test, v) = shared_data.messages(folder)
+    weights = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2)
+    linear = LogisticRegression(C=100.0, max_iter=300).fit(weights.fit_transform(train), y)
+    score = f1(v)
+
+    def answer(texts):
+        return linear.decision_function(weights.transform(texts))[:, None]
+
+    teacher = known(score, answer, "logistic regression on n-grams", test, len(train))
+    train, y = train[:few], y[:few]
+    x, u, words = shared_data.bags(train, test, 1000)
+    x, u = unit(x), unit(u)
+    return Domain(
+        title,
+        "F1 of spam",
+        x,
+        y,
+        u,
+        score,
+        answer(train),
+        teacher,
+        lambda: of_words(words, 1, 8),
+        of_units,
+    )
+
+
+def of_words(words, units, width):
+    """The mean of the words' embeddings, and a layer of logits: rows have unit length."""
+    inputs = keras.Input((words,))
+    x = keras.layers.Dense(width, use_bias=False, kernel_initializer="random_uniform")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(units)(x))
+
+
+def unit(rows):
+    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)).astype("float32")
+
+
+def table(name, title, folder):
+    few = SETTINGS[name][1]
+    x, y, u, v = tabular.load(title, folder)
+    # Beside other work its threads would wait for one another, at full speed.
+    with threadpool_limits(1):
+        booster = HistGradientBoostingClassifier(random_state=0).fit(x, y)
+    score = auc(v)
+
+    def answer(rows):
+        return booster.decision_function(rows)[:, None]
+
+    teacher = known(score, answer, "gradient boosting", u, len(x))
+    order = np.random.default_rng(0).permutation(len(x))[:few]
+    x, y = x[order], y[order]
+    columns = x.shape[1]
+    return Domain(
+        title,
+        "AUC",
+        x,
+        y,
+        u,
+        score,
+        answer(x),
+        teacher,
+        lambda: tabular.student(columns),
+        of_units,
+    )
+
+
+def tagger(length, rows, tags, embedding, width, layers, dropout=0.0):
+    """Embeddings of a token's word, begin, end and shape, and convolutions over its neighbors."""
+    inputs = keras.Input((length, 4), dtype="int32")
+    x = keras.layers.Embedding(rows, embedding)(inputs)
+    x = keras.layers.Reshape((length, 4 * embedding))(x)
+    for _ in range(layers):
+        x = keras.layers.Dropout(dropout)(x) if dropout else x
+        x = keras.layers.Conv1D(width, 3, padding="same", activation="relu")(x)
+    x = keras.layers.Dropout(dropout)(x) if dropout else x
+    return keras.Model(inputs, keras.layers.Dense(tags)(x))
+
+
+def wnut17(name, title, folder):
+    _, few, epochs, *_ = SETTINGS[name]
+    (x, y), (u, v), rows, tags = shared_data.sentences(folder)
+    score = entities(v)
+    large = tagger(x.shape[1], rows, tags, 32, 128, 2, 0.3)
+    answer = fitted(large, x, y, of_tokens(), epochs, 32, 2e-3)
+    teacher = known(score, answer, f"convnet, {large.count_params():,} parameters", u, len(x))
+    length = x.shape[1]
+    x, y = x[:few], y[:few]
+    return Domain(
+        title,
+        "F1 of entities",
+        x,
+        y,
+        u,
+        score,
+        answer(x),
+        teacher,
+        lambda: tagger(length, rows, tags, 8, 24, 1),
+        of_tokens,
+        mask=y >= 0,
+    )
+
+
+def ranker(items, widths, dropout=0.0):
+    """From the items that a user rated to a score of each item."""
+    x = inputs = keras.Input((items,))
+    x = keras.layers.UnitNormalization()(x)
+    x = keras.layers.Dropout(dropout)(x) if dropout else x
+    for width in widths:
+        x = keras.layers.Dense(width, activation="tanh")(x)
+    return keras.Model(inputs, keras.layers.Dense(items)(x))
+
+
+def movietweetings(name, title, folder):
+    _, few, epochs, *_ = SETTINGS[name]
+    x, gains, u, v = shared_data.ratings(folder)
+    items = x.shape[1]
+    y = gains / gains.sum(1, keepdims=True)
+    score = ranked(u, v)
+    large = ranker(items, (256,), 0.5)
+    answer = fitted(large, x, y, of_items(), epochs, 64, 1e-3)
+    teacher = known(score, answer, f"dense net, {large.count_params():,} parameters", u, len(x))
+    x, y = x[:few], y[:few]
+    return Domain(
+        title,
+        "NDCG@10",
+        x,
+        y,
+        u,
+        score,
+        answer(x),
+        teacher,
+        lambda: ranker(items, (16,)),
+        of_items,
+    )
+
+
+DOMAINS = {
+    "adult": ("Adult", table),
+    "bank_marketing": ("Bank Marketing", table),
+    "sms_spam": ("SMS Spam", sms_spam),
+    "banking77": ("Banking77", banking77),
+    "movietweetings": ("MovieTweetings", movietweetings),
+    "fsdd": ("FSDD, speakers held out", images),
+    "wnut17": ("WNUT-17", wnut17),
+    "fashion_mnist": ("Fashion-MNIST", images),
+    "cifar10": ("CIFAR-10 (JPEG copy)", images),
+}
+
+
+def trained(name, domain, cache, way, seed):
+    """One student; its figures on the test rows, what was chosen, and the processor time."""
+    *_, epochs, batch, rate = SETTINGS[name]
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    student = domain.student()
+    distiller = kd.Distiller(student, kd.teachers.CachedTeacher(cache))
+    steps = epochs * -(-len(domain.x) // batch)
+    options = {"plain": {"alpha": 1.0}, "default": {}, "auto": {"distillation_loss": "auto"}}[way]
+    distiller.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps)),
+        domain.loss(),
+        steps_per_execution=8,
+        **options,
+    )
+    keras.utils.set_random_seed(seed)
+    began = time.process_time()
+    distiller.fit(domain.x, domain.y, batch_size=batch, epochs=epochs, verbose=0)
+    spent = time.process_time() - began
+    found = domain.score(student.predict(domain.u, batch_size=256, verbose=0))
+    run = {**found, "cpu_seconds": round(spent, 1)}
+    choice = distiller.method_choice
+    if choice is not None:
+        kept = ("method", "seeds", "error", "gain", "bound", "loss_gain", "loss_bound")
+        rows = [{key: row[key] for key in kept} for row in choice.rows() if row["seeds"]]
+        run |= {"method": choice.best, "tried": rows}
+    return run, student
+
+
+def exported(domain, student):
+    """The files of one student: figures on the test rows, bytes, milliseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = kd.export(
+            student,
+            pathlib.Path(folder) / "files",
+            ("tflite",),
+            ("float32", "int8"),
+            calibration=domain.x[:256],
+            evaluation=domain.u[:256],
+            max_drop=None,
+            mixed=False,
+        )
+        found = {}
+        for artifact in report.artifacts:
+            if artifact.path is None:
+                found[artifact.precision] = {"reason": artifact.reason}
+                continue
+            run = kd.export.load(artifact.path)
+            found[artifact.precision] = {
+                **domain.score(np.asarray(run(domain.u))),
+                "bytes": artifact.bytes,
+                "latency_ms": artifact.latency_ms,
+                "reason": artifact.reason,
+            }
+    return found
+
+
+def measure(name, folder, seeds, kept, keep):
+    """All runs of one set that are not there yet."""
+    title, make = DOMAINS[name]
+    settings = list(SETTINGS[name])
+    entry = kept["sets"].setdefault(name, {"settings": settings, "runs": {}, "files": {}})
+    if entry["settings"] != settings:
+        raise SystemExit(f"The results of {name} have other settings: remove them first.")
+    missing = [
+        (seed, way)
+        for seed in range(seeds)
+        for way in WAYS
+        if way not in entry["runs"].get(str(seed), {})
+    ]
+    if not missing and entry["files"]:
+        return
+    began = time.process_time()
+    keras.utils.set_random_seed(0)
+    domain = make(name, title, folder)
+    student = domain.student()
+    entry |= {
+        "title": title,
+        "metric": domain.metric,
+        "key": next(key for key in domain.teacher if key not in ("kind", "rows")),
+        "rows": [len(domain.x), len(domain.u)],
+        "parameters": student.count_params(),
+        "teacher": {**domain.teacher, "cpu_seconds": round(time.process_time() - began, 1)},
+    }
+    print(f"{name} teacher {entry['teacher']}", flush=True)
+    with tempfile.TemporaryDirectory() as cache:
+        kd.cache.write_answers(cache, domain.x, logits=domain.answers, mask=domain.mask)
+        for seed, way in missing:
+            run, student = trained(name, domain, cache, way, seed)
+            entry["runs"].setdefault(str(seed), {})[way] = run
+            if way == "auto" and seed == 0:
+                entry["files"] = exported(domain, student)
+                print(f"{name} files {entry['files']}", flush=True)
+            keep(kept)
+            print(f"{name} seed {seed} {way:8s} {run}", flush=True)
+
+
+def spread(values):
+    return f"{np.mean(values):.2f}" + (
+        f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    )
+
+
+def over(runs, key, way, other):
+    """Points gained over another way with equal seeds, and their standard error."""
+    gains = [run[way][key] - run[other][key] for run in runs if {way, other} <= set(run)]
+    error = f" ± {np.std(gains, ddof=1) / np.sqrt(len(gains)):.2f}" if len(gains) > 1 else ""
+    return float(np.mean(gains)), error
+
+
+def tables(kept):
+    """`docs/results.md` between its markers: the students, their files, and what was chosen."""
+    students = [
+        "| Data | metric, % | rows: teacher, student, test | teacher | plain | default | auto "
+        "| auto over plain | auto over default |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    files = [
+        "| Data | student | float32 file | int8 file | difference | bytes, float32 "
+        "| bytes, int8 | ms, float32 | ms, int8 | Command |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    chosen = ["| Data | chosen with each seed | tried | CPU s: plain, auto |", "|---|---|---|---|"]
+    gains, lost = [], []
+    for name in DOMAINS:
+        entry = kept["sets"].get(name)
+        if entry is None or not entry["files"]:
+            continue
+        key, teacher = entry["key"], entry["teacher"]
+        runs = list(entry["runs"].values())
+        values = {way: [run[way][key] for run in runs if way in run] for way in WAYS}
+        plain, error = over(runs, key, "auto", "plain")
+        default, other = over(runs, key, "auto", "default")
+        gains.append((plain, default))
+        rows = f"{teacher['rows']:,}, {entry['rows'][0]:,}, {entry['rows'][1]:,}"
+        students.append(
+            f"| {entry['title']} | {entry['metric']} | {rows} | {teacher[key]:.2f} | "
+            + " | ".join(spread(values[way]) for way in WAYS)
+            + f" | {plain:+.2f}{error} | {default:+.2f}{other} |"
+        )
+        student, (whole, small) = runs[0]["auto"][key], entry["files"].values()
+        lost.append(small[key] - student)
+        files.append(
+            f"| {entry['title']} | {student:.2f} | {whole[key]:.2f} | {small[key]:.2f} "
+            f"| {small[key] - student:+.2f} | {whole['bytes']:,} | {small['bytes']:,} "
+            f"| {whole['latency_ms']:.3f} | {small['latency_ms']:.3f} "
+            f"| `python benchmarks/domains.py --only {name}` |"
+        )
+        spent = [np.mean([run[way]["cpu_seconds"] for run in runs]) for way in ("plain", "auto")]
+        tried = dict.fromkeys(row["method"] for run in runs for row in run["auto"]["tried"])
+        chosen.append(
+            f"| {entry['title']} | {', '.join(run['auto']['method'] for run in runs)} "
+            f"| {', '.join(tried)} | {spent[0]:.0f}, {spent[1]:.0f} |"
+        )
+    told = kept["machine"]
+    counted = [
+        f"Of {len(gains)} sets `auto` gains at least half a point over plain training on "
+        f"{sum(plain >= 0.5 for plain, _ in gains)}, is within half a point of it on "
+        f"{sum(-0.5 < plain < 0.5 for plain, _ in gains)}, and is below it on "
+        f"{sum(plain < 0 for plain, _ in gains)}; it is below the default loss on "
+        f"{sum(default < 0 for _, default in gains)}. The int8 file is within half a point of the "
+        f"student it was made from on {sum(abs(each) <= 0.5 for each in lost)}.",
+        "",
+        f"Measured on {told['processor']}, {told['cores']} cores, beside other work, with "
+        f"TensorFlow {told['tensorflow']} and Keras {told['keras']}; "
+        f"{sum(_seconds(entry) for entry in kept['sets'].values()) / 60:.0f} minutes of processor "
+        "time in all.",
+    ]
+    return "\n".join([*students, "", *counted, "", *files, "", *chosen])
+
+
+def _seconds(entry):
+    each = [run["cpu_seconds"] for ways in entry["runs"].values() for run in ways.values()]
+    return entry["teacher"]["cpu_seconds"] + sum(each)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("../shared/data"))
+    parser.add_argument("--only", help="names of sets, joined by commas")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one seed; nothing is kept")
+    parser.add_argument("--table", action="store_true", help="write docs/results.md and stop")
+    arguments = parser.parse_args()
+    names = arguments.only.split(",") if arguments.only else list(DOMAINS)
+    if unknown := set(names) - set(DOMAINS):
+        parser.error(f"unknown sets: {sorted(unknown)}. There are {list(DOMAINS)}")
+    kept = (None if arguments.quick else read(RESULTS)) or {"machine": machine(), "sets": {}}
+    if not arguments.table:
+        keep = (lambda kept: None) if arguments.quick else (lambda kept: save(RESULTS, kept))
+        for name in names:
+            measure(name, arguments.data, 1 if arguments.quick else arguments.seeds, kept, keep)
+    body = tables(kept)
+    print(body)
+    if not arguments.quick:
+        put("results.md", "results", body)
+
+
+if __name__ == "__main__":
+    main()
