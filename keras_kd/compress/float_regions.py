@@ -104,7 +104,7 @@ class FloatRegions:
         self._of: dict[int, int] = {}
         self._kinds: dict[int, Treatment] = {}
         self._seen: set[tuple[int, bool]] = set()
-        self._outermost = self._level(model, True)
+        self._level(model, True)
         for level in self._levels.values() if activation_bits else ():
             for name, layer in level.graph.layers.items():
                 for source in _steep_sources(layer, level.graph, name):

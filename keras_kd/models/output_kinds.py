@@ -182,6 +182,12 @@ def _traced(tensor: keras.KerasTensor, known: dict[int, Output]) -> Output:
     if isinstance(operation, keras.layers.Softmax) and len(inputs) > 1:
         # A mask, beside which logits do not tell which classes there are.
         return MADE_OF_PROBABILITIES
+    if told.kind == "logits" and len(inputs) == 1 and _is_linear(operation):
+        before_it = _made_by(inputs[0], known)
+        # A matrix from fine classes to coarse ones, or of the noise of labels, makes probabilities
+        # of probabilities: the values tell.
+        likely_still = before_it.kind == "softmax" or before_it.probabilities
+        return UNKNOWN if likely_still else told
     if told is not UNKNOWN or not inputs or not _is_weightless(operation):
         return told
     before = [_made_by(each, known) for each in inputs]
@@ -210,6 +216,13 @@ def _is_weightless(operation: keras.Operation) -> bool:
         return False
     # Operations of `keras.ops` have none.
     return not (isinstance(operation, keras.layers.Layer) and operation.weights)
+
+
+def _is_linear(operation: keras.Operation) -> bool:
+    """Whether this multiplies by weights and ends there."""
+    own: Any = activated(operation)
+    inner = own.layer if isinstance(own, keras.layers.TimeDistributed) else own
+    return getattr(inner, "activation", None) is keras.activations.linear
 
 
 def _passes_on(operation: keras.Operation) -> bool:

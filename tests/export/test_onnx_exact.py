@@ -358,3 +358,41 @@ def test_layers_kept_float_are_not_rounded_by_the_runtime(tmp_path):
     for artifact in report.artifacts:
         if artifact.path is not None:
             exact_products.prove(onnx.load(artifact.path))
+
+
+WORDS = {
+    "convolution": lambda x: layers.Conv1D(8, 3, activation="gelu")(x),
+    "image": lambda x: layers.Conv2D(8, 3)(layers.Reshape((8, 8, 1))(x)),
+    "both": lambda x: layers.Concatenate()(
+        [layers.Flatten()(layers.Conv1D(8, 3)(x)), layers.Flatten()(layers.Dense(8)(x))]
+    ),
+    "dense": lambda x: layers.Dense(8, activation="gelu")(x),
+}
+
+
+def test_embeddings_that_convolutions_read_stay_float_in_dynamic_files(tmp_path):
+    """Behind a table of bytes ONNX Runtime would round the weights of the convolution."""
+    x = RNG.integers(0, 16, (8, 16)).astype("int32")
+    for name, middle in WORDS.items():
+        words = keras.Input((16,), dtype="int32", name="words")
+        y = middle(layers.Embedding(16, 4, name="embed")(words))
+        model = keras.Model(words, layers.Dense(4)(layers.Flatten()(y)))
+        report = keras_kd.export(
+            model, tmp_path / name, "onnx", "dynamic", evaluation=x, max_drop=None
+        )
+        (artifact,) = report.artifacts
+        assert artifact.passed, artifact.reason
+        file = onnx.load(artifact.path)
+        floats = {
+            entry.data_type for entry in file.graph.initializer if list(entry.dims) == [16, 4]
+        }
+        assert floats == {TensorProto.UINT8 if name == "dense" else TensorProto.FLOAT}
+        # The last layer is always of integers.
+        assert "uint8" in exact_products.prove(file)
+        plain = onnxruntime.SessionOptions()
+        plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        got = [
+            onnxruntime.InferenceSession(artifact.path, options).run(None, {"words": x})[0]
+            for options in (None, plain)
+        ]
+        np.testing.assert_allclose(*got, rtol=0, atol=1e-4)

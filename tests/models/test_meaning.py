@@ -290,6 +290,16 @@ def nested_after(name=None):
     return ending(layers.Softmax(), scaled, name=name)
 
 
+def of_groups(layer, name=None):
+    """Eight probabilities, added in pairs by a layer with weights."""
+    inputs = keras.Input((FEATURES,))
+    fine = layers.Dense(8, "softmax")(inputs)
+    pairs = np.kron(np.eye(4), np.ones((2, 1))).astype("float32")
+    model = keras.Model(inputs, layer(fine), name=name)
+    layer.set_weights([pairs.reshape(layer.get_weights()[0].shape)])
+    return model
+
+
 class Subclassed(keras.Model):
     """Ends in a weightless layer behind a softmax, which no graph shows."""
 
@@ -325,6 +335,8 @@ HIDDEN = {
     "hard sigmoid": lambda name: ending(activation="hard_sigmoid", name=name),
     "Rescaling": lambda name: ending(layers.Softmax(), layers.Rescaling(100.0), name=name),
     "nested Rescaling": nested_after,
+    "Dense": lambda name: of_groups(layers.Dense(4, use_bias=False), name),
+    "EinsumDense": lambda name: of_groups(layers.EinsumDense("ab,bc->ac", 4), name),
     "Lambda in percent": lambda name: ending(
         layers.Softmax(), layers.Lambda(lambda p: 100 * p), name=name
     ),
@@ -367,6 +379,7 @@ KEPT = {
     "log_softmax": [layers.Activation("log_softmax")],
     "log of softmax": [layers.Softmax(), ops.log],
     "BatchNormalization": [layers.BatchNormalization()],
+    "hidden softmax": [layers.Softmax(), layers.Dense(4, kernel_initializer="random_normal")],
 }
 
 

@@ -12,11 +12,11 @@ from keras import layers
 
 import keras_kd.export
 from keras_kd import compress
-from keras_kd.export.checks import KNOWN
+from keras_kd.export.checks import known_precisions
 from keras_kd.export.formats.runtime import open_file
 
 TEST = 200
-PRECISIONS = tuple(dict.fromkeys(name for known in KNOWN.values() for name in known))
+PRECISIONS = tuple(known_precisions())
 
 
 def corners():

@@ -24,7 +24,6 @@ class RuntimeReport(Mapping[str, Mapping[str, str]]):
 
     def __init__(self, manifest: Mapping[str, Any]) -> None:
         self._rows = [row for row in manifest["artifacts"] if row.get("file")]
-        self._targets = manifest["settings"].get("targets") or []
 
     def __getitem__(self, file: str) -> Mapping[str, str]:
         for row in self._rows:

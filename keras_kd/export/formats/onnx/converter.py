@@ -19,7 +19,13 @@ from keras_kd.export.formats.onnx.exact_products import (
     prove,
     this_processor,
 )
-from keras_kd.export.formats.onnx.graph import graphs, name_borders, name_inside, slim
+from keras_kd.export.formats.onnx.graph import (
+    before_convolutions,
+    graphs,
+    name_borders,
+    name_inside,
+    slim,
+)
 from keras_kd.export.formats.onnx.int4 import pack_int4
 from keras_kd.export.formats.onnx.quantization_aware import channel_axis, quantize_on_grid
 from keras_kd.export.formats.reasons import no_operator
@@ -107,20 +113,23 @@ class Converter:
         return self._float
 
     def _dynamic(self, path: Path) -> bytes:
+        import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        target = self._scratch / "dynamic.onnx"
+        target, named = self._scratch / "dynamic.onnx", self._scratch / "named.onnx"
+        model = _named(onnx.load(path))
+        onnx.save(model, named)
         # Convolutions stay float: their dynamic form was measured 12 times slower than float32.
         quantize_dynamic(
-            path,
+            named,
             target,
+            # Behind bytes ONNX Runtime would round the weights of a float convolution by itself.
+            nodes_to_exclude=before_convolutions(model.graph, "Gather"),
             op_types_to_quantize=["MatMul", "Gemm", "Gather", "LSTM", "Attention"],
             # Signed weights would have to fit 16 bits, as in static files.
             weight_type=QuantType.QUInt8,
             extra_options={"MatMulConstBOnly": True},
         )
-        import onnx
-
         model = onnx.load(target)
         make_unsigned(model)
         return _slimmed(model, path)
@@ -251,12 +260,15 @@ class Converter:
             except Exception:
                 # Symbolic shape inference gives up on loops and some reshapes; it only helps.
                 quant_pre_process(str(path), str(target), skip_symbolic_shape=True)
-            model = onnx.load(target)
-            for node in model.graph.node:
-                # Nodes are told apart by name when some of them stay float.
-                node.name = node.output[0]
-            onnx.save(model, target)
+            onnx.save(_named(onnx.load(target)), target)
         return target
+
+
+def _named(model: Any) -> Any:
+    # Nodes are told apart by name when some of them stay float.
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
 
 
 def import_shape_inference() -> None:

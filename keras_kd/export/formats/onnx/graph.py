@@ -17,6 +17,25 @@ MOVERS = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity",
 """Operators whose output values are input values."""
 
 
+def before_convolutions(graph: onnx.GraphProto, kind: str) -> list[str]:
+    """Return the names of the operators of a kind whose values convolutions read as they are.
+
+    Args:
+        graph: An `onnx.GraphProto`.
+        kind: Such as `"Gather"`.
+    """
+    producers = {name: node for node in graph.node for name in node.output}
+    found = []
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose"):
+            source = producers.get(node.input[0])
+            while source is not None and source.op_type in MOVERS:
+                source = producers.get(source.input[0])
+            if source is not None and source.op_type == kind:
+                found.append(source.name)
+    return found
+
+
 def name_borders(model: onnx.ModelProto, signature: Signature, batch: int | None = None) -> None:
     """Give inputs and outputs their Keras names, and their first dimension the name `batch`.
 

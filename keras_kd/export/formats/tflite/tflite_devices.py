@@ -208,6 +208,7 @@ def ethos(file: TFLiteFile, known: frozenset[str]) -> str:
             for operator in file.operators
             if operator.name not in known
             or (known is ETHOS_U55 and _stride(operator) > 3)
+            or (operator.name == "GATHER" and _gathers_across(operator))
             or "FLOAT32" in (operator.first, operator.outputs[0])
             or (file.free and operator.name in _BOOKKEEPING and file.computed_sizes())
         }
@@ -263,6 +264,11 @@ def _stride(operator: Operator) -> int:
     return max(int(operator.option("strideW", 1)), int(operator.option("strideH", 1)))
 
 
+def _gathers_across(operator: Operator) -> bool:
+    # Whether it picks along another axis than the one behind those of the batch.
+    return int(operator.option("axis", 0)) != int(operator.option("batchDims", 0))
+
+
 def _count(tensor: Any) -> int:
     # 1 stands where a size is free.
     return math.prod([] if tensor.shape is None else [int(size) for size in tensor.shape])
@@ -300,17 +306,18 @@ ETHOS_U55 = _names(
     ABS ADD ARG_MAX AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION CONV_2D DEPTHWISE_CONV_2D ELU EXP
     EXPAND_DIMS FULLY_CONNECTED GELU HARD_SWISH LEAKY_RELU LOG LOGISTIC MAXIMUM MAX_POOL_2D MEAN
     MINIMUM MIRROR_PAD MUL NEG PACK PAD PADV2 PRELU QUANTIZE REDUCE_MAX REDUCE_MIN RELU RELU6
-    RELU_0_TO_1 RELU_N1_TO_1 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 RSQRT SLICE
+    RELU_0_TO_1 RELU_N1_TO_1 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SLICE
     SOFTMAX SPLIT SPLIT_V SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM TANH TILE TRANSPOSE
     TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK
     """
 )
-"""Operators that Vela 5.2 puts on an Ethos-U55 or U65, from its own report."""
+"""Operators that Vela 5.2 puts on an Ethos-U55 or U65, from its own report and what it compiles."""
 
 ETHOS_U85 = ETHOS_U55 | _names(
     """
     ASSIGN_VARIABLE CAST DIV EQUAL GATHER GREATER GREATER_EQUAL LESS LESS_EQUAL LOGICAL_AND
-    LOGICAL_NOT LOGICAL_OR NOT_EQUAL READ_VARIABLE REDUCE_ALL REDUCE_ANY SCATTER_ND SELECT SELECT_V2
+    LOGICAL_NOT LOGICAL_OR NOT_EQUAL READ_VARIABLE REDUCE_ALL REDUCE_ANY REVERSE_V2 SCATTER_ND
+    SELECT SELECT_V2
     """
 )
 """The same for an Ethos-U85."""
