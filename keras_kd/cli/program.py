@@ -91,7 +91,8 @@ def _called(app: typer.Typer, command: str, arguments: list[str]) -> int:
     except _UsageError as error:
         page = f"keras-kd {command} --help" if command in _COMMANDS else "keras-kd --help"
         reason = one_line(error.format_message()).rstrip(".")
-        return fail(f"{reason}. See `{page}`.", 2)
+        end = "" if reason.endswith("?") else "."
+        return fail(f"{reason}{end} See `{page}`.", 2)
     except typer.Abort:
         raise KeyboardInterrupt from None
     return int(code or 0)

@@ -206,6 +206,8 @@ def _require(label: Tensor, one: Expected, name: str) -> None:
         said = (
             f"the student has {one.classes} classes, numbered 0 to {one.classes - 1}. {_RENUMBER}"
         )
+    if by_class and one.is_sparse and one.ignored is None and found[0] == -1:
+        said += " Rows without a label have -1 where the loss has `ignore_class=-1`."
     raise ValueError(f"{run} {said}")
 
 
