@@ -103,6 +103,10 @@ def drawn_for_fit(
         arguments["validation_data"] = held.dataset()
     rows = _Rows(teacher, data, range(used), size, shuffle)
     drawn = rows.dataset() if at_once == 1 else rows.tf_pages(at_once)
+    if not steps and keras.config.backend() == "tensorflow":
+        # Without a number Keras makes two iterators an epoch, one for nothing: it makes one where
+        # the last ended, and another where the next epoch begins.
+        arguments["steps_per_epoch"] = rows.steps
     return drawn, None, None, arguments
 
 
@@ -325,28 +329,38 @@ class _Rows:
         """For a TensorFlow step that gathers the rows itself, several batches in one go."""
         import tensorflow as tf
 
-        dataset = self._tf_untuned(self._tf_chosen(self.batch_size * at_once).prefetch(1))
+        # An epoch of one page is drawn by one function, which is set up in half the time.
+        whole = at_once >= self.steps
+        chosen = self._tf_orders() if whole else self._tf_chosen(self.batch_size * at_once)
+        dataset = self._tf_untuned(chosen if whole else chosen.prefetch(1))
         # Keras counts batches; it takes as many pages as hold these, and never asks for the end.
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.steps))
         fields = (*self.data, self.teacher.held())
         held = keras.tree.map_structure(tf.constant, fields, none_is_leaf=False)
         return Pages(dataset, held, self.batch_size, at_once)
 
-    def _tf_chosen(self, size: int) -> Any:
-        """So many row numbers at a time, in the order in which Keras draws the rows of arrays."""
+    def _tf_orders(self) -> Any:
+        """All row numbers at once, in the order in which Keras draws the rows of arrays."""
         import tensorflow as tf
 
         # There is nothing in these functions for AutoGraph, which would rewrite the cache's own.
         @tf.autograph.experimental.do_not_convert
-        def permutation(_: tf.Tensor) -> Any:
-            rows = tf.range(self.first, self.first + self.count, dtype=tf.int64)
+        def permutation(count: tf.Tensor) -> Any:
+            rows = tf.range(self.first, self.first + count, dtype=tf.int64)
             return tf.random.shuffle(rows) if self.shuffle and self.shuffle != "batch" else rows
+
+        # The number comes as a tensor, so that a step is not traced anew for other data.
+        return tf.data.Dataset.range(self.count, self.count + 1).map(permutation)
+
+    def _tf_chosen(self, size: int) -> Any:
+        """So many of these row numbers at a time."""
+        import tensorflow as tf
 
         @tf.autograph.experimental.do_not_convert
         def batches(rows: tf.Tensor) -> Any:
             return tf.data.Dataset.from_tensor_slices(rows).batch(size)
 
-        return tf.data.Dataset.range(1).map(permutation).prefetch(1).flat_map(batches)
+        return self._tf_orders().prefetch(1).flat_map(batches)
 
     def _tf_untuned(self, dataset: tf.data.Dataset) -> Any:
         import tensorflow as tf

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keras_kd.cache.layout import Manifest
-from keras_kd.cli import inputs, options
+from keras_kd.cli import inputs, options, teachers
 from keras_kd.cli.console import Terminal, Work, import_keras
 from keras_kd.utils.tables import fitted
 
@@ -27,7 +28,13 @@ _Folder = Annotated[str, typer.Argument(metavar="DIR", help="Folder of the cache
 
 @app.command(short_help="Write a cache, or go on with one that was interrupted.")
 def write(
-    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A `.keras` file.")],
+    teacher: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEACHER",
+            help="A `.keras`, `.onnx` or `.tflite` file, or an `.npz` file with answers.",
+        ),
+    ],
     folder: _Folder,
     data: Annotated[
         str,
@@ -56,28 +63,35 @@ def write(
     Finished shards stay as they are: after a kill or a full disk, give the same command again.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    inputs.check_model_file(teacher, "teacher")
+    teachers.check_file(teacher)
+    asking = {
+        "top_k": top_k,
+        "taps": tap or [],
+        "teacher_precision": teacher_precision,
+        "process_index": process_index,
+        "process_count": process_count,
+    }
+    if teacher.endswith(".npz"):
+        _refuse_asking(teacher, asking)
     import_keras()
     import keras_kd.cache
 
-    model = inputs.load_model(teacher, "teacher")
-    x = _samples(data, model)
-    inputs.check_inputs(x, "cached", model)
-    with terminal.working() as work:
-        manifest = keras_kd.cache.write(
-            model,
-            x,
-            folder,
-            top_k=top_k,
-            dtype=dtype,
-            taps=tap or [],
-            teacher_precision=teacher_precision,
-            batch_size=batch_size,
-            shard_size=shard_size,
-            process_index=process_index,
-            process_count=process_count,
-            progress=_with_rate(work),
-        )
+    sizes = {"dtype": dtype, "batch_size": batch_size, "shard_size": shard_size}
+    if teacher.endswith(".npz"):
+        given, x = teachers.answers_of(teacher), _samples(data, None)
+        with terminal.working() as work:
+            manifest = keras_kd.cache.write_answers(
+                folder, x, **given, **sizes, name=Path(teacher).stem, progress=_with_rate(work)
+            )
+    else:
+        model = teachers.of_file(teacher)
+        x = _samples(data, model)
+        if teacher.endswith(".keras"):
+            inputs.check_inputs(x, "cached", model)
+        with terminal.working() as work:
+            manifest = keras_kd.cache.write(
+                model, x, folder, **asking, **sizes, progress=_with_rate(work)
+            )
     verdict = (
         f"`{folder}` holds the answers to {manifest.count:,} samples, {manifest.nbytes:,} bytes."
         if manifest.complete
@@ -92,7 +106,8 @@ def write(
 def verify(
     folder: _Folder,
     teacher: Annotated[
-        str | None, typer.Option(help="A `.keras` file whose answers these should be.")
+        str | None,
+        typer.Option(help="A `.keras`, `.onnx` or `.tflite` file whose answers these should be."),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="The data that they should belong to, as for `write`.")
@@ -106,11 +121,11 @@ def verify(
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     if teacher is not None:
-        inputs.check_model_file(teacher, "teacher")
+        teachers.check_file(teacher, (".keras", ".onnx", ".tflite"))
     import_keras()
     import keras_kd.cache
 
-    model = inputs.load_model(teacher, "teacher") if teacher is not None else None
+    model = teachers.of_file(teacher) if teacher is not None else None
     x = None if data is None else _samples(data, model)
     manifest = keras_kd.cache.verify(folder, teacher=model, data=x)
     verdict = f"Verified: {len(manifest.shards)} shards have the recorded SHA-256."
@@ -128,14 +143,30 @@ def info(folder: _Folder, as_json: options.Json = False) -> None:
     terminal.result(_document(manifest), _table(manifest, terminal.width))
 
 
+def _refuse_asking(teacher: str, options: dict[str, Any]) -> None:
+    """Raise `ValueError` for options of a teacher that is asked, beside answers that exist."""
+    usual = {"teacher_precision": "float32", "process_index": 0, "process_count": 1}
+    for name, value in options.items():
+        if value and value != usual.get(name):
+            option = {"taps": "tap"}.get(name, name).replace("_", "-")
+            raise ValueError(
+                f"`--{option}` is for a teacher that is asked, and `{teacher}` holds answers that "
+                "exist already. Leave it out."
+            )
+
+
 def _samples(data: str, model: keras.Model) -> Any:
     """The training inputs of a data set, or what a file holds for a model."""
     import keras_kd.datasets
     from keras_kd.datasets import files
+    from keras_kd.teachers.base import Teacher
 
     if not data.endswith(".npz"):
         return keras_kd.datasets.load(data).x_train
     arrays = files.read(data)
+    if isinstance(model, Teacher) and not {"x", "x_train"} & set(arrays):
+        # A file of another runtime finds its inputs by their names.
+        return arrays
     names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
     if "x" in arrays and not (len(names) > 1 and set(names) <= set(arrays)):
         return arrays["x"]

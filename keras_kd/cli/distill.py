@@ -92,6 +92,10 @@ def distill(
         str | None,
         typer.Option(metavar="COLUMNS", help="CSV: numbers that are categories all the same."),
     ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="CSV, ranking: rows with the same value are one list."),
+    ] = None,
     leave_out: Annotated[
         str | None, typer.Option(metavar="COLUMNS", help="CSV: columns that are no input.")
     ] = None,
@@ -210,6 +214,7 @@ def distill(
         "delimiter": delimiter,
         "image_size": None if image_size is None else (image_size, image_size),
         "data_dir": data_dir,
+        "group": group,
     }
     if data.startswith("tfds:"):
         import_keras()
@@ -225,7 +230,9 @@ def distill(
         if model is None:
             model = distill_training.shrunk(student, found, loaded, seed)
         compiled = (
-            None if method == recipes.PLAIN else recipes.distillation(method, task, **weights)
+            None
+            if method == recipes.PLAIN
+            else recipes.distillation(method, loaded.learns, **weights)
         )
         terminal.note(distill_training.introduction(loaded, plan, teacher, method))
         with terminal.working() as work:

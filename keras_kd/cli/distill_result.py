@@ -13,7 +13,7 @@ from keras_kd.cli.console import native_silence
 from keras_kd.cli.recipes import RECIPES
 from keras_kd.cli.teachers import NamedTeacher
 from keras_kd.datasets import TaskData
-from keras_kd.datasets.task_data import UNLABELED
+from keras_kd.datasets.task_data import UNLABELED, Rows
 from keras_kd.utils.tables import fitted
 from keras_kd.utils.types import Array, Tensors
 
@@ -25,25 +25,37 @@ _FEW = 20
 """Classes up to which the table shows each; `distill.json` has all of them."""
 
 
-def figures(task: str, outputs: Array, y: Array) -> dict[str, Any]:
+def figures(data: TaskData, outputs: Array, rows: Rows) -> dict[str, Any]:
     """Measure answers by the task's figures, see `keras_kd.export.verification.scores`.
 
     Args:
-        task: One of `keras_kd.datasets.task_data.TASKS`.
+        data: What the task is, and what its classes are called.
         outputs: `(rows, ..., units)`.
-        y: As in `Rows.y`.
+        rows: The split that was answered.
 
     Returns:
-        Figures by name, and `per_class`, lists of `support`, `precision`, `recall`, `f1`.
+        Figures by name, and `per_class`, lists of `support`, `precision`, `recall`, `f1`; of tags
+        of entities `per_entity` as well.
     """
+    from keras_kd.export.verification import entities, lists
     from keras_kd.export.verification.output_meaning import is_probability
     from keras_kd.export.verification.scores import scores
 
+    task = data.task
+    if rows.groups is not None:
+        return {"ndcg@10": lists.ndcg(outputs, rows.y, rows.groups)}
     kind = {"multilabel": "multilabel", "regression": "values", "ranking": "values"}.get(task)
     if kind is None:
         kind = "binary" if outputs.shape[-1] == 1 else "classes"
     outputs = np.asarray(outputs, np.float32)
-    found = scores(outputs, y, kind, is_probability(outputs), ranks=task == "ranking")
+    found = scores(
+        outputs,
+        rows.y,
+        kind,
+        is_probability(outputs),
+        ranks=task == "ranking",
+        tags=entities.tag_names(data.class_names, outputs),
+    )
     wanted = {"ndcg@10"} if task == "ranking" else None
     return {name: value for name, value in found.items() if wanted is None or name in wanted}
 
@@ -73,13 +85,13 @@ def collect(
         answers = one.test_answers(data)
         models[f"teacher {one.name}" if len(found) > 1 else "teacher"] = {
             "name": one.name,
-            **({} if answers is None else figures(data.task, answers, data.test.y)),
+            **({} if answers is None else figures(data, answers, data.test)),
             **{key: rows.get("teacher", {}).get(key) for key in sizes},
         }
     outputs = np.asarray(student.predict(data.test.x, batch_size=256, verbose=0))
     models["student"] = {
         "name": student.name,
-        **figures(data.task, outputs, data.test.y),
+        **figures(data, outputs, data.test),
         **{key: rows["keras"].get(key) for key in sizes},
     }
     feed = _by_name(student, data.test.x, outputs, describe)
@@ -99,7 +111,7 @@ def collect(
         if artifact.passed:
             with native_silence():
                 answers = next(iter(run_all(open_file(artifact.path), feed).values()))
-            row |= figures(data.task, answers, data.test.y)
+            row |= figures(data, answers, data.test)
         files.append(row)
     judged = report.manifest["evaluation"].get("metrics") or {}
     metric = next((rows[0][0] for rows in judged.values() if rows), RECIPES[data.task].judges[0])
@@ -109,6 +121,7 @@ def collect(
             "task": data.task,
             "samples": data.sizes,
             "classes": list(data.class_names),
+            **_lists(data),
             "notes": list(data.notes),
         },
         "metric": metric,
@@ -118,6 +131,13 @@ def collect(
         "max_drop": report.manifest["settings"]["max_drop"],
         "trivial": trivial(data),
     }
+
+
+def _lists(data: TaskData) -> dict[str, Any]:
+    """How many lists each split has, where items are rows."""
+    splits = {name: getattr(data, name).groups for name in data.sizes}
+    found = {name: len(np.unique(groups)) for name, groups in splits.items() if groups is not None}
+    return {"groups": found} if found else {}
 
 
 def _by_name(student: keras.Model, x: Tensors, outputs: Array, describe: Any) -> dict[str, Array]:
@@ -142,7 +162,7 @@ def trivial(data: TaskData) -> dict[str, float] | None:
     often = int(np.bincount(known.reshape(-1)).argmax())
     same = np.zeros((*data.test.y.shape, len(data.class_names)), np.float32)
     same[..., often] = 1
-    return {name: float(figures(data.task, same, data.test.y)[name])}
+    return {name: float(figures(data, same, data.test)[name])}
 
 
 def tables(result: dict[str, Any], width: int = 80) -> list[str]:
@@ -157,6 +177,7 @@ def tables(result: dict[str, Any], width: int = 80) -> list[str]:
     """
     from keras_kd.export.report.figures import latency, size
     from keras_kd.export.report.scorecard import heading
+    from keras_kd.export.verification import entities
 
     recipe = RECIPES[result["data"]["task"]]
     shown = list(dict.fromkeys([result["metric"], *recipe.shown]))
@@ -192,35 +213,32 @@ def tables(result: dict[str, Any], width: int = 80) -> list[str]:
     headings += ["params", "size", "gzip", "ms", "verified"]
     spare = ["params", "verified", "gzip", *[heading(key) for key in shown[:0:-1]]]
     texts = ["\n".join(fitted(headings, rows, width=width, dispensable=spare))]
-    best = _best(result)
-    table = (best or {}).get("per_class")
     names = result["data"]["classes"]
-    if best is not None and table and len(table["support"]) <= _FEW:
-        student = result["models"]["student"]["per_class"]
-        cells = [
-            [
-                f"  {names[k] if k < len(names) else k}",
-                f"{table['support'][k]:,}",
-                *(digits(table[key][k]) for key in ("precision", "recall", "f1")),
-                digits(student["f1"][k]),
-            ]
-            for k in range(len(table["support"]))
-        ]
-        headings = [
-            f"classes of {best['name']}",
-            "support",
-            "precision",
-            "recall",
-            "F1",
-            "Keras F1",
-        ]
-        texts += [
-            "",
-            "\n".join(
-                fitted(headings, cells, width=width, dispensable=(headings[5], *headings[2:4]))
-            ),
-        ]
+    for what, called in (("class", names), ("entity", entities.types(names))):
+        texts += _by_class(result, what, called, width)
     return texts
+
+
+def _by_class(result: dict[str, Any], what: str, names: Sequence[str], width: int) -> list[str]:
+    """The table with a line for each class, or each type of entity, of the best file."""
+    best = _best(result)
+    table = (best or {}).get(f"per_{what}")
+    if best is None or not table or len(table["support"]) > _FEW:
+        return []
+    student = result["models"]["student"][f"per_{what}"]
+    cells = [
+        [
+            f"  {names[k] if k < len(names) else k}",
+            f"{table['support'][k]:,}",
+            *(digits(table[key][k]) for key in ("precision", "recall", "f1")),
+            digits(student["f1"][k]),
+        ]
+        for k in range(len(table["support"]))
+    ]
+    title = f"{'classes' if what == 'class' else 'entities'} of {best['name']}"
+    headings = [title, "support", "precision", "recall", "F1", "Keras F1"]
+    spare = (headings[5], *headings[2:4])
+    return ["", "\n".join(fitted(headings, cells, width=width, dispensable=spare))]
 
 
 def _best(result: dict[str, Any]) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from keras_kd.cli import inputs, recipes
 from keras_kd.cli.console import Work
 from keras_kd.cli.teachers import NamedTeacher
 from keras_kd.datasets import TaskData
+from keras_kd.datasets.dataset import Array
 from keras_kd.datasets.task_data import rows_of
 
 if TYPE_CHECKING:
@@ -170,6 +171,9 @@ def introduction(data: TaskData, plan: Plan, teacher: Sequence[str], method: str
     """Say what is going to be done."""
     sizes = data.sizes
     units = f", {data.units} {'classes' if data.task != 'regression' else 'targets'}"
+    if data.train.groups is not None:
+        lists = [len(np.unique(getattr(data, split).groups)) for split in sizes]
+        units = f", in {', '.join(f'{count:,}' for count in lists)} lists"
     lines = [
         f"{data.name}: {sizes['train']:,} training, {sizes['validation']:,} validation and "
         f"{sizes['test']:,} test rows{units if data.units else ''}.",
@@ -219,12 +223,12 @@ def train(
 
         # The process is the command's own, and a rerun is to give the same files.
         tf.config.experimental.enable_op_determinism()
-    x, y = data.train.x, recipes.targets(data.task, data.train.y)
+    x, y = data.train.x, recipes.targets(data.learns, data.train.y)
     unlabeled = bool((~data.labeled).any())
     if compiled is None and unlabeled:
         x, y = rows_of(x, data.labeled), y[data.labeled]
         unlabeled = False
-    loss = recipes.hard_loss(data.task, student, inputs.first_rows(x), unlabeled)
+    loss = recipes.hard_loss(data.learns, student, inputs.first_rows(x), unlabeled)
     steps = plan.epochs * -(-len(y) // plan.batch_size)
     chooses = compiled is not None and compiled.get("distillation_loss") == recipes.AUTO
     keras.utils.set_random_seed(plan.seed)
@@ -257,7 +261,7 @@ def train(
         y,
         batch_size=plan.batch_size,
         epochs=plan.epochs,
-        validation_data=(data.validation.x, recipes.targets(data.task, data.validation.y)),
+        validation_data=(data.validation.x, recipes.targets(data.learns, data.validation.y)),
         callbacks=heard,
         verbose=1 if chooses and not quiet else 0,
     )
@@ -275,17 +279,33 @@ def train(
     return curves, {"best": choice.best, "verdict": choice.verdict, "methods": choice.rows()}
 
 
-def judges(data: TaskData, student: keras.Model, asked: Sequence[str]) -> list[str]:
+def judges(data: TaskData, student: keras.Model, asked: Sequence[str]) -> list[Any]:
     """Return the metrics by which files are judged: as asked for, or the task's.
 
     Args:
         data: Validation rows judge.
         student: The trained student.
         asked: Names of metrics.
+
+    Returns:
+        What `keras_kd.export` takes as `metrics`.
     """
+    groups = data.validation.groups
+    if groups is not None:
+        from keras_kd.export.verification import lists
+
+        # Which items are one list, only the data know.
+        by_list = "ndcg@10", lambda labels, outputs: lists.ndcg(outputs, labels, groups)
+        return [_named(*by_list) if name == "ndcg@10" else name for name in asked or ["ndcg@10"]]
     if asked:
         return list(asked)
     from keras_kd.cli.distill_result import figures
 
     outputs = np.asarray(student.predict(data.validation.x, batch_size=256, verbose=0))
-    return [recipes.judged_by(data.task, figures(data.task, outputs, data.validation.y))]
+    return [recipes.judged_by(data.task, figures(data, outputs, data.validation))]
+
+
+def _named(name: str, function: Callable[[Array, Array], Any]) -> tuple[Any, str]:
+    """A function as a metric of this name, of which more is better."""
+    function.__name__ = name
+    return function, "max"

@@ -41,7 +41,7 @@ RECIPES = {
     "classification": Recipe(("accuracy",), ("accuracy", "macro_f1", "auc")),
     "multilabel": Recipe(("macro_f1", "auc", "accuracy"), ("macro_f1", "auc", "accuracy")),
     "regression": Recipe(("mae",), ("mae", "rmse", "r2"), by_class=False),
-    "tokens": Recipe(("macro_f1", "accuracy"), ("macro_f1", "accuracy")),
+    "tokens": Recipe(("macro_f1", "accuracy"), ("macro_f1", "accuracy", "entity_f1")),
     "ranking": Recipe(("ndcg@10",), ("ndcg@10",), by_class=False),
 }
 

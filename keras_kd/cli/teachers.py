@@ -66,21 +66,61 @@ def check(name: str) -> None:
     Raises:
         ValueError: If there is no such file, folder or estimator.
     """
-    if name in ESTIMATORS or Path(name).is_dir():
+    if name in ESTIMATORS or Path(name).is_dir() or _is_file(name):
         return
-    if name.endswith(".keras"):
-        inputs.check_model_file(name, "teacher")
-        return
-    problem = archives.file_problem(name)
-    if problem is None and name.endswith(_FILES):
-        return
-    if problem is not None and name.endswith(_FILES):
-        raise ValueError(f"The teacher `{name}` {problem}. Pass the path of its file.")
     hint = did_you_mean(name, ESTIMATORS)
     raise ValueError(
         f"`{name}` is no teacher. Expected a file that ends in {', '.join(_FILES)}, the folder of "
         f"a cache, or {' or '.join(ESTIMATORS)}, trained on your rows.{hint}"
     )
+
+
+def check_file(name: str, kinds: Sequence[str] = _FILES) -> None:
+    """Refuse what is no file of a teacher, before Keras is imported.
+
+    Args:
+        name: Path of the file.
+        kinds: How it may end.
+
+    Raises:
+        ValueError: If there is no such file, or one of another kind.
+    """
+    if name.endswith(tuple(kinds)) and _is_file(name):
+        return
+    problem = archives.file_problem(name)
+    why = "is no such file" if problem is None else problem
+    raise ValueError(
+        f"The teacher `{name}` {why}. Expected a file that ends in {', '.join(kinds)}."
+    )
+
+
+def _is_file(name: str) -> bool:
+    """Whether a teacher's file has this name; an error where there is none that can be read."""
+    if name.endswith(".keras"):
+        inputs.check_model_file(name, "teacher")
+        return True
+    problem = archives.file_problem(name)
+    if problem is not None and name.endswith(_FILES):
+        raise ValueError(f"The teacher `{name}` {problem}. Pass the path of its file.")
+    return name.endswith(_FILES)
+
+
+def of_file(name: str) -> Any:
+    """Load what can be asked from a file: a Keras model, or a file of another runtime.
+
+    Args:
+        name: Path of a `.keras`, `.onnx` or `.tflite` file.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+        ImportError: If the package that runs it is missing.
+    """
+    import keras_kd.teachers
+
+    if name.endswith(".keras"):
+        return inputs.load_model(name, "teacher")
+    kinds = keras_kd.teachers
+    return kinds.from_onnx(name) if name.endswith(".onnx") else kinds.from_tflite(name)
 
 
 def load(
@@ -104,20 +144,21 @@ def load(
     import keras_kd
 
     if name.endswith(".keras"):
-        model = inputs.load_model(name, "teacher")
+        model = of_file(name)
         recipes.check_output(model, "teacher", data)
         inputs.check_inputs(inputs.first_rows(data.train.x), "teacher's", model)
         return NamedTeacher(name, model, model)
     if name.endswith((".onnx", ".tflite")):
-        kinds = keras_kd.teachers
-        found = kinds.from_onnx(name) if name.endswith(".onnx") else kinds.from_tflite(name)
+        found = of_file(name)
         _check_classes(name, found.classes, data)
         return NamedTeacher(name, found, asked=True)
     if name.endswith(".npz"):
         return _from_answers(name, data, stack)
     if name in ESTIMATORS:
         made = keras_kd.teachers.from_sklearn(
-            _trained(name, data), units=1 if single else None, name=name
+            _trained(name, data),
+            units=1 if single and data.learns == "classification" else None,
+            name=name,
         )
         return NamedTeacher(name, made, asked=True)
     return NamedTeacher(name, keras_kd.teachers.CachedTeacher(name))
@@ -144,14 +185,7 @@ def _from_answers(name: str, data: TaskData, stack: contextlib.ExitStack) -> Nam
     import keras_kd
 
     arrays = files.read(name)
-    kinds = [kind for kind in ("logits", "probabilities", "log_probabilities") if kind in arrays]
-    if len(kinds) != 1 or ("indices" in arrays) != (kinds[0] == "log_probabilities"):
-        raise ValueError(
-            f"`{name}` holds {', '.join(f'`{key}`' for key in arrays) or 'no arrays'}. A teacher's "
-            "answers are `logits`, `probabilities`, or `indices` with `log_probabilities`, one row "
-            "for each row of the data."
-        )
-    kind = kinds[0]
+    kind = _kind_of_answers(name, arrays)
     answers = np.asarray(arrays[kind])
     named = arrays.get("class_names")
     _check_classes(name, None if named is None else np.atleast_1d(named).tolist(), data)
@@ -186,6 +220,46 @@ def _from_answers(name: str, data: TaskData, stack: contextlib.ExitStack) -> Nam
     return NamedTeacher(name, keras_kd.teachers.CachedTeacher(cache), answers=whole)
 
 
+def _kind_of_answers(name: str, arrays: dict[str, Any]) -> str:
+    kinds = [kind for kind in ("logits", "probabilities", "log_probabilities") if kind in arrays]
+    if len(kinds) != 1 or ("indices" in arrays) != (kinds[0] == "log_probabilities"):
+        raise ValueError(
+            f"`{name}` holds {', '.join(f'`{key}`' for key in arrays) or 'no arrays'}. A teacher's "
+            "answers are `logits`, `probabilities`, or `indices` with `log_probabilities`, one row "
+            "for each row of the data."
+        )
+    return kinds[0]
+
+
+def answers_of(name: str) -> dict[str, Any]:
+    """Read answers that exist already, as `keras_kd.cache.write_answers` takes them.
+
+    Args:
+        name: Path of a `.npz` file: `logits`, `probabilities`, or `indices` with
+            `log_probabilities` and the number of classes, `vocabulary` or as many `class_names`;
+            and maybe `mask`, which is false for padding.
+
+    Raises:
+        ValueError: If it holds no answers.
+    """
+    arrays = files.read(name)
+    kind = _kind_of_answers(name, arrays)
+    given: dict[str, Any] = {kind: arrays[kind]}
+    if kind == "log_probabilities":
+        names = arrays.get("class_names")
+        units = arrays.get("vocabulary", None if names is None else np.size(names))
+        if units is None or np.size(units) != 1 or np.asarray(units).dtype.kind not in "iu":
+            raise ValueError(
+                f"`{name}` names the most probable classes alone, and not how many there are. "
+                "Store the number as `vocabulary`, or the names of all as `class_names`."
+            )
+        given = {"top_k": (arrays["indices"], arrays[kind])}
+        given["vocabulary"] = int(np.reshape(units, ()))
+    if "mask" in arrays:
+        given["mask"] = arrays["mask"]
+    return given
+
+
 def _check_classes(name: str, given: Sequence[Any] | None, data: TaskData) -> None:
     if given is None or not data.class_names:
         return
@@ -213,12 +287,13 @@ def _trained(name: str, data: TaskData) -> Any:
     plain = not isinstance(x, dict) and x.ndim == 2 and data.inputs.get("kind") != "text"
     if (
         not plain
-        or data.task not in ("classification", "regression")
-        or (data.task == "regression" and data.train.y.shape[1] > 1)
+        or data.learns not in ("classification", "regression")
+        or (data.learns == "regression" and data.train.y.shape[1] > 1)
     ):
         raise ValueError(
             f"`--teacher {name}` is trained on rows of plain numbers, for `classification` and a "
-            f"`regression` of one target. `{data.name}` is no such data: pass a teacher's file."
+            f"`regression` of one target, or a ranking with `--group`. `{data.name}` is no such "
+            "data: pass a teacher's file."
         )
     from sklearn import ensemble
 
@@ -239,4 +314,4 @@ def _trained(name: str, data: TaskData) -> Any:
             )
     # It is asked in float32, and would decide otherwise where a number is at a threshold.
     x = x.astype(np.float32)
-    return kinds[name, data.task](random_state=0).fit(x[data.labeled], y[data.labeled])
+    return kinds[name, data.learns](random_state=0).fit(x[data.labeled], y[data.labeled])

@@ -109,6 +109,7 @@ def load(
     words: str | os.PathLike[str] | None = None,
     length: int | None = None,
     delimiter: str | None = None,
+    group: str | None = None,
 ) -> TaskData:
     """Load a table.
 
@@ -136,6 +137,8 @@ def load(
         words: A vocabulary file; built from the training rows without.
         length: Words that are read of a text; as many as the longest has, 128 at most, without.
         delimiter: What separates cells; found in the first line without.
+        group: Of a ranking whose items are rows: the column that is the same for all items of a
+            list. The one target is the gain of the item then, and lists are not split up.
 
     Returns:
         The data.
@@ -148,7 +151,8 @@ def load(
     if task == "tokens":
         raise ValueError("Tokens are read from CoNLL or `.npz` files, not from CSV files.")
     table = read(path, delimiter)
-    _check_names(table, target, text, categories, leave_out)
+    _check_names(table, target, text, categories, leave_out, group)
+    _check_group(task, target, group)
     if unlabeled and task != "classification":
         raise ValueError(
             f"Rows without a target are read for `classification` alone, not for `{task}`."
@@ -168,7 +172,7 @@ def load(
     if text is not None:
         x, inputs = _texts(files, text, words, length, notes)
     else:
-        ignored = {*target, *leave_out}
+        ignored = {*target, *leave_out, group}
         columns = _columns(table, [c for c in table.columns if c not in ignored], categories)
         if standardize:
             columns = [_standardized(column, table) for column in columns]
@@ -182,7 +186,10 @@ def load(
                     f"{unknown:,} cells of `{one.path}` hold categories that `{table.path}` has "
                     "not: they are 0 everywhere."
                 )
-    raw = {split: Raw(x[split], labels[split], one.where, one.path) for split, one in files.items()}
+    raw = {
+        split: Raw(x[split], labels[split], one.where, one.path, groups=_groups(one, group))
+        for split, one in files.items()
+    }
     return assemble(
         os.fspath(path),
         task,
@@ -259,6 +266,7 @@ def _check_names(
     text: str | None,
     categories: Sequence[str],
     leave_out: Sequence[str],
+    group: str | None,
 ) -> None:
     if not target:
         raise ValueError(
@@ -270,6 +278,7 @@ def _check_names(
         ("text", [text] if text is not None else []),
         ("category", categories),
         ("leave-out", leave_out),
+        ("group", [group] if group is not None else []),
     ):
         for name in names:
             if name in table.columns:
@@ -282,6 +291,38 @@ def _check_names(
     for name in target:
         if name == text or name in categories or name in leave_out:
             raise ValueError(f"The column `{name}` is the target, and cannot be an input too.")
+        if name == group:
+            raise ValueError(f"The column `{name}` is the target, and cannot be the group too.")
+
+
+def _check_group(task: str, target: Sequence[str], group: str | None) -> None:
+    if group is None:
+        return
+    if task != "ranking":
+        raise ValueError(
+            f"`--group {group}` says which rows are one list to rank, and the task is `{task}`. "
+            "Pass `--task ranking`, or leave the group out (`--leave-out` for an input)."
+        )
+    if len(target) > 1:
+        raise ValueError(
+            f"With `--group` each row is one item, and has one gain. Received: {len(target)} "
+            f"targets, {_listed(target)}. Several are the items of one row, without a group."
+        )
+
+
+def _groups(table: Table, group: str | None) -> Any:
+    """The number of each row's list in the order in which lists begin, or `None`."""
+    if group is None:
+        return None
+    cells = table.column(group)
+    for row, cell in enumerate(cells):
+        if not cell:
+            raise ValueError(
+                f"{table.where(row)}: the group `{group}` is missing. Fill it in, or leave the row "
+                "out."
+            )
+    place = {cell: number for number, cell in enumerate(dict.fromkeys(cells))}
+    return np.array([place[cell] for cell in cells])
 
 
 def _matching(other: Table, table: Table) -> Table:

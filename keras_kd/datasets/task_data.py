@@ -52,12 +52,15 @@ class Rows:
             splits that have a file of their own.
         texts: What word numbers were made of, for models that read it otherwise: the text of each
             row of a CSV file, the tokens of each sentence of a CoNLL file. Empty for other data.
+        groups: Number of the list that each row is an item of, `(samples,)`, where the items of a
+            ranking are rows of their own; `y` is `(samples, 1)` then.
     """
 
     x: Inputs = dataclasses.field(repr=False)
     y: Array = dataclasses.field(repr=False)
     index: Array = dataclasses.field(repr=False)
     texts: tuple[Any, ...] = dataclasses.field(default=(), repr=False)
+    groups: Array | None = dataclasses.field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -102,6 +105,11 @@ class TaskData:
         return int(self.train.y.shape[-1])
 
     @property
+    def learns(self) -> str:
+        """The task of which loss and method are: items that are rows learn their gain, a number."""
+        return "regression" if self.train.groups is not None else self.task
+
+    @property
     def labeled(self) -> Array:
         """Which training rows have any label, `(samples,)` of bool."""
         if self.task == "classification":
@@ -121,6 +129,7 @@ class Raw:
         where: Says where row `i` comes from, for the errors.
         path: Of the file.
         scaled: Names of inputs that were scaled on the way, where others may not be.
+        groups: As in `Rows`.
     """
 
     x: Inputs
@@ -128,6 +137,7 @@ class Raw:
     where: Place
     path: str = ""
     scaled: tuple[str, ...] = ()
+    groups: Any = None
 
 
 def assemble(
@@ -173,7 +183,8 @@ def assemble(
         if raw is None:
             continue
         x = _checked_inputs(raw.x, split, raw.path or name)
-        y = checked_labels(raw.y, task, split, raw.where, said, unlabeled and split == "train")
+        may_lack, listed = unlabeled and split == "train", raw.groups is not None
+        y = checked_labels(raw.y, task, split, raw.where, said, may_lack, listed)
         if count(x) != len(y):
             raise ValueError(
                 f"The {split} inputs of `{name}` have {count(x):,} rows and its labels {len(y):,}. "
@@ -181,14 +192,15 @@ def assemble(
             )
         labels[split] = y
         index = np.arange(len(y)) if split == "train" else np.full(len(y), -1)
-        splits[split] = Rows(x, y, index, tuple((texts or {}).get(split, ())))
+        held, groups = (texts or {}).get(split, ()), _checked_groups(raw.groups, split, name)
+        splits[split] = Rows(x, y, index, tuple(held), groups)
     names = _names(task, labels["train"], class_names, name)
     _check_together(name, task, splits, given, names)
     for split, fraction in (("test", TEST_FRACTION), ("validation", VALIDATION_FRACTION)):
         if split in splits:
             continue
         rows = splits["train"]
-        chosen = _chosen(task, rows.y, fraction)
+        chosen = _chosen(task, rows, fraction)
         if not chosen.any() or chosen.all():
             raise ValueError(
                 f"`{name}` has no {split} split and too few training rows to take one from: "
@@ -264,10 +276,30 @@ def rows_of(x: Inputs, chosen: np.ndarray | slice) -> Inputs:
 def taken(rows: Rows, chosen: np.ndarray | slice) -> Rows:
     """The chosen rows of a split."""
     texts = rows.texts and tuple(rows.texts[i] for i in np.arange(len(rows))[chosen])
-    return Rows(rows_of(rows.x, chosen), rows.y[chosen], rows.index[chosen], texts)
+    groups = None if rows.groups is None else rows.groups[chosen]
+    return Rows(rows_of(rows.x, chosen), rows.y[chosen], rows.index[chosen], texts, groups)
 
 
-def _chosen(task: str, y: Array, fraction: float) -> Array:
+def _checked_groups(groups: Any, split: str, name: str) -> Array | None:
+    if groups is None:
+        return None
+    found = np.asarray(groups)
+    if np.unique(found, return_counts=True)[1].max() < 2:
+        raise ValueError(
+            f"Each group of the {split} rows of `{name}` has one row, and nothing to rank. Name "
+            "the column that is the same for all items of a list."
+        )
+    return found
+
+
+def _chosen(task: str, rows: Rows, fraction: float) -> Array:
+    y = rows.y
+    if rows.groups is not None:
+        # A list is in one split with all of its items.
+        lists = np.unique(rows.groups)
+        order = np.random.default_rng(SPLIT_SEED).permutation(lists)
+        some = order[: max(1, round(fraction * len(order)))] if len(order) > 1 else order[:0]
+        return np.isin(rows.groups, some)
     if task == "classification":
         mask = stratified(y, fraction)
         # What chooses and judges needs labels.
@@ -309,7 +341,13 @@ def _check_array(array: Array, what: str) -> None:
 
 
 def checked_labels(
-    y: np.ndarray, task: str, split: str, where: Place, said: list[str], unlabeled: bool
+    y: np.ndarray,
+    task: str,
+    split: str,
+    where: Place,
+    said: list[str],
+    unlabeled: bool,
+    listed: bool = False,
 ) -> Array:
     """Bring labels to the form of `Rows.y`.
 
@@ -320,6 +358,7 @@ def checked_labels(
         where: Says where a row comes from.
         said: Takes sentences on what was changed.
         unlabeled: Whether rows may have no label.
+        listed: Whether each row of a ranking is one item of a list.
 
     Returns:
         The labels.
@@ -347,7 +386,7 @@ def checked_labels(
     if task == "ranking":
         _require_rank(y, 2, task, split)
         _forbid(y < 0, y, where, "gains of a ranking are 0 or more")
-        if y.shape[1] < 2:
+        if y.shape[1] < 2 and not listed:
             raise ValueError("A ranking needs at least two items a row: `y` is (rows, items).")
         return y.astype(np.float32)
     _forbid(y != np.round(y), y, where, "class numbers and yes or no are whole numbers")

@@ -22,7 +22,7 @@ _KINDS = {
 _TAKES = {
     "csv": (
         *("target", "text", "categories", "leave_out", "classes", "standardize", "unlabeled"),
-        *("vocabulary", "length", "delimiter", "validation", "test"),
+        *("vocabulary", "length", "delimiter", "validation", "test", "group"),
     ),
     "conll": ("classes", "vocabulary", "length", "validation", "test"),
     "npz": ("classes", "validation", "test"),
@@ -58,6 +58,7 @@ def load_task(
     delimiter: str | None = None,
     image_size: tuple[int, int] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    group: str | None = None,
 ) -> TaskData:
     """Load data of any task as `keras-kd distill` reads them.
 
@@ -85,6 +86,8 @@ def load_task(
         delimiter: CSV: what separates cells.
         image_size: Folders and TFDS: `(height, width)` in pixels to resize images to.
         data_dir: TFDS: folder where it keeps its data.
+        group: CSV: of a ranking whose items are rows, the column that is the same for all items of
+            a list; the target is the gain of an item then.
 
     Returns:
         A `TaskData`.
@@ -118,6 +121,7 @@ def load_task(
         "delimiter": delimiter,
         "image_size": image_size,
         "data_dir": data_dir,
+        "group": group,
     }
     for option, value in given.items():
         if option not in _TAKES[kind] and value not in (None, False, []):

@@ -170,10 +170,20 @@ def or_nan(value: Tensor, finite: Tensor) -> Tensor:
     return value + ops.cast(ops.where(finite, 0.0, float("nan")), value.dtype)
 
 
-def without_gradient(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]:
-    """The answer without gradients, zeroed and flagged if anything in it is not finite."""
+def without_gradient(
+    answer: Answer, with_output: bool, sound: bool = False
+) -> tuple[Answer, Tensor | None]:
+    """The answer without gradients, zeroed and flagged if anything in it is not finite.
+
+    Args:
+        answer: The teacher's.
+        with_output: Whether a loss reads its output.
+        sound: Whether it is known to be finite: nothing is looked at, and the flag is `None`.
+    """
     # What nobody reads is left out: each part costs a pass over its tensors.
     read = Answer(answer.output if with_output else None, answer.logits, answer.tensors)
+    if sound:
+        return _each(lambda tensor: _stopped(tensor, tensor), read), None
     taps = keras.tree.flatten(answer.tensors) if answer.tensors else []
     finite = all_finite([*answer.logits, *taps])
     if keras.config.backend() == "tensorflow":
@@ -181,10 +191,11 @@ def without_gradient(answer: Answer, with_output: bool) -> tuple[Answer, Tensor]
     else:
         kept = _each(lambda tensor: zeros_unless(finite, tensor), read)
 
-    def stop(tensor: Tensor, before: Tensors) -> Any:
-        return with_keras_mask(ops.stop_gradient(tensor), keras_mask(before))
+    return _each(_stopped, kept, read), finite
 
-    return _each(stop, kept, read), finite
+
+def _stopped(tensor: Tensor, before: Tensors) -> Any:
+    return with_keras_mask(ops.stop_gradient(tensor), keras_mask(before))
 
 
 def _each(fn: Callable[..., Any], *answers: Answer) -> Answer:

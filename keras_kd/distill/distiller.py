@@ -315,6 +315,7 @@ class Distiller(SharedLayersModel):
         # Keras keeps the loss and metrics of an earlier `compile` beside `None`.
         self.loss, self._compile_loss, self._compile_metrics = None, None, None
         super().compile(optimizer, loss, metrics=metrics, **others)
+        self._preparation.host_calls.settle(self, others.get("jit_compile"))
         # Its container of losses has no public door but a total with the regularizers.
         hard = self._compile_loss
         more = [penalty_terms.OfPenalty(term, self) for term in self.penalties]
@@ -341,12 +342,6 @@ class Distiller(SharedLayersModel):
         """Transfer this from now on: `compile` and `take_teacher` call it."""
         output_pairing.require_names(placed, self.penalties)
         self._pairing.adopt(placed)
-        teacher = self._pairing.teacher
-        if teacher is not None and not teacher.compiled and not backends.host_calls_in_jit():
-            # XLA on TensorFlow cannot call the host; Keras tells who asked for it.
-            self.supports_jit = False
-            if self.compiled and self.jit_compile:
-                self.jit_compile = False
         # Clearing the tracked list in place makes Keras forget old projectors.
         self.transfers.clear()
         for transfer in output_pairing.transfers(placed):
@@ -371,6 +366,7 @@ class Distiller(SharedLayersModel):
         self._pairing.complete(teacher, **arguments, check=self._origin.checking(path))
         if teacher is not None and self.compiled:
             self.adopt(self._pairing.placed)
+            self._preparation.host_calls.settle(self)
 
     # --------------------------------------------------------------------- step
 
@@ -385,17 +381,19 @@ class Distiller(SharedLayersModel):
     def make_train_function(self, force: bool = False) -> Any:
         """Compile the train step, as `keras.Model` does."""
         before, held = self.train_function, self._pairing
-        super().make_train_function(force or held.changed("train"))
-        if self.train_function is not before:
-            made = self._preparation.steps.function(self, self.train_function)
-            self.train_function = made
-            if held.teacher is not None:
-                self.train_function = backends.supplying(made, held.teacher_variables)
+        with self._preparation.host_calls.compiling(self, asks=held.remembered is None):
+            super().make_train_function(force or held.changed("train"))
+            if self.train_function is not before:
+                made = self._preparation.steps.function(self, self.train_function)
+                self.train_function = made
+                if held.teacher is not None:
+                    self.train_function = backends.supplying(made, held.teacher_variables)
 
     def make_test_function(self, force: bool = False) -> Any:
         """Compile the test step, as `keras.Model` does."""
         before, held = self.test_function, self._pairing
-        super().make_test_function(force or held.changed("test"))
+        with self._preparation.host_calls.compiling(self, asks=held.compiled.asks_in_evaluation):
+            super().make_test_function(force or held.changed("test"))
         if self.test_function is not before and held.compiled.asks_in_evaluation:
             self.test_function = backends.supplying(self.test_function, held.teacher_variables)
 

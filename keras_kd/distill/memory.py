@@ -213,6 +213,10 @@ class AnswerMemory:
             return f"the answers take {_shown(need)}, and {_shown(free)} of memory are free"
         parts += [asked(start) for start in range(size, count, size)]
         found = joined_rows(parts, count)
+        odd = [rows for field in found.values() if (rows := _odd_rows(field)).size]
+        if odd:
+            # Asked in every step, it stops the training at the batch with that row.
+            return f"the teacher's answer to row {min(map(min, odd))} is NaN or infinite"
         numbers = np.arange(count) if indices is None else np.asarray(indices)[:count]
         self._held = Remembered({"indices": numbers.astype("int32"), **found}, form[0])
         self._of, self._marks = of, marks
@@ -333,6 +337,15 @@ def _marks_of(arrays: Tensors, count: int) -> list[Any]:
             (array.shape, str(array.dtype), zlib.crc32(np.stack(sums).tobytes()), zlib.crc32(some))
         )
     return found
+
+
+def _odd_rows(field: np.ndarray) -> np.ndarray:
+    """The rows that hold a number which is not finite."""
+    if field.dtype.kind in "biu":
+        return np.empty(0, int)
+    # Types of other packages, as bfloat16, know no `isfinite` of NumPy.
+    finite = np.isfinite(field if field.dtype.kind == "f" else field.astype("float32"))
+    return np.flatnonzero(~finite.reshape(len(field), -1).all(axis=1))
 
 
 def _rows(leaf: np.ndarray, start: int, stop: int, size: int) -> Any:

@@ -157,10 +157,17 @@ class Pairing:
 
     def changed(self, kind: str) -> bool:
         """Whether a compiled step holds what the teacher no longer says, as other weights."""
-        now = (self._forgotten, self.teacher.baked if self.teacher is not None else None)
+        baked = self.teacher.baked if self.teacher is not None else None
+        # A step that reads memory may be one of XLA, which asks no teacher on the host.
+        now = (self._forgotten, baked, self.asks_host and self.remembered is None)
         before = self._baked.get(kind, now)
         self._baked[kind] = now
         return bool(before != now)
+
+    @property
+    def asks_host(self) -> bool:
+        """Whether the teacher is asked outside of the compiled step, by calling the host."""
+        return self.teacher is not None and not self.teacher.compiled
 
     def teacher_variables(self) -> list[Any]:
         """The teacher's variables that the student does not share."""
@@ -451,9 +458,11 @@ class Pairing:
             indices = record.get("indices") if isinstance(record, dict) else None
             with backends.inference_only(values):
                 answer = self.ask(self.for_teacher(x), record)
+            # Those in memory were found to be finite when the teacher gave them.
+            sound = self.remembered is not None and is_remembered(record)
             # What nobody reads of the answer is not kept.
-            answer, finite = step.without_gradient(answer, self.reads_output)
-            x = step.zero_if_not_finite(finite, x)
+            answer, finite = step.without_gradient(answer, self.reads_output, sound)
+            x = x if finite is None else step.zero_if_not_finite(finite, x)
         return step.Batch(self.for_student(x), answer, indices, finite)
 
     @property

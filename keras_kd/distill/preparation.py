@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_kd import backends
 from keras_kd.distill import data_checks, hooks, label_checks, row_numbers
+from keras_kd.distill.host_calls import HostCalls
 from keras_kd.distill.memory import AnswerMemory
 from keras_kd.distill.pairing import Pairing
 from keras_kd.distill.short_steps import ShortSteps
@@ -40,6 +41,7 @@ class Preparation:
     Attributes:
         memory: Keeps the teacher's answers.
         steps: Takes several steps at once.
+        host_calls: Leaves XLA out of steps that call the host.
         arrays: `(x, y, sample_weight)` that `fit` is training on, where that is arrays.
         trains_on: `fn()`: what `fit` was given, in plain values by name, while it runs.
     """
@@ -48,6 +50,7 @@ class Preparation:
         self._pairing = pairing
         self.memory = AnswerMemory(pairing, teacher_answers, name)
         self.steps = ShortSteps(pairing)
+        self.host_calls = HostCalls(pairing)
         self.arrays: tuple[Any, Any, Any] | None = None
         self.trains_on: Callable[[], dict[str, Any]] | None = None
 

@@ -37,7 +37,15 @@ class TrainingMetrics:
 
     def add(self, name: str, values: Tensor, weight: Tensor) -> None:
         """Book values with their weights; no gradient goes through the books."""
-        self.means[name].update_state(ops.stop_gradient(values), sample_weight=weight)
+        mean, values = self.means[name], ops.stop_gradient(values)
+        if weight is None or len(values.shape) or len(ops.shape(weight)):
+            mean.update_state(values, sample_weight=weight)
+            return
+        # Of two scalars there is nothing to bring to one shape, which takes as long as a layer of a
+        # small student.
+        weight = ops.cast(weight, mean.dtype)
+        mean.total.assign_add(ops.cast(values, mean.dtype) * weight)
+        mean.count.assign_add(weight)
 
     def add_loss(self, name: str, value: Tensor, size: Tensor) -> None:
         """Book a loss of a batch of so many samples.

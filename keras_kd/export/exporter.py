@@ -228,7 +228,7 @@ def export_model(
         None if evaluation is None else samples.y,
         None if evaluation is None else samples.weights,
         # One name may be that of a number.
-        classes=class_names is not None and len(class_names) > 1,
+        classes=class_names if class_names and len(class_names) > 1 else None,
         chosen=metrics,
         judges=max_drop is not None,
     )

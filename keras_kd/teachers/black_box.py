@@ -52,9 +52,9 @@ class BlackBox(Teacher):
     """Any Python function as teacher: an API, a rules engine, a model of another library.
 
     It is asked on the host, once a batch, also from within the compiled step of the distiller; with
-    `keras_kd.cache.write` it is asked once for all. On TensorFlow XLA calls no host: there the
-    step is compiled without it, and Keras warns where `jit_compile=True` was asked for. JAX and
-    PyTorch compile around the call.
+    `keras_kd.cache.write` it is asked once for all. On TensorFlow XLA calls no host: there a step
+    that asks it is compiled without XLA, which is told where `jit_compile=True` was asked for, and
+    one that reads its answers from memory with it. JAX and PyTorch compile around the call.
 
     Probabilities become logits, `log p`, or `log p - log (1 - p)` for a single or independent
     unit. Where `p` is 0 (or `1 - p` is), the smallest probability that the source can express

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("typer")
 
+import keras_kd.export
 from keras_kd import cli
 from keras_kd.cache.reader import Records
 
@@ -109,3 +110,61 @@ def test_the_manifest_of_an_export_is_no_cache(tmp_path, capsys):
     assert cli.main(["cache", "info", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "is the manifest of something else: it lacks `layout`. Pass the folder" in said
+
+
+def test_a_teacher_of_another_runtime(tmp_path, capsys, files):
+    folder, model, x = files
+    keras_kd.export(
+        model, tmp_path / "out", formats=("onnx", "tflite"), precisions=("float32",), evaluation=x
+    )
+    data = ["--data", str(folder / "data.npz")]
+    for kind in ("onnx", "tflite"):
+        teacher = str(next((tmp_path / "out").glob(f"*.{kind}")))
+        path = str(tmp_path / kind)
+        assert cli.main(["cache", "write", teacher, path, *data, "--dtype", "float32"]) == 0
+        stored = Records(path).read(np.arange(100))["logits_0"]
+        np.testing.assert_allclose(stored, model.predict(x, verbose=0), atol=1e-5)
+        assert cli.main(["cache", "verify", path, "--teacher", teacher, *data]) == 0
+        other = str(folder / "teacher.keras")
+        assert cli.main(["cache", "verify", path, "--teacher", other]) == 2
+        assert "is the cache of another teacher" in capsys.readouterr().err
+    # By the names of its inputs.
+    np.savez(tmp_path / "named.npz", features=x)
+    named = ["--data", str(tmp_path / "named.npz"), "--quiet"]
+    teacher = str(next((tmp_path / "out").glob("*.onnx")))
+    assert cli.main(["cache", "write", teacher, str(tmp_path / "named"), *named]) == 0
+
+
+def test_answers_that_exist_already(tmp_path, capsys, files):
+    folder = files[0]
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(100, 5)).astype("float32")
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    order = np.argsort(-logits, -1)[:, :2]
+    top = {"indices": order, "log_probabilities": np.take_along_axis(log_p, order, -1)}
+    arrays = {"whole": {"logits": logits}, "top": {**top, "vocabulary": 5}}
+    data = ["--data", str(folder / "data.npz"), "--quiet", "--dtype", "float32"]
+    for name, held in arrays.items():
+        np.savez(tmp_path / f"{name}.npz", **held)
+        path = str(tmp_path / name)
+        assert cli.main(["cache", "write", str(tmp_path / f"{name}.npz"), path, *data]) == 0
+        assert cli.main(["cache", "verify", path, "--data", data[1]]) == 0
+    stored = Records(tmp_path / "whole").read(np.arange(100))["logits_0"]
+    np.testing.assert_allclose(stored, logits, rtol=1e-6)
+    np.savez(tmp_path / "lacks.npz", **top)
+    np.savez(tmp_path / "short.npz", logits=logits[:7])
+    for name, more, reason in (
+        ("lacks.npz", (), "not how many there are"),
+        ("short.npz", (), "7 rows"),
+        ("data.npz", (), "A teacher's answers are"),
+        ("whole.npz", ("--top-k", "2"), "`--top-k` is for a teacher that is asked"),
+        ("whole.npz", ("--tap", "a"), "`--tap` is for a teacher that is asked"),
+        ("whole.npz", ("--process-count", "2"), "`--process-count` is for a teacher"),
+        ("missing.onnx", (), "does not exist"),
+        ("whole.h5", (), "does not exist. Expected a file that ends in .keras, .npz"),
+    ):
+        file = str((folder if name == "data.npz" else tmp_path) / name)
+        capsys.readouterr()
+        assert cli.main(["cache", "write", file, str(tmp_path / "new"), *data, *more]) == 2
+        assert reason in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "new").exists()

@@ -146,6 +146,13 @@ def test_a_task_from_end_to_end(run, tmp_path, job, task):
         assert found["macro_f1"] == pytest.approx(
             metrics.f1_score(test.y[counted], decided, average="macro")
         )
+        # One entity a sentence: right where all three tags are.
+        names = load_task(job[task][0], task).class_names
+        assert names == ("O", "B-p", "I-p")
+        whole = (outputs.argmax(axis=-1) == test.y).all(axis=1)
+        assert found["per_entity"]["support"] == [len(test.y)]
+        assert found["entity_recall"] == pytest.approx(whole.mean(), abs=1e-9)
+        assert "entities of onnx float32" in run("report", "out")[1]
     judge = document["metric"]
     assert judge == RECIPES[task].judges[0]
     for row in document["files"]:
@@ -536,3 +543,73 @@ def test_the_same_tag_everywhere_is_worth(job):
         data.test.y, np.broadcast_to(data.train.y.mean(axis=0), data.test.y.shape)
     )
     assert distill_result.trivial(data)["mae"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def lists_of_items(tmp_path_factory):
+    """Forty lists of two to twelve items in one table, and a student of one unit."""
+    folder = tmp_path_factory.mktemp("lists")
+    rng = np.random.default_rng(3)
+    lines = ["query,price,stars,gain"]
+    rows = [(q, *rng.normal(size=2)) for q in range(40) for _ in range(2 + q % 11)]
+    for q, price, stars in rng.permutation(rows):
+        lines.append(f"q{q:.0f},{price:.7f},{stars:.7f},{max(0, round(stars - price))}")
+    (folder / "items.csv").write_text("\n".join(lines) + "\n")
+    keras.utils.set_random_seed(0)
+    dense((2,), 1).save(folder / "student.keras")
+    return folder
+
+
+def test_lists_whose_items_are_rows(run, lists_of_items):
+    folder = lists_of_items
+    options = {"target": "gain", "group": "query"}
+    data = load_task(folder / "items.csv", "ranking", **options)
+    assert data.train.x.shape[1] == 2
+    assert data.units == 1
+    assert data.learns == "regression"
+    found = [set(np.unique(rows.groups)) for rows in (data.train, data.validation, data.test)]
+    assert [len(each) for each in found] == [29, 3, 8]
+    assert set.union(*found) == set(range(40))
+    code, out, err = run(
+        *("distill", "--data", folder / "items.csv", "--task", "ranking", "--target", "gain"),
+        *("--group", "query", "--teacher", "random-forest", "--out", "out", "--json"),
+        *("--student", folder / "student.keras", "--method", "default", "--epochs", "20"),
+        *("--learning-rate", "0.02", "--formats", "onnx", "--precisions", "float32"),
+    )
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["metric"] == "ndcg@10"
+    assert document["data"]["groups"] == {"train": 29, "validation": 3, "test": 8}
+    outputs = keras.models.load_model("out/student.keras").predict(data.test.x, verbose=0)
+    each = [
+        metrics.ndcg_score(data.test.y[at].T, outputs[at].T, k=10)
+        for at in (data.test.groups == group for group in found[2])
+    ]
+    assert document["models"]["student"]["ndcg@10"] == pytest.approx(np.mean(each))
+    assert document["models"]["teacher"]["ndcg@10"] > 0.6
+    (file,) = document["files"]
+    assert file["verified"]
+    assert file["ndcg@10"] == pytest.approx(np.mean(each), abs=0.01)
+    assert run("verify", "out")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"group": "querry"}, "Did you mean `query`"),
+        ({"group": "gain"}, "is the target, and cannot be the group too"),
+        ({"group": "query", "target": ["gain", "stars"]}, "each row is one item"),
+        ({"group": "price"}, "has one row, and nothing to rank"),
+        ({"group": "query", "task": "regression"}, "Pass `--task ranking`"),
+    ],
+)
+def test_groups_that_make_no_lists(lists_of_items, options, reason):
+    given = {"task": "ranking", "target": "gain", **options}
+    with pytest.raises(ValueError, match=reason):
+        load_task(lists_of_items / "items.csv", **given)
+
+
+def test_a_missing_group_is_told_by_its_line(tmp_path):
+    (tmp_path / "a.csv").write_text("q,x,y\na,1,2\na,2,0\n ,3,1\n")
+    with pytest.raises(ValueError, match="line 4: the group `q` is missing"):
+        load_task(tmp_path / "a.csv", "ranking", target="y", group="q")

@@ -297,3 +297,8 @@ def test_a_teacher_that_fails_on_a_row_is_told():
     with pytest.raises(FloatingPointError, match="batch 2 of epoch 1"):
         _fit(distiller, x, y, shuffle=False)
     assert x.shape[1] == FEATURES
+    # What is kept in memory is finite: a step that reads it need not look.
+    distiller = kd.Distiller(student, teacher, from_logits=True, teacher_answers="memory")
+    distiller.compile("sgd", loss=crossentropy(), run_eagerly=True)
+    with pytest.raises(ValueError, match="answer to row 9 is NaN or infinite"):
+        _fit(distiller, x, y, shuffle=False)

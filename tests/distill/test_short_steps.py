@@ -110,3 +110,23 @@ def test_it_is_saved_and_datasets_take_several_steps_too(tmp_path):
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
     loaded.fit(data, epochs=2, verbose=0)
     assert loaded.steps_per_execution == 3
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="iterators of tf.data")
+@pytest.mark.parametrize("steps", [1, 2, "auto"])
+def test_an_epoch_sets_up_one_iterator(monkeypatch, steps):
+    # Keras makes one where an epoch ends and another where the next begins, and setting one up
+    # takes as long as a few steps of a small student.
+    import tensorflow as tf
+
+    made = []
+    before = tf.data.Dataset.__iter__
+
+    def counted(self):
+        made.append(self)
+        return before(self)
+
+    monkeypatch.setattr(tf.data.Dataset, "__iter__", counted)
+    history, *_ = _trained(steps, "memory", rows(12), epochs=6)
+    assert len(history["loss"]) == 6
+    assert len(made) <= 7

@@ -329,3 +329,42 @@ def test_a_step_of_xla_that_calls_the_host_is_compiled_without_it():
         made = distiller(BlackBox(Linear()), loss=crossentropy(), jit_compile=True)
     assert made.jit_compile is False
     made.fit(x, y, verbose=0)
+
+
+class SeesXla(keras.layers.Layer):
+    """Notes whether the step in which it runs is compiled by XLA."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def call(self, x, training=False):
+        from keras_kd.backends import tensorflow as backend
+
+        self.seen.append((bool(training), backend.in_xla()))
+        return x
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="XLA calls no host there")
+@pytest.mark.parametrize("steps", [1, 2, "auto"])
+def test_xla_stays_on_where_the_answers_are_in_memory(steps):
+    x, y = rows()
+    sees = SeesXla()
+    inputs = keras.Input((x.shape[1],))
+    student = keras.Model(inputs, keras.layers.Dense(CLASSES)(sees(inputs)))
+    made = kd.Distiller(student, BlackBox(Linear()))
+    made.compile("sgd", loss=crossentropy(), jit_compile=True, steps_per_execution=steps)
+
+    def seen(**options):
+        sees.seen.clear()
+        made.fit(x, y, batch_size=4, verbose=0, **options)
+        return {xla for training, xla in sees.seen if training}
+
+    remembered = made.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    assert (True, True) in sees.seen
+    # A single epoch asks in each step, and the next two read memory again.
+    assert seen(epochs=1) == {False}
+    assert seen(epochs=2) == {True}
+    assert made.jit_compile is False
+    assert np.isfinite(made.evaluate(x, y, verbose=0)[0])
+    assert np.isfinite(remembered.history["distillation_loss"]).all()

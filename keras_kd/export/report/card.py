@@ -80,7 +80,12 @@ def render(report: Results) -> str:
             latency(row["latency_ms"]),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    for title, table in (("On the labels", judged.rows()), ("Classes", judged.classes())):
+    tables = {
+        "On the labels": judged.rows(),
+        "Classes": judged.classes(),
+        "Entities": judged.entities(),
+    }
+    for title, table in tables.items():
         lines += _table(title, table)
     remarks = [
         f"- {artifact.format} {markdown(artifact.precision)}: {markdown(text)}"

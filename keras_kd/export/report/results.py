@@ -84,7 +84,8 @@ class Results:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: the folder, the best file, the rows and the settings.
 
-        `metric` is what files are judged by, `scores` and `classes` are the rows of the scorecard.
+        `metric` is what files are judged by, `scores`, `classes` and `entities` are the rows of
+        the scorecard.
         """
         card = self.scorecard()
         return {
@@ -98,6 +99,7 @@ class Results:
             "metric": card.name,
             "scores": card.rows(),
             "classes": card.classes(),
+            "entities": card.entities(),
             "settings": self.manifest["settings"],
             "evaluation": self.manifest["evaluation"],
         }

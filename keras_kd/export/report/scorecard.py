@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from keras_kd.export.verification.entities import types
 from keras_kd.utils.tables import fitted
 
 _HEADINGS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced",
     "macro_f1": "macro F1",
+    "entity_precision": "entity precision",
+    "entity_recall": "entity recall",
+    "entity_f1": "entity F1",
     "f1": "F1",
     "auc": "AUC",
     "mae": "MAE",
@@ -117,23 +121,42 @@ class Scorecard:
             `precision`, `recall`, `f1`, `auc` of the file, and the same of the Keras model behind
             `keras_`. Empty without labels or classes.
         """
+        return self._groups(name, "class", self._names)
+
+    def entities(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Return the figures of each type of entity, where classes are tags of BIO.
+
+        Args:
+            name: As for `classes`.
+
+        Returns:
+            Dicts of `output`, `entity` (the type), `support` (entities among the labels),
+            `precision`, `recall`, `f1` of the file, and the same of the Keras model behind
+            `keras_`. Entities count whole.
+        """
+        return self._groups(name, "entity", self._types)
+
+    def _groups(
+        self, name: str | None, what: str, names_of: Callable[[str, int], list[str]]
+    ) -> list[dict[str, Any]]:
         rows = {(who, output): row["scores"] for who, output, row in self._scored()}
         name = name or self._best_name()
         found = []
         for (who, output), scores in rows.items():
-            table, before = scores.get("per_class"), rows.get(("keras", output), {})
+            table, before = scores.get(f"per_{what}"), rows.get(("keras", output), {})
             if who != (name or "keras") or not table:
                 continue
-            names = self._names(output, len(table["support"]))
-            earlier = before.get("per_class") or {}
+            names = names_of(output, len(table["support"]))
+            earlier = before.get(f"per_{what}") or {}
+            keys = [key for key in _PER_CLASS if key in table]
             for k, support in enumerate(table["support"]):
                 found.append(
                     {
                         "output": output,
-                        "class": names[k] if k < len(names) else str(k),
+                        what: names[k] if k < len(names) else str(k),
                         "support": support,
-                        **{key: _at(table[key], k) for key in _PER_CLASS},
-                        **{f"keras_{key}": _at(earlier[key], k) for key in _PER_CLASS if earlier},
+                        **{key: _at(table[key], k) for key in keys},
+                        **{f"keras_{key}": _at(earlier[key], k) for key in keys if earlier},
                     }
                 )
         return found
@@ -164,24 +187,9 @@ class Scorecard:
             ]
             headings = ["on the labels", *(heading(key) for key in keys)]
             lines += ["", *fitted(headings, cells, width=width, dispensable=headings[:0:-1])]
-        classes = self.classes()
-        if 0 < len(classes) <= _FEW:
-            headings = ["class", "support", "precision", "recall", "Keras", "F1", "AUC"]
-            several = len({row["output"] for row in classes}) > 1
-            cells = [
-                (
-                    f"  {row['class']}" + (f", {row['output']}" if several else ""),
-                    # Of weights, the sum of those of its rows.
-                    f"{row['support']:.{0 if row['support'] == round(row['support']) else 1}f}",
-                    *(
-                        _digits(row.get(key))
-                        for key in ("precision", "recall", "keras_recall", "f1", "auc")
-                    ),
-                )
-                for row in classes
-            ]
-            headings[0] = f"classes of {self._best_name() or 'the Keras model'}"
-            lines += ["", *fitted(headings, cells, width=width, dispensable=headings[:1:-1])]
+        file = self._best_name() or "the Keras model"
+        lines += _table(self.classes(), "class", f"classes of {file}", width)
+        lines += _table(self.entities(), "entity", f"entities of {file}", width)
         return lines
 
     def _scored(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -201,11 +209,35 @@ class Scorecard:
                 return f"{row['format']} {row['precision']}"
         return None
 
+    def _types(self, output: str, count: int) -> list[str]:
+        tags = self._content["evaluation"]["kinds"].get(output, {}).get("tags")
+        return [] if tags is None else types(tags)
+
     def _names(self, output: str, count: int) -> list[str]:
         names = labels_of(self._content).get(output)
         if names is None:
             return [str(k) for k in range(count)]
         return names if len(names) == count else ["not " + names[-1], names[-1]]
+
+
+def _table(rows: list[dict[str, Any]], what: str, title: str, width: int) -> list[str]:
+    """Lines of a table with a row for each class or entity, if they are few."""
+    if not 0 < len(rows) <= _FEW:
+        return []
+    keys = [key for key in ("precision", "recall", "keras_recall", "f1", "auc") if key in rows[0]]
+    named = {"keras_recall": "Keras", "f1": "F1", "auc": "AUC"}
+    headings = [title, "support", *(named.get(key, key) for key in keys)]
+    several = len({row["output"] for row in rows}) > 1
+    cells = [
+        (
+            f"  {row[what]}" + (f", {row['output']}" if several else ""),
+            # Of weights, the sum of those of its rows.
+            f"{row['support']:.{0 if row['support'] == round(row['support']) else 1}f}",
+            *(_digits(row.get(key)) for key in keys),
+        )
+        for row in rows
+    ]
+    return ["", *fitted(headings, cells, width=width, dispensable=headings[:1:-1])]
 
 
 def labels_of(content: dict[str, Any]) -> dict[str, list[str]]:

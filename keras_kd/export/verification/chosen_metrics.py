@@ -365,7 +365,13 @@ def _figure(
     def measured(outputs: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> float:
         ranks = name == "ndcg@10"
         found = scores.scores(
-            outputs, labels, kind["kind"], kind["probabilities"], weights, ranks=ranks
+            outputs,
+            labels,
+            kind["kind"],
+            kind["probabilities"],
+            weights,
+            ranks=ranks,
+            tags=kind.get("tags"),
         )
         if found.get(name) is None:
             known = [key for key in scores.NAMES if found.get(key) is not None]

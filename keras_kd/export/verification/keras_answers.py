@@ -13,7 +13,7 @@ from keras_kd.export.checks import check_model, names, number
 from keras_kd.export.rows import KerasFigures, to_json
 from keras_kd.export.signature import Arrays, Signature, describe, is_symbolic, pack
 from keras_kd.export.source import data
-from keras_kd.export.verification import counting, output_meaning
+from keras_kd.export.verification import counting, entities, output_meaning
 from keras_kd.export.verification.chosen_metrics import by_output, check_metrics, resolve
 from keras_kd.export.verification.decisions import whole_numbers
 from keras_kd.export.verification.reference import Reference, judged
@@ -30,8 +30,8 @@ def answer(
     y: Tensors,
     weights: Arrays | None = None,
     *,
-    classes: bool = False,
-    chosen: object = None,
+    classes: Sequence[str] | None = None,
+    chosen: Any = None,
     judges: bool = False,
 ) -> Reference:
     """Run the Keras model on the evaluation data.
@@ -41,7 +41,7 @@ def answer(
         x: Its inputs, nested as it takes them.
         y: Labels, or `None`.
         weights: Sample weights, or `None`, see `counting.sample_weights`.
-        classes: Whether the first output is known to hold classes, since they have names.
+        classes: Names of the classes of the first output, which then is known to hold classes.
         chosen: The metrics that are asked for, see `chosen.resolve`.
         judges: Whether files are judged by them.
 
@@ -82,7 +82,7 @@ def answer(
         counting.ignored(model, list(outputs), asked),
         outputs,
     )
-    hints = _hints(model, outputs, classes)
+    hints = _hints(model, outputs, bool(classes))
     kinds = {
         name: {
             "kind": output_meaning.kind_of(array, labels.get(name), hints.get(name)),
@@ -90,6 +90,8 @@ def answer(
         }
         for name, array in outputs.items()
     }
+    first = next(iter(outputs))
+    kinds[first] |= entities.known_tags(classes, outputs[first])
     one = _nest(signature, {name: array[:1] for name, array in inputs.items()}, model)
     measures = resolve(asked, outputs, labels, kinds, counted, judges=judges)
     figures = _figures(model, judged(outputs, labels, kinds, counted, measures), one)

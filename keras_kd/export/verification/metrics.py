@@ -191,7 +191,8 @@ def compare(
         references: Keras's outputs by name.
         outputs: The file's outputs by name, dequantized.
         labels: Labels by output name; an output may have none.
-        kinds: For each output `{"kind": one of KINDS, "probabilities": bool}`.
+        kinds: For each output `{"kind": one of KINDS, "probabilities": bool}`, and where its
+            classes are tags of entities `"tags"`, see `entities.tag_names`.
         weights: Weights by output name, of the samples or of each of their first axes. What weighs
             nothing counts in no figure; accuracy and agreement are weighted means, signal and noise
             are those of all entries that count.
@@ -239,7 +240,9 @@ def compare(
             constant=still.constant,
             still=still.units,
             still_count=still.count,
-            scores=task_scores(got, truth, kind, probabilities, weight)
+            scores=task_scores(
+                got, truth, kind, probabilities, weight, tags=kinds[name].get("tags")
+            )
             if scores and finite
             else None,
         )

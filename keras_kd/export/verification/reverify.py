@@ -23,7 +23,7 @@ from keras_kd.export.rows import (
 )
 from keras_kd.export.scratch import working_folder
 from keras_kd.export.signature import Signature
-from keras_kd.export.verification import acceptance, output_meaning
+from keras_kd.export.verification import acceptance, entities, output_meaning
 from keras_kd.export.verification.chosen_metrics import again
 from keras_kd.export.verification.reference import Reference, judged, with_chosen
 from keras_kd.export.verification.useless_files import Causes
@@ -169,6 +169,9 @@ class Stored:
                 }
                 for name, y in answers.items()
             }
+            first = signature.outputs[0].name
+            kinds[first].pop("tags", None)
+            kinds[first] |= entities.known_tags(content["model"]["labels"], answers[first])
             chosen, missing = again(asked, answers, labels, weights, kinds)
             figures = judged(answers, labels, kinds, weights, chosen)
         except (ValueError, IndexError, TypeError) as error:

@@ -6,10 +6,12 @@ longer than measuring a file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_kd.export.verification import entities
 from keras_kd.export.verification.output_meaning import decide, judged, spread, squeeze
 
 MOST_CLASSES = 256
@@ -28,6 +30,9 @@ NAMES = {
     "accuracy": "max",
     "balanced_accuracy": "max",
     "macro_f1": "max",
+    "entity_precision": "max",
+    "entity_recall": "max",
+    "entity_f1": "max",
     "f1": "max",
     "auc": "max",
     "mae": "min",
@@ -47,6 +52,7 @@ def scores(
     weights: np.ndarray | None = None,
     *,
     ranks: bool = False,
+    tags: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Measure answers against labels, by the definitions of scikit-learn.
 
@@ -59,6 +65,8 @@ def scores(
             has no weights: it is that of the rows that count.
         ranks: Whether NDCG is asked for, which is otherwise measured on more than 10 numbers or yes
             and no. Of classes it is that of the right one among the others.
+        tags: Of classes that are tags of BIO their names, see `entities.tag_names`: entities are
+            counted whole then.
 
     Returns:
         Empty without labels. Of decisions `accuracy`, `balanced_accuracy` (mean recall of the
@@ -66,7 +74,8 @@ def scores(
         softmax), of a single yes or no also `f1`; and `per_class`, lists of `support`, `precision`,
         `recall`, `f1`, `auc`, a number a class. Of numbers `mae`, `rmse`, `r2`, `spearman` (mean
         over the units), and `per_unit`, lists of `mae`, `rmse` and `spearman`. Of rows of more than
-        10 numbers or yes and no `ndcg@10`. What cannot be measured is `None`.
+        10 numbers or yes and no `ndcg@10`. Of tags the figures of `entities.figures` as well. What
+        cannot be measured is `None`.
     """
     if labels is None or kind == "unknown":
         return {}
@@ -81,6 +90,8 @@ def scores(
             return _numbered(truth, decisions, heavy)
         if kind == "classes":
             found = _classes(outputs, truth, decisions, heavy, probabilities)
+            if tags is not None:
+                found |= entities.figures(truth, decisions, heavy > 0, tags)
         elif kind == "binary":
             found = _binary(outputs, truth, decisions, heavy)
         else:
