@@ -17,7 +17,14 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parent
 
 # What TensorFlow's C++ side writes before anyone can ask it not to.
-NOISE = re.compile(r"^(WARNING: All log messages|[IWE]0000 |.*TF-TRT|INFO: Created).*\n?", re.M)
+NOISE = re.compile(
+    r"^(WARNING: All log messages|[IWE]0000 |.*TF-TRT|INFO: Created|To enable the following).*\n?",
+    re.M,
+)
+
+# Where a warning says that it comes from: a path of this machine, another in every run, and the
+# line that called.
+PLACE = re.compile(r"^/\S*\.py:\d+: (\w*Warning: .*\n)  .*\n?", re.M)
 
 
 def examples():
@@ -45,7 +52,7 @@ def execute(script, timeout=600):
 
 def _quiet(output):
     if output.output_type == "stream":
-        output["text"] = NOISE.sub("", output["text"])
+        output["text"] = PLACE.sub(r"\1", NOISE.sub("", output["text"]))
         if not output["text"].strip():
             return None
     return output
@@ -57,7 +64,7 @@ def main(names):
         if not names or script.stem in names:
             target = script.with_suffix(".ipynb")
             temporary = target.with_suffix(".tmp")
-            nbformat.write(execute(script), temporary)
+            nbformat.write(execute(script, timeout=3600), temporary)
             temporary.replace(target)
             print(f"wrote {target.name}")
 
