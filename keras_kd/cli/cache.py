@@ -64,7 +64,7 @@ def write(
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     teachers.check_file(teacher)
-    asking = {
+    asking: dict[str, Any] = {
         "top_k": top_k,
         "taps": tap or [],
         "teacher_precision": teacher_precision,
@@ -76,7 +76,7 @@ def write(
     import_keras()
     import keras_kd.cache
 
-    sizes = {"dtype": dtype, "batch_size": batch_size, "shard_size": shard_size}
+    sizes: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "shard_size": shard_size}
     if teacher.endswith(".npz"):
         given, x = teachers.answers_of(teacher), _samples(data, None)
         with terminal.working() as work:
@@ -155,7 +155,7 @@ def _refuse_asking(teacher: str, options: dict[str, Any]) -> None:
             )
 
 
-def _samples(data: str, model: keras.Model) -> Any:
+def _samples(data: str, model: keras.Model | None) -> Any:
     """The training inputs of a data set, or what a file holds for a model."""
     import keras_kd.datasets
     from keras_kd.datasets import files

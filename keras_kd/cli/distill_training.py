@@ -12,8 +12,8 @@ from keras_kd.cli import inputs, recipes
 from keras_kd.cli.console import Work
 from keras_kd.cli.teachers import NamedTeacher
 from keras_kd.datasets import TaskData
-from keras_kd.datasets.dataset import Array
 from keras_kd.datasets.task_data import rows_of
+from keras_kd.utils.types import Array
 
 if TYPE_CHECKING:
     import keras
