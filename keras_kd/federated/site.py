@@ -95,6 +95,11 @@ class Site:
         self._stored: list[Array] = []
         self._seen: Any = None
 
+    @property
+    def model(self) -> Any:
+        """The client's model, `None` before it was greeted."""
+        return None if self._client is None else self._client.model
+
     def answer(self, packet: Packet) -> Packet:
         """Do what a packet asks for.
 

@@ -24,6 +24,7 @@ from small_federations import (
 from keras_kd import federated
 from keras_kd.federated import border, privacy
 from keras_kd.federated.border import Packet
+from keras_kd.federated.client import made
 from keras_kd.federated.engines import InProcess
 from keras_kd.federated.site import ERROR, MODEL, REPORT, Place, Site
 from keras_kd.utils import archives
@@ -422,6 +423,29 @@ def test_clients_that_are_wrong_in_themselves_say_so_at_home(tmp_path, make, mat
     )  # fmt: skip
     words = (tmp_path / ERROR).read_text()
     assert pytest.importorskip("re").search(match, words), words
+
+
+def test_two_clients_with_one_model_are_refused(tmp_path):
+    one, (x, y) = model("logits"), rows(0, 20)
+    federation = federated.Federation(
+        [lambda: (one, x, y), lambda: (one, x, y)], public(), folder=tmp_path,
+        student=model("logits"),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="Clients 0 and 1 have one model"):
+        federation.fit(1, 10, verbose=0)
+
+
+def test_what_a_function_may_return_in_place_of_a_client():
+    m, (x, y) = model("logits"), rows(0, 20)
+    for found in ((m, x, y), (m, (x, y)), [m, x, y], {"model": m, "x": x, "y": y}):
+        made_of = made(lambda found=found: found)
+        assert made_of.model is m
+        assert len(made_of.y) == 16
+    assert len(made(lambda: (m, (x, y), (x[:5], y[:5]))).validation[1]) == 5
+    assert len(made(lambda: {"model": m, "x": x, "y": y, "validation_split": 0}).y) == 20
+    for found in (None, (m,), (m, x), {"model": m}):
+        with pytest.raises(TypeError, match=r"returns a `keras_kd.federated.Client`"):
+            made(lambda found=found: found)
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
