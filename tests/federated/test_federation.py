@@ -190,6 +190,7 @@ def test_a_client_that_fails_leaves_its_words_at_home(tmp_path):
     assert history.rounds[0]["answered"] == [1]
     assert {(e["client"], e["what"]) for e in history.events} == {(0, "failed")}
     assert not any("patient" in e["why"] for e in history.events)
+    assert [(row["client"], row["answered"]) for row in history.per_client] == [(0, 0), (1, 1)]
     assert "patient 17" in (tmp_path / "clients" / "0" / ERROR).read_text()
 
 
@@ -237,7 +238,7 @@ def test_a_client_answers_no_unknown_packet(tmp_path):
     ):
         reply = here.answer(packet)
         assert reply.kind == "failed"
-        assert set(reply.numbers) == {"round", "error"}
+        assert set(reply.numbers) == {"round", "error", "number"}
     assert here.answer(question(1, [0, 1])).kind == "answers"
 
 
