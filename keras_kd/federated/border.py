@@ -167,7 +167,7 @@ UP = {
          "epsilon": "float?"},
     ),
     # The name of an exception's class; its words, which may hold data, stay with the client.
-    "failed": Kind({}, {"round": "int", "error": "word"}),
+    "failed": Kind({}, {"round": "int", "error": "word", "number": "int?"}),
 }  # fmt: skip
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")

@@ -108,7 +108,8 @@ def made(make: Callable[[], Any]) -> Client:
 
     Args:
         make: A function without arguments that returns a `Client`, or its arguments: `(model, x,
-            y)` or `(model, (x, y))`.
+            y)`, `(model, (x, y))`, `(model, (x, y), (x_validation, y_validation))`, or a dict of
+            them by name.
 
     Raises:
         TypeError: If it returned something else.
@@ -116,11 +117,14 @@ def made(make: Callable[[], Any]) -> Client:
     found = make()
     if isinstance(found, Client):
         return found
-    if isinstance(found, tuple | list):
+    if isinstance(found, dict) and {"model", "x", "y"} <= set(found):
+        return Client(**found)
+    if isinstance(found, tuple | list) and len(found) in (2, 3):
+        if isinstance(found[1], tuple | list):
+            x, y = found[1]
+            return Client(found[0], x, y, validation_data=found[2] if len(found) == 3 else None)
         if len(found) == 3:
             return Client(*found)
-        if len(found) == 2 and isinstance(found[1], tuple | list) and len(found[1]) == 2:
-            return Client(found[0], *found[1])
     raise TypeError(
         "A function of `clients` returns a `keras_kd.federated.Client`, or `(model, x, y)`. "
         f"Received: {type(found).__name__}."

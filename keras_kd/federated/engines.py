@@ -83,4 +83,16 @@ class _Calls:
                 self._late.append(reply)
                 reply = Reply(node, None, "late")
             replies.append(reply)
+        self._require_apart()
         return replies
+
+    def _require_apart(self) -> None:
+        """Raise `ValueError` where two functions have made one model, which both would train."""
+        owners: dict[int, int] = {}
+        for node, site in enumerate(self._sites):
+            other = owners.setdefault(id(site.model), node)
+            if site.model is not None and other != node:
+                raise ValueError(
+                    f"Clients {other} and {node} have one model, `{site.model.name}`, between "
+                    "them. Let each function of `clients` make a model of its own."
+                )

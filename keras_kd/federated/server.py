@@ -412,6 +412,11 @@ class Server:
         """Tell what came of a client in place of an answer."""
         client = self._clients.get(node)
         number = node if client is None else client.number
+        if client is None and packet is not None:
+            # It failed before it could say which one it is in the usual way.
+            number = int(packet.numbers.get("number", node))
+        if 0 <= number < self.plan.expected:
+            self.history.of_client(number)
         if packet is None:
             what = "late" if why == "late" else "lost"
             words = "it did not answer in time" if why == "late" else why

@@ -95,6 +95,11 @@ class Site:
         self._stored: list[Array] = []
         self._seen: Any = None
 
+    @property
+    def model(self) -> Any:
+        """The client's model, `None` before it was greeted."""
+        return None if self._client is None else self._client.model
+
     def answer(self, packet: Packet) -> Packet:
         """Do what a packet asks for.
 
@@ -115,7 +120,10 @@ class Site:
             # What it has half done is forgotten; the folder holds the state before.
             self._client, self._model, self._seen = None, None, None
             round_number = round_number if isinstance(round_number, int) else 0
-            return Packet("failed", {}, {"round": round_number, "error": type(error).__name__})
+            numbers = {"round": round_number, "error": type(error).__name__}
+            if self.place.number >= 0:
+                numbers["number"] = self.place.number
+            return Packet("failed", {}, numbers)
 
     def _note(self, error: Exception) -> None:
         """Keep the words of an error where the client is."""

@@ -1,10 +1,11 @@
 """Federations of small clients in one process: what crosses, what is kept, what is refused."""
 
+import ast
+import importlib
+import importlib.util
 import json
 import os
-import signal
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import keras
@@ -23,7 +24,9 @@ from small_federations import (
 
 from keras_kd import federated
 from keras_kd.federated import border, privacy
+from keras_kd.federated import engine as engine_module
 from keras_kd.federated.border import Packet
+from keras_kd.federated.client import made
 from keras_kd.federated.engines import InProcess
 from keras_kd.federated.site import ERROR, MODEL, REPORT, Place, Site
 from keras_kd.utils import archives
@@ -187,6 +190,7 @@ def test_a_client_that_fails_leaves_its_words_at_home(tmp_path):
     assert history.rounds[0]["answered"] == [1]
     assert {(e["client"], e["what"]) for e in history.events} == {(0, "failed")}
     assert not any("patient" in e["why"] for e in history.events)
+    assert [(row["client"], row["answered"]) for row in history.per_client] == [(0, 0), (1, 1)]
     assert "patient 17" in (tmp_path / "clients" / "0" / ERROR).read_text()
 
 
@@ -234,7 +238,7 @@ def test_a_client_answers_no_unknown_packet(tmp_path):
     ):
         reply = here.answer(packet)
         assert reply.kind == "failed"
-        assert set(reply.numbers) == {"round", "error"}
+        assert set(reply.numbers) == {"round", "error", "number"}
     assert here.answer(question(1, [0, 1])).kind == "answers"
 
 
@@ -421,7 +425,30 @@ def test_clients_that_are_wrong_in_themselves_say_so_at_home(tmp_path, make, mat
         )
     )  # fmt: skip
     words = (tmp_path / ERROR).read_text()
-    assert pytest.importorskip("re").search(match, words), words
+    assert re.search(match, words), words
+
+
+def test_two_clients_with_one_model_are_refused(tmp_path):
+    one, (x, y) = model("logits"), rows(0, 20)
+    federation = federated.Federation(
+        [lambda: (one, x, y), lambda: (one, x, y)], public(), folder=tmp_path,
+        student=model("logits"),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="Clients 0 and 1 have one model"):
+        federation.fit(1, 10, verbose=0)
+
+
+def test_what_a_function_may_return_in_place_of_a_client():
+    m, (x, y) = model("logits"), rows(0, 20)
+    for found in ((m, x, y), (m, (x, y)), [m, x, y], {"model": m, "x": x, "y": y}):
+        made_of = made(lambda found=found: found)
+        assert made_of.model is m
+        assert len(made_of.y) == 16
+    assert len(made(lambda: (m, (x, y), (x[:5], y[:5]))).validation[1]) == 5
+    assert len(made(lambda: {"model": m, "x": x, "y": y, "validation_split": 0}).y) == 20
+    for found in (None, (m,), (m, x), {"model": m}):
+        with pytest.raises(TypeError, match=r"returns a `keras_kd.federated.Client`"):
+            made(lambda found=found: found)
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
@@ -435,17 +462,28 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
 
 
 def test_importing_the_package_needs_no_flower_and_sets_nothing():
-    program = (
-        "import os, sys; before = dict(os.environ); import keras_kd; keras_kd.federated.Flower; "
-        "assert dict(os.environ) == before; "
-        "assert not {'flwr', 'ray', 'dp_accounting'} & set(sys.modules)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=300)
+    """Flower is imported in one module, in functions of it."""
+    before = dict(os.environ)
+    importlib.reload(engine_module)
+    assert dict(os.environ) == before
+    for path in Path(engine_module.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        everywhere, at_the_top = (
+            {name.split(".")[0] for node in nodes for name in _imported(node)}
+            for nodes in (ast.walk(tree), tree.body)
+        )
+        assert not {"flwr", "ray", "dp_accounting"} & at_the_top, path.name
+        assert path.name == "engine.py" or not {"flwr", "ray"} & everywhere, path.name
+
+
+def _imported(node):
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) else []
 
 
 def test_without_flower_the_engine_says_what_to_install(tmp_path):
-    if pytest.importorskip("importlib.util").find_spec("flwr"):
+    if importlib.util.find_spec("flwr"):
         pytest.skip("Flower is installed.")
     federation = federated.Federation(
         [maker(0)], public(), engine=federated.Flower(), folder=tmp_path, student=model("logits")
@@ -454,39 +492,41 @@ def test_without_flower_the_engine_says_what_to_install(tmp_path):
         federation.fit(1, 10)
 
 
-_KILLED = """
-import os, signal, sys
-sys.path[:0] = {paths!r}
-from small_federations import makers, model, public
-from keras_kd import federated
-from keras_kd.federated import site
-when, calls = int(sys.argv[1]), []
-save = site.Site._save
-def counting(self):
-    calls.append(1)
-    if len(calls) == when:
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(self)
-site.Site._save = counting
-history = federated.Federation(
-    makers()[:2], public(), folder={folder!r}, student=model("logits")
-).fit(2, 20, verbose=0)
-print([r["answered"] for r in history.rounds], [r["answered"] for r in history.per_client])
-"""
+def test_killed_anywhere_and_run_again(tmp_path, monkeypatch):
+    """Each attempt is killed at the second state that a client writes, before it does or after."""
 
+    class KilledError(BaseException):
+        pass
 
-def test_killed_and_run_again(tmp_path):
-    """Each attempt is killed at its third state of a client; the last one is left alone."""
-    paths = [str(Path(__file__).parent), *filter(None, sys.path)]
-    program = _KILLED.format(paths=paths, folder=str(tmp_path))
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", program, str(when)], capture_output=True, text=True, timeout=500
+    def made():
+        return federated.Federation(
+            makers()[:2], public(), folder=tmp_path, student=model("logits")
         )
-        for when in (4, 0)
-    ]
-    assert found[0].returncode == -signal.SIGKILL
-    assert found[1].returncode == 0, found[1].stderr
-    assert found[1].stdout.strip() == "[[0, 1], [0, 1]] [2, 2]"
-    about = json.loads(str(archives.arrays(tmp_path / "clients" / "1" / "state.npz")["about"]))
-    assert about["passes"] == 24
+
+    save, calls, attempts = Site._save, [], 0
+
+    def killed(self):
+        calls.append(1)
+        if len(calls) == 2 and attempts % 2:
+            raise KilledError
+        save(self)
+        if len(calls) == 2:
+            raise KilledError
+
+    monkeypatch.setattr(Site, "_save", killed)
+    for _ in range(9):
+        calls.clear()
+        attempts += 1
+        try:
+            history = made().fit(2, 20, verbose=0)
+            break
+        except KilledError:
+            continue
+    assert attempts > 2
+    assert [row["answered"] for row in history.rounds] == [[0, 1], [0, 1]]
+    assert [row["answered"] for row in history.per_client] == [2, 2]
+    for i in range(2):
+        found = archives.arrays(tmp_path / "clients" / str(i) / "state.npz")
+        assert json.loads(str(found["about"]))["passes"] == 24
+    leftovers = [p for p in tmp_path.rglob("*") if ".tmp" in p.name or p.name == ".lock"]
+    assert not leftovers
