@@ -77,8 +77,10 @@ def main(kind: str, idle: float, parent: int, *, forks: bool) -> None:
     imported.set()
     # A fork has but one thread, so this one is to have no other.
     watch.join()
-    # What is imported stays: the garbage collectors of the jobs need not walk through it.
-    gc.collect()
+    # What is imported stays: the garbage collectors of the jobs need not walk through it. What the
+    # small imports of measuring leave behind is not worth a walk before.
+    if kind == "convert":
+        gc.collect()
     gc.freeze()
     _Forks(parent, idle).serve()
 

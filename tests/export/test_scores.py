@@ -363,3 +363,23 @@ def test_directions_come_from_keras_or_from_the_name():
         (keras.metrics.MeanMetricWrapper(lambda y, z: y, name="error_accuracy"), ""),
     ):
         assert chosen_metrics._ready(metric, "", ONE, {"kind": "values"}).direction == direction
+
+
+def test_quantiles_and_kappa_are_those_of_libraries():
+    from sklearn.metrics import cohen_kappa_score
+
+    from keras_kd.export.verification import timing
+
+    for count in (1, 2, 7, 30):
+        times = rng.random(count)
+        for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+            assert timing.quantile(times, share) == pytest.approx(np.quantile(times, share), 1e-12)
+    reference, got = rng.normal(size=(2, 50, 4)).astype("float32")
+    got += reference
+    weights = rng.integers(0, 3, 50).astype("float64")
+    found = metrics.kappa(reference, got, "classes", False, weights)
+    expected = cohen_kappa_score(reference.argmax(-1), got.argmax(-1), sample_weight=weights)
+    assert found == pytest.approx(expected)
+    assert metrics.kappa(reference[:, :1], got[:, :1], "binary", False) == pytest.approx(
+        cohen_kappa_score(reference[:, 0] > 0, got[:, 0] > 0)
+    )

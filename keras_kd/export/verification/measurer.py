@@ -27,7 +27,7 @@ from keras_kd.export.signature import Arrays, Signature
 from keras_kd.export.verification.kernels import apart
 from keras_kd.export.verification.layer_noise import layer_noise
 from keras_kd.export.verification.metrics import compare
-from keras_kd.export.verification.timing import time_calls
+from keras_kd.export.verification.timing import quantile, time_calls
 from keras_kd.utils import archives
 
 # Samples on which two kernels are compared, each with each.
@@ -142,7 +142,7 @@ class Measurer:
     def _latency(self, runtime: Runtime) -> Times:
         one = {name: x[:1] for name, x in self._inputs.items()}
         times = time_calls(runtime.prepare(one), seconds=self._job["time"])
-        return Times(float(np.quantile(times, 0.5)) * 1e3, float(np.quantile(times, 0.1)) * 1e3)
+        return Times(*(quantile(times, share) * 1e3 for share in (0.5, 0.1)))
 
     def _against(self, fmt: Format, sparse: Path, dense: Path) -> Against:
         feed = {name: x[:64] for name, x in self._inputs.items()}
@@ -155,7 +155,7 @@ class Measurer:
                 peak = np.max(np.abs(array), initial=0.0)
                 most = np.max(np.abs(got[name].astype(np.float64) - array), initial=0.0)
                 differences.append(float(most / peak if peak > 0 else most))
-        low = [np.quantile(time_calls(f.prepare(one), seconds=0.1), 0.1) for f in pairs[-1]]
+        low = [quantile(time_calls(f.prepare(one), seconds=0.1), 0.1) for f in pairs[-1]]
         # The largest of numbers one of which is none would depend on their order.
         return Against(float(np.max(differences)), float(low[1] / low[0]))
 

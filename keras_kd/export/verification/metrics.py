@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_kd.export.rows import FileFigures, OutputFigures
 from keras_kd.export.verification.output_meaning import decide, judged, spread
+from keras_kd.export.verification.scores import places
 from keras_kd.export.verification.scores import scores as task_scores
 
 
@@ -310,10 +311,9 @@ def kappa(
         return None
     heavy = spread(weights, mine.shape)
     total = float(heavy.sum())
-    values, places = np.unique(np.stack([mine, theirs]), return_inverse=True)
-    first, second = places.reshape(2, -1)
-    flat = heavy.reshape(-1)
-    a, b = (np.bincount(part, flat, len(values)) for part in (first, second))
+    first, second = places(np.stack([mine, theirs]).reshape(-1)).reshape(2, -1)
+    flat, several = heavy.reshape(-1), int(max(first.max(initial=0), second.max(initial=0))) + 1
+    a, b = (np.bincount(part, flat, several) for part in (first, second))
     if total <= 0 or np.count_nonzero(b) < 2:
         return None
     chance = float(a @ b) / total**2

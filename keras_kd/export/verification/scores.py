@@ -244,7 +244,7 @@ def _auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> float 
     # Without both there is nothing to tell apart.
     if not positive.any() or positive.all():
         return None
-    place = _places(score)
+    place = places(score)
     heavy = np.asarray(weights, np.float64)
     yes, no = (np.bincount(place, np.where(which, heavy, 0)) for which in (positive, ~positive))
     below = np.cumsum(no) - no / 2
@@ -298,12 +298,12 @@ def _spearman(got: np.ndarray, want: np.ndarray, counted: np.ndarray) -> float |
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from the lowest; what is equal shares the mean of its ranks."""
-    place = _places(values)
+    place = places(values)
     counts = np.bincount(place)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
-def _places(values: np.ndarray) -> np.ndarray:
+def places(values: np.ndarray) -> np.ndarray:
     """The place of each value among the different ones, for which `np.unique` imports a package."""
     order = np.argsort(values, kind="stable")
     rising = values[order]

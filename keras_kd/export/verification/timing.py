@@ -45,3 +45,14 @@ def time_calls(call: Callable[[], Any], *, seconds: float = 0.3, at_least: int =
         spent = stop - began
         if (spent >= seconds and len(times) >= at_least) or spent >= 20 * seconds:
             return np.asarray(times)
+
+
+def quantile(times: np.ndarray, share: float) -> float:
+    """Return a quantile as `np.quantile` does, which imports a package to find equal numbers.
+
+    Args:
+        times: Numbers, at least one.
+        share: In [0, 1]; what lies between two of them is interpolated.
+    """
+    rising = np.sort(times)
+    return float(np.interp(share * (len(rising) - 1), np.arange(len(rising)), rising))
