@@ -386,3 +386,11 @@ def host_call(
 def host_calls_in_jit() -> bool:
     """Whether a step can call the host where it is compiled with `jit_compile=True`."""
     return keras.config.backend() != "tensorflow"
+
+
+def without_jit(model: keras.Model) -> None:
+    """Have a step of TensorFlow run without XLA, which cannot call the host."""
+    # Keras tells who asked for it.
+    model.supports_jit = False
+    if model.compiled and model.jit_compile:
+        model.jit_compile = False

@@ -15,8 +15,17 @@ import keras
 from keras_kd import backends, teachers
 from keras_kd.cache.join_datasets import Joined
 from keras_kd.cache.memory import Remembered, is_remembered
-from keras_kd.distill import batch as step
 from keras_kd.distill import hooks
+from keras_kd.distill.batch import (
+    Batch,
+    Step,
+    UnderWay,
+    paired,
+    pick,
+    shapes,
+    without_gradient,
+    zero_if_not_finite,
+)
 from keras_kd.distill.compiled import Compiled
 from keras_kd.distill.shared_layers import Shared
 from keras_kd.losses import counts
@@ -71,7 +80,7 @@ class Pairing:
         self.restored: list[Placed] | None = None
         self.match = output_pairing.Match([0], [meaning.CLASSES], [True])
         self.prepared = False
-        self.under_way = step.UnderWay()
+        self.under_way = UnderWay()
         self.remembered: Remembered | None = None
         # Counts how often a compiled step reads what it was not made for.
         self._forgotten = 0
@@ -82,6 +91,11 @@ class Pairing:
         self._baked: dict[str, Any] = {}
         # Says whose a projector is, and outlives nothing else.
         self._owner = object()
+
+    @property
+    def asks_the_host(self) -> bool:
+        """Whether the teacher answers on the host."""
+        return self.teacher is not None and not self.teacher.compiled
 
     @property
     def distills(self) -> bool:
@@ -321,10 +335,10 @@ class Pairing:
         """What a transfer reads on either side; builds it for these shapes at first sight."""
         transfer, output = placed
         index = self.match.counterpart(output)
-        theirs = step.pick(teacher, transfer.teacher, index, transfer.reads_logits)
-        ours = step.pick(student, transfer.student, output, transfer.reads_logits)
+        theirs = pick(teacher, transfer.teacher, index, transfer.reads_logits)
+        ours = pick(student, transfer.student, output, transfer.reads_logits)
         if not transfer.built:
-            transfer.build(step.shapes(theirs), step.shapes(ours))
+            transfer.build(shapes(theirs), shapes(ours))
         return theirs, ours
 
     def look(self, rows: Tensors, real: bool) -> bool:
@@ -382,11 +396,11 @@ class Pairing:
             self.student.run(self.for_student(row), False)
         except Exception as error:
             # Whatever the layers, the backend or the user's own code raises.
-            shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]
+            forms = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"The student `{model.name}` cannot read `validation_data` of shape "
-                f"{', '.join(map(str, shapes))}: {said[:300]} Pass data of the form that it is "
+                f"{', '.join(map(str, forms))}: {said[:300]} Pass data of the form that it is "
                 "trained on."
             ) from error
 
@@ -436,7 +450,7 @@ class Pairing:
         """What the teacher reads of a batch."""
         return _mapped(self.teacher_inputs, x, "teacher_inputs")
 
-    def answered(self, x: Tensors, values: Sequence[tuple[Any, Any]] = ()) -> step.Batch:
+    def answered(self, x: Tensors, values: Sequence[tuple[Any, Any]] = ()) -> Batch:
         """The batch with the teacher's answer, computed where no gradient is taken.
 
         Args:
@@ -452,9 +466,9 @@ class Pairing:
             with backends.inference_only(values):
                 answer = self.ask(self.for_teacher(x), record)
             # What nobody reads of the answer is not kept.
-            answer, finite = step.without_gradient(answer, self.reads_output)
-            x = step.zero_if_not_finite(finite, x)
-        return step.Batch(self.for_student(x), answer, indices, finite)
+            answer, finite = without_gradient(answer, self.reads_output)
+            x = zero_if_not_finite(finite, x)
+        return Batch(self.for_student(x), answer, indices, finite)
 
     @property
     def reads_output(self) -> bool:
@@ -481,7 +495,7 @@ class Pairing:
         held = list(zip(distiller.non_trainable_variables, state[0][1])) if state else []
         batch = self.answered(keras.utils.unpack_x_y_sample_weight(data)[0], [*lent, *held])
         lends = bool(distiller.penalties)
-        with self.taking(step.Step(batch, lent if lends else ())):
+        with self.taking(Step(batch, lent if lends else ())):
             yield data
 
     @contextlib.contextmanager
@@ -493,7 +507,7 @@ class Pairing:
             raise failure
 
     @contextlib.contextmanager
-    def taking(self, under_way: step.Step) -> Iterator[None]:
+    def taking(self, under_way: Step) -> Iterator[None]:
         """Take this step in here."""
         self.under_way.step = under_way
         try:
@@ -518,7 +532,7 @@ class Pairing:
 
     def counted(
         self,
-        batch: step.Batch,
+        batch: Batch,
         student: Answer,
         sample_weight: Tensors | None,
         labeled: Sequence[Any] = (),
@@ -533,7 +547,7 @@ class Pairing:
                 `hard_loss.computed` tells; nothing without one.
         """
         weights = checks.per_output(sample_weight, self.student.template)
-        pairs = step.paired(self.match, batch.answer, student)
+        pairs = paired(self.match, batch.answer, student)
         return [
             counts.counted(
                 theirs,
@@ -546,7 +560,7 @@ class Pairing:
 
     def compared(
         self,
-        batch: step.Batch,
+        batch: Batch,
         y: Tensors | None,
         student: Answer,
         counted: Sequence[Counted],
