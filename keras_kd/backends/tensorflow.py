@@ -91,7 +91,8 @@ def program(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function, compiled once for each set of shapes."""
     # TensorFlow counts traces by the code of a function, and would warn of one that is traced again
     # and again where each is that of another model. A partial function has no code.
-    return tf.function(functools.partial(function))
+    # As in `keras.Model.predict`, nothing of it is rewritten: reading the sources takes seconds.
+    return tf.function(functools.partial(function), autograph=False)
 
 
 def gradient(

@@ -8,8 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.cache import join_arrays as rows
-from keras_kd.cache import join_datasets, reader, samples, verification
+from keras_kd.cache import join_arrays, join_datasets, reader, samples, verification
 from keras_kd.cache.layout import Manifest, Output
 from keras_kd.cache.reader import Records
 from keras_kd.cache.stored import StoredTeacher
@@ -236,7 +235,7 @@ class CachedTeacher(StoredTeacher):
                 not joined.
         """
         self._begins = True
-        return rows.for_fit(self, x, y, batch_size, arguments, asked)
+        return join_arrays.for_fit(self, x, y, batch_size, arguments, asked)
 
     def join_evaluation(
         self, x: Tensors, y: Tensors | None, sample_weight: Tensors | None, batch_size: int | None
@@ -256,7 +255,7 @@ class CachedTeacher(StoredTeacher):
             ValueError: If arrays are not those of the cache, or of its views, or a dataset is
                 not joined.
         """
-        return rows.for_evaluation(self, x, y, sample_weight, batch_size)
+        return join_arrays.for_evaluation(self, x, y, sample_weight, batch_size)
 
     def join(self, data: Data) -> Any:
         """Join the answers to a dataset, in the order in which it was cached.

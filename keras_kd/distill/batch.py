@@ -142,7 +142,7 @@ def shapes(tensors: Any) -> Any:
     return (None, *tensors.shape[1:])
 
 
-def total(terms: Sequence[Tensor]) -> Tensor:
+def added_up(terms: Sequence[Tensor]) -> Tensor:
     """The sum, in float32 or in double precision where a term has it."""
     if not terms:
         return ops.zeros(())
@@ -166,7 +166,7 @@ def or_nan(value: Tensor, finite: Tensor) -> Tensor:
         value: A scalar.
         finite: Whether to keep it, a boolean scalar.
     """
-    value = total([value])
+    value = added_up([value])
     return value + ops.cast(ops.where(finite, 0.0, float("nan")), value.dtype)
 
 

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import keras
-import numpy as np
 
 from keras_kd import backends
-from keras_kd.distill import batch_transform as transform
 from keras_kd.distill import (
+    batch_transform,
     diagnostics,
     hooks,
     label_checks,
@@ -35,10 +34,9 @@ from keras_kd.distill.shared_layers import Shared, SharedLayersModel
 from keras_kd.models import lora
 from keras_kd.teachers.base import TeacherLike
 from keras_kd.transfers import compatibility, output_pairing
-from keras_kd.transfers.output_pairing import Placed
 from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils import checks
-from keras_kd.utils.types import Data, Losses, PathLike, Tensor, Tensors
+from keras_kd.utils.types import Array, Data, Losses, PathLike, Tensor, Tensors
 
 if TYPE_CHECKING:
     from keras_kd.distill.method_choice import MethodChoice
@@ -81,8 +79,7 @@ class Distiller(SharedLayersModel):
             in a softmax or sigmoid is recognized and its logits are read from before it; where the
             layers do not tell, the first rows of the data show whether outputs look like
             probabilities, which are refused. `False` takes the logarithm of the outputs, for models
-            that hide how they make probabilities. A dict `{"teacher": ..., "student": ...}` sets
-            the sides apart.
+            that hide how they make probabilities. A dict of `"teacher"` and `"student"` tells both.
         name: Name of the distiller.
 
     Raises:
@@ -112,7 +109,6 @@ class Distiller(SharedLayersModel):
     # Keras's own, made by `make_train_function` and `make_test_function`.
     train_function: Any
     test_function: Any
-    jit_compile: Any
 
     def __init__(
         self,
@@ -132,18 +128,15 @@ class Distiller(SharedLayersModel):
             dtype=pairing.policy_of(student),
             autocast=False,
         )
-        checks.logits_flags(from_logits)
+        flags = checks.logits_flags(from_logits)
         checks.functions(teacher_inputs=teacher_inputs, student_inputs=student_inputs)
-        if not isinstance(from_logits, dict):
-            from_logits = {"teacher": from_logits, "student": from_logits}
-        checks.known_keys(from_logits, ("teacher", "student"), "from_logits")
         self.student = student
         self.transfers: list[Transfer] = []
         self.penalties: list[penalty_terms.PenaltyTerm] = []
         # The batch transform, if there is one, in a list that Keras tracks.
         self.batch_transforms: list[hooks.Held] = []
         self.shared = Shared()
-        self._pairing = pairing.Pairing(student, self.shared, from_logits)
+        self._pairing = pairing.Pairing(student, self.shared, flags)
         self._preparation = Preparation(self._pairing, teacher_answers, self.name)
         self._metrics_of_terms = training_metrics.TrainingMetrics()
         self._objective = objective.Objective([])
@@ -301,51 +294,43 @@ class Distiller(SharedLayersModel):
         given.weights.check(loss is not None)
         self._plan(given.compiled(kwargs))
         given.weights.assign(self, loss is not None)
-        self._compile_for_keras(optimizer, loss, metrics, self._preparation.steps.given(kwargs))
+        for_keras = self._preparation.steps.given(kwargs)
+        self._compile_for_keras(optimizer=optimizer, loss=loss, metrics=metrics, **for_keras)
         self.chooses_method, self.method_choice = chooses, None
 
-    def _compile_for_keras(
-        self,
-        optimizer: str | keras.optimizers.Optimizer,
-        loss: Losses,
-        metrics: Sequence[object] | Mapping[str, object] | None,
-        others: Mapping[str, Any],
-    ) -> None:
+    def _compile_for_keras(self, **arguments: object) -> None:
         """Have Keras make its part, and list the terms of the objective by that."""
         # Keras keeps the loss and metrics of an earlier `compile` beside `None`.
         self.loss, self._compile_loss, self._compile_metrics = None, None, None
-        super().compile(optimizer, loss, metrics=metrics, **others)
-        self._preparation.host_calls.settle(self, others.get("jit_compile"))
+        super().compile(**arguments)
+        self._preparation.host_calls.settle(self, arguments.get("jit_compile"))
         # Its container of losses has no public door but a total with the regularizers.
-        hard = self._compile_loss
         more = [penalty_terms.OfPenalty(term, self) for term in self.penalties]
-        self._objective = objective.of_distiller(self, self._pairing, hard, more)
+        self._objective = objective.of_distiller(self, self._pairing, self._compile_loss, more)
 
     def _plan(self, compiled: Compiled) -> None:
         """Find what is transferred and take the hooks; nothing changes unless all of it fits."""
         compatibility.student_loss(compiled.loss, self._pairing.student)
         others = self._pairing.variables_beside(self)
         terms = penalty_terms.terms(self, compiled.arguments["penalties"], others)
-        changing = transform.held(compiled.arguments["batch_transform"], others, self.student)
+        changing = batch_transform.held(compiled.arguments["batch_transform"], others, self.student)
         placed = self._pairing.compile(compiled, self._origin.name)
         self._metrics_of_terms.clear()
-        # As for the transfers in `adopt`, Keras forgets what is cleared in place.
-        self.penalties.clear()
-        self.batch_transforms.clear()
-        self.penalties.extend(terms)
-        self.batch_transforms.extend(changing)
-        held = [*self.penalties, *self.batch_transforms]
+        for kept, now in ((self.penalties, terms), (self.batch_transforms, changing)):
+            # As for the transfers in `adopt`, Keras forgets what is cleared in place.
+            kept.clear()
+            kept.extend(now)
+        held = [*terms, *changing]
         self.shared.of_hooks = {id(v) for hook in held for v in hook.variables} - others
         self.adopt(placed)
 
-    def adopt(self, placed: list[Placed]) -> None:
+    def adopt(self, placed: list[output_pairing.Placed]) -> None:
         """Transfer this from now on: `compile` and `take_teacher` call it."""
         output_pairing.require_names(placed, self.penalties)
         self._pairing.adopt(placed)
         # Clearing the tracked list in place makes Keras forget old projectors.
         self.transfers.clear()
-        for transfer in output_pairing.transfers(placed):
-            self.transfers.append(transfer)
+        self.transfers.extend(output_pairing.transfers(placed))
         # A step that was traced before writes into the metrics of that time.
         penalties = [term.name for term in self.penalties]
         self._metrics_of_terms.keep([*self._pairing.logs(), *penalties])
@@ -374,10 +359,6 @@ class Distiller(SharedLayersModel):
         """Run the student on one batch, as given to `fit`; returns its output."""
         return self._pairing.run(inputs, bool(training))
 
-    def compute_mask(self, inputs: Tensors | None, previous_mask: Tensors | None) -> None:
-        """Return nothing: the student's outputs carry their masks."""
-        return
-
     def make_train_function(self, force: bool = False) -> Any:
         """Compile the train step, as `keras.Model` does."""
         before, held = self.train_function, self._pairing
@@ -400,7 +381,7 @@ class Distiller(SharedLayersModel):
     def train_step(self, *args: object) -> Any:
         """Take one optimizer step on one batch; JAX passes the state before it."""
         *state, data = args
-        data, state = transform.transformed(self, self._pairing, data, state)
+        data, state = batch_transform.transformed(self, self._pairing, data, state)
         with self._pairing.answering(data, self, state) as plain:
             return super().train_step(*state, plain)
 
@@ -414,9 +395,9 @@ class Distiller(SharedLayersModel):
                 return super().test_step(*state, plain)
         result = super().test_step(*args)
         has_loss = self._compile_loss is not None or self._pairing.compiled.asks_in_evaluation
-        if not isinstance(result, tuple):
-            return self._metrics_of_terms.of_student(result, has_loss)
-        return self._metrics_of_terms.of_student(result[0], has_loss), *result[1:]
+        if isinstance(result, tuple):
+            return self._metrics_of_terms.of_student(result[0], has_loss), *result[1:]
+        return self._metrics_of_terms.of_student(result, has_loss)
 
     def compute_loss(
         self,
@@ -507,15 +488,11 @@ class Distiller(SharedLayersModel):
             )
             if self._compile_loss is not None or self._pairing.compiled.asks_in_evaluation:
                 return super().evaluate(x, y, batch_size, **kwargs)
-            as_dict = kwargs.pop("return_dict", False)
+            as_dict = bool(kwargs.pop("return_dict", False))
             logs = super().evaluate(x, y, batch_size, return_dict=True, **kwargs)
-        logs = training_metrics.without_loss(logs)
-        values = list(logs.values())
-        return logs if as_dict else values[0] if len(values) == 1 else values
+        return training_metrics.results(training_metrics.without_loss(logs), as_dict)
 
-    def train_on_batch(
-        self, x: Data, y: Tensors | None = None, *args: object, **kwargs: object
-    ) -> Any:
+    def train_on_batch(self, x: Data, y: Tensors | None = None, *args: Any, **kwargs: Any) -> Any:
         """Take one optimizer step, as `keras.Model.train_on_batch` does.
 
         Raises:
@@ -526,9 +503,7 @@ class Distiller(SharedLayersModel):
         monitor.require_finite(self, self._metrics_of_terms.means.get("distillation_loss"))
         return result
 
-    def test_on_batch(
-        self, x: Data, y: Tensors | None = None, *args: object, **kwargs: object
-    ) -> Any:
+    def test_on_batch(self, x: Data, y: Tensors | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate one batch, as `keras.Model.test_on_batch` does."""
         if self.compiled:
             self._preparation.require_labels(self, y)
@@ -575,12 +550,10 @@ class Distiller(SharedLayersModel):
 
     def _measured(self, data: Data) -> Callable[[], dict[str, Tensor]]:
         """What computes the terms on one batch."""
-        if not self.compiled:
-            raise ValueError("The distiller is not compiled. Call `distiller.compile` first.")
         data = self._preparation.one_batch(self, data)
         # What the transform draws and keeps is dropped with the scope.
         with diagnostics.no_trace():
-            data, _ = transform.transformed(self, self._pairing, data, [])
+            data, _ = batch_transform.transformed(self, self._pairing, data, [])
         return diagnostics.terms_of(self, self._pairing, self._objective, data)
 
     def sample_rows(self, count: int = 256) -> Any:
@@ -596,10 +569,6 @@ class Distiller(SharedLayersModel):
         return self._preparation.sample_rows(count)
 
     # ------------------------------------------------------------------ to disk
-
-    def __dir__(self) -> list[str]:
-        """List the attributes; Keras saves every model and layer that it finds among them."""
-        return sorted(set(super().__dir__()) - {"teacher"})
 
     def __reduce__(self) -> Any:
         """Refuse copies and pickles, which Keras makes of what is saved: without the teacher."""
@@ -617,12 +586,12 @@ class Distiller(SharedLayersModel):
         hooks.require_registered(self.name, self._pairing.compiled.arguments)
         super().save(filepath, *args, **kwargs)
 
-    def save_own_variables(self, store: MutableMapping[str, np.ndarray]) -> None:
+    def save_own_variables(self, store: MutableMapping[str, Array]) -> None:
         """Save the live values and the states of the random generators."""
         super().save_own_variables(store)
         saving.store_seeds(self, store)
 
-    def load_own_variables(self, store: MutableMapping[str, np.ndarray]) -> None:
+    def load_own_variables(self, store: MutableMapping[str, Array]) -> None:
         """Load the live values and the states of the random generators."""
         super().load_own_variables(saving.load_seeds(self, store))
 
@@ -633,9 +602,9 @@ class Distiller(SharedLayersModel):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Rebuild a distiller that still lacks its teacher."""
-        student, shared = saving.restored_student(config)
+        student, shared, origin = saving.restored(config)
         distiller = cls(student, from_logits=config["from_logits"], name=config["name"])
-        distiller._origin = saving.Origin(config["teacher"], config["maps_inputs"])
+        distiller._origin = origin
         distiller.shared.add(shared)
         return distiller
 
@@ -650,19 +619,7 @@ class Distiller(SharedLayersModel):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile with a saved configuration; live values come with the weights."""
-        saved = saving.saved_compile(config)
-        self._pairing.restored = saved.placed
-        self.compile(**saved.arguments)
-        self._pairing.restored = None
-        if saved.has_slots and self.student.built:
-            # The optimizer's state is loaded into slots that must exist by then.
-            self.optimizer.build(self.trainable_variables)
-
-    def get_build_config(self) -> None:
-        """Return nothing: student and transfers carry their own shapes."""
-        return
-
-    # ------------------------------------------------------------------ summary
+        saving.compile_again(self, self._pairing, config)
 
     def summary(
         self,
@@ -674,7 +631,7 @@ class Distiller(SharedLayersModel):
         """Print the student's summary and a table of the transfers.
 
         Args:
-            line_length: As in `keras.Model.summary`, as are `positions` and the others.
+            line_length: As in `keras.Model.summary`.
             positions: For the student.
             print_fn: Called with the text. Defaults to `print`.
             **kwargs: For the student.

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
-from keras_kd.distill import batch_transform as transform
-from keras_kd.distill import hooks
+from keras_kd.distill import batch_transform, hooks
 from keras_kd.distill import penalties as penalty_terms
 from keras_kd.distill.compiled import Compiled, Weights
 from keras_kd.losses.logits import LogitMSE
@@ -103,6 +102,6 @@ class Given(NamedTuple):
             "distillation_loss": self.distillation_loss,
             "evaluate_distillation": self.evaluate_distillation,
             "penalties": penalty_terms.require(self.penalties, self.metrics),
-            "batch_transform": transform.require(self.batch_transform),
+            "batch_transform": batch_transform.require(self.batch_transform),
         }
         return Compiled(arguments | more, self.weights.explicit)

@@ -14,7 +14,7 @@ import keras
 from keras import ops
 
 from keras_kd.distill import agreement, hard_loss, hooks
-from keras_kd.distill import batch as step
+from keras_kd.distill.batch import Batch, added_up, or_nan, paired, read_on, times
 from keras_kd.distill.pairing import Pairing
 from keras_kd.distill.training_metrics import TrainingMetrics
 from keras_kd.losses import counts
@@ -43,7 +43,7 @@ class Seen:
 
     def __init__(
         self,
-        batch: step.Batch,
+        batch: Batch,
         y: Tensors | None,
         sample_weight: Tensors | None,
         student: Answer,
@@ -99,7 +99,7 @@ class Value(NamedTuple):
         if self.finite is None:
             return found
         # NaN in the logs, but not in the gradient, says that the teacher failed.
-        return {each: step.or_nan(value, self.finite) for each, value in found.items()}
+        return {each: or_nan(value, self.finite) for each, value in found.items()}
 
 
 class Term(Protocol):
@@ -155,7 +155,7 @@ class HardTerm:
         whole = seen.student.output
         theirs: list[Tensor] = []
         if self._pairing is not None:
-            pairs = step.paired(self._pairing.match, seen.batch.answer, seen.student)
+            pairs = paired(self._pairing.match, seen.batch.answer, seen.student)
             theirs = [tensor for tensor, _ in pairs]
         value, after, labeled = hard_loss.computed(
             self.loss,
@@ -168,7 +168,7 @@ class HardTerm:
         )
         seen.labeled += labeled
         if self._exit is None:
-            seen.student = step.read_on(seen.student, whole, after)
+            seen.student = read_on(seen.student, whole, after)
         return Value(value)
 
 
@@ -202,7 +202,7 @@ class TransferTerms:
             seen.batch, seen.y, seen.student, seen.counted, temperature, seen.training
         ):
             parts[transfer.name] = parts.get(transfer.name, 0.0) + value
-            total = total + step.times(ops.convert_to_tensor(transfer.weight), value)
+            total = total + times(ops.convert_to_tensor(transfer.weight), value)
         return Value(total, parts, seen.batch.finite)
 
 
@@ -301,7 +301,7 @@ class Objective:
         """
         seen = seen_in_step(pairing, given.y, given.sample_weight, given.training)
         if seen is None:
-            batch = step.Batch(given.x, Answer(None, [], {}), None, None)
+            batch = Batch(given.x, Answer(None, [], {}), None, None)
             answer = Answer(given.y_pred, [], {})
             seen = Seen(batch, given.y, given.sample_weight, answer, given.training)
             return Objective(self.alone).total(seen, extra, metrics)
@@ -337,10 +337,10 @@ class Objective:
             for each, scalar in value.logs(name).items():
                 metrics.add_loss(each, scalar, size)
         weighted = [
-            step.times(ops.convert_to_tensor(term.weight), values[term.name].whole)
+            times(ops.convert_to_tensor(term.weight), values[term.name].whole)
             for term in self.terms
         ]
-        total = step.total([*weighted, *extra])
+        total = added_up([*weighted, *extra])
         if seen.batch.finite is None:
             return total
         # A batch that the teacher fails on gives no gradient at all.

@@ -15,8 +15,17 @@ import keras
 from keras_kd import backends, teachers
 from keras_kd.cache.join_datasets import Joined
 from keras_kd.cache.memory import Remembered, is_remembered
-from keras_kd.distill import batch as step
 from keras_kd.distill import hooks
+from keras_kd.distill.batch import (
+    Batch,
+    Step,
+    UnderWay,
+    paired,
+    pick,
+    shapes,
+    without_gradient,
+    zero_if_not_finite,
+)
 from keras_kd.distill.compiled import Compiled
 from keras_kd.distill.shared_layers import Shared
 from keras_kd.losses import counts
@@ -71,7 +80,7 @@ class Pairing:
         self.restored: list[Placed] | None = None
         self.match = output_pairing.Match([0], [meaning.CLASSES], [True])
         self.prepared = False
-        self.under_way = step.UnderWay()
+        self.under_way = UnderWay()
         self.remembered: Remembered | None = None
         # Counts how often a compiled step reads what it was not made for.
         self._forgotten = 0
@@ -328,10 +337,10 @@ class Pairing:
         """What a transfer reads on either side; builds it for these shapes at first sight."""
         transfer, output = placed
         index = self.match.counterpart(output)
-        theirs = step.pick(teacher, transfer.teacher, index, transfer.reads_logits)
-        ours = step.pick(student, transfer.student, output, transfer.reads_logits)
+        theirs = pick(teacher, transfer.teacher, index, transfer.reads_logits)
+        ours = pick(student, transfer.student, output, transfer.reads_logits)
         if not transfer.built:
-            transfer.build(step.shapes(theirs), step.shapes(ours))
+            transfer.build(shapes(theirs), shapes(ours))
         return theirs, ours
 
     def look(self, rows: Tensors, real: bool) -> bool:
@@ -389,11 +398,11 @@ class Pairing:
             self.student.run(self.for_student(row), False)
         except Exception as error:
             # Whatever the layers, the backend or the user's own code raises.
-            shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]
+            forms = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"The student `{model.name}` cannot read `validation_data` of shape "
-                f"{', '.join(map(str, shapes))}: {said[:300]} Pass data of the form that it is "
+                f"{', '.join(map(str, forms))}: {said[:300]} Pass data of the form that it is "
                 "trained on."
             ) from error
 
@@ -443,7 +452,7 @@ class Pairing:
         """What the teacher reads of a batch."""
         return _mapped(self.teacher_inputs, x, "teacher_inputs")
 
-    def answered(self, x: Tensors, values: Sequence[tuple[Any, Any]] = ()) -> step.Batch:
+    def answered(self, x: Tensors, values: Sequence[tuple[Any, Any]] = ()) -> Batch:
         """The batch with the teacher's answer, computed where no gradient is taken.
 
         Args:
@@ -461,9 +470,9 @@ class Pairing:
             # Those in memory were found to be finite when the teacher gave them.
             sound = self.remembered is not None and is_remembered(record)
             # What nobody reads of the answer is not kept.
-            answer, finite = step.without_gradient(answer, self.reads_output, sound)
-            x = x if finite is None else step.zero_if_not_finite(finite, x)
-        return step.Batch(self.for_student(x), answer, indices, finite)
+            answer, finite = without_gradient(answer, self.reads_output, sound)
+            x = x if finite is None else zero_if_not_finite(finite, x)
+        return Batch(self.for_student(x), answer, indices, finite)
 
     @property
     def reads_output(self) -> bool:
@@ -490,7 +499,7 @@ class Pairing:
         held = list(zip(distiller.non_trainable_variables, state[0][1])) if state else []
         batch = self.answered(keras.utils.unpack_x_y_sample_weight(data)[0], [*lent, *held])
         lends = bool(distiller.penalties)
-        with self.taking(step.Step(batch, lent if lends else ())):
+        with self.taking(Step(batch, lent if lends else ())):
             yield data
 
     @contextlib.contextmanager
@@ -502,7 +511,7 @@ class Pairing:
             raise failure
 
     @contextlib.contextmanager
-    def taking(self, under_way: step.Step) -> Iterator[None]:
+    def taking(self, under_way: Step) -> Iterator[None]:
         """Take this step in here."""
         self.under_way.step = under_way
         try:
@@ -527,7 +536,7 @@ class Pairing:
 
     def counted(
         self,
-        batch: step.Batch,
+        batch: Batch,
         student: Answer,
         sample_weight: Tensors | None,
         labeled: Sequence[Any] = (),
@@ -542,7 +551,7 @@ class Pairing:
                 `hard_loss.computed` tells; nothing without one.
         """
         weights = checks.per_output(sample_weight, self.student.template)
-        pairs = step.paired(self.match, batch.answer, student)
+        pairs = paired(self.match, batch.answer, student)
         return [
             counts.counted(
                 theirs,
@@ -555,7 +564,7 @@ class Pairing:
 
     def compared(
         self,
-        batch: step.Batch,
+        batch: Batch,
         y: Tensors | None,
         student: Answer,
         counted: Sequence[Counted],

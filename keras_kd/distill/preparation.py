@@ -235,6 +235,8 @@ class Preparation:
 
     def one_batch(self, distiller: hooks.Trained, data: Data) -> tuple[Any, Any, Any]:
         """One batch `(x, y, sample_weight)` as `fit` would hand it to the step."""
+        if not distiller.compiled:
+            raise ValueError("The distiller is not compiled. Call `distiller.compile` first.")
         self._pairing.require_teacher()
         if not self._pairing.prepared:
             x = keras.utils.unpack_x_y_sample_weight(data)[0]

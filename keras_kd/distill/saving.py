@@ -74,13 +74,14 @@ def config(
     }
 
 
-def restored_student(config: dict[str, Any]) -> tuple[Any, list[Any]]:
-    """The student of a configuration, and its layers that the teacher owns as well."""
+def restored(config: dict[str, Any]) -> tuple[Any, list[Any], Origin]:
+    """The student of a configuration, its layers that the teacher owns as well, and the origin."""
     student = keras.saving.deserialize_keras_object(config["student"])
     if "trained" in config:
         lora.restore(student, config["trained"])
     layers = list(student._flatten_layers())
-    return student, [layers[i] for i in config["shared"]]
+    origin = Origin(config["teacher"], config["maps_inputs"])
+    return student, [layers[i] for i in config["shared"]], origin
 
 
 def seeds(distiller: keras.Model) -> list[Any]:
@@ -164,6 +165,17 @@ def saved_compile(config: dict[str, Any]) -> Saved:
             transfer.build_from_config(entry["shapes"])
         transfers.append(transfer)
     return Saved(arguments, [Placed(transfers[i], output) for i, output in places], had_slots)
+
+
+def compile_again(distiller: keras.Model, pairing: Pairing, config: dict[str, Any]) -> None:
+    """Compile a loaded distiller as it was; live values come with the weights."""
+    saved = saved_compile(config)
+    pairing.restored = saved.placed
+    distiller.compile(**saved.arguments)
+    pairing.restored = None
+    if saved.has_slots and distiller.student.built:
+        # The optimizer's state is loaded into slots that must exist by then.
+        distiller.optimizer.build(distiller.trainable_variables)
 
 
 # ------------------------------------------------------------------------ loading

@@ -1,13 +1,16 @@
 """A model that trains and leaves alone what belongs to its teacher.
 
-`SharedLayersModel` answers Keras's questions for trainable variables; what is left alone is noted
-in a `Shared`, which its owner fills and Keras does not track. It imports Keras alone.
+`SharedLayersModel` answers Keras's questions for trainable variables, and for masks, shapes and
+parts that are the student's and the teacher's own; what is left alone is noted in a `Shared`, which
+its owner fills and Keras does not track. It imports Keras alone.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 import keras
+
+from keras_kd.utils.types import Tensors
 
 
 class Shared:
@@ -82,3 +85,15 @@ class SharedLayersModel(keras.Model):
         keras.Model.trainable.fset(self, value)
         for layer, before in kept:
             layer.trainable = before
+
+    def compute_mask(self, inputs: Tensors | None, previous_mask: Tensors | None) -> None:
+        """Return nothing: the student's outputs carry their masks."""
+        return
+
+    def get_build_config(self) -> None:
+        """Return nothing: student and transfers carry their own shapes."""
+        return
+
+    def __dir__(self) -> list[str]:
+        """List the attributes; Keras saves every model and layer that it finds among them."""
+        return sorted(set(super().__dir__()) - {"teacher"})

@@ -79,3 +79,9 @@ def without_loss(logs: dict[str, Any]) -> dict[str, Any]:
     on it.
     """
     return {name: value for name, value in logs.items() if name != "loss"}
+
+
+def results(logs: dict[str, Any], as_dict: bool) -> Any:
+    """Logs in the form in which `keras.Model.evaluate` returns them."""
+    values = list(logs.values())
+    return logs if as_dict else values[0] if len(values) == 1 else values

@@ -20,8 +20,7 @@ from keras_kd.search.budget import Budget
 from keras_kd.search.candidate import Trainer
 from keras_kd.search.files import Exporter, Times, latencies
 from keras_kd.search.journal import Record
-from keras_kd.utils import archives, paired
-from keras_kd.utils import files as atomic
+from keras_kd.utils import archives, files, paired
 
 WINNER, PLAIN, DEFAULTS = "winner", "plain", "defaults"
 ROLES = (WINNER, PLAIN, DEFAULTS)
@@ -199,7 +198,7 @@ class Finals:
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    with atomic.claimed(self._path(role, seed, "lock"), lambda owner: owner):
+                    with files.claimed(self._path(role, seed, "lock"), lambda owner: owner):
                         if not path.exists():
                             say("train again", number, len(tasks), f"{role}, seed {seed}")
                             self._run(role, seed)
@@ -235,15 +234,15 @@ class Finals:
             gain = paired.lower_bound(np.subtract(errors[PLAIN], errors[DEFAULTS]).tolist())
             kept = DEFAULTS if gain > 0 else PLAIN
             verdict = f"keep {'the defaults' if gain > 0 else 'plain training'}: {_THE_SAME}"
-        files = {s: self.result(kept, s)["file"] for s in self.seeds}
+        made = {s: self.result(kept, s)["file"] for s in self.seeds}
         beyond = {
             s: max(budget.excess(file["bytes"], file["low_ms"]).values(), default=0.0)
-            for s, file in files.items()
+            for s, file in made.items()
         }
         fitting = [s for s in self.seeds if beyond[s] <= 0]
         said = {**chosen, "kept": kept, "verdict": verdict, "errors": errors}
         if not fitting:
-            file = files[min(self.seeds, key=lambda s: beyond[s])]
+            file = made[min(self.seeds, key=lambda s: beyond[s])]
             return {
                 **said,
                 "verdict": "not reachable: trained again, the nearest file has "
@@ -282,7 +281,7 @@ class Finals:
             if made is None:
                 raise ArithmeticError(f"The last training of {role} gave no file: {found.reason}.")
             error = self.exporter.errors(made, student).mean
-            with atomic.replacing(self._path(role, seed, "tflite")) as stream:
+            with files.replacing(self._path(role, seed, "tflite")) as stream:
                 stream.write(made.read_bytes())
         arrays = {f"w{i}": array for i, array in enumerate(student.get_weights())}
         write_file(self._path(role, seed, "npz"), record.packed(**arrays))
@@ -307,7 +306,7 @@ class Finals:
         # Whatever cannot be saved is made by the user's own function again.
         with (
             contextlib.suppress(ValueError, TypeError),
-            atomic.replacing_by_name(target / "student.keras") as name,
+            files.replacing_by_name(target / "student.keras") as name,
         ):
             student.save(name)
         made = report.artifacts[0]

@@ -383,15 +383,23 @@ def keras_file(path: PathLike) -> None:
         )
 
 
-def logits_flags(from_logits: object) -> None:
-    """Raise `TypeError` unless it is told for each side whether outputs are logits."""
-    given = from_logits.values() if isinstance(from_logits, dict) else [from_logits]
-    for value in given:
+def logits_flags(from_logits: bool | dict[str, bool | None] | None) -> dict[str, bool | None]:
+    """What is told of each side, whether its outputs are logits.
+
+    Raises:
+        TypeError: If it is told as something else.
+        ValueError: If a side is called otherwise.
+    """
+    both: dict[str, Any] = {"teacher": from_logits, "student": from_logits}
+    found = from_logits if isinstance(from_logits, dict) else both
+    for value in found.values():
         if value is not None and not isinstance(value, bool | np.bool_):
             raise TypeError(
                 "`from_logits` is True, False, or None to find out, or a dict of these for "
                 f"'teacher' and 'student'. Received: from_logits={from_logits!r}."
             )
+    known_keys(found, ("teacher", "student"), "from_logits")
+    return found
 
 
 def functions(**given: object) -> None:
