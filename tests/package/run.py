@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -103,7 +104,9 @@ print(said)
 import keras_kd.cli.program, optuna, art, ai_edge_litert, onnxruntime, tensorflow_datasets
 """,
 }
-RESOLVED = ("dev", "docs")
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+# Those of this repository, and those for which nobody has written what they are good for.
+RESOLVED = [name for name in EXTRAS if name not in USED]
 # What works on models needs a backend of Keras beside it.
 BESIDE = {"robust": "robust,jax"}
 
