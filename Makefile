@@ -8,7 +8,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: test demo faults lint notebooks exported docs mediapipe federated runtimes venv clean
+.PHONY: test demo faults lint types notebooks exported docs package newest mediapipe federated runtimes venv clean
 
 test: lint
 	$(BIN)/python -m pytest -n 2
@@ -20,6 +20,15 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# pyright on the user's program that mypy reads too; it brings its own Node.js where there is none.
+types: $(VENV)/.test .venv-types/.done
+	.venv-types/bin/pyright --pythonpath $(BIN)/python
+
+.venv-types/.done:
+	$(PYTHON) -m venv .venv-types
+	.venv-types/bin/python -m pip install --quiet pyright==1.1.414
+	@touch $@
 
 # A hundred bad inputs and fifty kills at random points; SEED=... tries others.
 faults: $(VENV)/.test
@@ -37,9 +46,27 @@ exported: demo
 		--out exported/digits --overwrite
 	rm exported/digits/report.html
 
-docs: pyproject.toml
-	$(call install,docs)
+# The site, warnings being errors, in `site`.
+docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
+
+# Wheel and sdist in `dist`, and every extra installed alone and used. EXTRA=report tries one.
+package: .venv-package/.done
+	.venv-package/bin/python tests/package/run.py $(EXTRA) --keep dist
+
+.venv-package/.done:
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/python -m pip install --quiet build==1.6.1 uv==0.13.9
+	@touch $@
+
+# The newest versions that pip takes without constraints.txt, and the tests of what depends on them.
+NEWEST_TESTS ?= tests/backends tests/export tests/compress tests/typing
+
+newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[$(EXTRAS)]'
+	.venv-newest/bin/python -m pip list
+	.venv-newest/bin/python -m pytest -n 2 $(NEWEST_TESTS)
 
 # MediaPipe's classifier on exported files, in an environment of its own.
 mediapipe: $(VENV)/.test .venv-mediapipe/.done
@@ -99,9 +126,13 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(call install,all)
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt
+	$(call install,docs)
+	@touch $@
+
 $(VENV)/.test: pyproject.toml constraints.txt
 	$(call install,$(EXTRAS))
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist site runs
+	rm -rf $(VENV) .venv-newest .venv-package .venv-types build dist site runs

@@ -99,9 +99,33 @@ def _from_root(name):
     return re.sub(r"\]\(docs/", "](", text)
 
 
+# Where pages of a folder or name stand that `mkdocs.yml` does not list.
+SECTIONS = {"api/": "API reference", "choose/": "Choose", "results": "Results", "": "How-to"}
+
+
+def _listed(nav):
+    """The pages of a navigation."""
+    for entry in nav:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for inner in entry.values():
+                yield from _listed([inner] if isinstance(inner, str) else inner)
+
+
+def _add_the_others(nav):
+    """Put pages that nobody listed at the end of their section."""
+    known = set(_listed(nav))
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        page = path.relative_to(ROOT / "docs").as_posix()
+        if page not in known:
+            title = next(title for start, title in SECTIONS.items() if page.startswith(start))
+            next(section[title] for section in nav if title in section).append(page)
+
+
 @event_priority(100)  # before mkdocstrings reads its options
 def on_config(config):
-    """Put the notebooks into the navigation, and read docstrings from the modules themselves.
+    """Complete the navigation, and read docstrings from the modules themselves.
 
     Beside a stub in which `keras_kd.export` is something that is called, the reader of docstrings
     does not see the package of that name any more.
@@ -111,6 +135,7 @@ def on_config(config):
     without = shutil.ignore_patterns("*.pyi", "__pycache__")
     shutil.copytree(ROOT / "keras_kd", Path(folder) / "keras_kd", ignore=without)
     config["plugins"]["mkdocstrings"].config["handlers"]["python"]["paths"] = [folder]
+    _add_the_others(config["nav"])
     for section in config["nav"]:
         if isinstance(section, dict) and "Notebooks" in section:
             section["Notebooks"] += [f"notebooks/{path.stem}.md" for path in notebook_files()]

@@ -1,6 +1,8 @@
 """What type checkers read in place of two `__init__.py` has the very names that these find."""
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,10 @@ def test_the_called_package_has_its_names():
 
 def test_the_package_says_that_it_is_typed():
     assert Path(keras_kd.__file__).with_name("py.typed").is_file()
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    root = Path(keras_kd.__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    cited = re.search(r"^version: (\S+)$", (root / "CITATION.cff").read_text(), re.M)
+    assert project["version"] == cited[1] == keras_kd.__version__
