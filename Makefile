@@ -11,7 +11,7 @@ BIN  := $(VENV)/bin
 .PHONY: test demo faults lint types notebooks exported docs package newest mediapipe federated runtimes venv clean
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: $(VENV)/.demo
 	$(BIN)/keras-kd demo --overwrite

@@ -1,7 +1,7 @@
-"""What must hold on every backend; `test_backends.py` runs it once for each, in its own process.
+"""What must hold on every backend: collected where that is TensorFlow, see `conftest.py`.
 
-Named so that pytest does not collect it by itself. The folder in `KERAS_KD_SUITE` holds the
-weights and data that all backends share, `shared.npz`, and takes what they are compared by.
+`test_backends.py` runs it for the others, each in its own process. The folder in `KERAS_KD_SUITE`
+takes what they are compared by.
 """
 
 import os
@@ -11,68 +11,39 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from twenty_steps import (
+    CLASSES,
+    arrays,
+    crossentropy,
+    mlp,
+    same,
+    student_and_teacher,
+    twenty_steps,
+    weights_of,
+)
 
 import keras_kd as kd
 import keras_kd.cache.reader
 from keras_kd import backends
-from keras_kd.distill import batch as step
+from keras_kd.distill.batch import without_gradient
 from keras_kd.models.model_reader import Answer
 
 BACKEND = keras.config.backend()
-FOLDER = Path(os.environ["KERAS_KD_SUITE"])
-CLASSES = 4
-
-
-def crossentropy():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def mlp(width, name, **options):
-    inputs = keras.Input((6,))
-    x = layers.Dense(width, name="hidden", **options)(inputs)
-    x = layers.BatchNormalization(name="norm")(x)
-    x = layers.Activation("relu", name="relu")(x)
-    return keras.Model(inputs, layers.Dense(CLASSES, name="logits", **options)(x), name=name)
 
 
 @pytest.fixture
 def shared():
-    return np.load(FOLDER / "shared.npz")
-
-
-def take(model, shared, prefix):
-    """Give a model the weights that every backend starts from."""
-    model.set_weights([shared[f"{prefix}{i}"] for i in range(len(model.weights))])
-    return model
+    return arrays()
 
 
 @pytest.fixture
 def pair(shared):
-    return take(mlp(5, "student"), shared, "student"), take(mlp(9, "teacher"), shared, "teacher")
+    return student_and_teacher(shared)
 
 
 @pytest.fixture
 def rows(shared):
     return shared["x"], shared["y"]
-
-
-class Record(keras.callbacks.Callback):
-    """The logs of every batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.logs = []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.logs.append({name: float(value) for name, value in logs.items()})
-
-
-def weights_of(model):
-    return [np.array(w) for w in model.get_weights()]
-
-
-def same(first, second):
-    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def softened_kl(teacher, student, temperature):
@@ -88,50 +59,10 @@ def softened_kl(teacher, student, temperature):
     return temperature**2 * (np.exp(p) * (p - q)).sum(-1)
 
 
-def test_twenty_steps(pair, rows, shared):
-    """Two transfers, a projector, two annealings, sample weights: compared between backends."""
-    student, teacher = pair
-    before = weights_of(teacher)
-    x, y = rows
-    projector = layers.Dense(9)
-    projector.build((None, 5))
-    take(projector, shared, "projection")
-    hint = kd.Transfer(
-        kd.losses.Hint(), teacher="hidden", student="hidden", projector=projector, weight=0.5
-    )
-    distiller = kd.Distiller(student, teacher)
-    distiller.compile(
-        optimizer=keras.optimizers.Adam(0.01),
-        loss=crossentropy(),
-        metrics=["accuracy"],
-        distillation_loss=[kd.losses.SoftTargets(), hint],
-    )
-    record = Record()
-    history = distiller.fit(
-        x,
-        y,
-        sample_weight=shared["weights"],
-        batch_size=10,
-        epochs=4,
-        shuffle=False,
-        verbose=0,
-        validation_data=(x, y),
-        callbacks=[
-            record,
-            kd.callbacks.TemperatureAnnealing(start=4.0, end=1.0, steps=20, kind="cosine"),
-            kd.callbacks.AlphaAnnealing(start=0.1, end=0.9, epochs=4),
-        ],
-    ).history
-    assert len(record.logs) == 20
-    assert same(before, weights_of(teacher))
-    assert len(student.trainable_variables) == 6
-    parts = ("loss", "student_loss", "distillation_loss", "soft_targets", "hint", "agreement")
-    np.savez(
-        FOLDER / f"{BACKEND}.npz",
-        *weights_of(student),
-        **{f"batch_{name}": [logs[name] for logs in record.logs] for name in parts},
-        **{f"epoch_{name}": values for name, values in history.items()},
-    )
+def test_twenty_steps():
+    numbers = twenty_steps()
+    if "KERAS_KD_SUITE" in os.environ:
+        np.savez(Path(os.environ["KERAS_KD_SUITE"]) / f"{BACKEND}.npz", **numbers)
 
 
 def test_masks(shared):
@@ -449,7 +380,7 @@ def test_one_nan_among_many_answers_is_found(classes):
     """XLA's max and min lose it; on TensorFlow this is compiled by XLA."""
 
     def finite(logits):
-        return step.without_gradient(Answer(None, [logits], {}), False)[1]
+        return without_gradient(Answer(None, [logits], {}), False)[1]
 
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf

@@ -578,7 +578,7 @@ def test_views_are_replayed(tmp_path, teacher, x):
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
 def test_urls_of_other_schemes_go_through_fsspec(tmp_path, teacher, x, written, scheme):
-    pytest.importorskip("fsspec")
+    pytest.importorskip("upath")
     url = f"file://{tmp_path}/one" if scheme == "file" else f"memory://{tmp_path.name}/one"
     options = {"dtype": "float32", "taps": ["hidden"], "batch_size": 32, "shard_size": 64}
 
@@ -597,7 +597,7 @@ def test_urls_of_other_schemes_go_through_fsspec(tmp_path, teacher, x, written, 
 
 
 def test_urls_that_nothing_reads(teacher, x):
-    pytest.importorskip("fsspec")
+    pytest.importorskip("upath")
     _refused("scheme `nowhere`, which neither etils nor fsspec", teacher, x, "nowhere://a/b")
     with pytest.raises(ValueError, match="scheme `nowhere`"):
         CachedTeacher("nowhere://a/b")

@@ -1,6 +1,5 @@
 """Kill -9 in mid-training, run again: the same student, bit for bit."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from other_backends import environment, need
 
 SCRIPT = Path(__file__).parent / "resumed_training.py"
 
@@ -30,17 +30,11 @@ class Trainings:
 
     def start(self, backend):
         paths = [str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]
-        environment = {
-            **os.environ,
-            "KERAS_BACKEND": backend,
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(paths),
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        }
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.servers[backend] = subprocess.Popen(
-            [sys.executable, str(SCRIPT)], env=environment, **pipes
+            [sys.executable, str(SCRIPT)],
+            env=environment(backend, PYTHONPATH=os.pathsep.join(paths)),
+            **pipes,
         )
         return self.servers[backend]
 
@@ -82,8 +76,7 @@ def trainings(tmp_path_factory):
     ],
 )
 def test_killed_and_resumed(backend, data, frequency, kills, trainings, tmp_path):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
+    need(backend)
     backup, result = tmp_path / "backup", tmp_path / "student.npz"
     for step in kills:
         code = trainings.run(backend, backup, result, data, frequency, step)

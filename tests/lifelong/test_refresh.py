@@ -11,12 +11,12 @@ import pytest
 import keras_kd as kd
 from keras_kd.export import manifest
 from keras_kd.lifelong import refresh
-from keras_kd.utils import files as atomic
+from keras_kd.utils import files
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"
 
 
-def files(folder):
+def contents(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -49,12 +49,12 @@ def mlp(units=10):
 
 def test_refused_by_how_much_and_shipped_whole(service, data, tmp_path, monkeypatch):
     old, new = data
-    before, teacher = files(service), mlp()
+    before, teacher = contents(service), mlp()
     calls = {"teacher": teacher, "old": {"first": old}, "new": new, "folder": tmp_path / "work"}
     options = {"student": mlp(8), "epochs": 1, "batch_size": 512, "fine_tune": 1, "verbose": 0}
     done = refresh(service, max_drop=0.05, **calls, **options)
     assert not done.shipped
-    assert files(service) == before
+    assert contents(service) == before
     assert [(row["name"], row["part"]) for row in done.tasks] == [("first", "old"), ("new", "new")]
     # The figures are those of the int8 files, run here once more.
     for row, (_, _, u, v) in zip(done.tasks, data):
@@ -79,12 +79,12 @@ def test_refused_by_how_much_and_shipped_whole(service, data, tmp_path, monkeypa
     shipped = refresh(service, max_drop=1.0, **calls, **options)
     assert shipped.shipped, shipped.reason
     assert shipped.folder == service
-    after = files(service)
+    after = contents(service)
     assert after.pop("NOTES.txt") == b"ours"
-    assert after == files(done.folder)
+    assert after == contents(done.folder)
     assert "student.keras" in after
     manifest.check_files(service, manifest.read(service))
-    assert files(tmp_path / "work" / "previous") == before
+    assert contents(tmp_path / "work" / "previous") == before
     assert [path.name for path in service.parent.iterdir()] == ["digits"]
     with pytest.raises(ValueError, match="another refresh: `epochs` was 1 and is 2"):
         refresh(service, **calls, **{**options, "epochs": 2})
@@ -95,21 +95,21 @@ def test_a_link_is_led_elsewhere(service, tmp_path):
 
     link = tmp_path / "current"
     link.symlink_to(service)
-    before = files(service)
+    before = contents(service)
     candidate = tmp_path / "candidate"
     shutil.copytree(DIGITS, candidate)
     (candidate / "student.keras").write_bytes(b"new")
     for _ in range(2):
         _put_in_service(candidate, link, manifest.read(link), tmp_path / "previous")
         assert link.is_symlink()
-        assert files(link)["student.keras"] == b"new"
-    assert files(service) == before
+        assert contents(link)["student.keras"] == b"new"
+    assert contents(service) == before
 
 
 def test_killed_before_the_rename(service, tmp_path, monkeypatch):
     from keras_kd.lifelong.refresh import _put_in_service
 
-    before, candidate = files(service), tmp_path / "candidate"
+    before, candidate = contents(service), tmp_path / "candidate"
     shutil.copytree(DIGITS, candidate)
     (candidate / "student.keras").write_bytes(b"new")
     content = manifest.read(service)
@@ -118,12 +118,12 @@ def test_killed_before_the_rename(service, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(atomic, "exchange", stop)
+        patched.setattr(files, "exchange", stop)
         with pytest.raises(KeyboardInterrupt):
             _put_in_service(candidate, service, content, tmp_path / "previous")
-    assert files(service) == before
+    assert contents(service) == before
     _put_in_service(candidate, service, content, tmp_path / "previous")
-    assert files(service)["student.keras"] == b"new"
+    assert contents(service)["student.keras"] == b"new"
     assert os.listdir(service.parent) == ["digits"]
 
 
@@ -131,10 +131,10 @@ def test_exchange(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    atomic.exchange(tmp_path / "a", tmp_path / "b")
+    files.exchange(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a" / "file").read_text() == "b"
     with pytest.raises(OSError, match="No such file"):
-        atomic.exchange(tmp_path / "a", tmp_path / "missing")
+        files.exchange(tmp_path / "a", tmp_path / "missing")
     assert (tmp_path / "a" / "file").read_text() == "b"
 
 
@@ -151,7 +151,7 @@ def test_exchange(tmp_path):
     ],
 )
 def test_bad_input_leaves_all_as_it_was(service, data, tmp_path, changed, error, message):
-    before = files(service)
+    before = contents(service)
     arguments = {
         "deployed_folder": service,
         "teacher": mlp(4) if changed.get("teacher") else mlp(),
@@ -162,5 +162,5 @@ def test_bad_input_leaves_all_as_it_was(service, data, tmp_path, changed, error,
     }
     with pytest.raises(error, match=message):
         refresh(**arguments)
-    assert files(service) == before
+    assert contents(service) == before
     assert not (tmp_path / "work").exists()

@@ -1,8 +1,6 @@
 """The same attacks and losses on TensorFlow, JAX and PyTorch."""
 
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 import warnings
@@ -11,25 +9,17 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from other_backends import environment, need
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 
 def figures(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": backend,
-        "OMP_NUM_THREADS": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "PYTHONPATH": str(HERE.parents[1]),
-    }
+    need(backend)
     ran = subprocess.run(
         [sys.executable, str(HERE / "on_backends.py"), backend],
-        env=environment,
+        env=environment(backend, PYTHONPATH=str(HERE.parents[1])),
         capture_output=True,
         text=True,
         check=False,
