@@ -241,6 +241,9 @@ class Server:
         if not self._clients:
             raise RuntimeError(f"No client could be greeted. {self._reasons()}")
         self._forget_unheard()
+        if not (self.plan.folder / STATE).exists():
+            # By the number of the run clients know the question again, should this one be killed.
+            self._save()
         while self.done < rounds:
             self._round(link, queries, validation)
             if say is not None:

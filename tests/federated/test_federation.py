@@ -14,12 +14,14 @@ import pytest
 from small_federations import (
     CLASSES,
     FEATURES,
+    METHOD,
     client,
     maker,
     makers,
     model,
     public,
     rows,
+    student,
 )
 
 from keras_kd import federated
@@ -62,10 +64,8 @@ def finished(tmp_path_factory):
     """A federation of two rounds, and what crossed in it."""
     folder = tmp_path_factory.mktemp("fed")
     engine = Watched()
-    method = federated.DSFL(batch_size=20, learning_rate=0.01, student_epochs=10)
-    student = model("softmax", 7)
-    student.compile(keras.optimizers.Adam(0.03))
-    federation = federated.Federation(makers(), public(), method, engine, folder, student=student)
+    method = federated.DSFL(**METHOD)
+    federation = federated.Federation(makers(), public(), method, engine, folder, student=student())
     history = federation.fit(rounds=3, queries=40, validation_data=TEST, verbose=0)
     return federation, history, engine, folder
 

@@ -33,15 +33,6 @@ QUIET = {
 }
 
 
-def student():
-    found = model("softmax", 7)
-    found.compile(keras.optimizers.Adam(0.03))
-    return found
-
-
-METHOD = {"batch_size": 20, "learning_rate": 0.01, "student_epochs": 10}
-
-
 def packet():
     p = np.random.default_rng(0).dirichlet(np.ones(4), 6).astype("float16")
     return Packet("answers", {"rows": np.arange(6, dtype="int32"), "answers": p}, {"round": 2})
@@ -90,10 +81,8 @@ _SIMULATION = """
 import os, sys
 assert "FLWR_TELEMETRY_ENABLED" not in os.environ
 sys.path.insert(0, {tests!r})
-from small_federations import makers, public, rows
-sys.path.insert(0, {here!r})
-from test_flower import METHOD, student
 import json
+from small_federations import METHOD, makers, public, rows, student
 from keras_kd import federated
 
 def fails():
@@ -118,8 +107,7 @@ if __name__ == "__main__":
 
 
 def test_the_simulation_does_what_happens_in_one_process(tmp_path):
-    here = str(Path(__file__).parent)
-    program = _SIMULATION.format(tests=str(TESTS), here=here, folder=str(tmp_path))
+    program = _SIMULATION.format(tests=str(TESTS), folder=str(tmp_path))
     (tmp_path / "program.py").write_text(program)
     outside = {k: v for k, v in os.environ.items() if k not in (*QUIET, "RAY_USAGE_STATS_ENABLED")}
     environment = {**outside, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -159,9 +147,9 @@ def make_client():
 """
 _SERVER = """
 import sys
-sys.path[:0] = [{tests!r}, {here!r}]
+sys.path.insert(0, {tests!r})
 import small_federations
-from test_flower import METHOD, student
+from small_federations import METHOD, student
 from keras_kd import federated
 
 def make_federation():
@@ -256,10 +244,8 @@ def test_a_server_and_three_clients_in_processes_and_folders_of_their_own(tmp_pa
             home, "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}",
             "--port", str(free_port()), "--node-config", config, KERAS_BACKEND=backends[i],
         )  # fmt: skip
-    here, result = str(Path(__file__).parent), server / "result"
-    (server / "server.py").write_text(
-        _SERVER.format(tests=str(TESTS), here=here, folder=str(result))
-    )
+    result = server / "result"
+    (server / "server.py").write_text(_SERVER.format(tests=str(TESTS), folder=str(result)))
     app = federated.write_app(server / "app", f"{server}/server.py:make_federation", 2, 40)
     wait_for(lambda: answers_at(port), 240, "The SuperLink did not start.")
     (server / "flwr").mkdir(exist_ok=True)
