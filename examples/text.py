@@ -50,7 +50,7 @@ import keras_kd as kd
 # %%
 public = os.environ.get("KERAS_KD_DATA")
 folder = Path(tempfile.mkdtemp())
-LENGTH = 20  # words that the models read
+LENGTH = 16  # words that the models read
 
 
 def docstrings(package, most):
@@ -94,10 +94,14 @@ print(data.train.x[row])
 #
 # With a network you would begin from published weights: set the environment variable
 # `KERAS_KD_PRESET` to the name of a BERT preset, such as `bert_small_en_uncased`, and the next
-# cell takes that backbone and the word pieces of its tokenizer in place of the words. That branch
-# was tried with a preset saved to a folder; with published weights it has **not** been run for
-# this notebook. Here a small BERT learns from the training texts alone, which is the hard way: a
-# transformer that has never seen other text is no better than counting words.
+# cell takes that backbone, and the word pieces of its tokenizer in place of the words. The calls
+# of that branch were tried with a preset saved to a folder; with published weights it was **not**
+# run for this notebook, which had no network. Here a small BERT learns from the training texts
+# alone, which is the hard way: one that has never seen other text does no better than counting
+# words, as we shall see.
+#
+# The classifier reads the mean over the words, so that Keras warns of the layer of BERT's pooled
+# output, which gets no gradient.
 
 # %%
 preset = os.environ.get("KERAS_KD_PRESET")
@@ -159,7 +163,7 @@ def accuracy(net, split):
     return 100 * np.mean(net.predict(x[split], verbose=0).argmax(axis=-1) == y[split])
 
 
-epochs = 9 if public else 3
+epochs = 8 if public else 3
 teacher = classifier(backbone, "teacher")
 teacher.compile(falling(rate, epochs), loss=loss, jit_compile=False)
 teacher.fit(x["train"], y["train"], batch_size=64, epochs=epochs, verbose=0)
@@ -200,7 +204,6 @@ def train(make, options, seed, epochs, rate):
 
 
 seeds, epochs = ((1, 2), 8) if public else ((1,), 4)
-standardized = kd.losses.SoftTargets(2.0, standardize=True)
 dist = {
     "distillation_loss": kd.losses.DIST(temperature=4.0),
     "student_loss_weight": 1.0,
@@ -209,7 +212,6 @@ dist = {
 methods = {
     "plain": None,
     "defaults: SoftTargets, alpha 0.5": {},
-    "standardized SoftTargets(2)": {"distillation_loss": standardized},
     "DIST, T = 4": dist,
 }
 if not public:
@@ -260,15 +262,14 @@ print(f"transformer: {small().count_params():,} parameters")
 choices = {
     "plain, begun anew": (small, None),
     "plain, begun from the teacher": (begun, None),
-    "distilled, begun anew": (small, {}),
     "distilled, begun from the teacher": (begun, {}),
 }
 if not public:
-    choices = {name: choices[name] for name in list(choices)[::3]}
+    choices = {name: choices[name] for name in list(choices)[::2]}
 nets, held_out = {}, {}
 print(f"{'accuracy in %':34} validation   test")
 for name, (make, options) in choices.items():
-    nets[name] = train(make, options, 1, 5 if public else 3, 2e-3)
+    nets[name] = train(make, options, 1, 4 if public else 3, 2e-3)
     held_out[name] = accuracy(nets[name], "validation")
     print(f"{name:34} {held_out[name]:6.1f} {accuracy(nets[name], 'test'):11.1f}")
 best = max((name for name in choices if name.startswith("distilled")), key=held_out.get)
@@ -309,3 +310,25 @@ for name, (report, run) in files.items():
     print(
         f"{name:12} {report.best.file}, the smallest that passed: {right:.1%} of the test texts\n"
     )
+
+# %% [markdown]
+# ## What did not help
+#
+# In the run that is kept here:
+#
+# - **A teacher that is not ahead.** The BERT that learned from nothing has 87.6 %, the plain bag
+#   88.0 %, and so the distilled bag has 88.1 ± 0.6 %: nothing is gained, and nothing lost. A
+#   teacher has to know what the labels do not tell. That is what published weights bring, and why
+#   the branch for them stands above.
+# - **`DIST` at temperature 4**, which gains most on images, costs the bag 9 points.
+#   `docs/methods.md` shows where that comes from; the validation texts tell it before anything is
+#   shipped.
+# - **Beginning from teacher layers** makes no difference here either: after four epochs the small
+#   transformer has 88.1 %, begun anew 88.0 %.
+# - **int8 for the transformer.** Both int8 files lose 15 points and fail. The export then tried
+#   `mixed`, in which the layers that lose most of the signal stay float; these pass. The bag
+#   loses next to nothing in int8, is less than a third of that size, and answers as well: take
+#   the bag.
+#
+# Both students read words by their numbers in this vocabulary. With a preset they read its word
+# pieces, and the app needs its tokenizer.
