@@ -20,6 +20,7 @@
 # Needed: `pip install "keras_kd[all]"`. The full run takes about a minute of processor time.
 
 # %%
+import csv
 import os
 import tempfile
 from pathlib import Path
@@ -66,9 +67,11 @@ if public:
     )
     wanted_precision, epochs = 0.6, 10
 else:
-    table = load_breast_cancer(as_frame=True)
-    frame = table.data.assign(diagnosis=table.target_names[table.target])
-    frame.to_csv(folder / "breast_cancer.csv", index=False)
+    table = load_breast_cancer()
+    with open(folder / "breast_cancer.csv", "w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow([*table.feature_names, "diagnosis"])
+        rows.writerows([*row, table.target_names[y]] for row, y in zip(table.data, table.target))
     data = kd.datasets.load_task(
         folder / "breast_cancer.csv",
         target="diagnosis",
