@@ -59,7 +59,7 @@ def write(
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     teachers.check_file(teacher)
-    asking = {
+    asking: dict[str, Any] = {
         "top_k": top_k,
         "taps": tap or [],
         "teacher_precision": teacher_precision,
@@ -71,7 +71,7 @@ def write(
     import_keras()
     import keras_kd.cache
 
-    sizes = {"dtype": dtype, "batch_size": batch_size, "shard_size": shard_size}
+    sizes: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "shard_size": shard_size}
     if teacher.endswith(".npz"):
         given, x = teachers.answers_of(teacher), _samples(data, None)
         with terminal.working() as work:
