@@ -1,9 +1,9 @@
 """A teacher asked once, and short steps taken many at once, beside plain training and its loops.
 
-    python benchmarks/answers.py [--repeats 3] [--epochs 20] [--quick]
+    python benchmarks/answers.py [--repeats 3] [--epochs 20] [--only whole,short] [--quick]
 
-Each ratio is the median over turns in which all contenders are timed one after the other. It takes
-some three minutes of processor time.
+Each ratio is the median over turns in which all contenders are timed one after the other. A part
+takes less than a minute of processor time; those that are left out keep what they measured before.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import warnings
 
 import keras
 import numpy as np
+from records import read
 from side_by_side import (
     Seconds,
     begin,
@@ -54,13 +55,13 @@ def median_over(times, part, *whole):
 
 def many_epochs(repeats, epochs, quick):
     """Training from arrays with default settings, beside the peer and beside the least there is."""
-    x, y = images(BATCH * (8 if quick else 16))
+    x, y = images(BATCH * 8)
     widths = (4, 8)
     alone = plain(cnn(widths, name="student"))
     few = x[: 8 * BATCH], y[: 8 * BATCH]
     # Five steps of the student are one forward pass of the teacher.
     teacher, teacher_widths, cost = sized_teacher(
-        fitting(alone, *few), few[0], 5.0, (56, 112), rounds=4
+        fitting(alone, *few), few[0], 5.0, (56, 108), rounds=1
     )
     options = {"batch_size": BATCH, "epochs": epochs, "verbose": 0}
     # The peer's time grows with its epochs; a few of them are enough to know it.
@@ -146,7 +147,7 @@ def fixed_costs(repeats, folder):
         epoch = (spent[name, 11] - spent[name, 1] - spent["plain", 11] + spent["plain", 1]) / 10
         rows.append([f"a call of fit beside a {name}", *map(float, 1000 * call)])
         rows.append([f"an epoch beside a {name}", *map(float, 1000 * epoch)])
-    return rows
+    return {}, rows, ""
 
 
 def cached_epochs(repeats, quick, folder):
@@ -177,7 +178,7 @@ def cached_epochs(repeats, quick, folder):
         [f"{name}, of {steps} steps an epoch", *(1000 * t / steps / epochs for t in of(all_))]
         for name, all_ in times.items()
     ]
-    return ratios, table
+    return ratios, table, ""
 
 
 def digits_student(name):
@@ -269,7 +270,16 @@ def short_steps(repeats, quick):
         ),
     }
     table = [[name, *(1000 * each / steps for each in of(all_))] for name, all_ in times.items()]
-    return ratios, table
+    return ratios, table, ""
+
+
+PARTS = {
+    "whole": ["", "s", "s of processor time"],
+    "fixed": ["over plain Keras", "ms", "ms of processor time"],
+    "cached": ["epochs of short steps", "ms a step", "ms of processor time"],
+    "short": ["", "ms a step", "ms of processor time"],
+}
+"""The parts and the columns of their tables."""
 
 
 def main():
@@ -277,29 +287,39 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     started = begin()
     repeats = 2 if arguments.quick else arguments.repeats
     epochs = 4 if arguments.quick else arguments.epochs
     keras.utils.set_random_seed(0)
-    steps, short = short_steps(repeats, arguments.quick)
-    with tempfile.TemporaryDirectory() as folder:
-        costs = fixed_costs(repeats, pathlib.Path(folder) / "cache")
-        cached, more = cached_epochs(repeats, arguments.quick, pathlib.Path(folder) / "digits")
-    whole, seconds, note = many_epochs(repeats, epochs, arguments.quick)
+    quick = arguments.quick
+    found = (read("performance_answers") or {}).get("measured", {})
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        run = {
+            "whole": lambda: many_epochs(repeats, epochs, quick),
+            "fixed": lambda: fixed_costs(repeats, folder / "cache"),
+            "cached": lambda: cached_epochs(repeats, quick, folder / "digits"),
+            "short": lambda: short_steps(repeats, quick),
+        }
+        for part in arguments.only.split(","):
+            ratios, rows, note = run[part]()
+            found[part] = {"ratios": ratios, "rows": rows, "note": note}
+    ordered = {part: found[part] for part in PARTS if part in found}
     save(
         "answers",
         started,
-        ratios=whole | cached | steps,
-        tables=[
-            {"columns": ["", "s", "s of processor time"], "rows": seconds},
-            {"columns": ["over plain Keras", "ms", "ms of processor time"], "rows": costs},
-            {"columns": ["", "ms a step", "ms of processor time"], "rows": short + more},
+        ratios={name: each for one in ordered.values() for name, each in one["ratios"].items()},
+        tables=[{"columns": PARTS[part], "rows": one["rows"]} for part, one in ordered.items()],
+        notes=[
+            *(one["note"] for one in ordered.values() if one["note"]),
+            "The machine was shared: processor time tells more than the clock.",
         ],
-        notes=[note, "The machine was shared: processor time tells more than the clock."],
-        quick=arguments.quick,
+        quick=quick,
         backend=keras.config.backend(),
+        measured=found,
     )
 
 

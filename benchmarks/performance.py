@@ -28,6 +28,7 @@ PARTS = {
     "settings": ["torch_loop.py", "--settings"],
     "cache": ["cache.py"],
     "job": ["job.py"],
+    "answers": ["answers.py"],
     "growth": ["growth.py"],
     "memory": ["memory.py"],
 }

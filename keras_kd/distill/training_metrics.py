@@ -37,8 +37,10 @@ class TrainingMetrics:
 
     def add(self, name: str, values: Tensor, weight: Tensor) -> None:
         """Book values with their weights; no gradient goes through the books."""
-        mean, values = self.means[name], ops.stop_gradient(values)
-        if weight is None or len(values.shape) or len(ops.shape(weight)):
+        mean, values = self.means[name], ops.stop_gradient(ops.convert_to_tensor(values))
+        # The size of a batch may be a plain number.
+        weight = None if weight is None else ops.convert_to_tensor(weight)
+        if weight is None or len(values.shape) or len(weight.shape):
             mean.update_state(values, sample_weight=weight)
             return
         # Of two scalars there is nothing to bring to one shape, which takes as long as a layer of a
