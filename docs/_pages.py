@@ -88,6 +88,7 @@ def notebook_pages(config):
         for name, content in resources["outputs"].items():
             names[name] = f"notebooks/{path.stem}_{name}"
             yield File.generated(config, names[name], content=content)
+        body = body.replace("](../docs/", "](../")
         for name in names:
             body = body.replace(f"]({name})", f"]({path.stem}_{name})")
         yield File.generated(config, f"notebooks/{path.stem}.md", content=body)
