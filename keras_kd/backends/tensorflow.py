@@ -91,7 +91,7 @@ def program(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function, compiled once for each set of shapes."""
     # TensorFlow counts traces by the code of a function, and would warn of one that is traced again
     # and again where each is that of another model. A partial function has no code.
-    # As in `keras.Model.predict`, nothing of it is rewritten: reading the sources takes seconds.
+    # As Keras runs its steps: AutoGraph would write every function anew, and files beside it.
     return tf.function(functools.partial(function), autograph=False)
 
 
@@ -148,7 +148,7 @@ def paged(
     """
     step = model.train_step
     if model.jit_compile:
-        step = tf.function(step, jit_compile=True, reduce_retracing=True)
+        step = tf.function(step, autograph=False, jit_compile=True, reduce_retracing=True)
 
     @tf.function(autograph=False, reduce_retracing=True)
     def steps(iterator: tf.data.Iterator, held: Tensors, size: tf.Tensor) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from keras_kd.cache.join_datasets import Joined
 from keras_kd.distill import label_checks
 from keras_kd.distill.pairing import Pairing
+from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
 from keras_kd.utils.types import Data, Losses, Tensor, Tensors
@@ -30,6 +31,7 @@ def data(
         loss: The hard loss, or `None`.
     """
     _pair(pairing, x, y, arguments.get("sample_weight"), loss, "")
+    _same_rows(x, y, arguments.get("sample_weight"), "The arrays")
     _class_weights(arguments.get("class_weight"), pairing)
     given = arguments.get("validation_data")
     if given is None:
@@ -49,14 +51,22 @@ def data(
         )
     held, labels, weight = keras.utils.unpack_x_y_sample_weight(tuple(given))
     _pair(pairing, held, labels, weight, loss, "`validation_data`")
+    _same_rows(held, labels, weight, "The arrays of `validation_data`")
+
+
+def _same_rows(x: Any, y: Any, weight: Any, what: str) -> None:
+    """Raise `ValueError` where arrays of the same samples have different numbers of rows."""
+    parts = {"x": x, "y": y, "sample_weight": weight}
+    if isinstance(x, Numbered):
+        parts.update(x=x.x, indices=x.indices)
     rows = {
-        name: {len(leaf) for leaf in keras.tree.flatten(part)}
-        for name, part in (("x", held), ("y", labels), ("sample_weight", weight))
+        name: {size for leaf in keras.tree.flatten(part) for size in np.shape(leaf)[:1]}
+        for name, part in parts.items()
         if part is not None and are_arrays(part)
     }
-    if len(set().union(*rows.values())) > 1:
+    if "x" in rows and len(set().union(*rows.values())) > 1:
         raise ValueError(
-            "The arrays of `validation_data` have different numbers of rows: "
+            f"{what} have different numbers of rows: "
             + ", ".join(f"{name} {_numbers(found)}" for name, found in rows.items())
             + ". Each sample needs one row in each."
         )

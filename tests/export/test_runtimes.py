@@ -1,5 +1,7 @@
 """Where files run, told from what is in them, and files chosen for targets."""
 
+import runpy
+from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
@@ -13,6 +15,7 @@ import keras_kd.export
 from keras_kd.export import manifest
 from keras_kd.export.formats import device_table, registry
 from keras_kd.export.formats.onnx import onnx_devices
+from keras_kd.export.formats.tflite import tflite_devices
 from keras_kd.export.rows import ArtifactRow, Contents, FileFigures, FileRow, Measured
 from keras_kd.export.verification import acceptance
 
@@ -104,6 +107,50 @@ def test_what_pnnx_writes_and_ncnn_does_not_load(middle, wanted, tmp_path):
     )
     (answers,) = report.runtimes().values()
     assert answers["ncnn"] == wanted
+
+
+def operator(name, **options):
+    settings = SimpleNamespace(**options)
+    return SimpleNamespace(
+        name=name,
+        first="INT8",
+        outputs=("INT8",),
+        option=lambda key, default=0: getattr(settings, key, default),
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "u55", "u85"),
+    [
+        # Of a Bidirectional layer.
+        (operator("REVERSE_V2"), "slow: REVERSE_V2 on the CPU", "yes"),
+        # Of an Embedding; its report counts it as one of the CPU, and its file leaves none there.
+        (operator("GATHER", axis=0, batchDims=0), "slow: GATHER on the CPU", "yes"),
+        (operator("GATHER", axis=1, batchDims=1), "slow: GATHER on the CPU", "yes"),
+        (operator("GATHER", axis=1), "slow: GATHER on the CPU", "slow: GATHER on the CPU"),
+    ],
+)
+def test_what_vela_leaves_to_the_cpu(made, u55, u85):
+    file = SimpleNamespace(
+        types={"INT8"},
+        sparse=False,
+        operators=[made],
+        several_rows=lambda: "",
+        odd_scales=[],
+        free=False,
+    )
+    assert tflite_devices.ethos(file, tflite_devices.ETHOS_U55) == u55
+    assert tflite_devices.ethos(file, tflite_devices.ETHOS_U85) == u85
+
+
+def test_what_make_runtimes_runs_is_in_the_table():
+    """Its parts import what there is, and compare with entries that there are."""
+    folder = Path(__file__).parents[1] / "runtimes"
+    names = ("matrix", "students", "run")
+    matrix, students, run = (runpy.run_path(str(folder / f"{name}.py")) for name in names)
+    assert set(matrix["CLIENTS"].values()) <= set(device_table.NAMES)
+    assert {label for _, _, label in run["CLIENTS"]} <= set(matrix["CLIENTS"])
+    assert {"float32", "int8", "int8_qoperator", "int16x8"} <= set(students["PRECISIONS"])
 
 
 def test_an_image_classifier_in_mediapipe_and_a_quantized_softmax_in_tract(images):

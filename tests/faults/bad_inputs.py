@@ -88,7 +88,10 @@ def _works(process):
     """Whether a process is more than the one that waits for the next export of this program."""
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
-        return "keras_kd.export.server" not in words or any(_children(int(process)))
+        # A command's is a fork of the command itself. Jobs are forks of the one that waits.
+        own = Path("/proc/self/cmdline").read_text(errors="replace").split("\0")
+        waits = "keras_kd.export.server" in words or words == own
+        return not waits or any(_children(int(process)))
     return False
 
 

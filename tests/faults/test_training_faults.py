@@ -1,6 +1,7 @@
 """Bad input to the distiller: one clear error before any work starts."""
 
 import math
+import tempfile
 
 import keras
 import numpy as np
@@ -448,10 +449,31 @@ def test_one_hot_labels_for_a_sparse_loss():
     )
 
 
-def test_lengths_that_differ():
-    student, teacher = pair()
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_lengths_that_differ(epochs):
+    """From the second epoch on the teacher's answers are kept, and rows are picked by number."""
+    distiller = compiled(*pair())
     x, y = rows()
-    refuses(compiled(student, teacher), x, y[:-1], match="cardinality|rows")
+    many, weights = np.concatenate([y, y]), np.ones(5, "float32")
+    counted = kd.teachers.Numbered(x, np.arange(7))
+    for data, options, told in (
+        ((x, y[:-1]), {}, "x 12, y 11"),
+        ((x, many), {}, "x 12, y 24"),
+        ((x, y), {"sample_weight": weights}, "x 12, y 12, sample_weight 5"),
+        ((counted, y), {}, "x 12, y 12, indices 7"),
+    ):
+        match = f"The arrays have different numbers of rows: {told}"
+        refuses(distiller, *data, match=match, epochs=epochs, **options)
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="AutoGraph is TensorFlow's")
+def test_no_function_is_written_anew_by_autograph(tmp_path, monkeypatch):
+    """It leaves a file for each, which a program that is killed does not clear."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    x, y = rows()
+    compiled(*pair()).fit(x, y, epochs=2, verbose=0)
+    kd.cache.write(pair()[1], x, tmp_path / "cache")
+    assert not list(tmp_path.glob("__autograph*"))
 
 
 @pytest.mark.parametrize("data", ["arrays", "dataset", "filtered", "generator", "pydataset"])
