@@ -56,7 +56,7 @@ package: .venv-package/.done
 
 .venv-package/.done:
 	$(PYTHON) -m venv .venv-package
-	.venv-package/bin/python -m pip install --quiet build==1.6.1 uv==0.13.9
+	.venv-package/bin/python -m pip install --quiet build==1.6.1
 	@touch $@
 
 # The newest versions that pip takes without constraints.txt, and the tests of what depends on them.

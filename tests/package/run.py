@@ -2,10 +2,9 @@
 
     python tests/package/run.py [EXTRA ...] [--keep FOLDER]
 
-It needs `build` and `uv` (`make package` brings them) and works outside of the checkout, so that
-what runs is what was installed. Versions are those of constraints.txt. `dev` and `docs`, which are
-for this repository, are resolved and not installed. PyTorch is installed by pip, which knows local
-wheels where a machine has them.
+It needs `build` (`make package` brings it) and works outside of the checkout, so that what runs is
+what was installed. Versions are those of constraints.txt, or of the file of an extra that has one.
+`dev` and `docs`, which are for this repository, are resolved and not installed.
 """
 
 import argparse
@@ -107,6 +106,8 @@ import keras_kd.cli.program, optuna, art, ai_edge_litert, onnxruntime, tensorflo
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # Those of this repository, and those for which nobody has written what they are good for.
 RESOLVED = [name for name in EXTRAS if name not in USED]
+# Those whose packages do not go with the newest of others.
+PINNED = {"federated": "constraints-federated.txt"}
 # What works on models needs a backend of Keras beside it.
 BESIDE = {"robust": "robust,jax"}
 
@@ -145,16 +146,11 @@ def environment(folder):
     return folder / "bin" / "python", {**kept, **quiet}
 
 
-def install(python, wheel, extra):
+def install(python, wheel, extra, *options):
     """Install the wheel with one extra."""
     wanted = f"keras_kd[{BESIDE.get(extra, extra)}] @ {wheel.as_uri()}" if extra else str(wheel)
-    pinned = ["--constraint", ROOT / "constraints.txt", wanted]
-    if extra == "torch":
-        run([python, "-m", "pip", "install", "--quiet", *pinned])
-    else:
-        patient = {**os.environ, "UV_HTTP_TIMEOUT": "300"}
-        uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python]
-        run([*uv, *pinned], env=patient)
+    pinned = ROOT / PINNED.get(extra, "constraints.txt")
+    run([python, "-m", "pip", "install", "--quiet", *options, "--constraint", pinned, wanted])
 
 
 def main():
@@ -177,10 +173,7 @@ def main():
         print(f"built: {wheel.name} of the sdist, every file of the package in both", flush=True)
         for extra in chosen:
             if extra in RESOLVED:
-                options = ["--dry-run", "--quiet", "--constraint", ROOT / "constraints.txt"]
-                wanted = f"keras_kd[{extra}] @ {wheel.as_uri()}"
-                uv = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
-                run([*uv, *options, wanted])
+                install(sys.executable, wheel, extra, "--dry-run")
                 print(f"{extra}: resolved", flush=True)
                 continue
             place = folder / (extra or "core")
