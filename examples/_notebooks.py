@@ -18,7 +18,8 @@ FOLDER = Path(__file__).parent
 
 # What TensorFlow's C++ side writes before anyone can ask it not to.
 NOISE = re.compile(
-    r"^(WARNING: All log messages|[IWE]0000 |.*TF-TRT|INFO: Created|To enable the following).*\n?",
+    r"^(WARNING: All log messages|[IWE]0000 |.*TF-TRT|INFO: Created|To enable the following"
+    r"|WARNING:tensorflow:\d+ out of the last|TqdmWarning: IProgress).*\n?",
     re.M,
 )
 
@@ -52,7 +53,7 @@ def execute(script, timeout=600):
 
 def _quiet(output):
     if output.output_type == "stream":
-        output["text"] = PLACE.sub(r"\1", NOISE.sub("", output["text"]))
+        output["text"] = NOISE.sub("", PLACE.sub(r"\1", output["text"]))
         if not output["text"].strip():
             return None
     return output
