@@ -201,18 +201,18 @@ for name, color in (("plain", "gray"), ("distilled", "tab:blue")):
     )
 axes.axhline(100 * teacher_share, color="black", linewidth=1, label="language model")
 axes.set_xscale("symlog", linthresh=10)
-axes.set(xlabel="texts with a label", ylabel="% of the test texts")
+axes.set(xlabel="texts with a label", ylabel="% of the test texts", xlim=(-2, 1000))
 axes.legend()
 plt.show()
 
 # %% [markdown]
 # ## Export
 #
-# The student of 60 labels and the answers goes into the files. They take the numbers of the words,
-# so the vocabulary has to travel with them, one word a line.
+# The student without a label goes into the files. They take the numbers of the words, so the
+# vocabulary has to travel with them, one word a line.
 
 # %%
-student = students["distilled", 60][0]
+student = students["distilled", 0][0]
 exported = kd.export(
     student,
     folder / "exported",
