@@ -3,7 +3,7 @@
 Every candidate trains the same student from the same seeds on the same batches; the teacher is
 asked once for all of them. Plain training is among them and wins ties: another method is chosen
 only where the lower bound of what it gains over plain training is above zero; or where it is wrong
-no more often, and the lower bounds of what its log loss gains are, over the seeds and over rows.
+less often, and the lower bounds of what its log loss gains are, over the seeds and over rows.
 `keras_kd.search.best_method` and `compile(distillation_loss="auto")` are two doors to this.
 """
 
@@ -215,7 +215,7 @@ class Method:
             return True
         loss = self.loss_bound(plain)
         # Means of equal errors differ by what they are rounded to.
-        return loss is not None and loss > 0 and float(np.mean(self.gains(plain))) > -1e-9
+        return loss is not None and loss > 0 and float(np.mean(self.gains(plain))) > 1e-9
 
     def _pairs(self, plain: Method) -> list[tuple[RowErrors, RowErrors]]:
         return [(run, plain.runs[seed]) for seed, run in self.runs.items() if seed in plain.runs]

@@ -52,7 +52,7 @@ def best_method(
     by seed. Plain training is kept unless another method is better beyond chance: the lower end of
     the one-sided 95 % interval of what it gains, `mean - t * s / sqrt(seeds)`, is above zero (with
     a single seed, over the rows). Errors of few rows are coarse: a method is better too if it is
-    wrong no more often and its log loss is lower beyond chance, both over the seeds and over the
+    wrong less often and its log loss is lower beyond chance, both over the seeds and over the
     rows. Labels that are shares of more than ten items are lists: the error is 1 - NDCG@10. Of
     several such methods the one that gains most is best. A method that is clearly worse
     than plain training with the first seed is not trained again.
