@@ -8,7 +8,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: test demo faults lint types notebooks exported docs package newest mediapipe federated runtimes venv clean
+.PHONY: test demo faults lint types examples notebooks exported docs package newest mediapipe federated runtimes venv clean
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -34,6 +34,10 @@ types: $(VENV)/.test .venv-types/.done
 faults: $(VENV)/.test
 	KERAS_BACKEND=tensorflow TF_CPP_MIN_LOG_LEVEL=3 \
 		$(BIN)/python tests/faults/run.py --seed $(or $(SEED),13)
+
+# Every example on the small data that come along, each from a fresh kernel.
+examples: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m notebooks tests/examples
 
 # The committed notebooks, with outputs, from examples/*.py.
 notebooks: $(VENV)/.test

@@ -2,7 +2,7 @@
 
 To add one: write `examples/NAME.py` in py:percent form, beginning as
 `quickstart.py` does, run `make notebooks`, look at it, and commit both files.
-`make test` executes every example and compares each pair.
+`make examples` executes every example, and `make test` compares each pair.
 """
 
 import os

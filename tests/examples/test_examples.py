@@ -1,4 +1,7 @@
-"""Every example runs from a fresh kernel, and its notebook holds the same cells."""
+"""Every example runs from a fresh kernel, and its notebook holds the same cells.
+
+Running them takes minutes: `make examples`, which continuous integration calls beside `make test`.
+"""
 
 import importlib.util
 import re
@@ -35,6 +38,7 @@ def test_the_notebook_is_small_and_names_no_machine(script):
     assert found is None, f"a path of the machine that ran it: {found[0]}"
 
 
+@pytest.mark.notebooks
 @pytest.mark.parametrize("script", notebooks.examples(), ids=lambda path: path.stem)
 def test_the_script_runs(script, monkeypatch):
     # On the data that come along, whatever this machine has.
