@@ -12,11 +12,10 @@ import numpy as np
 from keras_kd.cache import claims
 from keras_kd.cache.layout import Manifest
 from keras_kd.cache.reader import Records, refuse_claim
-from keras_kd.teachers.base import TeacherLike
 from keras_kd.utils.types import Data, PathLike, Tensors
 
 if TYPE_CHECKING:
-    from keras_kd.teachers.base import Teacher
+    from keras_kd.teachers.base import Teacher, TeacherLike
 
 
 def verify(path: PathLike, teacher: TeacherLike = None, data: Data | None = None) -> Manifest:
