@@ -7,6 +7,7 @@ from keras_kd import cache as cache
 from keras_kd import callbacks as callbacks
 from keras_kd import compress as compress
 from keras_kd import datasets as datasets
+from keras_kd import federated as federated
 from keras_kd import lifelong as lifelong
 from keras_kd import losses as losses
 from keras_kd import robust as robust
