@@ -5,9 +5,10 @@
     python benchmarks/lifelong.py --quick         # one order, one seed, few rows: does it run?
     python benchmarks/lifelong.py --table         # the tables in docs/lifelong.md, from the results
 
-Split Fashion-MNIST and Split CIFAR-10 (the JPEG copy): five tasks of two classes each. FSDD: six
-tasks, one a speaker, the classes the same. Each class order is one stream; weights and settings are
-those of the papers where they give any, and none was tuned on these test parts. Each run is added
+Split Fashion-MNIST and Split CIFAR-10 (the JPEG copy): five tasks of two classes each. Banking77:
+seven tasks of eleven intents, words and pairs of words hashed into 1,024 numbers. FSDD: six tasks,
+one a speaker, the classes the same. Each class order is one stream; weights and settings are those
+of the papers where they give any, and none was tuned on these test parts. Each run is added
 to `benchmarks/results/lifelong_DATASET.json` as soon as it is done, so an interrupted benchmark
 goes on where it stopped; `--minutes` ends it after so much processor time.
 """
@@ -20,8 +21,10 @@ import time
 
 import keras
 import numpy as np
+from classes import banking
 from records import put, read, save
 from shared_data import load, log_spectrogram
+from sklearn.feature_extraction.text import HashingVectorizer
 
 import keras_kd as kd
 
@@ -29,6 +32,16 @@ L = kd.lifelong
 SETTINGS = {
     "fashion_mnist": {"rows": 20000, "epochs": 1, "batch_size": 10, "rate": 0.03, "replay": 128},
     "cifar10": {"rows": 10000, "epochs": 5, "batch_size": 32, "rate": 0.03, "replay": 32},
+    # Momentum and decay as where BiC and WA come from: without decay old columns only grow.
+    "banking77": {
+        "rows": None,
+        "epochs": 20,
+        "batch_size": 32,
+        "rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "replay": 32,
+    },
     "fsdd": {"rows": None, "epochs": 5, "batch_size": 16, "rate": 0.03, "replay": 32},
 }
 
@@ -70,7 +83,14 @@ SIZES = {
         ("dark", "DER++, 0.2 logits + 1 labels", dark(0.2, 1.0)),
     )
 }
-ALL = {**METHODS, **SIZES}
+# As many classes as rows would otherwise leave two or three of each.
+MANY = {
+    "wa_500": ("WA, 500 rows", lambda r: L.WeightAligning(), samples(500, "herding")),
+    "bic_500": ("BiC, 500 rows", lambda r: L.BiasCorrection(), samples(500, "herding")),
+    "icarl_500": ("iCaRL, 500 rows", lambda r: L.ICaRL(), samples(500, "herding")),
+}
+ALL = {**METHODS, **SIZES, **MANY}
+OF_MANY = ("fine_tune", "lwf", "replay_500", "dark_500", "wa_500", "bic_500", "icarl_500", "joint")
 BY_DOMAIN = ("fine_tune", "lwf", "ewc", "replay_200", "der_200", "dark_200", "joint")
 
 
@@ -87,7 +107,8 @@ def student(dataset, shape, seed):
         x = keras.layers.Flatten()(x)
         for _ in range(2):
             x = keras.layers.Dense(100, activation="relu")(x)
-    return keras.Model(inputs, keras.layers.Dense(10, name="logits")(x))
+    classes = 77 if dataset == "banking77" else 10
+    return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(x))
 
 
 def speakers(folder):
@@ -97,6 +118,16 @@ def speakers(folder):
         test = d["is_test"].astype(bool)
         y = d["label"]
     return (x[~test], y[~test], speaker[~test]), (x[test], y[test], speaker[test])
+
+
+def intents(folder):
+    """Texts of Banking77 as hashed words and pairs of words, of length 1."""
+    (train, of_train), (test, of_test) = (banking(folder, split) for split in ("train", "test"))
+    names = {name: index for index, name in enumerate(sorted(set(of_train)))}
+    hashed = HashingVectorizer(n_features=1024, ngram_range=(1, 2), alternate_sign=False)
+    x, u = (hashed.transform(texts).toarray().astype("float32") for texts in (train, test))
+    y, v = (np.array([names[name] for name in each], "int32") for each in (of_train, of_test))
+    return (x, y), (u, v)
 
 
 class Benchmark:
@@ -109,6 +140,8 @@ class Benchmark:
             self.settings.update(rows=1000)
         if dataset == "fsdd":
             self.train, self.test = speakers(folder)
+        elif dataset == "banking77":
+            self.train, self.test = intents(folder)
         else:
             x, y, u, v = load(dataset, folder, self.settings["rows"])
             self.train, self.test = (x, y), (u, v)
@@ -117,7 +150,8 @@ class Benchmark:
         """The tasks in one order."""
         if self.dataset == "fsdd":
             return L.Stream.by_domain(*self.train, test=self.test, seed=order)
-        return L.Stream.by_class(*self.train, tasks=5, seed=order, test=self.test)
+        tasks = 7 if self.dataset == "banking77" else 5
+        return L.Stream.by_class(*self.train, tasks=tasks, seed=order, test=self.test)
 
     def run(self, name, order, seed):
         """One learner on one stream; its figures in percent."""
@@ -125,7 +159,8 @@ class Benchmark:
         s, begin = self.settings, time.process_time()
         model = student(self.dataset, self.train[0].shape[1:], seed)
         learner = L.Learner(model, ALL[name][1](s["replay"]), ALL[name][2](), seed=seed)
-        learner.compile(keras.optimizers.SGD(s["rate"]), jit_compile=False)
+        kept = {key: s[key] for key in ("momentum", "weight_decay") if key in s}
+        learner.compile(keras.optimizers.SGD(s["rate"], **kept), jit_compile=False)
         for task in self.stream(order):
             learner.fit(task, epochs=s["epochs"], batch_size=s["batch_size"], verbose=0)
         report = learner.report()
@@ -165,14 +200,18 @@ def table(kept):
             )
         )
     told = kept["dataset"] != "fsdd"
+    more = "".join(
+        f", {k.replace('_', ' ')} {s[k]:g}" for k in ("momentum", "weight_decay") if k in s
+    )
     keys = sorted({key for by_key in runs.values() for key in by_key})
     return "\n".join(
         [
             f"### {kept['dataset']}",
             "",
             f"{s['rows'] or 'All'} training rows, {s['epochs']} epoch(s) a task, batches of "
-            f"{s['batch_size']}, SGD {s['rate']}, draws of {s['replay']}. Runs are named by the "
-            f"order of the {'classes' if told else 'speakers'} and the seed: {', '.join(keys)}.",
+            f"{s['batch_size']}, SGD {s['rate']}{more}, draws of {s['replay']}. Runs are "
+            f"named by the order of the {'classes' if told else 'speakers'} and the seed: "
+            f"{', '.join(keys)}.",
             "",
             "| Method | accuracy %, all classes | % of joint | accuracy %, task known "
             "| forgetting, points | kept, KB | runs | CPU s |",
@@ -194,7 +233,7 @@ def main():
     parser.add_argument("--table", action="store_true", help="write docs/lifelong.md and stop")
     arguments = parser.parse_args()
     dataset = arguments.dataset
-    known = BY_DOMAIN if dataset == "fsdd" else list(ALL)
+    known = {"fsdd": BY_DOMAIN, "banking77": OF_MANY}.get(dataset, [*METHODS, *SIZES])
     names = arguments.only.split(",") if arguments.only else known
     if unknown := set(names) - set(ALL):
         parser.error(f"unknown settings: {sorted(unknown)}. There are {list(ALL)}")
