@@ -165,7 +165,7 @@ def main():
             sys.exit(f"`{name}` is no extra. There are: core, {', '.join([*USED, *RESOLVED][1:])}.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        dist = given.keep or folder / "dist"
+        dist = (given.keep or folder / "dist").resolve()
         dist.mkdir(parents=True, exist_ok=True)
         for old in dist.iterdir():
             old.unlink()
