@@ -31,7 +31,7 @@ import methods
 import numpy as np
 import shared_data
 import tabular
-from records import put, read, save
+from records import put, read, save, spread
 from side_by_side import machine
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -490,12 +490,6 @@ def measure(name, folder, seeds, kept, keep):
             print(f"{name} seed {seed} {way:8s} {run}", flush=True)
 
 
-def spread(values):
-    return f"{np.mean(values):.2f}" + (
-        f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    )
-
-
 def over(runs, key, way, other):
     """Points gained over another way with equal seeds, and their standard error."""
     gains = [run[way][key] - run[other][key] for run in runs]
@@ -534,7 +528,7 @@ def tables(kept):
         rows = f"{teacher['rows']:,}, {entry['rows'][0]:,}, {entry['rows'][1]:,}"
         students.append(
             f"| {entry['title']} | {entry['metric']} | {rows} | {len(runs)} | {teacher[key]:.2f} | "
-            + " | ".join(spread(values[way]) for way in WAYS)
+            + " | ".join(spread(values[way], 2) for way in WAYS)
             + f" | {plain:+.2f}{error} | {default:+.2f}{other} |"
         )
         student, (whole, small) = runs[0]["auto"][key], entry["files"].values()

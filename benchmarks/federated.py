@@ -21,7 +21,7 @@ import warnings
 
 import keras
 import numpy as np
-from records import put, read, save
+from records import put, read, save, spread
 from shared_data import load
 
 from keras_kd import federated
@@ -142,11 +142,6 @@ class Benchmark:
             "events": len([e for e in history.events if e["what"] != "worse"]),
             "cpu_seconds": round(time.process_time() - begin, 1),
         }
-
-
-def spread(values):
-    more = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{more}"
 
 
 def table(kept):

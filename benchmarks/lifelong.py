@@ -22,7 +22,7 @@ import time
 import keras
 import numpy as np
 from classes import banking
-from records import put, read, save
+from records import put, read, save, spread
 from shared_data import load, log_spectrogram
 from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -171,11 +171,6 @@ class Benchmark:
             "bytes": report.memory_bytes,
             "cpu_seconds": round(time.process_time() - begin, 1),
         }
-
-
-def spread(values):
-    more = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{more}"
 
 
 def table(kept):

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 
+import numpy as np
+
 RESULTS = pathlib.Path(__file__).parent / "results"
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
@@ -30,3 +32,12 @@ def put(page, name, body):
     if not found:
         raise SystemExit(f"{path} has no place for `{name}`: {begin} ... {end}")
     path.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}")
+
+
+def spread(values, digits=1):
+    """Mean ± standard deviation of what was measured, as tables show it."""
+    values = [v for v in values if v is not None]
+    if not values:
+        return "-"
+    more = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{more}"

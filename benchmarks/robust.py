@@ -23,7 +23,7 @@ import time
 
 import keras
 import numpy as np
-from records import put, read, save
+from records import put, read, save, spread
 from shared_data import load
 
 import keras_kd as kd
@@ -235,14 +235,6 @@ def noise(seeds):
             runs[str(seed)] = found
             save("robust_noise", kept)
             print(f"noise {rate} seed {seed}", found, flush=True)
-
-
-def spread(values):
-    values = [v for v in values if v is not None]
-    if not values:
-        return "-"
-    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{deviation}"
 
 
 def table(kept):

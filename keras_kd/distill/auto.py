@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -26,6 +26,7 @@ from keras_kd.distill.given import AUTO as NAME
 from keras_kd.distill.given import stand_in
 from keras_kd.distill.method_choice import MethodChoice, Setting
 from keras_kd.distill.training_rows import read
+from keras_kd.models import variables
 from keras_kd.utils.types import Tensors
 
 SEEDS = 3
@@ -137,20 +138,11 @@ class _Again:
 
     def __init__(self, student: keras.Model) -> None:
         self.student = student
-        self.values = _values(student)
+        self.values = variables.values(student.variables)
 
     def __call__(self, seed: int) -> Any:
-        _assign(self.student, self.values)
+        variables.assign(self.student.variables, self.values)
         return self.student
-
-
-def _values(model: keras.Model) -> list[np.ndarray]:
-    return [np.array(keras.ops.convert_to_numpy(v)) for v in model.variables]
-
-
-def _assign(model: keras.Model, values: Sequence[np.ndarray]) -> None:
-    for variable, value in zip(model.variables, values, strict=True):
-        variable.assign(value)
 
 
 @contextlib.contextmanager
@@ -162,13 +154,13 @@ def _unharmed(student: keras.Model, x: Tensors, student_inputs: Any) -> Iterator
     """
     if not student.built:
         student(student_inputs(x) if student_inputs else x)
-    values = _values(student)
+    values = variables.values(student.variables)
     python, numbers = random.getstate(), np.random.get_state()
     with backends.shuffles_kept():
         try:
             yield
         finally:
-            _assign(student, values)
+            variables.assign(student.variables, values)
             np.random.set_state(numbers)
             keras.utils.set_random_seed(int(np.random.randint(2**31)))
             random.setstate(python)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.federated.methods import whole
 from keras_kd.utils import checks
 
 Array = Any
@@ -67,7 +66,10 @@ class Client:
         self.model = model
         self.x, self.y = rows_of(x, y, "x", "y")
         self.classes = None if classes is None else [str(name) for name in classes]
-        self.epochs, self.batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
+        self.epochs, self.batch_size = (
+            checks.whole("epochs", epochs),
+            checks.whole("batch_size", batch_size),
+        )
         if not 0 <= checks.number("validation_split", validation_split) < 1:
             raise ValueError(f"`validation_split` lies in [0, 1). Received: {validation_split!r}.")
         self.validation: tuple[Array, Array] | None = None

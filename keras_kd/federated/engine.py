@@ -24,9 +24,8 @@ import numpy as np
 
 from keras_kd.federated.border import BorderError, Link, Packet, Reply
 from keras_kd.federated.engines import Engine
-from keras_kd.federated.methods import positive
 from keras_kd.federated.site import Place, Site
-from keras_kd.utils import files
+from keras_kd.utils import checks, files
 
 T = TypeVar("T")
 
@@ -38,6 +37,7 @@ _QUIET = {
 """What Flower and Ray read when they are imported; what the user has set is left as it is."""
 
 _KINDS = {"hello": "query.hello", "round": "train.round", "finish": "evaluate.finish"}
+_TIMEOUT, _WAIT = 3600.0, 60.0
 _PAUSE = 0.1
 """Seconds between two looks for replies."""
 
@@ -238,18 +238,21 @@ class Flower(Engine):
         >>> federation = Federation([make_a, make_b], x_public, engine=Flower(cpus=1))
     """
 
+    timeout: float
+    wait: float
+
     def __init__(
         self,
         cpus: float = 1,
         gpus: float = 0,
         *,
-        timeout: float = 3600.0,
-        wait: float = 60.0,
+        timeout: float = _TIMEOUT,
+        wait: float = _WAIT,
         verbose: bool = False,
     ) -> None:
-        self.cpus = positive("cpus", cpus)
-        self.gpus = positive("gpus", gpus) if gpus else 0.0
-        self.timeout, self.wait = positive("timeout", timeout), positive("wait", wait)
+        self.cpus = checks.positive("cpus", cpus)
+        self.gpus = checks.positive("gpus", gpus) if gpus else 0.0
+        self.timeout, self.wait = checks.positive("timeout", timeout), checks.positive("wait", wait)
         self.verbose = verbose
 
     def run(self, serve: Callable[[Link], T], places: Sequence[Place]) -> T:
@@ -319,9 +322,9 @@ def _quiet(verbose: bool) -> Iterator[None]:
 class _Deployed(Engine):
     """Clients that live elsewhere, over the grid of a run that has begun."""
 
-    def __init__(self, grid: Any, expected: int, engine: Any) -> None:
-        timeout, wait = getattr(engine, "timeout", None), getattr(engine, "wait", None)
-        self._link = _GridLink(grid, expected, timeout or 3600.0, wait or 60.0)
+    def __init__(self, grid: Any, expected: int, engine: Engine) -> None:
+        timeout, wait = engine.timeout or _TIMEOUT, engine.wait or _WAIT
+        self._link = _GridLink(grid, expected, timeout, wait)
 
     def run(self, serve: Callable[[Link], T], places: Sequence[Place]) -> T:
         """As in `Engine`."""
@@ -451,6 +454,7 @@ def write_app(
         The folder.
 
     Raises:
+        TypeError: If a number is no whole one.
         ValueError: If the function is not named as it should be, or a number is not above 0.
 
     Examples:
@@ -459,13 +463,11 @@ def write_app(
     path, _, name = federation.rpartition(":")
     if not path.endswith(".py") or not name.isidentifier():
         raise ValueError(f"`federation` is named as `FILE.py:FUNCTION`. Received: {federation!r}.")
-    for argument, value in (("rounds", rounds), ("queries", queries)):
-        if positive(argument, value) != int(value):
-            raise ValueError(f"`{argument}` is an integer. Received: {value!r}.")
+    rounds, queries = checks.whole("rounds", rounds), checks.whole("queries", queries)
     where = pathlib.Path(folder)
     where.mkdir(parents=True, exist_ok=True)
     named = json.dumps(f"{os.path.abspath(path)}:{name}", ensure_ascii=False)
-    project = _PROJECT.format(federation=named, rounds=int(rounds), queries=int(queries))
+    project = _PROJECT.format(federation=named, rounds=rounds, queries=queries)
     for file, text in (("pyproject.toml", project), ("federation_app.py", _APP)):
         with files.replacing(where / file) as stream:
             stream.write(text.encode())

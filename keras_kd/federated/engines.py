@@ -12,14 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from keras_kd.federated.border import Link, Packet, Reply
-from keras_kd.federated.methods import positive
 from keras_kd.federated.site import Place, Site
+from keras_kd.utils import checks
 
 T = TypeVar("T")
 
 
 class Engine(abc.ABC):
-    """Carries packets; base of `InProcess` and `Flower`."""
+    """Carries packets; base of `InProcess` and `Flower`.
+
+    Attributes:
+        timeout: Seconds in which a reply has to come; `None` says nothing of it.
+        wait: Seconds to wait at the start for clients that have not connected; the same.
+    """
+
+    timeout: float | None = None
+    wait: float | None = None
 
     @abc.abstractmethod
     def run(self, serve: Callable[[Link], T], places: Sequence[Place]) -> T:
@@ -46,7 +54,7 @@ class InProcess(Engine):
     """
 
     def __init__(self, timeout: float | None = None) -> None:
-        self.timeout = None if timeout is None else positive("timeout", timeout)
+        self.timeout = None if timeout is None else checks.positive("timeout", timeout)
         self._sites: dict[str, Site] = {}
 
     def run(self, serve: Callable[[Link], T], places: Sequence[Place]) -> T:

@@ -21,7 +21,7 @@ from keras_kd.federated.aggregation import RULES
 from keras_kd.federated.client import Public, made, pair_of
 from keras_kd.federated.engines import Engine, InProcess
 from keras_kd.federated.history import History
-from keras_kd.federated.methods import DSFL, Method, whole
+from keras_kd.federated.methods import DSFL, Method
 from keras_kd.federated.privacy import Gaussian, require_affordable, require_audible
 from keras_kd.federated.server import HISTORY, Plan, Server
 from keras_kd.federated.site import REPORT, Place, SavedPublic
@@ -102,7 +102,7 @@ class Federation:
         self.method = _instance("method", method or DSFL(), Method, "DSFL()")
         self.engine = _instance("engine", engine or InProcess(), Engine, "Flower()")
         checks.one_of("aggregate", aggregate, list(RULES))
-        self.aggregate, self.seed = aggregate, whole("seed", seed, 0)
+        self.aggregate, self.seed = aggregate, checks.whole("seed", seed, 0)
         if privacy is not None:
             _instance("privacy", privacy, Gaussian, "Gaussian(10.0, 1e-5, 2.0)")
             if not self.method.probabilities:
@@ -112,9 +112,10 @@ class Federation:
                     "probabilities."
                 )
         self.privacy = privacy
-        if getattr(self.method, "pretrain", 0) and self.public.y is None:
+        first = self.method.settings().get("pretrain")
+        if first and self.public.y is None:
             raise ValueError(
-                f"`pretrain={self.method.settings()['pretrain']}` trains on labeled public rows, "
+                f"`pretrain={first}` trains on labeled public rows, "
                 "and `public` has no labels. Pass `public=(x, y)`, or `pretrain=0`."
             )
         if student is not None:
@@ -181,8 +182,8 @@ class Federation:
             RuntimeError: If no client can be reached or none ever answers.
             BlockingIOError: If another process is at work in the folder.
         """
-        whole("rounds", rounds)
-        if whole("queries", queries) > len(self.public.x):
+        checks.whole("rounds", rounds)
+        if checks.whole("queries", queries) > len(self.public.x):
             raise ValueError(
                 f"`queries={queries}` is more than there are public rows, {len(self.public.x)}. "
                 "Ask about fewer, or add public rows."
@@ -297,7 +298,7 @@ class Federation:
 def _clients(clients: Any) -> tuple[list[Callable[[], Any]], int]:
     advice = "Pass a list of functions that each make one: `clients=[make_a, make_b]`."
     if isinstance(clients, int | np.integer) and not isinstance(clients, bool):
-        return [], whole("clients", clients)
+        return [], checks.whole("clients", clients)
     if not isinstance(clients, Sequence) or isinstance(clients, str):
         raise TypeError(f"`clients` is a list of functions. Received: {clients!r}. {advice}")
     if not clients:

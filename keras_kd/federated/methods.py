@@ -8,6 +8,7 @@ say how a model learns what it was told. A new method derives from `Method` and 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import keras
@@ -33,6 +34,7 @@ def mean_absolute_difference(told: Tensor, logits: Tensor) -> Tensor:
     return ops.mean(ops.abs(wanted - logits), axis=-1)
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class Method:
     """How a federation distils; base of `FedMD`, `DSFL` and `FedDF`.
 
@@ -55,18 +57,16 @@ class Method:
     patience: ClassVar[int | None] = None
     """Passes without gain on a held-out tenth after which the student stops, if it does."""
 
-    def __init__(
-        self,
-        *,
-        epochs: int = 5,
-        batch_size: int = 100,
-        learning_rate: float = 1e-3,
-        student_epochs: int = 5,
-    ) -> None:
-        self.epochs = whole("epochs", epochs)
-        self.batch_size = whole("batch_size", batch_size)
-        self.learning_rate = positive("learning_rate", learning_rate)
-        self.student_epochs = whole("student_epochs", student_epochs)
+    epochs: int = 5
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    student_epochs: int = 5
+
+    def __post_init__(self) -> None:
+        self.epochs = checks.whole("epochs", self.epochs)
+        self.batch_size = checks.whole("batch_size", self.batch_size)
+        self.learning_rate = checks.positive("learning_rate", self.learning_rate)
+        self.student_epochs = checks.whole("student_epochs", self.student_epochs)
 
     def answer(self, logits: Array) -> Array:
         """What a client sends: float32 `(rows, classes)` of its logits."""
@@ -99,6 +99,7 @@ class Method:
         return f"{type(self).__name__}({named})"
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class FedMD(Method):
     """Mean logits, from which everyone learns by the mean absolute error.
 
@@ -122,22 +123,11 @@ class FedMD(Method):
 
     name = "fedmd"
 
-    def __init__(
-        self,
-        *,
-        epochs: int = 5,
-        batch_size: int = 100,
-        learning_rate: float = 1e-3,
-        student_epochs: int = 5,
-        pretrain: int = 0,
-    ) -> None:
-        super().__init__(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            student_epochs=student_epochs,
-        )
-        self.pretrain = whole("pretrain", pretrain, 0)
+    pretrain: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pretrain = checks.whole("pretrain", self.pretrain, 0)
 
     def targets(self, told: Array, known: Array) -> Array:
         """The logits, NaN in classes that no client knows."""
@@ -152,6 +142,7 @@ class FedMD(Method):
         return {**super().settings(), "pretrain": self.pretrain}
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class DSFL(Method):
     """Mean probabilities whose entropy is reduced, from which everyone learns by cross-entropy.
 
@@ -179,22 +170,11 @@ class DSFL(Method):
     name = "dsfl"
     probabilities = True
 
-    def __init__(
-        self,
-        *,
-        era: float = 0.1,
-        epochs: int = 5,
-        batch_size: int = 100,
-        learning_rate: float = 1e-3,
-        student_epochs: int = 5,
-    ) -> None:
-        super().__init__(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            student_epochs=student_epochs,
-        )
-        self.era = positive("era", era)
+    era: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.era = checks.positive("era", self.era)
 
     def consensus(self, joined: Array, known: Array) -> Array:
         """The joined probabilities with less entropy."""
@@ -205,6 +185,7 @@ class DSFL(Method):
         return shares(told).astype("float32")
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class FedDF(Method):
     """The server's student learns from the mean logits of all, and the clients from the student.
 
@@ -232,20 +213,8 @@ class FedDF(Method):
     tells_student = True
     patience = 3
 
-    def __init__(
-        self,
-        *,
-        epochs: int = 5,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        student_epochs: int = 20,
-    ) -> None:
-        super().__init__(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            student_epochs=student_epochs,
-        )
+    batch_size: int = 128
+    student_epochs: int = 20
 
     def targets(self, told: Array, known: Array) -> Array:
         """The softmax of the logits over the classes that somebody knows."""
@@ -265,24 +234,5 @@ def of_settings(said: dict[str, Any]) -> Method:
         ValueError: If there is no such method.
     """
     checks.one_of("method", said.get("method"), list(METHODS))
-    arguments = {k: said[k] for k in ("epochs", "batch_size", "learning_rate")}
-    if said.get("pretrain"):
-        return FedMD(**arguments, pretrain=said["pretrain"])
-    return METHODS[said["method"]](**arguments)
-
-
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """An integer of at least `least`, or one error."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"`{name}` is an integer. Received: {name}={value!r}.")
-    if value < least:
-        raise ValueError(f"`{name}` is {least} at least. Received: {name}={value}.")
-    return int(value)
-
-
-def positive(name: str, value: Any) -> float:
-    """A finite number above 0, or one error."""
-    found = checks.number(name, value)
-    if found <= 0:
-        raise ValueError(f"`{name}` is above 0. Received: {name}={value!r}.")
-    return found
+    kind = METHODS[said["method"]]
+    return kind(**{f.name: said[f.name] for f in dataclasses.fields(kind) if f.name in said})

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.federated.methods import positive
 from keras_kd.utils import checks
 
 Array = Any
@@ -53,8 +52,8 @@ class Gaussian:
     max_epsilon: float
 
     def __post_init__(self) -> None:
-        positive("noise_multiplier", self.noise_multiplier)
-        positive("max_epsilon", self.max_epsilon)
+        checks.positive("noise_multiplier", self.noise_multiplier)
+        checks.positive("max_epsilon", self.max_epsilon)
         if not 0 < checks.number("delta", self.delta) < 1:
             raise ValueError(f"`delta` lies in (0, 1). Received: delta={self.delta!r}.")
 

@@ -22,6 +22,7 @@ from keras_kd.federated.border import Array, Link, Packet
 from keras_kd.federated.client import Public
 from keras_kd.federated.history import History
 from keras_kd.federated.methods import Method
+from keras_kd.models import variables
 from keras_kd.utils import archives, files
 
 STATE, STUDENT, HISTORY = "federation.npz", "student.keras", "history.json"
@@ -123,7 +124,7 @@ class Server:
         given = student.optimizer if getattr(student, "compiled", False) else None
         optimizer = given or keras.optimizers.Adam(1e-3)
         learner.compile(optimizer, self.plan.method.loss())
-        self._optimizer = training.values(optimizer.variables)
+        self._optimizer = variables.values(optimizer.variables)
         self._load(learner)
         self.learner = learner
 
@@ -365,7 +366,7 @@ class Server:
         """Let the learning rate of a method that anneals it fall anew."""
         if self.plan.method.patience is not None:
             optimizer = self._learner().logits_model.optimizer
-            training.assign(optimizer.variables, self._optimizer)
+            variables.assign(optimizer.variables, self._optimizer)
 
     def _answers(self, node: int, packet: Packet | None, why: str, ask: Array) -> Array | None:
         """What counts of a reply, in the order of the question; or `None`, and why is told."""
@@ -527,14 +528,10 @@ class Server:
         }
 
     def _variables(self, learner: training.Learner) -> list[Any]:
-        model = learner.logits_model
-        counted = {id(v) for v in model.metrics_variables}
-        own = [v for v in learner.model.variables if id(v) not in counted]
-        counted = {id(v) for v in learner.model.metrics_variables}
-        return [*(v for v in own if id(v) not in counted), *model.optimizer.variables]
+        return [*learner.variables, *learner.logits_model.optimizer.variables]
 
     def _save(self) -> None:
-        values = training.values(self._variables(self._learner()))
+        values = variables.values(self._variables(self._learner()))
         about = {
             "version": _VERSION,
             "identity": self.identity(),
@@ -571,7 +568,7 @@ class Server:
                 name = other[0]
                 raise ValueError(f"`{name}` was {before.get(name)!r} and is {now[name]!r}")
             values = [found[f"student:{i}"] for i in range(len(found) - 5)]
-            training.assign(self._variables(learner), values)
+            variables.assign(self._variables(learner), values)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"`{path}` holds another federation: {error}. Run the same program as before, or "

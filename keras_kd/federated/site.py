@@ -24,6 +24,7 @@ from keras_kd.federated import border, methods, privacy, training
 from keras_kd.federated.border import Array, Packet
 from keras_kd.federated.client import Client, Public, made
 from keras_kd.federated.ledger import Ledger
+from keras_kd.models import variables
 from keras_kd.utils import archives, files
 
 STATE, INITIAL, ALONE = "state.npz", "initial.npz", "alone.npz"
@@ -74,6 +75,11 @@ class _Model(NamedTuple):
     variables: list[Any]
     private: Any
     learner: training.Learner
+
+    @property
+    def own(self) -> list[Any]:
+        """Its variables, and those of the optimizer that learns the private rows."""
+        return [*self.variables, *self.private.optimizer.variables]
 
 
 class Site:
@@ -237,7 +243,7 @@ class Site:
         model, method = self._trained(), methods.of_settings(settings)
         if not model.learner.compiled:
             model.learner.compile(keras.optimizers.Adam(method.learning_rate), method.loss())
-            training.assign(self._of_learner(model), self._pending(model))
+            variables.assign(self._of_learner(model), self._pending(model))
         rng = np.random.default_rng([settings["seed"], settings["number"], settings["round"]])
         first = settings.get("pretrain", 0)
         if first and not self._about["passes"]:
@@ -285,14 +291,14 @@ class Site:
         model, about = self._trained(), self._about
         if client.validation is None:
             return None
-        mine = [*model.variables, *model.private.optimizer.variables]
-        together = training.values(mine)
+        mine = model.own
+        together = variables.values(mine)
         try:
             if (self.folder / ALONE).exists():
                 begun = archives.arrays(self.folder / ALONE)
             else:
                 begun = {**archives.arrays(self.folder / INITIAL), "passes": np.array(0)}
-            training.assign(mine, _numbered(begun, "own"))
+            variables.assign(mine, _numbered(begun, "own"))
             done = int(begun["passes"])
             rng = np.random.default_rng([settings["seed"], settings["number"], done, 1])
             if not done and settings.get("pretrain") and public.y is not None:
@@ -304,21 +310,21 @@ class Site:
                 np.savez(file, **_named(mine, "own"), passes=np.array(about["passes"]))
             return model.learner.accuracy(client.validation)
         finally:
-            training.assign(mine, together)
+            variables.assign(mine, together)
 
     def _keep(self, together: int) -> None:
         """Write the better of the two models."""
         client, _ = self._made()
         model = self._trained()
-        now = training.values(model.variables)
+        now = variables.values(model.variables)
         if not together:
             own = _numbered(archives.arrays(self.folder / ALONE), "own")
-            training.assign(model.variables, own[: len(model.variables)])
+            variables.assign(model.variables, own[: len(model.variables)])
         try:
             with files.replacing_by_name(self.folder / MODEL) as path:
                 client.model.save(path)
         finally:
-            training.assign(model.variables, now)
+            variables.assign(model.variables, now)
 
     # ------------------------------------------------------------------------ state
 
@@ -334,9 +340,7 @@ class Site:
         if not client.model.compiled:
             private = learner_of_labels(client)
         private.optimizer.build(private.trainable_variables)
-        counted = {id(v) for v in client.model.metrics_variables}
-        own = [v for v in client.model.variables if id(v) not in counted]
-        self._model = _Model(own, private, learner)
+        self._model = _Model(learner.variables, private, learner)
 
     def _take_up(self, run: int) -> None:
         """Have in memory what is in the folder, unless it is there already."""
@@ -350,10 +354,10 @@ class Site:
         model = self._trained()
         found = archives.arrays(self.folder / STATE) if (self.folder / STATE).exists() else None
         about = json.loads(str(found.pop("about"))) if found is not None else {}
-        mine = [*model.variables, *model.private.optimizer.variables]
+        mine = model.own
         if found is not None and about["run"] == run:
             try:
-                training.assign(mine, _numbered(found, "own"))
+                variables.assign(mine, _numbered(found, "own"))
             except ValueError as error:
                 raise ValueError(
                     f"`{self.folder}` holds another client: {error}. Run the same program as "
@@ -373,14 +377,14 @@ class Site:
 
     def _pending(self, model: _Model) -> list[Array]:
         """What the optimizer of the answers held when the state was written."""
-        return self._stored or training.values(self._of_learner(model))
+        return self._stored or variables.values(self._of_learner(model))
 
     def _of_learner(self, model: _Model) -> list[Any]:
         return list(model.learner.logits_model.optimizer.variables)
 
     def _save(self) -> None:
         model = self._trained()
-        mine = [*model.variables, *model.private.optimizer.variables]
+        mine = model.own
         arrays = {**_named(mine, "own"), **self._reply}
         if model.learner.compiled:
             arrays |= _named(self._of_learner(model), "learner")
@@ -409,8 +413,8 @@ def learner_of_labels(client: Client) -> Any:
     return found
 
 
-def _named(variables: list[Any], prefix: str) -> dict[str, Array]:
-    return {f"{prefix}:{i}": value for i, value in enumerate(training.values(variables))}
+def _named(held: list[Any], prefix: str) -> dict[str, Array]:
+    return {f"{prefix}:{i}": value for i, value in enumerate(variables.values(held))}
 
 
 def _numbered(found: Mapping[str, Array], prefix: str) -> list[Array]:

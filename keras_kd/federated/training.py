@@ -8,7 +8,6 @@ was. May import: `models`, `utils`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -106,6 +105,13 @@ class Learner:
         self._compiled = True
 
     @property
+    def variables(self) -> list[Any]:
+        """What training changes in the model: its variables without those of its metrics."""
+        booked = [*self.logits_model.metrics_variables, *self.model.metrics_variables]
+        counted = {id(v) for v in booked}
+        return [v for v in self.model.variables if id(v) not in counted]
+
+    @property
     def compiled(self) -> bool:
         """Whether `compile` was called."""
         return self._compiled
@@ -196,22 +202,3 @@ def passes(
 def jit() -> Any:
     """What `jit_compile` is for steps so short that compiling them costs more than they do."""
     return False if keras.config.backend() == "tensorflow" else "auto"
-
-
-def values(variables: Sequence[Any]) -> list[Array]:
-    """What variables hold."""
-    return [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
-
-
-def assign(variables: Sequence[Any], found: Sequence[Array]) -> None:
-    """Put values into variables of the same shapes.
-
-    Raises:
-        ValueError: If they do not fit.
-    """
-    wanted = [tuple(v.shape) for v in variables]
-    have = [tuple(np.shape(v)) for v in found]
-    if wanted != have:
-        raise ValueError("it is of another model")
-    for variable, value in zip(variables, found):
-        variable.assign(value)

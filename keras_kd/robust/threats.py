@@ -48,12 +48,12 @@ class Threat:
         restarts: int = 1,
         bounds: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
-        self.epsilon = _positive("epsilon", epsilon, "0 attacks nothing")
-        self.steps = _count("steps", steps)
-        self.restarts = _count("restarts", restarts)
+        self.epsilon = checks.positive("epsilon", epsilon, "0 attacks nothing")
+        self.steps = checks.whole("steps", steps)
+        self.restarts = checks.whole("restarts", restarts)
         if step is None:
             step = 2.5 * self.epsilon / self.steps
-        self.step = _positive("step", step, "leave it out for `2.5 * epsilon / steps`")
+        self.step = checks.positive("step", step, "leave it out for `2.5 * epsilon / steps`")
         self.bounds = _interval(bounds)
 
     def get_config(self) -> dict[str, Any]:
@@ -319,21 +319,6 @@ def require_threat(threat: object) -> Threat:
             f"{threat!r}."
         )
     return threat
-
-
-def _positive(name: str, value: object, advice: str) -> float:
-    found = checks.number(name, value)
-    if found <= 0:
-        raise ValueError(f"`{name}` is greater than 0: {advice}. Received: {name}={value!r}.")
-    return found
-
-
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"`{name}` is a whole number. Received: {name}={value!r}.")
-    if value < 1:
-        raise ValueError(f"`{name}` is at least 1. Received: {name}={value!r}.")
-    return int(value)
 
 
 def _interval(bounds: object) -> tuple[float, float] | None:

@@ -78,6 +78,44 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
+def positive(name: str, value: object, advice: str = "") -> float:
+    """Return a finite number above 0, or raise.
+
+    Args:
+        name: What the message calls it.
+        value: What was passed.
+        advice: What the message says beside.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not finite or not above 0.
+    """
+    found = number(name, value)
+    if found <= 0:
+        beside = f": {advice}" if advice else ""
+        raise ValueError(f"`{name}` is greater than 0{beside}. Received: {name}={value!r}.")
+    return found
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """Return a whole number of at least `least`, or raise.
+
+    Args:
+        name: What the message calls it.
+        value: What was passed.
+        least: The least that it may be.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is smaller.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"`{name}` is a whole number. Received: {name}={value!r}.")
+    if value < least:
+        raise ValueError(f"`{name}` is at least {least}. Received: {name}={value!r}.")
+    return int(value)
+
+
 def temperature(value: float) -> None:
     """Raise `ValueError` unless the temperature is positive and finite."""
     _number("temperature", value)
