@@ -68,8 +68,9 @@ def notebooks():
     """The page that lists the notebooks."""
     parts = [
         "# Notebooks",
-        "Each runs offline, on data that comes along, in a few minutes; the outputs are those of "
-        "the last run. The sources are `examples/NAME.py`, the notebooks `examples/NAME.ipynb`.",
+        "Each runs offline in about a minute on data that come along, and on public sets where "
+        "`KERAS_KD_DATA` names a folder that has them: most outputs are of such a run. "
+        "The sources are `examples/NAME.py`, the notebooks `examples/NAME.ipynb`.",
     ]
     for path in notebook_files():
         title, summary = title_and_summary(_read(path))

@@ -28,6 +28,9 @@ def test_the_notebook_is_the_script(script):
     code = [cell for cell in paired if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code), "run `make notebooks`: outputs are missing"
     assert not [o for c in code for o in c.outputs if o.output_type == "error"]
+    # What stands above the first cell for jupytext is no cell of its own.
+    assert paired[0].cell_type == "markdown"
+    assert paired[0].source.startswith("# ")
 
 
 @pytest.mark.parametrize("script", notebooks.examples(), ids=lambda path: path.stem)
