@@ -15,12 +15,12 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backends
-from keras_kd.distill import data_checks, hooks, label_checks, row_numbers
+from keras_kd.distill import data_checks, hooks, label_checks, row_numbers, training_metrics
 from keras_kd.distill.host_calls import HostCalls
 from keras_kd.distill.memory import AnswerMemory
 from keras_kd.distill.pairing import Pairing
 from keras_kd.distill.short_steps import ShortSteps
-from keras_kd.models import training_identity
+from keras_kd.models import output_kinds, training_identity
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
@@ -155,6 +155,11 @@ class Preparation:
             self.require_labels(distiller, as_given[1] if are_arrays(given_x) else None)
             if isinstance(given, list | tuple) and len(given) > 1:
                 self.require_labels(distiller, given[1], "`y` of `validation_data`")
+        with backends.variable_scope(distiller):
+            labels = _specification(*as_given[:2])
+            outputs = output_kinds.symbolic_outputs(pairing.student.model)
+            made = distiller._compile_loss, distiller._compile_metrics
+            training_metrics.make(*made, labels, outputs)
         pairing.try_validation(given)
         x = row_numbers.added(x, distiller.transfers)
         if not isinstance(x, Numbered) and rows is not None:
@@ -283,6 +288,14 @@ class Preparation:
         found = keras.tree.map_structure(take, self.arrays, none_is_leaf=False)
         teacher = self._pairing.teacher
         return found if teacher is None else teacher.joined(found, chosen)
+
+
+def _specification(x: Data, y: Tensors | None) -> Any:
+    """Labels in arrays, or what a dataset says of them; `None` where nothing does."""
+    if are_arrays(x):
+        return y if are_arrays(y) else None
+    element = getattr(x, "element_spec", None)
+    return keras.utils.unpack_x_y_sample_weight(element)[1] if element is not None else None
 
 
 def _training_arrays(x: Data, y: Tensors | None, arguments: dict[str, Any]) -> Any:

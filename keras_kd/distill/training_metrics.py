@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_kd import backends
-from keras_kd.utils.types import Tensor
+from keras_kd.utils.types import Tensor, Tensors
 
 
 class TrainingMetrics:
@@ -72,6 +72,45 @@ class TrainingMetrics:
         kept = {name: value for name, value in logs.items() if name not in unused}
         # A compiled step of TensorFlow cannot return nothing.
         return kept if has_loss else without_loss(kept) or kept
+
+
+def make(loss: Any, metrics: Any, labels: Any, outputs: Tensors | None) -> None:
+    """Make the metrics of `compile`, and of its losses, which Keras does in the first step.
+
+    TensorFlow traces a step in which variables are made a second time, which takes as long as the
+    first.
+
+    Args:
+        loss: What Keras made of the losses given to `compile`; `None` where there are none.
+        metrics: What it made of the metrics.
+        labels: Labels, or their specifications.
+        outputs: The student's outputs, symbolic; `None` where they are not known.
+    """
+    leaves = keras.tree.flatten(labels)
+    known = all(getattr(leaf, "shape", None) is not None for leaf in leaves)
+    if outputs is None or not known or any(_of_unknown_rank(leaf.shape) for leaf in leaves):
+        return
+    if metrics is not None and not metrics.built:
+        metrics.build(labels, outputs)
+    # Keras has more ways to match labels to outputs than this one, and a mean a loss where there
+    # are several.
+    several = keras.tree.is_nested(outputs) and keras.tree.is_nested(labels)
+    if loss is not None and not loss.built and several and _alike(labels, outputs):
+        loss.build(labels, outputs)
+
+
+def _of_unknown_rank(shape: Any) -> bool:
+    """Whether it is a shape of TensorFlow's of which nothing is known."""
+    return getattr(shape, "rank", 0) is None
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two structures are the same."""
+    try:
+        keras.tree.assert_same_structure(a, b)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def without_loss(logs: dict[str, Any]) -> dict[str, Any]:

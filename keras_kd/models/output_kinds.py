@@ -337,6 +337,17 @@ def watch_outputs(model: keras.Model, x: Tensors) -> tuple[Any, list[Output]]:
     ]
 
 
+def symbolic_outputs(model: keras.Model) -> Any:
+    """The structure of a model's symbolic outputs, `None` where the model has no graph."""
+    structure = getattr(model, "output", None)
+    if structure is None:
+        outputs = getattr(model, "outputs", None)
+        if not outputs:
+            return None
+        structure = outputs[0] if len(outputs) == 1 else list(outputs)
+    return structure
+
+
 def output_template(model: keras.Model) -> Any:
     """The structure of a model's outputs with their names at the leaves.
 
@@ -347,13 +358,8 @@ def output_template(model: keras.Model) -> Any:
         A name, or a list, tuple or dict of names; `None` where the model has
         no graph.
     """
-    structure = getattr(model, "output", None)
-    if structure is None:
-        outputs = getattr(model, "outputs", None)
-        if not outputs:
-            return None
-        structure = outputs[0] if len(outputs) == 1 else list(outputs)
-    return named(structure, getattr(model, "output_names", None))
+    structure = symbolic_outputs(model)
+    return None if structure is None else named(structure, getattr(model, "output_names", None))
 
 
 def named(structure: Tensors, names: Sequence[str] | None) -> Any:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 import keras
 import numpy as np
@@ -79,14 +80,26 @@ class Program:
         return self.distiller.fit(*self.data, **options).history
 
 
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory):
+    """What the program without changes has left after five steps."""
+    folder = tmp_path_factory.mktemp("unchanged") / "backup"
+    with pytest.raises(KilledError):
+        Program(folder).run(Kill(5))
+    return folder
+
+
 @pytest.fixture
-def killed(tmp_path):
+def killed(tmp_path, unchanged):
     """Run a program for five steps, and give its folder."""
 
     def run(**changes):
+        folder = tmp_path / "backup"
+        if not changes:
+            return shutil.copytree(unchanged, folder)
         with pytest.raises(KilledError):
-            Program(tmp_path / "backup", **changes).run(Kill(5))
-        return tmp_path / "backup"
+            Program(folder, **changes).run(Kill(5))
+        return folder
 
     return run
 

@@ -893,3 +893,39 @@ def test_the_logs_show_the_temperature_that_a_loss_has(make, expected):
 
 def test_losses_of_features_log_no_temperature():
     assert of_logs(kd.Transfer(kd.losses.RKD(), "hidden", "hidden")) == {}
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="how TensorFlow traces")
+@pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize("arrays", [False, True])
+def test_a_step_with_metrics_is_traced_once(heads, arrays):
+    """As one without: what they and the losses of several heads keep is there before."""
+    traces = []
+
+    class Counting(kd.Distiller):
+        def train_step(self, data):
+            traces.append(1)
+            return super().train_step(data)
+
+    x, y = rows(12)
+    student, teacher = mlp(), mlp(9)
+    metrics = ["accuracy"]
+    loss = crossentropy()
+    if heads:
+        student, teacher = (
+            keras.Model(
+                model.input, {"a": model.output, "b": keras.layers.Identity()(model.output)}
+            )
+            for model in (student, teacher)
+        )
+        y = {"a": y, "b": y}
+        loss, metrics = {"a": crossentropy(), "b": crossentropy()}, {"b": ["accuracy"]}
+    distiller = Counting(student, teacher)
+    distiller.compile("sgd", loss, metrics=metrics)
+    if arrays:
+        logs = distiller.fit(x, y, batch_size=4, epochs=2, verbose=0).history
+    else:
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+        logs = distiller.fit(data, epochs=2, verbose=0).history
+    assert len(traces) == 1
+    assert ("b_accuracy" if heads else "accuracy") in logs
