@@ -84,6 +84,10 @@ class Lesson(keras.Model):
         """
         self._hard = loss
         super().compile(optimizer=optimizer, metrics=metrics, **kwargs)
+        made = self._compile_metrics
+        if made is not None:
+            # TensorFlow traces a step in which they are made a second time.
+            made.build(keras.KerasTensor((None,), "int32"), self.network.output["logits"])
 
     def per_row(self, y: Tensor, logits: Tensor) -> Tensor:
         """The hard loss, `(batch,)`.
