@@ -263,10 +263,12 @@ def short_steps(repeats, quick):
     times = turns(contenders, repeats, 1)
     ratios = {
         'student, steps_per_execution="auto" / bare loop': ratio(
-            goal=1.3, **median_over(times, "student, auto", "bare loop")
+            goal=1.3, of_processor=True, **median_over(times, "student, auto", "bare loop")
         ),
         'distilled from memory, steps_per_execution="auto" / bare loop of that': ratio(
-            goal=1.3, **median_over(times, "distilled from memory, auto", "bare loop, distilled")
+            goal=1.3,
+            of_processor=True,
+            **median_over(times, "distilled from memory, auto", "bare loop, distilled"),
         ),
     }
     table = [[name, *(1000 * each / steps for each in of(all_))] for name, all_ in times.items()]

@@ -2,6 +2,7 @@
 
     git worktree add --detach ../before b7b2450
     python benchmarks/export.py --against ../before [--repeats 3] [--later 3] [--quick]
+    python benchmarks/export.py --against ../before --only verify
 
 A student of the size of the demo's goes to its eight files, again and again in one program, by
 this build and by the one in the other checkout; programs of the two take turns. Importing Keras and
@@ -30,6 +31,7 @@ def main():
     )
     parser.add_argument("--repeats", type=int, default=3, help="programs of each build")
     parser.add_argument("--later", type=int, default=3, help="exports after the first, a program")
+    parser.add_argument("--only", default="exports,verify", help="parts, separated by commas")
     parser.add_argument("--verifications", type=int, default=7, help="runs of `verify` of each")
     parser.add_argument("--quick", action="store_true", help="one repeat, nothing is written")
     parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -42,17 +44,20 @@ def main():
 
 
 def compare(arguments):
+    from records import read
     from side_by_side import begin, middle, over, save
 
     started = begin()
+    parts = arguments.only.split(",")
     if arguments.quick:
         arguments.repeats, arguments.later, arguments.verifications = 1, 1, 2
     builds = {"this build": HERE.parents[1], "before": arguments.against.resolve()}
     times = {build: {part: [] for part in ("first", "later", "verify")} for build in builds}
     files, firsts = {}, {build: [] for build in builds}
     with tempfile.TemporaryDirectory() as temporary:
-        make_student(pathlib.Path(temporary))
-        for _ in range(arguments.repeats):
+        if "exports" in parts:
+            make_student(pathlib.Path(temporary))
+        for _ in range(arguments.repeats if "exports" in parts else 0):
             for build, checkout in builds.items():
                 found = run_program(checkout, pathlib.Path(temporary), arguments.later)
                 exports = [seconds(each) for each in found["exports"]]
@@ -60,9 +65,11 @@ def compare(arguments):
                 times[build]["later"] += exports[1:]
                 firsts[build].append(found["exports"][0]["first file"])
                 files[build] = found["files"]
-        for _ in range(arguments.verifications):
+        # The first run of each writes its bytecode.
+        for turn in range(1 + arguments.verifications if "verify" in parts else 0):
             for build, checkout in builds.items():
-                times[build]["verify"].append(verify(checkout))
+                found = verify(checkout)
+                times[build]["verify"] += [found] if turn else []
     medians = {
         build: {part: middle(values) for part, values in parts.items() if values}
         for build, parts in times.items()
@@ -78,14 +85,28 @@ def compare(arguments):
         for part in what
         if part in ours
     ]
+    ratios = {
+        what[part]: over(ours[part], theirs[part], goal=GOALS[part])
+        for part in what
+        if part in ours
+    }
+    notes = [
+        f"{build}: {files[build]['made']} files, {files[build]['same']} of them byte for byte "
+        f"the same in the later exports; the first after {middle(firsts[build]):.1f} s."
+        for build in builds
+        if build in files
+    ]
+    before = read("performance_export")
+    if before is not None and not arguments.quick:
+        # What is left out keeps what was measured of it.
+        ratios = {name: ratios.get(name, row) for name, row in before["ratios"].items()} | ratios
+        known = {row[0] for row in rows}
+        rows = [*(row for row in before["tables"][0]["rows"] if row[0] not in known), *rows]
+        notes = notes or before["notes"]
     save(
         "export",
         started,
-        ratios={
-            what[part]: over(ours[part], theirs[part], goal=GOALS[part])
-            for part in what
-            if part in ours
-        },
+        ratios=ratios,
         tables=[
             {
                 "columns": [
@@ -95,11 +116,7 @@ def compare(arguments):
                 "rows": rows,
             }
         ],
-        notes=[
-            f"{build}: {files[build]['made']} files, {files[build]['same']} of them byte for byte "
-            f"the same in the later exports; the first after {middle(firsts[build]):.1f} s."
-            for build in builds
-        ],
+        notes=notes,
         quick=arguments.quick,
     )
 
@@ -154,7 +171,10 @@ def run_program(checkout, folder, later):
 
 
 def environment(checkout):
-    return {**os.environ, "PYTHONPATH": str(checkout), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    found = {**os.environ, "PYTHONPATH": str(checkout), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # Installed packages have their bytecode.
+    found.pop("PYTHONDONTWRITEBYTECODE", None)
+    return found
 
 
 def program(folder, later):

@@ -107,9 +107,13 @@ def spread(contenders, repeats, warm_up=1):
     return {name: (middle(values), against(values)) for name, values in times.items()}
 
 
-def ratio(value, goal=None, note="", processor=None):
-    """One line of the table of ratios, by the clock and by processor time where it is known."""
+def ratio(value, goal=None, note="", processor=None, of_processor=False):
+    """One line of the table of ratios, by the clock and by processor time where it is known.
+
+    `of_processor` says that the goal is one of processor time.
+    """
     known = {} if processor is None else {"processor": processor}
+    known |= {"goal_of": "processor"} if of_processor else {}
     return {"value": value, "goal": goal, "note": note, **known}
 
 
@@ -159,9 +163,9 @@ def render(result):
         ]
         for name, each in result["ratios"].items():
             goal = "" if each["goal"] is None else f"{each['goal']:.2f}"
-            met = (
-                "" if each["goal"] is None else "met" if each["value"] <= each["goal"] else "missed"
-            )
+            judged = each[each.get("goal_of", "value")]
+            met = "" if each["goal"] is None else "met" if judged <= each["goal"] else "missed"
+            met += " by processor time" if "goal_of" in each else ""
             said = "; ".join(part for part in (met, each["note"]) if part)
             spent = f" {each['processor']:.2f} |" if "processor" in each else " |" * both
             lines.append(f"| {name} | {each['value']:.2f} |{spent} {goal} | {said} |")

@@ -18,6 +18,9 @@ import numpy as np
 
 from keras_kd.utils.types import Tensor, Tensors
 
+# Bytes of a variable of which all are compared, and none added up.
+_SMALL = 4096
+
 HostFunction = Callable[..., Sequence[np.ndarray]]
 """From the arrays of one batch to those of its answer."""
 
@@ -347,27 +350,39 @@ def agreed(decision: bool) -> bool:
 def marks(variables: Sequence[Any]) -> list[Any]:
     """What tells whether variables have changed: equal lists, unless one has.
 
-    On JAX a value that is assigned is another object; elsewhere it is the sum of its bits, and the
-    checksum of its beginning.
+    On JAX a value that is assigned is another object; elsewhere small ones are told by their bytes,
+    and others by the sum of their bits, and the checksum of their beginning.
     """
-    if keras.config.backend() == "jax":
+    backend = keras.config.backend()
+    if backend == "jax":
         from keras_kd.backends import jax as backend_jax
 
         return [backend_jax.Same(variable.value) for variable in variables]
-    found = []
+    read: Callable[[Any], np.ndarray] = lambda v: keras.ops.convert_to_numpy(v.value)  # noqa: E731
+    if backend == "tensorflow":
+        from keras_kd.backends import tensorflow as backend_tensorflow
+
+        read = backend_tensorflow.read
+    found: list[Any] = []
     for variable in variables:
-        # A tensor first: NumPy takes its time with variables of TensorFlow.
-        tensor = keras.ops.convert_to_tensor(variable.value)
-        array = np.ascontiguousarray(keras.ops.convert_to_numpy(tensor)).reshape(-1)
-        if array.dtype.kind not in "fiub":
-            # As bfloat16 has none of NumPy's own.
-            array = array.view("u1")
-        data = array.view("u1")
+        data = np.ascontiguousarray(read(variable)).reshape(-1).view("u1")
+        if len(data) <= _SMALL:
+            found.append(data.tobytes())
+            continue
         whole = data[: len(data) // 8 * 8].view("uint64")
         found.append(
-            (int(whole.sum()), zlib.crc32(data[:4096]), zlib.crc32(data[len(whole) * 8 :]))
+            (int(whole.sum()), zlib.crc32(data[:_SMALL]), zlib.crc32(data[len(whole) * 8 :]))
         )
     return found
+
+
+def first_of_greatest(values: Tensor) -> Any:
+    """The index of the greatest number along the last axis, of several the first, in a step."""
+    if keras.config.backend() != "tensorflow":
+        return keras.ops.argmax(values, axis=-1)
+    from keras_kd.backends import tensorflow as backend_tensorflow
+
+    return backend_tensorflow.first_of_greatest(values)
 
 
 def host_call(

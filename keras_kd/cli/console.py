@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import logging
 import os
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
 
 from keras_kd.utils.escaping import plain
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 
@@ -31,12 +31,18 @@ class Terminal:
         self.as_json = as_json
         self.quiet = quiet
         self._stdout = sys.stdout
-        self._stderr = Console(stderr=True, highlight=False)
+
+    @functools.cached_property
+    def _stderr(self) -> Console:
+        # Rich is not imported before it shows something: that takes as long as proving a file.
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False)
 
     @property
     def width(self) -> int:
         """Columns that a line of the result may take."""
-        return Console(file=self._stdout).width
+        return columns()
 
     def note(self, text: str) -> None:
         """Say something that is not the result."""
@@ -53,9 +59,11 @@ class Terminal:
         if self.as_json:
             print(json.dumps(document, indent=2, allow_nan=False), file=self._stdout)
             return
-        console = Console(file=self._stdout, highlight=False)
+        width = self.width
         for text in texts:
-            console.print(plain(text, "\n"), markup=False, soft_wrap=False)
+            print(wrapped(plain(text, "\n"), width), file=self._stdout)
+        # Whoever read the output may have gone, which is told here and not at the end.
+        self._stdout.flush()
 
     @contextlib.contextmanager
     def working(self) -> Iterator[Work]:
@@ -79,6 +87,42 @@ class Terminal:
                 progress.live.stop()
                 if work.shown and not (self._stderr.is_interactive or progress.live.transient):
                     self._stderr.print()
+
+
+def columns() -> int:
+    """Columns of the terminal that belongs to any of the streams; 80 where there is none."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdigit() and int(given):
+        return int(given)
+    for stream in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            found = os.get_terminal_size(stream).columns
+            if found:
+                return found
+    return 80
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text of lines in which those that are longer than a terminal is wide are broken."""
+    if text.isascii():
+        lines = [
+            part
+            for line in text.split("\n")
+            for part in ([line] if len(line) <= width else _broken(line, width))
+        ]
+        return "\n".join(lines)
+    # How wide other letters are is no short story.
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=width)
+    return "\n".join(part.plain for part in Text(text).wrap(console, width))
+
+
+def _broken(line: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        line, width, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False
+    )
 
 
 def _bars(console: Console) -> Progress:
@@ -134,6 +178,8 @@ def import_keras() -> None:
 
         # The first tensor makes TensorFlow look for devices and say what it did not find.
         keras.ops.zeros(())
+    import logging
+
     # Advice on tracing and the like concerns who writes the code, not who runs the command.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)

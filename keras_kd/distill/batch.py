@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_kd import backends
 from keras_kd.losses.vocabulary import is_large
 from keras_kd.models.model_reader import Answer
 from keras_kd.transfers.output_pairing import Match
@@ -262,7 +263,7 @@ def top_class(logits: Tensor) -> Tensor:
     # TensorFlow's argmax holds the logits once and a half again, its top_k nothing.
     if is_large(logits):
         return ops.top_k(logits, k=1)[1][..., 0]
-    return ops.argmax(logits, axis=-1)
+    return backends.first_of_greatest(logits)
 
 
 def zero_if_not_finite(finite: Tensor, x: Tensors) -> Any:

@@ -366,9 +366,7 @@ class Distiller(SharedLayersModel):
             super().make_train_function(force or held.changed("train"))
             if self.train_function is not before:
                 made = self._preparation.steps.function(self, self.train_function)
-                self.train_function = made
-                if held.teacher is not None:
-                    self.train_function = backends.supplying(made, held.teacher_variables)
+                self.train_function = held.supplying(made)
 
     def make_test_function(self, force: bool = False) -> Any:
         """Compile the test step, as `keras.Model` does."""
@@ -376,7 +374,7 @@ class Distiller(SharedLayersModel):
         with self._preparation.host_calls.compiling(self, asks=held.compiled.asks_in_evaluation):
             super().make_test_function(force or held.changed("test"))
         if self.test_function is not before and held.compiled.asks_in_evaluation:
-            self.test_function = backends.supplying(self.test_function, held.teacher_variables)
+            self.test_function = held.supplying(self.test_function)
 
     def train_step(self, *args: object) -> Any:
         """Take one optimizer step on one batch; JAX passes the state before it."""
@@ -395,8 +393,6 @@ class Distiller(SharedLayersModel):
                 return super().test_step(*state, plain)
         result = super().test_step(*args)
         has_loss = self._compile_loss is not None or self._pairing.compiled.asks_in_evaluation
-        if isinstance(result, tuple):
-            return self._metrics_of_terms.of_student(result[0], has_loss), *result[1:]
         return self._metrics_of_terms.of_student(result, has_loss)
 
     def compute_loss(

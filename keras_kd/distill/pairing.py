@@ -184,6 +184,12 @@ class Pairing:
         found = {id(v): v for model in models for v in model.variables}
         return [v for key, v in found.items() if key not in self._shared.frozen]
 
+    def supplying(self, function: Callable[..., Any] | None) -> Any:
+        """The train or test function, with the teacher's weights beside every batch on JAX."""
+        if self.teacher is None:
+            return function
+        return backends.supplying(function, self.teacher_variables)
+
     def variables_beside(self, model: keras.Model) -> set[int]:
         """Identities of all variables of a distiller and its teacher, but for those of hooks."""
         known = {id(v) for v in model.variables} - self._shared.of_hooks

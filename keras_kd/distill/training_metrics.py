@@ -61,17 +61,19 @@ class TrainingMetrics:
         """All metrics in the order of their names."""
         return list(self.means.values())
 
-    def of_student(self, logs: dict[str, Any], has_loss: bool) -> dict[str, Any]:
-        """Logs of an evaluation without those of the teacher, which was not run.
+    def of_student(self, result: Any, has_loss: bool) -> Any:
+        """What a test step returns, without the logs of the teacher, which was not run.
 
         Args:
-            logs: All logs.
+            result: All logs; on JAX a tuple of them and the state.
             has_loss: Whether there is a loss on the labels.
         """
+        logs, *state = result if isinstance(result, tuple) else (result,)
         unused = set(self.means) - {"student_loss"}
         kept = {name: value for name, value in logs.items() if name not in unused}
         # A compiled step of TensorFlow cannot return nothing.
-        return kept if has_loss else without_loss(kept) or kept
+        kept = kept if has_loss else without_loss(kept) or kept
+        return (kept, *state) if state else kept
 
 
 def make(loss: Any, metrics: Any, labels: Any, outputs: Tensors | None) -> None:

@@ -6,8 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from importlib import metadata
-from importlib.resources import files
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +15,7 @@ from keras_kd.export.formats import registry
 from keras_kd.export.json_schema import fault
 from keras_kd.export.rows import FileRow, from_json
 from keras_kd.export.writing import write_file
-from keras_kd.utils import archives
+from keras_kd.utils import archives, installed
 
 FILE = "manifest.json"
 VERSION = 2
@@ -42,13 +40,7 @@ class ManifestError(ValueError):
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that take part in an export."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed.versions(_PACKAGES)
 
 
 def digest(path: Path) -> str:
@@ -235,7 +227,7 @@ def refuse(folder: Path, faults: list[str]) -> None:
 
 def schema() -> dict[str, Any]:
     """Return the JSON schema of the manifest."""
-    text = files(__package__).joinpath("manifest.schema.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("manifest.schema.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
 
 

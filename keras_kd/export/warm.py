@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from keras_kd.export import limits
-from keras_kd.export.writing import write_file
+from keras_kd.export.writing import hand_over
 
 IDLE = 900.0
 """Seconds without a job after which a process ends and gives its memory back."""
@@ -83,7 +83,7 @@ class _Process(Protocol):
 
 
 class _Fork:
-    """A fork of this process that waits for jobs.
+    """A fork of this process that waits for one job.
 
     Args:
         kind: Of the jobs.
@@ -102,9 +102,10 @@ class _Fork:
                 os.environ.clear()
                 os.environ.update(environment())
                 os.chdir(os.path.abspath(os.sep))
+                limits.end_with(parent)
                 from keras_kd.export import server
 
-                server.main(kind, IDLE, parent, forks=True)
+                server.main(kind, IDLE, parent, forks=False)
             finally:
                 # Whatever happened, nothing of the program's own is to run a second time.
                 os._exit(1)
@@ -143,7 +144,8 @@ class Server:
     def __init__(self, kind: str, key: tuple[Any, ...], *, fork: bool = False) -> None:
         self.key = key
         self.users = 0
-        self.forks = FORKS
+        # A fork for each job would cost more than it saves where there is one job.
+        self.forks = FORKS and not fork
         self._lock = threading.Lock()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  as long as the process
         self.proven = False
@@ -231,7 +233,7 @@ class Job:
             "limits": limits.own(),
             "memory": memory,
         }
-        write_file(box / "request.json", json.dumps(request))
+        hand_over(box / "request.json", json.dumps(request))
         self._code: int | None = None
         self._server = _lease(kind)
         self._server.send("do", self._box)
@@ -289,7 +291,7 @@ def prepare(kind: str) -> None:
 
 
 def prepare_fork(kind: str) -> None:
-    """Start the process for a kind of job as a fork of this one, where that is safe.
+    """Start the process for one job of a kind as a fork of this one, where that is safe.
 
     It has what this process has imported, which spares it half of its start. For commands of this
     package alone: the state of a user's program is none of the business of jobs.

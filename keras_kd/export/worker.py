@@ -18,7 +18,7 @@ from keras_kd.export import limits
 from keras_kd.export.formats import registry
 from keras_kd.export.formats.reasons import explain
 from keras_kd.export.rows import TASKS, ConvertTask, from_json, to_json
-from keras_kd.export.writing import disk_fault, write_file
+from keras_kd.export.writing import disk_fault, hand_over
 
 
 def main(folder: Path) -> None:
@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
         traceback.print_exc()
         for task in job["tasks"]:
             failure = {"error": _reason(error, layers), "crashed": False, "started": False}
-            write_file(folder / f"{task['id']}.json", json.dumps(failure))
+            hand_over(folder / f"{task['id']}.json", json.dumps(failure))
         return
     for task in job["tasks"]:
         (folder / "current").write_text(task["id"])
@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
             if full is not None:
                 result["errno"] = full
         result["seconds"] = time.perf_counter() - began
-        write_file(folder / f"{task['id']}.json", json.dumps(result))
+        hand_over(folder / f"{task['id']}.json", json.dumps(result))
         (folder / "current").unlink()
 
 

@@ -34,6 +34,16 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> Path:
     return path
 
 
+def hand_over(path: Path, content: str) -> None:
+    """Write a text for another process of this program, see `files.hand_over`.
+
+    Raises:
+        OSError: As for `write_file`.
+    """
+    with _explaining(path):
+        files.hand_over(path, content.encode())
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give the name of a new, empty file beside `path` that takes its name at the end.

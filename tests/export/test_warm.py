@@ -364,6 +364,62 @@ def test_a_fork_of_a_program_has_processes_of_its_own(tmp_path):
     assert gone(own)
 
 
+@linux
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_fork_of_a_command_does_one_job(tmp_path, ended):
+    command = program(
+        tmp_path,
+        """
+        warm.prepare_fork("measure")
+        print(warm._POOL["measure"].process._pid, flush=True)
+        """
+        + (
+            """
+        run("a")
+        run("b")
+        """
+            if ended
+            else """
+        run("a", time=600)
+        time.sleep(600)
+        """
+        ),
+    )
+    fork = int(command.stdout.readline())
+    assert begun(tmp_path / "a" / "measure-1") == fork
+    if ended:
+        command.communicate(timeout=60)
+        assert command.returncode == 0
+        assert begun(tmp_path / "b" / "measure-1") != fork
+    else:
+        command.kill()
+        command.communicate()
+    assert gone(fork)
+
+
+@linux
+def test_a_fork_of_a_command_that_crashes_takes_one_file_with_it(tmp_path):
+    command = program(
+        tmp_path,
+        """
+        import signal
+        warm.prepare_fork("measure")
+        work = worker_pool.Run({**given["job"], "time": 600}, given["tasks"], scratch / "a")
+        work.advance()
+        while not (scratch / "a" / "measure-1" / "current").exists():
+            time.sleep(0.02)
+        os.kill(warm._POOL.get("measure", work._process._server).process._pid, signal.SIGSEGV)
+        work._job = given["job"]
+        while not work.advance():
+            time.sleep(0.02)
+        print(json.dumps(work.results))
+        """,
+    )
+    results = json.loads(command.communicate(timeout=60)[0])
+    assert results[FILES[0]]["error"] == "the process crashed (signal 11, SIGSEGV)"
+    assert "error" not in results[FILES[1]]
+
+
 def test_verifying_imports_neither_tensorflow_nor_scikit_learn():
     code = """
     import sys
@@ -380,7 +436,8 @@ def test_verifying_imports_neither_tensorflow_nor_scikit_learn():
             pass
     worker_pool.start = Here
     assert run(["verify", sys.argv[1], "--quiet"]) == 0
-    heavy = ("tensorflow", "keras", "jax", "torch", "scipy", "sklearn", "matplotlib", "pandas")
+    heavy = ["tensorflow", "keras", "jax", "torch", "scipy", "sklearn", "matplotlib", "pandas"]
+    heavy.append("rich")
     print([name for name in heavy if name in sys.modules])
     """
     done = subprocess.run(

@@ -109,3 +109,13 @@ def test_a_file_system_without_locks_is_written_all_the_same(writer, tmp_path, m
     assert (tmp_path / "a.txt").read_bytes() == b"new"
     # Nobody can tell whether it is still being written.
     assert left.exists()
+
+
+def test_what_is_handed_over_appears_whole(tmp_path):
+    path = tmp_path / "message"
+    files.hand_over(path, b"first")
+    files.hand_over(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert os.listdir(tmp_path) == ["message"]
+    with pytest.raises(FileNotFoundError):
+        files.hand_over(tmp_path / "missing" / "message", b"")

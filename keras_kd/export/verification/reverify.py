@@ -114,7 +114,7 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
     return Report(folder, *_measured(content, measured, problems, stored))
 
 
-_TIMED = 0.002
+_TIMED = 0.0005
 """Seconds for which a file's latency is measured here: it is shown, and decides nothing."""
 
 

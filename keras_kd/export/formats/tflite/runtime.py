@@ -27,6 +27,9 @@ class TFLiteRuntime:
         self._runner = self._interpreter().get_signature_runner()
         self._inputs = self._runner.get_input_details()
         self._outputs = self._runner.get_output_details()
+        # Rows are run one by one, a few microseconds each: what holds for all is found once.
+        self._whole = {name: _encoding(row) for name, row in self._inputs.items()}
+        self._real = {name: _decoding(row) for name, row in self._outputs.items()}
         self.free_batch = all(
             len(row["shape_signature"]) and row["shape_signature"][0] == -1
             for row in self._inputs.values()
@@ -34,8 +37,8 @@ class TFLiteRuntime:
 
     def run(self, feed: Arrays) -> Arrays:
         """Run one batch; quantizes float inputs and dequantizes outputs with the file's scales."""
-        result = self._runner(**{name: self._encode(name, x) for name, x in feed.items()})
-        return {name: _dequantize(x, self._outputs[name]) for name, x in result.items()}
+        result = self._runner(**{name: self._whole[name](x) for name, x in feed.items()})
+        return {name: self._real[name](x) for name, x in result.items()}
 
     def prepare(self, feed: Arrays) -> Callable[[], Any]:
         """Return a call that only runs the network on an already set batch of one."""
@@ -47,7 +50,7 @@ class TFLiteRuntime:
                 interpreter.resize_tensor_input(row["index"], feed[name].shape)
         interpreter.allocate_tensors()
         for name, x in feed.items():
-            interpreter.set_tensor(self._inputs[name]["index"], self._encode(name, x))
+            interpreter.set_tensor(self._inputs[name]["index"], self._whole[name](x))
         return interpreter.invoke
 
     def signature(self) -> dict[str, list[dict[str, Any]]]:
@@ -68,20 +71,28 @@ class TFLiteRuntime:
             return Interpreter(model_content=self._model, **options)
         return Interpreter(model_path=str(self._model), **options)
 
-    def _encode(self, name: str, x: np.ndarray) -> np.ndarray:
-        row = self._inputs[name]
-        scale, zero = row["quantization"]
-        if scale and np.issubdtype(row["dtype"], np.integer):
-            limits = np.iinfo(row["dtype"])
-            x = np.clip(np.round(x / scale) + zero, limits.min, limits.max)
-        return x.astype(row["dtype"], copy=False)
+
+def _encoding(row: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes real numbers those that an input holds."""
+    (scale, zero), dtype = row["quantization"], row["dtype"]
+    if not scale or not np.issubdtype(dtype, np.integer):
+        return lambda x: x.astype(dtype, copy=False)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+
+    def encoded(x: np.ndarray) -> np.ndarray:
+        steps = np.rint(x / scale) + zero
+        return np.minimum(np.maximum(steps, low), high).astype(dtype)
+
+    return encoded
 
 
-def _dequantize(x: np.ndarray, row: dict[str, Any]) -> np.ndarray:
-    scale, zero = row["quantization"]
-    if scale and np.issubdtype(row["dtype"], np.integer):
-        return (x.astype(np.float32) - zero) * np.float32(scale)
-    return x
+def _decoding(row: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes real numbers of those that an output holds."""
+    (scale, zero), dtype = row["quantization"], row["dtype"]
+    if not scale or not np.issubdtype(dtype, np.integer):
+        return lambda x: x
+    step = np.float32(scale)
+    return lambda x: (x.astype(np.float32) - zero) * step
 
 
 def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:
