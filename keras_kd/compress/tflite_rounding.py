@@ -103,6 +103,23 @@ def where_run(run: Callable[[], Tensor], converted: Callable[[], Tensor]) -> Ten
     return tf.switch_case(index, [run] * len(_DEVICES) + [converted])
 
 
+def as_float(values: Tensor) -> Tensor:
+    """The identity, across which TFLite's converter hands on no scale.
+
+    An operator whose tensors share one scale the converter makes int8 as soon as it knows the scale
+    of one of them. Beyond `relu(x) - relu(-x)`, which is `x`, it knows none.
+
+    Args:
+        values: Tensor.
+
+    Returns:
+        The same values.
+    """
+    return where_run(
+        lambda: ops.convert_to_tensor(values), lambda: ops.relu(values) - ops.relu(-values)
+    )
+
+
 @contextlib.contextmanager
 def without_rounding() -> Iterator[None]:
     """Within it, models that are run eagerly round no activations."""
