@@ -276,8 +276,19 @@ class LoadedModel:
                     for name, x in batch.items()
                 }
             results = self._runtime.run(batch)
+            self._check_rows(results, rows + short)
             parts.append({name: array[:rows] for name, array in results.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _check_rows(self, results: Arrays, rows: int) -> None:
+        """Outputs that are not one row a sample cannot be cut into samples, nor be joined."""
+        for name, array in results.items():
+            if array.ndim == 0 or len(array) != rows:
+                raise ValueError(
+                    f"Output `{name}` of `{self.path.name}` has shape {array.shape} for {rows} "
+                    "samples; one row for each sample was expected. Let the model keep the samples "
+                    "on the first axis of each output."
+                )
 
 
 def _best(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from ai_edge_litert.interpreter import Interpreter
@@ -177,6 +178,24 @@ def test_whole_numbers_do_not_wrap(pair, fmt):
         loaded([x[0][:3], x[1][:2]])
     with pytest.raises(ValueError, match="has 2 inputs and was given 1"):
         loaded(x[1])
+
+
+def test_files_whose_outputs_are_no_rows_are_refused(tmp_path):
+    """Cut into samples, or joined of several batches, such an output would be another one."""
+    floats = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Transpose", ["x"], ["y"], perm=[1, 0])],
+        "turned",
+        [onnx.helper.make_tensor_value_info("x", floats, ["batch", 3])],
+        [onnx.helper.make_tensor_value_info("y", floats, [3, "batch"])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "turned.onnx"
+    )
+    turned = keras_kd.export.load(tmp_path / "turned.onnx")
+    with pytest.raises(ValueError, match=r"`y` of `turned.onnx` has shape \(3, 5\) for 5 samples"):
+        turned(np.zeros((5, 3), "float32"))
 
 
 def test_files_that_cannot_run_are_refused(report, tmp_path):
