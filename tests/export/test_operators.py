@@ -1,5 +1,7 @@
 """Operators that the converters know by another name, and what is said of those they do not."""
 
+import re
+
 import keras
 import numpy as np
 import onnx
@@ -89,6 +91,29 @@ def test_samples_on_another_axis_are_refused_before_work(operation, tmp_path):
     with pytest.raises(ValueError, match="samples on its first axis"):
         keras_kd.export(model, tmp_path / "out", evaluation=np.zeros((2, 4, 3), "float32"))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_xnnpack_refuses_is_told_by_its_operator():
+    """A first feature of 1e6 sets the input's scale, and the product behind it brings it back."""
+    tf = pytest.importorskip("tensorflow")
+    from keras_kd.export.formats.tflite import xnnpack
+    from keras_kd.export.formats.tflite.runtime import TFLiteRuntime
+
+    x = RNG.normal(size=(16, 4)).astype("float32") * np.array([1e6, 1, 1, 1], "float32")
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2, name="brought_back")(inputs))
+    model.set_weights([np.array([[1e-6] * 2, [1.0] * 2, [1.0] * 2, [1.0] * 2]), np.zeros(2)])
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([row[None]] for row in x)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    blob = converter.convert()
+    message = xnnpack.refused(blob, RuntimeError("(TfLiteXNNPackDelegate) failed to prepare"))
+    assert re.search("`FULLY_CONNECTED` at `.*XNNPACK takes less than 256", message)
+    with pytest.raises((RuntimeError, ValueError), match="XNNPACK takes less than 256"):
+        TFLiteRuntime(blob)
+    assert xnnpack.refused(blob, RuntimeError("another fault")) is None
 
 
 def test_groups_in_one_dimension_and_functions_for_xla_convert(tmp_path):
