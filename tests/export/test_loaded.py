@@ -174,6 +174,8 @@ def test_whole_numbers_do_not_wrap(pair, fmt):
     ):
         with pytest.raises(ValueError, match=message):
             loaded([words, x[1]])
+    with pytest.raises(ValueError, match="cannot compute these inputs.*rows that there are"):
+        loaded([x[0] + 20, x[1]])
     with pytest.raises(ValueError, match="differ in length"):
         loaded([x[0][:3], x[1][:2]])
     with pytest.raises(ValueError, match="has 2 inputs and was given 1"):
@@ -196,6 +198,24 @@ def test_files_whose_outputs_are_no_rows_are_refused(tmp_path):
     turned = keras_kd.export.load(tmp_path / "turned.onnx")
     with pytest.raises(ValueError, match=r"`y` of `turned.onnx` has shape \(3, 5\) for 5 samples"):
         turned(np.zeros((5, 3), "float32"))
+
+
+def test_yes_and_no_are_0_and_1(tmp_path):
+    boolean, floats = onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Cast", ["flag"], ["y"], to=floats)],
+        "cast",
+        [onnx.helper.make_tensor_value_info("flag", boolean, ["batch", 1])],
+        [onnx.helper.make_tensor_value_info("y", floats, ["batch", 1])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    onnx.save(model, tmp_path / "cast.onnx")
+    loaded = keras_kd.export.load(tmp_path / "cast.onnx")
+    np.testing.assert_array_equal(loaded(np.array([[1], [0]])), [[1.0], [0.0]])
+    for value in (0.5, 2, np.nan):
+        with pytest.raises(ValueError, match="neither 0 nor 1"):
+            loaded(np.array([[value], [0]]))
 
 
 def test_files_that_cannot_run_are_refused(report, tmp_path):
