@@ -254,6 +254,18 @@ def rounds_halves(operation: keras.Operation) -> str:
     return "up" if kind in _RESIZES and same_scale(operation) == "average" else ""
 
 
+def leak(operation: keras.Operation) -> float | None:
+    """The slope below zero of a leaky ReLU at the end of a layer; None for any other end.
+
+    Args:
+        operation: Layer without wrappers, or operation.
+    """
+    if type(operation).__name__ in ("LeakyReLU", "LeakyRelu"):
+        return float(operation.negative_slope)
+    activation = getattr(operation, "activation", None)
+    return 0.2 if activation is keras.activations.leaky_relu else None
+
+
 def repeats(layer: keras.Layer) -> bool:
     """Whether a layer repeats each value, which Keras computes by TILE.
 

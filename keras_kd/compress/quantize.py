@@ -11,7 +11,7 @@ import keras
 from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.float_regions import FloatRegions
 from keras_kd.compress.masking import masked_layers
-from keras_kd.compress.operators import rewritten, rounds_halves
+from keras_kd.compress.operators import leak, rewritten, rounds_halves
 from keras_kd.compress.plan import Plan
 from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantized import BY_KIND, Quantized
@@ -496,8 +496,11 @@ class _Maker:
         group, observes = plan.rounded[name]
         quantizer = self._quantizer(graph, plan, group, name)
         halves = rounds_halves(base_layer(graph.layers[name]))
+        slope = leak(base_layer(graph.layers[name]))
         if halves:
             return quantizer(outputs, observe=observes, halves=halves)
+        if slope:
+            return quantizer(outputs, observe=observes, slope=slope)
         return quantizer(outputs) if observes else quantizer(outputs, observe=False)
 
     def _plan(self, graph: Graph) -> Plan:

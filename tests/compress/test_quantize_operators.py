@@ -163,6 +163,22 @@ def test_averages_over_the_states_of_an_lstm():
     assert share < 0.1
 
 
+def test_leaky_relus_round_as_xnnpack_does(tmp_path):
+    """Its factors have eight binary places: four in a row were 4 steps off, half of all values."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, activation="leaky_relu")(inputs)
+    x = layers.LeakyReLU(0.3)(layers.BatchNormalization()(layers.Conv2D(8, 3)(x)))
+    x = ops.leaky_relu(layers.Conv2D(8, 3)(x), 0.4)
+    steps, share, operators, quantized = off_by(keras.Model(inputs, layers.Conv2D(4, 1)(x)))
+    assert steps <= 1.01
+    assert share < 0.01
+    assert [kind for kind, _ in operators].count("LEAKY_RELU") == 3
+    quantized.save(tmp_path / "leaky.keras")
+    again = keras.saving.load_model(tmp_path / "leaky.keras")
+    rows = np.random.default_rng(2).normal(size=(4, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(again(rows), quantized(rows))
+
+
 def test_borders_change_no_names():
     quantized = quantize_aware(around(PooledLast(name="between"), behind=False))
     assert quantized.output_names == ["between"]
