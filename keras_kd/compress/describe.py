@@ -11,13 +11,14 @@ from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.float_regions import FloatRegions
 from keras_kd.compress.masking import masked_layers
 from keras_kd.compress.observers import has_activation_quantization
+from keras_kd.compress.operators import INT8_ACTIVATIONS
 from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantize import is_quantize_aware
 from keras_kd.compress.quantized import Quantized
 from keras_kd.compress.quantized_layers import QuantizedLayer
 from keras_kd.compress.quantized_model import FloatBorder
 from keras_kd.compress.selection import require_graph
-from keras_kd.compress.treatment import INT8_ACTIVATIONS, several_outputs
+from keras_kd.compress.treatment import several_outputs
 from keras_kd.models.folding import require_built
 from keras_kd.models.graph import Graph, is_graph
 from keras_kd.models.weight_wrapper import WeightWrapper, effective_weights, kernels
@@ -147,7 +148,7 @@ def _output(layer: keras.Layer, graph: Graph, regions: FloatRegions) -> str:
         moving = [
             r
             for r in readers
-            if isinstance(graph.layers[r], keras.layers.Identity)
+            if isinstance(graph.layers[r], (FloatBorder, keras.layers.Identity))
             or regions.treatment(graph.layers[r], graph).fusable
         ]
         if not moving:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_kd.compress.tflite_rounding import halves_from_zero, halves_up, rounds, traced_for_onnx
+from keras_kd.compress.tflite_rounding import (
+    halves_from_zero,
+    halves_up,
+    leaky,
+    quantizer_before,
+    rounds,
+    traced_for_onnx,
+)
 from keras_kd.utils.types import Shape, Tensor
 
 FIXED_RANGES = {
@@ -86,6 +94,8 @@ class FakeQuantize(keras.layers.Layer):
         halves: Which way halves go at inference, for means of few integers, among which halves are
             frequent: `"out"` from the integer zero, as in TFLite's pooling; `"up"`, as in its
             resizing; None for the nearest even or odd, as it comes.
+        slope: Of the leaky ReLU that gives the values, which XNNPACK rounds in its own way; None
+            for others.
 
     Returns:
         Tensor of the same shape and dtype.
@@ -130,6 +140,8 @@ class FakeQuantize(keras.layers.Layer):
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         self.uneven = uneven
         self.supports_masking = True
+        # What the leaky ReLU before it reads: known in a graph, in which a loaded one is put anew.
+        self._read: tuple[Any, ...] = ()
         self.calibrating = False
         self.built = True
         if self.fixed is None:
@@ -150,12 +162,22 @@ class FakeQuantize(keras.layers.Layer):
             name=name,
         )
 
+    def __call__(self, *args: object, **kwargs: object) -> Any:
+        """Join the layer to a graph, or run it."""
+        if kwargs.get("slope") and args and isinstance(args[0], keras.KerasTensor):
+            found = quantizer_before(args[0])
+            reference = None if found is None else weakref.ref(found)
+            if reference not in self._read:
+                self._read = (*self._read, reference)
+        return super().__call__(*args, **kwargs)
+
     def call(
         self,
         inputs: Tensor,
         training: bool | None = None,
         observe: bool = True,
         halves: str | None = None,
+        slope: float | None = None,
     ) -> Tensor:
         """Quantize, after following the batch where training."""
         if not rounds() or "float" not in keras.backend.standardize_dtype(inputs.dtype):
@@ -169,6 +191,11 @@ class FakeQuantize(keras.layers.Layer):
         if halves and not training and not self.calibrating:
             shift = halves_from_zero if halves == "out" else halves_up
             inputs = shift(inputs, low, self.step)
+        if slope and not training and not self.calibrating:
+            (source,) = self._read if len(self._read) == 1 else (None,)
+            quantizer = None if source is None else source()
+            if quantizer is not None and self.bits == 8:
+                inputs = leaky(inputs, quantizer.step, self.step, slope)
         # Two quantization steps at least: a constant zero has no range.
         return fake_quantized(inputs, low, ops.maximum(high, low + 1e-6), self.bits)
 

@@ -118,7 +118,6 @@ JOINS = {
 
 ELEMENTWISE = {
     "Absolute",
-    "Activation",
     "Add",
     "BatchNormalization",
     "Cbrt",
@@ -153,6 +152,35 @@ ELEMENTWISE = {
     "TrueDivide",
 }
 """Those whose first operator has no scale in common with its input, nor one that is prescribed."""
+
+INT8_ACTIVATIONS = {
+    "gelu",
+    "hard_swish",
+    "hard_silu",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "relu",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "swish",
+    "tanh",
+}
+"""Activations for which the converter has an int8 form."""
+
+AVERAGED_LAST = {
+    "AdaptiveAveragePool",
+    "AdaptiveAveragePooling1D",
+    "AdaptiveAveragePooling2D",
+    "AdaptiveAveragePooling3D",
+    "AveragePooling3D",
+    "Resize",
+    "Resizing",
+    "UpSampling2D",
+}
+"""Those that stay float and may end with an operator that mixes values at one scale."""
 
 _RESIZES = {"Resize", "Resizing", "UpSampling2D"}
 
@@ -195,6 +223,22 @@ def _resized(operation: keras.Operation) -> str:
     return {"nearest": "keeps", "bilinear": "average"}.get(operation.interpolation, "")
 
 
+def mixes_last(operation: keras.Operation) -> bool:
+    """Whether the last operator of a float layer may be one that averages at one scale.
+
+    The converter hands the scale of what rounds its output back to its input, which such a layer
+    computes in a range of its own. What a layer that is not Keras's ends with is not known, nor is
+    that of a layer within another.
+
+    Args:
+        operation: Layer without wrappers, or operation, that stays float.
+    """
+    if not type(operation).__module__.startswith("keras."):
+        return True
+    kind = type(operation).__name__
+    return kind in AVERAGED_LAST or isinstance(operation, keras.layers.Wrapper)
+
+
 def rounds_halves(operation: keras.Operation) -> str:
     """Which way TFLite's kernel rounds what lies half-way between two integers.
 
@@ -208,6 +252,18 @@ def rounds_halves(operation: keras.Operation) -> str:
     if kind in AVERAGES:
         return "out"
     return "up" if kind in _RESIZES and same_scale(operation) == "average" else ""
+
+
+def leak(operation: keras.Operation) -> float | None:
+    """The slope below zero of a leaky ReLU at the end of a layer; None for any other end.
+
+    Args:
+        operation: Layer without wrappers, or operation.
+    """
+    if type(operation).__name__ in ("LeakyReLU", "LeakyRelu"):
+        return float(operation.negative_slope)
+    activation = getattr(operation, "activation", None)
+    return 0.2 if activation is keras.activations.leaky_relu else None
 
 
 def repeats(layer: keras.Layer) -> bool:

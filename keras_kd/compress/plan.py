@@ -7,7 +7,8 @@ from typing import Any
 import keras
 
 from keras_kd.compress.float_regions import FloatRegions
-from keras_kd.compress.operators import ELEMENTWISE
+from keras_kd.compress.operators import ELEMENTWISE, mixes_last
+from keras_kd.compress.treatment import several_outputs
 from keras_kd.models.folding import CHANNEL_AXIS, foldable_into
 from keras_kd.models.graph import OUTPUT, Graph
 from keras_kd.models.weight_wrapper import base_layer
@@ -38,6 +39,7 @@ class Plan:
         self.graph = graph
         self.regions = regions
         self.labels: dict[str, str] = {}
+        self.parted: set[str] = set()
         self.rounded: dict[str, tuple[str, bool]] = {}
         self.fixed: dict[str, tuple[float, float]] = {}
         layers = graph.layers
@@ -67,6 +69,9 @@ class Plan:
             layer = layers[name]
             annotation = annotations.get(id(layer))
             left = annotation is not None and (annotation.float or not annotation.output)
+            readers = (reader for reader in graph.consumers[name] if reader != OUTPUT)
+            if left and any(kinds[reader].kind in _SHARING for reader in readers):
+                self.parted.add(name)
             if left or isinstance(layer, keras.Model):
                 continue
             if name in self.exact or id(layer) in regions.unneeded:
@@ -89,11 +94,32 @@ class Plan:
             if kind.range is not None and not members:
                 self.fixed[group] = kind.range
 
+        self._round_what_is_averaged()
         for name, (group, _) in self.rounded.items():
             if group not in self.labels:
                 # What an average reads is rounded elsewhere, in a nested model for instance.
                 self.labels[group] = name
                 self.rounded[name] = (group, True)
+
+    def _round_what_is_averaged(self) -> None:
+        """Round the input of an average that is rounded elsewhere to the range of its output.
+
+        An average has one scale on both sides, and of the nested model, or the model around, that
+        gives its input the range is not known here, nor is there one behind a layer that users
+        leave float. Where both are rounded the converter would take one range for all, so they are
+        parted.
+        """
+        for name, kind in self.kinds.items():
+            group = self.find(name)
+            if kind.kind != "average" or name not in self.rounded or group in self.labels:
+                continue
+            for source in self.kinds:
+                if self.find(source) != group or self.kinds[source].kind in _SHARING:
+                    continue
+                if source not in self.exact and not _several(self.graph.layers[source]):
+                    self.rounded[source] = (group, True)
+                    self.parted.add(source)
+                    self.labels[group] = source
 
     def folded_into(self, layer: keras.Layer, uses: dict[int, int]) -> Any | None:
         """As `foldable_into`, but for layers that stay float, which keep their normalization."""
@@ -121,6 +147,18 @@ class Plan:
         if kind.kind != "float" or plain in ("weights", "separable"):
             return False
         return type(base_layer(layer)).__name__ not in ELEMENTWISE
+
+    def hands_back(self, name: str) -> bool:
+        """Whether the converter hands the scale of a layer's output back to what it is made of."""
+        return self.kinds[name].kind in (*_MOVING, "average", "model") or self._mixes(name)
+
+    def leaves(self, name: str) -> bool:
+        """Whether what rounds a layer's output, or shares a scale with it, must not reach it."""
+        return name in self.parted or (name in self.rounded and self._mixes(name))
+
+    def _mixes(self, name: str) -> bool:
+        layer = self.graph.layers[name]
+        return self.kinds[name].kind == "float" and mixes_last(base_layer(layer))
 
     def fused(self, producer: str, name: str) -> bool:
         """Whether the converter would make one operator of a float layer and what reads it.
@@ -167,6 +205,10 @@ class Plan:
             ):
                 return True
         return False
+
+
+def _several(layer: keras.Layer) -> bool:
+    return not isinstance(layer, keras.layers.InputLayer) and several_outputs(layer)
 
 
 def _read_as_float(layer: keras.Layer, graph: Graph) -> bool:

@@ -11,7 +11,7 @@ import keras
 from keras_kd.compress.fake_quantize import FakeQuantize
 from keras_kd.compress.float_regions import FloatRegions
 from keras_kd.compress.masking import masked_layers
-from keras_kd.compress.operators import rewritten, rounds_halves
+from keras_kd.compress.operators import leak, rewritten, rounds_halves
 from keras_kd.compress.plan import Plan
 from keras_kd.compress.prune import PrunedLayer
 from keras_kd.compress.quantized import BY_KIND, Quantized
@@ -193,6 +193,7 @@ class _Maker:
         self.produced: dict[int, Tensor] = {}
         self.entered: dict[Any, tuple[Tensor, Tensor]] = {}
         self.borders: set[tuple[int, str]] = set()
+        self.behind: dict[tuple[int, str], FloatBorder] = {}
         self.outermost: Plan | None = None
 
     # -- layers -------------------------------------------------------------------------------
@@ -328,7 +329,7 @@ class _Maker:
         """Call the new layer on quantized inputs and round what it gives."""
         plan = self._plan(graph)
         reads_floats = type(base_layer(layer)) is not keras.layers.Embedding
-        if reads_floats and self.activation_bits is not None and graph.outermost:
+        if reads_floats and self.activation_bits is not None:
             args, kwargs = keras.tree.map_structure(
                 lambda value: self._enter(value, graph, plan), (args, kwargs)
             )
@@ -358,6 +359,8 @@ class _Maker:
                 new, args, kwargs = keras.layers.Identity(name=layer.name), (copies,), {}
             outputs = new(*args, **kwargs)
         name = layer.name
+        if self.activation_bits is not None and plan.leaves(name):
+            outputs = self._leave(outputs, graph, name)
         if self.activation_bits is not None and name in plan.rounded:
             outputs = self._round(outputs, graph, plan, name)
         return keras.tree.map_structure(self._keep, outputs)
@@ -374,7 +377,8 @@ class _Maker:
             return self.entered[id(value)][1]
         if id(value) in self.produced or value.name not in plan.rounded:
             return value
-        rounded = self._keep(self._round(value, graph, plan, value.name))
+        parted = self._leave(value, graph, value.name) if plan.leaves(value.name) else value
+        rounded = self._keep(self._round(parted, graph, plan, value.name))
         self.entered[id(value)] = (value, rounded)
         return rounded
 
@@ -413,9 +417,20 @@ class _Maker:
         The converter hands a scale back through operators that share it, such as a reshaping.
         """
         name = value._keras_history.operation.name
-        if name not in plan.kinds or plan.kinds[name].kind not in ("moves", "keeps", "repeats"):
+        if name not in plan.kinds or not plan.hands_back(name):
             return value
         return self._keep(FloatBorder(name=f"{label}_float")(value))
+
+    def _leave(self, outputs: Tensor, graph: Graph, name: str) -> Tensor:
+        """The output of a float layer, behind which it may be rounded."""
+        if not isinstance(outputs, keras.KerasTensor):
+            return outputs
+        if "float" not in keras.backend.standardize_dtype(outputs.dtype):
+            return outputs
+        key = (id(graph), name)
+        if key not in self.behind:
+            self.behind[key] = FloatBorder(name=f"{name}_rounded_float")
+        return self._keep(self.behind[key](outputs))
 
     def _on_grid(self, value: Tensor, graph: Graph) -> bool:
         """Whether a value is rounded, or may be, outside this graph or in one nested in it."""
@@ -481,8 +496,11 @@ class _Maker:
         group, observes = plan.rounded[name]
         quantizer = self._quantizer(graph, plan, group, name)
         halves = rounds_halves(base_layer(graph.layers[name]))
+        slope = leak(base_layer(graph.layers[name]))
         if halves:
             return quantizer(outputs, observe=observes, halves=halves)
+        if slope:
+            return quantizer(outputs, observe=observes, slope=slope)
         return quantizer(outputs) if observes else quantizer(outputs, observe=False)
 
     def _plan(self, graph: Graph) -> Plan:

@@ -11,9 +11,11 @@ from keras import ops
 from keras_kd.compress.cluster import is_clustered
 from keras_kd.compress.convolutions import convolve, has_single_form
 from keras_kd.compress.fake_quantize import FakeQuantize, quantized_weights, swish
+from keras_kd.compress.operators import INT8_ACTIVATIONS
 from keras_kd.compress.quantized import Quantized, Treatment
 from keras_kd.compress.tflite_rounding import (
     ReadsIntegers,
+    as_float,
     channel_steps,
     for_tflite,
     rounded_bias,
@@ -129,16 +131,21 @@ class QuantizedLayer(ReadsIntegers, Quantized):
         if self.linear_quantizer is not None:
             outputs = self.linear_quantizer(outputs, training=training)
         if self.activation is not None:
-            outputs = self._activate(outputs)
+            outputs = self._activate(outputs, training)
         if self.norm is None:
             self._regularize(outputs)
         return outputs
 
-    def _activate(self, outputs: Tensor) -> Tensor:
+    def _activate(self, outputs: Tensor, training: bool | None) -> Tensor:
         activation: Any = self.activation
-        if self.activation_bits is None or activation is not keras.activations.silu:
+        if self.activation_bits is None:
             return activation(outputs)
-        return swish(outputs, self.activation_bits)
+        if activation is keras.activations.silu:
+            return swish(outputs, self.activation_bits)
+        if training or getattr(activation, "__name__", "") in INT8_ACTIVATIONS:
+            return activation(outputs)
+        # Of its operators, int8 ones where scales are known on both sides, some round in between.
+        return as_float(activation(as_float(outputs)))
 
     def activated_layer(self) -> Any:
         """This layer where the activation is its own, else the innermost one."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import ops
 
-from keras_kd.compress.tflite_rounding import where_run
+from keras_kd.compress.tflite_rounding import as_float
 from keras_kd.utils.types import Shape, Tensor, Tensors
 
 
@@ -34,22 +33,29 @@ class QuantizedModel(keras.Model):
 
 def _computed_by(tensor: Tensor) -> Any:
     history = tensor._keras_history
-    while getattr(history.operation, "only_rounds", False):
+    while _passes(history.operation):
         (source,) = history.operation._inbound_nodes[history.node_index].input_tensors
         history = source._keras_history
     return history.operation
 
 
+def _passes(operation: keras.Operation) -> bool:
+    return getattr(operation, "only_rounds", False) or isinstance(operation, FloatBorder)
+
+
 @keras.saving.register_keras_serializable(package="keras_kd")
 class FloatBorder(keras.layers.Layer):
-    """The identity, behind which TFLite's converter computes in float.
+    """The identity, on both sides of which TFLite's converter computes on its own.
 
-    An operator whose tensors share one scale the converter makes int8 as soon as it knows the scale
-    of one of them. Behind `relu(x) - relu(-x)`, which is `x`, it knows none.
+    Before a float layer it keeps the scale of what comes in from reaching it, behind one the scale
+    that its output is rounded to.
 
     Args:
         **kwargs: Arguments of `keras.layers.Layer`.
     """
+
+    passes_values = True
+    """What is told of a layer's output holds behind it too."""
 
     def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
@@ -58,9 +64,7 @@ class FloatBorder(keras.layers.Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         """Pass the values."""
-        return where_run(
-            lambda: ops.convert_to_tensor(inputs), lambda: ops.relu(inputs) - ops.relu(-inputs)
-        )
+        return as_float(inputs)
 
     def compute_output_shape(self, input_shape: Shape) -> Any:
         """That of the input."""

@@ -103,6 +103,23 @@ def where_run(run: Callable[[], Tensor], converted: Callable[[], Tensor]) -> Ten
     return tf.switch_case(index, [run] * len(_DEVICES) + [converted])
 
 
+def as_float(values: Tensor) -> Tensor:
+    """The identity, across which TFLite's converter hands on no scale.
+
+    An operator whose tensors share one scale the converter makes int8 as soon as it knows the scale
+    of one of them. Beyond `relu(x) - relu(-x)`, which is `x`, it knows none.
+
+    Args:
+        values: Tensor.
+
+    Returns:
+        The same values.
+    """
+    return where_run(
+        lambda: ops.convert_to_tensor(values), lambda: ops.relu(values) - ops.relu(-values)
+    )
+
+
 @contextlib.contextmanager
 def without_rounding() -> Iterator[None]:
     """Within it, models that are run eagerly round no activations."""
@@ -220,6 +237,32 @@ def halves_up(values: Tensor, low: Tensor, step: Tensor) -> Tensor:
     return exact(values) if _becomes_onnx() else when_run(values, exact)
 
 
+def leaky(values: Tensor, input_step: Tensor, step: Tensor, slope: float) -> Tensor:
+    """Round a leaky ReLU as XNNPACK's `LEAKY_RELU` does, whose factors have eight binary places.
+
+    `q' = floor((m q + 128) / 256)` with `m = round(256 input_step / step)` for `q >= 0`, times the
+    slope below: up to a step off at the ends of the range.
+
+    Args:
+        values: Tensor, the ReLU of dequantized values.
+        input_step: Step of its input, a scalar.
+        step: Step that the values are rounded to, a scalar.
+        slope: Of the ReLU below zero, above 0.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+
+    def exact(plain: Tensor) -> Tensor:
+        value = ops.cast(plain, "float32")
+        number = ops.round(ops.where(value < 0, value / slope, value) / input_step)
+        ratio = 256.0 * input_step / step
+        factor = ops.where(value < 0, ops.round(slope * ratio), ops.round(ratio))
+        return ops.cast(ops.floor((factor * number + 128.0) / 256.0) * step, plain.dtype)
+
+    return when_run(values, exact)
+
+
 def _becomes_onnx() -> bool:
     return rounds() and (getattr(_STATE, "onnx", False) or traced_for_onnx())
 
@@ -265,6 +308,23 @@ def quantizer_behind(tensor: Tensor) -> Any | None:
     """
     operation = source_of(tensor)
     return operation if getattr(operation, "only_rounds", False) else None
+
+
+def quantizer_before(tensor: Tensor) -> Any | None:
+    """The `FakeQuantize` on whose grid the activation reads that made a symbolic tensor.
+
+    Args:
+        tensor: `KerasTensor` of a graph.
+
+    Returns:
+        The layer; None if there is none, or not a single one.
+    """
+    history = tensor._keras_history
+    inner = getattr(history.operation, "linear_quantizer", None)
+    if inner is not None:
+        return inner
+    given = history.operation._inbound_nodes[history.node_index].input_tensors
+    return quantizer_behind(given[0]) if len(given) == 1 else None
 
 
 def source_of(tensor: Tensor) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from keras_kd.compress.fake_quantize import FIXED_RANGES
-from keras_kd.compress.operators import PARTS, repeats, same_scale
+from keras_kd.compress.operators import INT8_ACTIVATIONS, PARTS, repeats, same_scale
 from keras_kd.compress.quantized import BY_LAYER, Treatment
 from keras_kd.compress.quantized_layers import CHANNEL_AXES, FUSED_ACTIVATIONS
 from keras_kd.compress.quantized_operations import MOST_POSITIONS
@@ -34,23 +34,6 @@ OBSERVED = {
 
 ARITHMETIC = {"Add", "Subtract", "Multiply"}
 """Those into which TFLite fuses a ReLU, and which need two tensors."""
-
-INT8_ACTIVATIONS = {
-    "gelu",
-    "hard_swish",
-    "hard_silu",
-    "leaky_relu",
-    "linear",
-    "log_softmax",
-    "relu",
-    "relu6",
-    "sigmoid",
-    "silu",
-    "softmax",
-    "swish",
-    "tanh",
-}
-"""Activations for which the converter has an int8 form."""
 
 ACTIVATION_LAYERS = {
     "ReLU": "relu",

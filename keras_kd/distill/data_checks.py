@@ -10,6 +10,7 @@ import numpy as np
 from keras_kd.cache.join_datasets import Joined
 from keras_kd.distill import label_checks
 from keras_kd.distill.pairing import Pairing
+from keras_kd.models import meaning
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
@@ -33,6 +34,8 @@ def data(
     _pair(pairing, x, y, arguments.get("sample_weight"), loss, "")
     _same_rows(x, y, arguments.get("sample_weight"), "The arrays")
     _class_weights(arguments.get("class_weight"), pairing)
+    if arguments.get("class_weight") is not None:
+        _classes_of_samples(_label_shape(x, y), loss)
     given = arguments.get("validation_data")
     if given is None:
         return
@@ -199,6 +202,43 @@ def _matched(x: Data, model: keras.Model, declared: Sequence[Any]) -> list[tuple
 
 
 # ------------------------------------------------------------------------- weights
+
+
+def _label_shape(x: Data, y: Tensors | None) -> tuple[Any, ...] | None:
+    """Shape of the labels of a single output, where it is known before any batch."""
+    spec = getattr(x, "element_spec", None)
+    if y is None and isinstance(spec, tuple) and len(spec) > 1:
+        y = spec[1]
+    shape: Any = getattr(y, "shape", None)
+    if shape is None or getattr(shape, "rank", 0) is None:
+        return None
+    return tuple(shape)
+
+
+def _classes_of_samples(labels: tuple[Any, ...] | None, loss: Losses) -> None:
+    """Raise `ValueError` where Keras would read the class of a sample from what is none.
+
+    It takes the place of the greatest label along the last axis for the class of the whole sample.
+    """
+    told = meaning.of_loss(loss)
+    if labels is None or told not in (meaning.CLASSES, meaning.INDEPENDENT):
+        return
+    sparse = meaning.function_of(loss) is keras.losses.sparse_categorical_crossentropy
+    one_hot = told == meaning.CLASSES and not sparse
+    places = labels[1:-1] if one_hot else labels[1:]
+    if all(size == 1 for size in places):
+        return
+    raise ValueError(
+        f"`class_weight` gives a weight to each sample by its class, and the labels of shape "
+        f"{labels} hold several for each sample, of which Keras would take the place of the "
+        "greatest for the class. Pass "
+        + (
+            "weights for each output in a loss of your own."
+            if told == meaning.INDEPENDENT
+            else f"`sample_weight` of shape {labels[: len(labels) - one_hot]} instead, one weight "
+            "for each place."
+        )
+    )
 
 
 def _class_weights(given: object, pairing: Pairing) -> None:

@@ -151,7 +151,7 @@ class LoadedModel:
         Raises:
             TypeError: If an input holds no numbers.
             ValueError: If an input is missing, unknown, of another shape, or holds values that the
-                file cannot take.
+                file cannot take or compute, or if an output has not one row for each sample.
         """
         feed = {row["name"]: self._real(array, row) for array, row in self._matched(x)}
         counts = {name: len(array) for name, array in feed.items()}
@@ -243,6 +243,11 @@ class LoadedModel:
             return array.astype(np.float32)
         if dtype.kind in "iu":
             self._check_whole(array, row, dtype)
+        if dtype.kind == "b" and array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
+            raise ValueError(
+                f"Input `{row['name']}` of `{self.path.name}` takes yes and no, and holds values "
+                "that are neither 0 nor 1."
+            )
         return array.astype(dtype, copy=False)
 
     def _check_whole(self, array: np.ndarray, row: dict[str, Any], dtype: np.dtype[Any]) -> None:
@@ -275,9 +280,31 @@ class LoadedModel:
                     name: np.concatenate([x, np.zeros((short, *x.shape[1:]), x.dtype)])
                     for name, x in batch.items()
                 }
-            results = self._runtime.run(batch)
+            results = self._answers(batch)
+            self._check_rows(results, rows + short)
             parts.append({name: array[:rows] for name, array in results.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _answers(self, batch: Arrays) -> Arrays:
+        """Run one batch; each runtime has error types of its own for values it cannot compute."""
+        try:
+            return self._runtime.run(batch)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(
+                f"`{self.path.name}` cannot compute these inputs: {reason}. Numbers that look up "
+                "rows, as those of words, must be those of rows that there are."
+            ) from error
+
+    def _check_rows(self, results: Arrays, rows: int) -> None:
+        """Outputs that are not one row a sample cannot be cut into samples, nor be joined."""
+        for name, array in results.items():
+            if array.ndim == 0 or len(array) != rows:
+                raise ValueError(
+                    f"Output `{name}` of `{self.path.name}` has shape {array.shape} for {rows} "
+                    "samples; one row for each sample was expected. Let the model keep the samples "
+                    "on the first axis of each output."
+                )
 
 
 def _best(folder: Path) -> Path:

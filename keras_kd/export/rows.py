@@ -218,6 +218,7 @@ class OutputFigures:
     drop: float | None = None
     kappa: float | None = None
     variation: float | None = None
+    apart: float | None = field(default=None, metadata=LEFT_OUT)
     changed: int | None = field(default=None, metadata=LEFT_OUT)
     decided: int | None = field(default=None, metadata=LEFT_OUT)
     constant: bool | None = field(default=None, metadata=LEFT_OUT)

@@ -87,7 +87,8 @@ def describe(model: keras.Model, sample: Tensors, outputs: Tensors) -> Signature
         The signature; the batch dimension is `None` in every shape.
 
     Raises:
-        ValueError: If two tensors share a name, or an input holds strings.
+        ValueError: If two tensors share a name, an input holds strings, or an output has not one
+            row for each sample.
     """
     import keras
 
@@ -107,7 +108,8 @@ def describe(model: keras.Model, sample: Tensors, outputs: Tensors) -> Signature
             )
         ]
         out_names = _named(nested_out, fallback)
-        out_shapes = [(None, *tensor.shape[1:]) for tensor in keras.tree.flatten(nested_out)]
+        raw_shapes = [tuple(tensor.shape) for tensor in keras.tree.flatten(nested_out)]
+        free = all(tensor.shape[0] is None for tensor in flat_in)
     else:
         structure = (
             "dict"
@@ -127,13 +129,17 @@ def describe(model: keras.Model, sample: Tensors, outputs: Tensors) -> Signature
             ["output"] if len(flat_out) == 1 else [f"output_{i}" for i in range(len(flat_out))]
         )
         out_names = _named(outputs, numbered)
-        out_shapes = [(None, *np.shape(array)[1:]) for array in flat_out]
+        raw_shapes, free = [np.shape(array) for array in flat_out], False
+    out_shapes = [(None, *shape[1:]) for shape in raw_shapes]
     results = [
         TensorInfo(name, tuple(shape), _float32(np.asarray(array).dtype))
         for name, shape, array in zip(
             out_names, out_shapes, keras.tree.flatten(outputs), strict=True
         )
     ]
+    for name, shape in zip(out_names, raw_shapes, strict=True):
+        if not shape or (free and shape[0] is not None):
+            raise samples_elsewhere(name, model.name, shape)
     for kind, rows in (("inputs", specs), ("outputs", results)):
         names = [row.name for row in rows]
         if len(set(names)) < len(names):
@@ -149,6 +155,21 @@ def describe(model: keras.Model, sample: Tensors, outputs: Tensors) -> Signature
                 "part of the model behind the lookup layer, which takes integers."
             )
     return Signature(structure, tuple(specs), tuple(results))
+
+
+def samples_elsewhere(name: str, model: str, shape: Sequence[int | None]) -> ValueError:
+    """The error for an output that has not one row for each sample.
+
+    Args:
+        name: Of the output.
+        model: Name of the model.
+        shape: Of the output.
+    """
+    return ValueError(
+        f"Output `{name}` of the model `{model}` has shape {tuple(shape)}, not one row for each "
+        "sample. Files are run and compared sample by sample: let each output have the samples on "
+        "its first axis."
+    )
 
 
 def is_symbolic(model: keras.Model) -> bool:

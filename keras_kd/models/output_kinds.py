@@ -227,7 +227,7 @@ def _is_linear(operation: keras.Operation) -> bool:
 
 def _passes_on(operation: keras.Operation) -> bool:
     """Whether an operation returns the values that it is given, rounded at most."""
-    if getattr(operation, "only_rounds", False):
+    if getattr(operation, "only_rounds", False) or getattr(operation, "passes_values", False):
         return True
     if not _is_keras(operation):
         return False

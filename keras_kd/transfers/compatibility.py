@@ -47,7 +47,7 @@ def loss_of_probabilities(transfer: Any, side: str, model: str) -> None:
 
 
 def student_loss(loss: Losses, student: Any) -> None:
-    """Warn where the hard loss takes logits for probabilities.
+    """Warn where the hard loss takes logits for probabilities, or the reverse.
 
     Args:
         loss: The hard loss as given to `compile`.
@@ -55,7 +55,21 @@ def student_loss(loss: Losses, student: Any) -> None:
     """
     for one, kind in zip(per_output(loss, student.template), student.kinds()):
         takes_logits = meaning.option(one, "from_logits", False)
-        if kind == "logits" and not takes_logits and _is_one_of(one, _CROSSENTROPIES):
+        if not _is_one_of(one, (keras.losses.kl_divergence, *_CROSSENTROPIES)):
+            continue
+        if kind in ("softmax", "sigmoid") and takes_logits:
+            warnings.warn(
+                f"The student ends in probabilities ({kind}), and the loss "
+                f"`{meaning.name_of(one)}` expects logits. Use the loss with `from_logits=False`.",
+                stacklevel=4,
+            )
+        elif kind == "logits" and _is_one_of(one, (keras.losses.kl_divergence,)):
+            warnings.warn(
+                f"The student ends in logits, and the loss `{meaning.name_of(one)}` expects "
+                "probabilities. End the student in a softmax.",
+                stacklevel=4,
+            )
+        elif kind == "logits" and not takes_logits:
             warnings.warn(
                 f"The student ends in logits, and the loss `{meaning.name_of(one)}` expects "
                 "probabilities. Use the loss with `from_logits=True`.",

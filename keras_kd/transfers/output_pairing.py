@@ -102,7 +102,12 @@ def place(distillation_loss: Any, template: object) -> list[Placed]:
                 if loss is not None:
                     placed.append(Placed(_as_transfer(loss, names, i), i))
     elif isinstance(distillation_loss, dict) and not _is_config(distillation_loss):
-        checks.known_keys(distillation_loss, names, "distillation_loss")
+        known = [*template, *names] if isinstance(template, dict) else names
+        checks.known_keys(distillation_loss, list(dict.fromkeys(known)), "distillation_loss")
+        raise ValueError(
+            f"`distillation_loss` is not nested as the outputs are: {template}. Received: "
+            f"{distillation_loss}."
+        )
     else:
         several = isinstance(distillation_loss, list | tuple)
         for entry in distillation_loss if several else [distillation_loss]:
@@ -389,7 +394,7 @@ def _shaped_like(losses: object, template: object) -> bool:
     """Whether losses are given output by output."""
     names = _names(template)
     if isinstance(losses, dict):
-        return template is not None and set(losses) <= set(names)
+        return template is not None and _fits(losses, template, names)
     if not isinstance(template, list | tuple | dict):
         return False
     if not isinstance(losses, list | tuple) or len(losses) != len(names):
@@ -399,7 +404,22 @@ def _shaped_like(losses: object, template: object) -> bool:
 
 def _aligned(losses: Any, template: object) -> list[Any]:
     """One entry a flat output, in the order of the flat outputs."""
-    return [losses.get(n) for n in _names(template)] if isinstance(losses, dict) else list(losses)
+    return checks.per_output(losses, template) if isinstance(losses, dict) else list(losses)
+
+
+def _fits(losses: dict[Any, Any], template: Any, names: Sequence[str]) -> bool:
+    """Whether all keys name an output, or a part of the structure of nested ones."""
+    for key, loss in losses.items():
+        inner = template.get(key) if isinstance(template, dict) else None
+        if isinstance(inner, dict) and isinstance(loss, dict) and not _is_config(loss):
+            if not _fits(loss, inner, ()):
+                return False
+        elif isinstance(inner, list | tuple) and isinstance(loss, list | tuple):
+            if len(inner) != len(loss):
+                return False
+        elif keras.tree.is_nested(inner) or (inner is None and key not in names):
+            return False
+    return True
 
 
 def _as_transfer(loss: object, names: Sequence[str], output: int) -> Transfer:

@@ -200,7 +200,8 @@ def per_output(values: object, template: object) -> list[Any]:
     """Losses, labels or weights for each flat output; a single one serves all.
 
     Args:
-        values: One for all outputs, or as many as there are, by name or in order.
+        values: One for all outputs, or as many as there are, by name, in order or nested as the
+            outputs are.
         template: The outputs with names at the leaves, or `None` where they are
             not known, which stands for a single output.
 
@@ -209,11 +210,27 @@ def per_output(values: object, template: object) -> list[Any]:
     """
     names = keras.tree.flatten(template) if template is not None else [None]
     if isinstance(values, dict):
-        return [values.get(name) for name in names]
+        if template is None:
+            return [None]
+        rows = keras.tree.flatten_with_path(template)
+        return [_named(values, path, name) for path, name in rows]
     flat = keras.tree.flatten(values)
     if len(flat) == 1:
         return flat * len(names)
     return flat if len(flat) == len(names) else [None] * len(names)
+
+
+def _named(values: dict[Any, Any], path: tuple[Any, ...], name: str) -> Any:
+    """What a dict holds at the place of an output, or under its name."""
+    entry: Any = values if path else None
+    for key in path:
+        if isinstance(entry, dict):
+            entry = entry.get(key)
+        elif isinstance(entry, list | tuple) and isinstance(key, int) and key < len(entry):
+            entry = entry[key]
+        else:
+            entry = None
+    return values.get(name) if entry is None else entry
 
 
 def training_data(x: Data, y: Data, loss: Losses, metrics: bool) -> None:

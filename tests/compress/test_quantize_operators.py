@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 from litert_files import convert, float_compute, on_grid, run, shake
 
-from keras_kd.compress import finalize, quantize_aware, summary
+from keras_kd.compress import Annotation, finalize, quantize_aware, summary
 from keras_kd.compress.tflite_rounding import plain_rounding
 from keras_kd.export.verification.metrics import sqnr
 
@@ -36,13 +36,13 @@ def convert_batch_of_one(model, folder):
     return converter.convert()
 
 
-def off_by(model, folder=None, rows=12, data=None):
+def off_by(model, folder=None, rows=12, data=None, annotations=None):
     """Most steps between file and model, the share that differs, operators, and the model."""
     shake(model)
     x = data
     if x is None:
         x = np.random.default_rng(1).normal(size=(rows, *model.input.shape[1:])).astype("float32")
-    quantized = quantize_aware(model, calibration=x)
+    quantized = quantize_aware(model, calibration=x, annotations=annotations)
     blob = convert(quantized) if folder is None else convert_batch_of_one(quantized, folder)
     x = on_grid(blob, x)
     outputs, step, operators = run(blob, x, "AUTO")
@@ -117,6 +117,72 @@ def test_sequences_too(layer):
     assert steps <= 2.01
     assert share < 0.05
     assert not float_compute(operators)
+
+
+class PooledLast(layers.Layer):
+    """An own layer whose last operator has the scale that is behind it."""
+
+    def call(self, inputs):
+        return ops.average_pool(ops.abs(inputs), 2)
+
+
+def nested(*stack):
+    return lambda x: keras.Sequential([keras.Input(x.shape[1:]), *(make() for make in stack)])(x)
+
+
+def bilinear():
+    return layers.UpSampling2D(2, interpolation="bilinear")
+
+
+AVERAGED = {
+    "own": lambda x: PooledLast()(x),
+    "adaptive": lambda x: layers.AdaptiveAveragePooling2D((3, 2))(x),
+    "wrapped": lambda x: layers.TimeDistributed(layers.AveragePooling1D(2))(x),
+    "nested": lambda x: nested(layers.MaxPooling2D, lambda: layers.AveragePooling2D(2))(x),
+    "behind_nested": lambda x: bilinear()(nested(lambda: layers.Conv2D(5, 3))(x)),
+    "hard_tanh": layers.Conv2D(5, 3, activation="hard_tanh"),
+    "left_float": lambda x: layers.AveragePooling2D(2)(layers.Conv2D(5, 3, name="left")(x)),
+    "joined_float": lambda x: ops.concatenate([x, layers.Conv2D(5, 1, name="left")(x)], -1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_no_scale_is_handed_to_an_average_from_elsewhere(name):
+    left = {"left": Annotation(float=True)} if name.endswith("_float") else None
+    steps, share, *_ = off_by(around(AVERAGED[name]), annotations=left)
+    assert steps <= 2.01
+    assert share < 0.1
+
+
+def test_averages_over_the_states_of_an_lstm():
+    inputs = keras.Input((6, 4))
+    states = layers.LSTM(5, return_sequences=True)(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(layers.AveragePooling1D(2)(states)))
+    steps, share, *_ = off_by(model)
+    assert steps <= 2.01
+    assert share < 0.1
+
+
+def test_leaky_relus_round_as_xnnpack_does(tmp_path):
+    """Its factors have eight binary places: four in a row were 4 steps off, half of all values."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, activation="leaky_relu")(inputs)
+    x = layers.LeakyReLU(0.3)(layers.BatchNormalization()(layers.Conv2D(8, 3)(x)))
+    x = ops.leaky_relu(layers.Conv2D(8, 3)(x), 0.4)
+    steps, share, operators, quantized = off_by(keras.Model(inputs, layers.Conv2D(4, 1)(x)))
+    assert steps <= 1.01
+    assert share < 0.01
+    assert [kind for kind, _ in operators].count("LEAKY_RELU") == 3
+    quantized.save(tmp_path / "leaky.keras")
+    again = keras.saving.load_model(tmp_path / "leaky.keras")
+    rows = np.random.default_rng(2).normal(size=(4, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(again(rows), quantized(rows))
+
+
+def test_borders_change_no_names():
+    quantized = quantize_aware(around(PooledLast(name="between"), behind=False))
+    assert quantized.output_names == ["between"]
+    assert "between" in summary(quantized)
 
 
 DILATED = {

@@ -135,6 +135,22 @@ def test_noise_without_decisions_to_excuse_it_fails_without_a_limit():
     assert judge(row, before, None)[0] == "failed"
 
 
+def test_what_tells_classes_apart_is_measured_without_what_they_share():
+    """A large part that all classes of a row have keeps the decibels; a softmax never sees it."""
+    apart = rng.normal(0, 0.1, (300, 3))
+    shared = rng.normal(0, 30, (300, 1))
+    before, labels = (apart + shared).astype("float32"), apart.argmax(1)
+    after = (rng.normal(0, 0.1, (300, 3)) + shared).astype("float32")
+    row, figures = rows(before=before, after=after, labels=labels)
+    assert row["metrics"]["sqnr"] > 40
+    centered = [a.astype("float64") - a.mean(1, keepdims=True) for a in (before, after)]
+    signal = np.sum((centered[0] - centered[0].mean(0)) ** 2)
+    want = 10 * np.log10(signal / np.sum((centered[0] - centered[1]) ** 2))
+    assert row["metrics"]["outputs"]["y"]["apart"] == pytest.approx(want, abs=1e-3)
+    status, reason = judge(row, figures, None)
+    assert (status, "less than 5 dB; AUC" in reason) == ("failed", True)
+
+
 def test_noise_that_leaves_the_decisions_is_flagged():
     labels = rng.integers(0, 3, 300)
     logits = (6 * np.eye(3)[labels]).astype("float32") + rng.normal(0, 0.3, (300, 3))

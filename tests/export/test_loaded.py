@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from ai_edge_litert.interpreter import Interpreter
@@ -173,10 +174,48 @@ def test_whole_numbers_do_not_wrap(pair, fmt):
     ):
         with pytest.raises(ValueError, match=message):
             loaded([words, x[1]])
+    with pytest.raises(ValueError, match="cannot compute these inputs.*rows that there are"):
+        loaded([x[0] + 20, x[1]])
     with pytest.raises(ValueError, match="differ in length"):
         loaded([x[0][:3], x[1][:2]])
     with pytest.raises(ValueError, match="has 2 inputs and was given 1"):
         loaded(x[1])
+
+
+def test_files_whose_outputs_are_no_rows_are_refused(tmp_path):
+    """Cut into samples, or joined of several batches, such an output would be another one."""
+    floats = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Transpose", ["x"], ["y"], perm=[1, 0])],
+        "turned",
+        [onnx.helper.make_tensor_value_info("x", floats, ["batch", 3])],
+        [onnx.helper.make_tensor_value_info("y", floats, [3, "batch"])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "turned.onnx"
+    )
+    turned = keras_kd.export.load(tmp_path / "turned.onnx")
+    with pytest.raises(ValueError, match=r"`y` of `turned.onnx` has shape \(3, 5\) for 5 samples"):
+        turned(np.zeros((5, 3), "float32"))
+
+
+def test_yes_and_no_are_0_and_1(tmp_path):
+    boolean, floats = onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Cast", ["flag"], ["y"], to=floats)],
+        "cast",
+        [onnx.helper.make_tensor_value_info("flag", boolean, ["batch", 1])],
+        [onnx.helper.make_tensor_value_info("y", floats, ["batch", 1])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    onnx.save(model, tmp_path / "cast.onnx")
+    loaded = keras_kd.export.load(tmp_path / "cast.onnx")
+    np.testing.assert_array_equal(loaded(np.array([[1], [0]])), [[1.0], [0.0]])
+    for value in (0.5, 2, np.nan):
+        with pytest.raises(ValueError, match="neither 0 nor 1"):
+            loaded(np.array([[value], [0]]))
 
 
 def test_files_that_cannot_run_are_refused(report, tmp_path):

@@ -1,5 +1,7 @@
 """Operators that the converters know by another name, and what is said of those they do not."""
 
+import re
+
 import keras
 import numpy as np
 import onnx
@@ -56,6 +58,62 @@ def test_grouped_convolutions_convert(tmp_path):
     for name, other in made.items():
         assert other.passed, (name, other.reason)
         assert other.sqnr > 25
+
+
+def test_transposed_kernels_shorter_than_strides_and_groups_over_volumes_convert(tmp_path):
+    volume = keras.Input((2, 4, 4, 4), name="volume")
+    flat = layers.Reshape((8, 4, 4))(volume)
+    grouped = layers.Conv3D(8, 2, groups=4, activation="relu", padding="same")(volume)
+    outputs = {
+        "short": layers.Conv2DTranspose(3, 1, strides=3, padding="same")(flat),
+        "padded": layers.Conv2DTranspose(3, (1, 3), strides=(4, 2), output_padding=(3, 1))(flat),
+        "volume_up": layers.Conv3DTranspose(2, 1, strides=2)(volume),
+        "grouped": layers.Conv3D(6, 2, groups=2)(grouped),
+    }
+    model = keras.Model(volume, outputs)
+    x = RNG.normal(size=(5, 2, 4, 4, 4)).astype("float32")
+    options = {"evaluation": x, "precisions": ("float32",), "formats": "onnx"}
+    (artifact,) = exported(model, tmp_path, **options).values()
+    assert artifact.passed, artifact.reason
+    onnx.checker.check_model(str(artifact.path), full_check=True)
+    for name, got in keras_kd.export.load(artifact.path)(x).items():
+        np.testing.assert_allclose(got, outputs_of(model, x)[name], atol=1e-5)
+
+
+def outputs_of(model, x):
+    return {name: keras.ops.convert_to_numpy(y) for name, y in model(x).items()}
+
+
+@pytest.mark.parametrize("operation", [lambda x: ops.transpose(x, (1, 0, 2)), ops.mean])
+def test_samples_on_another_axis_are_refused_before_work(operation, tmp_path):
+    inputs = keras.Input((4, 3))
+    model = keras.Model(inputs, operation(inputs))
+    with pytest.raises(ValueError, match="samples on its first axis"):
+        keras_kd.export(model, tmp_path / "out", evaluation=np.zeros((2, 4, 3), "float32"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_xnnpack_refuses_is_told_by_its_operator():
+    """A first feature of 1e6 sets the input's scale, and the product behind it brings it back."""
+    tf = pytest.importorskip("tensorflow")
+    from keras_kd.export.formats.tflite import xnnpack
+    from keras_kd.export.formats.tflite.runtime import TFLiteRuntime
+
+    x = RNG.normal(size=(16, 4)).astype("float32") * np.array([1e6, 1, 1, 1], "float32")
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2, name="brought_back")(inputs))
+    model.set_weights([np.array([[1e-6] * 2, [1.0] * 2, [1.0] * 2, [1.0] * 2]), np.zeros(2)])
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([row[None]] for row in x)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    blob = converter.convert()
+    message = xnnpack.refused(blob, RuntimeError("(TfLiteXNNPackDelegate) failed to prepare"))
+    assert re.search("`FULLY_CONNECTED` at `.*XNNPACK takes less than 256", message)
+    with pytest.raises((RuntimeError, ValueError), match="XNNPACK takes less than 256"):
+        TFLiteRuntime(blob)
+    assert xnnpack.refused(blob, RuntimeError("another fault")) is None
 
 
 def test_groups_in_one_dimension_and_functions_for_xla_convert(tmp_path):

@@ -363,6 +363,32 @@ def test_weights_of_classes_of_another_type(compiled):
         )
 
 
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [
+        (crossentropy(), (6, 5)),
+        (crossentropy(), (6, 5, 1)),
+        (keras.losses.CategoricalCrossentropy(from_logits=True), (6, 5, 4)),
+        ("binary_crossentropy", (6, 4)),
+    ],
+)
+@pytest.mark.parametrize("piped", [False, True])
+def test_weights_of_classes_where_samples_have_several(loss, labels, piped):
+    """Keras takes the place of the greatest label of a row for its class."""
+    steps = labels[1:2] if len(labels) == 3 or labels == (6, 5) else ()
+    inputs = keras.Input((*steps, 3))
+    student, teacher = (keras.Model(inputs, keras.layers.Dense(4)(inputs)) for _ in range(2))
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", loss)
+    x, y = np.zeros((6, *steps, 3), "float32"), np.zeros(labels, "int32")
+    data = (x, y)
+    if piped:
+        tf = pytest.importorskip("tensorflow")
+        data = (tf.data.Dataset.from_tensor_slices(data).batch(3),)
+    with pytest.raises(ValueError, match="`class_weight` gives a weight to each sample"):
+        distiller.fit(*data, class_weight={0: 2.0}, verbose=0)
+
+
 def test_weights_of_classes_that_are_right(compiled):
     x, y = rows()
     weights = {np.int64(0): np.float32(2.0), 1: 1, 3: 0}

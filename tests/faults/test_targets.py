@@ -174,3 +174,19 @@ def test_logits_under_a_loss_of_probabilities_are_warned_of(given):
     distiller = kd.Distiller(*pair())
     with pytest.warns(UserWarning, match="expects probabilities"):
         distiller.compile("sgd", SPARSE[given][0])
+
+
+@pytest.mark.parametrize(
+    ("end", "loss", "message"),
+    [
+        ("softmax", crossentropy(), r"ends in probabilities \(softmax\).*`from_logits=False`"),
+        (None, keras.losses.KLDivergence(), "expects probabilities. End the student in a softmax"),
+    ],
+)
+def test_a_loss_of_the_other_form_is_warned_of(end, loss, message):
+    inputs = keras.Input((3,))
+    student, teacher = (
+        keras.Model(inputs, keras.layers.Dense(4, activation=end)(inputs)) for _ in range(2)
+    )
+    with pytest.warns(UserWarning, match=message):
+        kd.Distiller(student, teacher).compile("sgd", loss)

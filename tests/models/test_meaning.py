@@ -232,6 +232,42 @@ def test_each_head_is_what_its_own_loss_says():
         )
 
 
+def nested_heads():
+    inputs = keras.Input((FEATURES,))
+    main = {"kind": layers.Dense(4, name="k")(inputs), "flags": layers.Dense(3, name="f")(inputs)}
+    return keras.Model(inputs, {"main": main, "size": layers.Dense(1, name="s")(inputs)})
+
+
+@pytest.mark.parametrize("given", ["nested", "by name", "list", "default"])
+def test_losses_are_nested_as_the_outputs_are(given):
+    student, teacher = nested_heads(), nested_heads()
+    s, t = (keras.tree.flatten(m.predict(data(), verbose=0)) for m in (student, teacher))
+    soft, binary = kd.losses.SoftTargets(), kd.losses.BinarySoftTargets()
+    losses = {
+        "nested": {"main": {"kind": soft, "flags": binary}, "size": "mse"},
+        "by name": {"k": soft, "f": binary, "s": "mse"},
+        "list": [binary, soft, "mse"],
+        "default": None,
+    }[given]
+    entropy = keras.losses.BinaryCrossentropy(from_logits=True)
+    hard = {"main": {"kind": crossentropy(), "flags": entropy}, "size": "mse"}
+    labels = {"main": {"kind": LABELS, "flags": FLAGS[:, :3]}, "size": NUMBERS[:, :1]}
+    if losses is None:
+        hard["size"] = entropy
+        labels["size"] = FLAGS[:, :1]
+    distiller = compiled(student, teacher, hard, distillation_loss=losses, temperature=1.0)
+    logs = fitted(distiller, data(), labels)
+    want = bernoulli_kl(t[0], s[0]) + kl(t[1], s[1])
+    want += bernoulli_kl(t[2], s[2]) if losses is None else ((t[2] - s[2]) ** 2).mean()
+    assert logs["distillation_loss"] == pytest.approx(want, rel=1e-4)
+
+
+def test_losses_nested_otherwise_are_refused():
+    losses = {"main": {"kinds": "mse"}, "size": "mse"}
+    with pytest.raises(ValueError, match="not nested as the outputs are"):
+        compiled(nested_heads(), nested_heads(), "mse", distillation_loss=losses)
+
+
 def test_regressors_are_averaged_by_what_they_return():
     models = [ending(name=name) for name in "ab"]
     student = ending(name="student")

@@ -11,7 +11,14 @@ import numpy as np
 
 from keras_kd.export.checks import check_model, names, number
 from keras_kd.export.rows import KerasFigures, to_json
-from keras_kd.export.signature import Arrays, Signature, describe, is_symbolic, pack
+from keras_kd.export.signature import (
+    Arrays,
+    Signature,
+    describe,
+    is_symbolic,
+    pack,
+    samples_elsewhere,
+)
 from keras_kd.export.source import data
 from keras_kd.export.verification import counting, entities, output_meaning
 from keras_kd.export.verification.chosen_metrics import by_output, check_metrics, resolve
@@ -67,7 +74,10 @@ def answer(
         info.name: np.ascontiguousarray(np.asarray(array), info.dtype)
         for info, array in zip(signature.outputs, keras.tree.flatten(result), strict=True)
     }
+    count = len(next(iter(inputs.values())))
     for name, array in outputs.items():
+        if array.shape[:1] != (count,):
+            raise samples_elsewhere(name, model.name, array.shape)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(
                 f"The Keras model itself gives NaN or infinite values at output `{name}` on the "

@@ -204,8 +204,9 @@ def compare(
         outputs that make decisions, else `None`), `worst` (greatest absolute difference),
         `relative` (the same over the greatest magnitude of that output), `sqnr` (lowest over the
         outputs, dB), `finite`, and `outputs` with the figures of each output: these, its `kind`,
-        `drop` (Keras's accuracy minus the file's), `variation` and `kappa`, see there, and those of
-        `still_columns`. The numbers of classes are no quantities: of an output of `"decisions"`
+        `drop` (Keras's accuracy minus the file's), `variation` and `kappa`, see there, `apart` (the
+        variation of classes without what they share) and those of `still_columns`. The numbers of
+        classes are no quantities: of an output of `"decisions"`
         `worst` is 1 where any is another and 0 otherwise, `relative` is 0 and `sqnr` infinite, and
         `changed` says how many of how many (`decided`) are other ones.
     """
@@ -238,6 +239,7 @@ def compare(
             drop=None if right is None or before is None else before - right,
             kappa=kappa(reference, got, kind, probabilities, weight),
             variation=variation(reference, got, counted) if finite else -math.inf,
+            apart=_told_apart(reference, got, counted, kind) if finite else None,
             constant=still.constant,
             still=still.units,
             still_count=still.count,
@@ -259,6 +261,22 @@ def compare(
         finite=all(row.finite for row in figures),
         outputs=rows,
     )
+
+
+def _told_apart(
+    reference: np.ndarray, got: np.ndarray, counted: np.ndarray | None, kind: str
+) -> float | None:
+    """`variation` of classes without what all of a row have in common, which decides nothing.
+
+    Logits may share a large part that a file keeps while what tells the classes apart is lost.
+    """
+    if kind != "classes" or reference.ndim < 2 or reference.shape[-1] < 2:
+        return None
+    apart = [
+        array.astype(np.float64) - array.mean(axis=-1, keepdims=True, dtype=np.float64)
+        for array in (reference, got)
+    ]
+    return variation(apart[0], apart[1], counted)
 
 
 def _decided(

@@ -180,7 +180,7 @@ def _spared(metric: Chosen, max_drop: float) -> bool:
 
 
 def _signal(output: OutputFigures) -> float:
-    values = [output.sqnr, output.variation]
+    values = [output.sqnr, output.variation, output.apart]
     return min(value for value in values if value is not None)
 
 

@@ -349,6 +349,8 @@ def _from_keras(source: Source, opset: int, form: str) -> Any:
     resizes.settle(model)
     reshapes.onnx(model)
     pads.keep_zeros(model)
+    pads.end_transposed(model)
+    pads.count_groups(model)
     name_inside(model, source.layers)
     return model
 

@@ -45,3 +45,63 @@ def keep_zeros(model: onnx.ModelProto) -> int:
             node.input.append(name)
         count += 1
     return count
+
+
+def end_transposed(model: onnx.ModelProto) -> int:
+    """Say what a transposed convolution has beyond its sums as padding of the output.
+
+    tf2onnx writes it as a negative padding, half of it at the start, which ONNX does not allow and
+    which TensorFlow has at the end alone: where strides are longer than the kernel, and for
+    `output_padding`.
+
+    Args:
+        model: An `onnx.ModelProto`, changed in place.
+
+    Returns:
+        How many operators were changed.
+    """
+    from onnx import helper
+
+    count = 0
+    for node in model.graph.node:
+        pads = next((a for a in node.attribute if a.name == "pads"), None)
+        if node.op_type != "ConvTranspose" or pads is None or min(pads.ints) >= 0:
+            continue
+        half = len(pads.ints) // 2
+        totals = [a + b for a, b in zip(pads.ints[:half], pads.ints[half:], strict=True)]
+        more = [max(-total, 0) for total in totals]
+        for axis in range(half):
+            if more[axis]:
+                pads.ints[axis] = pads.ints[axis + half] = 0
+        node.attribute.append(helper.make_attribute("output_padding", more))
+        count += 1
+    return count
+
+
+def count_groups(model: onnx.ModelProto) -> int:
+    """Say how many groups the convolutions over volumes have, which tf2onnx takes for one.
+
+    Args:
+        model: An `onnx.ModelProto`, changed in place.
+
+    Returns:
+        How many operators were changed.
+    """
+    import onnx
+
+    kernels = {entry.name: entry.dims for entry in model.graph.initializer if len(entry.dims) == 5}
+    nodes = [n for n in model.graph.node if n.op_type == "Conv" and n.input[1] in kernels]
+    if not nodes:
+        return 0
+    known = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {e.name: e.type.tensor_type.shape.dim for e in (*known.input, *known.value_info)}
+    count = 0
+    for node in nodes:
+        dims, width = shapes.get(node.input[0], ()), kernels[node.input[1]][1]
+        channels = dims[1].dim_value if len(dims) == 5 else 0
+        group = next((a for a in node.attribute if a.name == "group"), None)
+        if group is None or group.i != 1 or channels <= width or channels % width:
+            continue
+        group.i = channels // width
+        count += 1
+    return count

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_kd.export.formats.tflite import xnnpack
 from keras_kd.export.signature import Arrays
 
 
@@ -24,7 +25,7 @@ class TFLiteRuntime:
         self._model = model
         self._threads = threads
         self._delegates = delegates
-        self._runner = self._interpreter().get_signature_runner()
+        self._runner = self._explained(lambda: self._interpreter().get_signature_runner())
         self._inputs = self._runner.get_input_details()
         self._outputs = self._runner.get_output_details()
         # Rows are run one by one, a few microseconds each: what holds for all is found once.
@@ -37,7 +38,8 @@ class TFLiteRuntime:
 
     def run(self, feed: Arrays) -> Arrays:
         """Run one batch; quantizes float inputs and dequantizes outputs with the file's scales."""
-        result = self._runner(**{name: self._whole[name](x) for name, x in feed.items()})
+        given = {name: self._whole[name](x) for name, x in feed.items()}
+        result = self._explained(lambda: self._runner(**given))
         return {name: self._real[name](x) for name, x in result.items()}
 
     def prepare(self, feed: Arrays) -> Callable[[], Any]:
@@ -59,6 +61,16 @@ class TFLiteRuntime:
             "inputs": [_row(name, row) for name, row in self._inputs.items()],
             "outputs": [_row(name, row) for name, row in self._outputs.items()],
         }
+
+    def _explained(self, work: Callable[[], Any]) -> Any:
+        """Do something with the file; what XNNPACK refuses is told by its operators."""
+        try:
+            return work()
+        except (RuntimeError, ValueError) as error:
+            reason = xnnpack.refused(self._model, error)
+            if reason is None:
+                raise
+            raise type(error)(reason) from error
 
     def _interpreter(self) -> Any:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
