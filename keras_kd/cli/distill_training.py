@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from keras_kd.cli.console import Work
 from keras_kd.cli.teachers import NamedTeacher
 from keras_kd.datasets import TaskData
 from keras_kd.datasets.task_data import rows_of
-from keras_kd.utils.types import Array
 
 if TYPE_CHECKING:
     import keras
@@ -295,17 +294,11 @@ def judges(data: TaskData, student: keras.Model, asked: Sequence[str]) -> list[A
         from keras_kd.export.verification import lists
 
         # Which items are one list, only the data know.
-        by_list = "ndcg@10", lambda labels, outputs: lists.ndcg(outputs, labels, groups)
-        return [_named(*by_list) if name == "ndcg@10" else name for name in asked or ["ndcg@10"]]
+        by_list = lists.ByList(groups)
+        return [by_list if name == by_list.name else name for name in asked or [by_list.name]]
     if asked:
         return list(asked)
     from keras_kd.cli.distill_result import figures
 
     outputs = np.asarray(student.predict(data.validation.x, batch_size=256, verbose=0))
     return [recipes.judged_by(data.task, figures(data, outputs, data.validation))]
-
-
-def _named(name: str, function: Callable[[Array, Array], Any]) -> tuple[Any, str]:
-    """A function as a metric of this name, of which more is better."""
-    function.__name__ = name
-    return function, "max"
