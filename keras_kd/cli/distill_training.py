@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -255,6 +256,8 @@ def train(
     )
     if not chooses:
         work("distill", 0, plan.epochs)
+    # Advice for who calls the distiller from Python.
+    warnings.filterwarnings("ignore", message=".* asked its teacher once")
     history = distiller.fit(
         x,
         y,
@@ -276,6 +279,27 @@ def train(
         return curves, None
     choice = distiller.method_choice
     return curves, {"best": choice.best, "verdict": choice.verdict, "methods": choice.rows()}
+
+
+def check_metrics(data: TaskData, student: keras.Model, asked: Sequence[str]) -> None:
+    """Refuse metrics that cannot judge this student on these data, before it is trained.
+
+    Args:
+        data: Validation rows judge.
+        student: Trained or not: what its answers mean is the same.
+        asked: Names of metrics.
+
+    Raises:
+        ValueError: As `keras_kd.export` does behind the training.
+    """
+    if asked:
+        from keras_kd.export.verification.keras_answers import answer
+
+        held = data.validation
+        names = data.class_names if recipes.RECIPES[data.task].by_class else ()
+        classes = names if len(names) > 1 else None
+        chosen = judges(data, student, asked)
+        answer(student, held.x, held.y, classes=classes, chosen=chosen, judges=True)
 
 
 def judges(data: TaskData, student: keras.Model, asked: Sequence[str]) -> list[Any]:

@@ -127,10 +127,6 @@ class BlackBox(Teacher):
                 )
         if smallest is not None and not 0 < smallest < 1:
             raise ValueError(f"`smallest` is a probability. Received: smallest={smallest!r}.")
-        if isinstance(classes, str):
-            raise TypeError(
-                f"`classes` is a list with a name for each class. Received: classes={classes!r}."
-            )
         if classes is not None and len({str(c) for c in classes}) < len(classes):
             raise ValueError(f"`classes` names a class twice. Received: classes={list(classes)}.")
         if by_name and (classes is not None or not forms):

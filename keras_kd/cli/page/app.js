@@ -129,7 +129,7 @@ function largest(values) {
 
 function label(index, output) {
   const named = page.labels && output === page.outputs[0] && output.kind !== "values";
-  return (named && page.labels[output.units === 1 ? page.labels.length - 1 : index]) ?? String(index);
+  return named ? page.labels[output.units === 1 ? page.labels.length - 1 : index] : String(index);
 }
 
 function renderHeads() {
