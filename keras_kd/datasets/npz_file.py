@@ -40,8 +40,8 @@ def load(
         The data.
 
     Raises:
-        ValueError: If a file cannot be read, its arrays do not fit the task or each other, or tags do
-            not follow BIO, where the classes are named by such.
+        ValueError: If a file cannot be read, its arrays do not fit the task or each other, or tags
+            do not follow BIO, where the classes are named by such.
     """
     text = os.fspath(path)
     arrays = files.read(path)
