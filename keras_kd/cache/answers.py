@@ -192,8 +192,15 @@ class Answers(AnswerSource):
 
     def _asked(self, x: Tensors, row: int) -> dict[str, Any]:
         """The answers to a batch that begins at row `row`."""
-        answers: dict[str, Any] = self._compiled.predict_on_batch(x)
-        failure = self.teacher.failure()
+        failure: BaseException | None
+        try:
+            answers: dict[str, Any] = self._compiled.predict_on_batch(x)
+            failure = self.teacher.failure()
+        except Exception as error:
+            # Where nothing is compiled, Keras raises another error in place of the teacher's.
+            failure = _of_teacher(error)
+            if failure is None:
+                raise
         if isinstance(failure, AnswerError):
             failure = failure.placed("the data", row)
         if failure is not None:
@@ -283,6 +290,13 @@ def _stored_mask(name: str, tensor: Tensor) -> dict[str, Any]:
         return {}
     each = ops.ones((ops.shape(tensor)[0], *[1] * (len(mask.shape) - 1)), dtype="bool")
     return {name: ops.logical_and(ops.cast(mask, "bool"), each)}
+
+
+def _of_teacher(error: BaseException | None) -> AnswerError | None:
+    """The error of a teacher that was asked on the host, of which this one was made."""
+    while error is not None and not isinstance(error, AnswerError):
+        error = error.__context__
+    return error
 
 
 def _mask_shape(answers: dict[str, Any], name: str) -> tuple[int, ...] | None:

@@ -106,6 +106,10 @@ def write_answers(
                 f"{vocabulary!r}."
             )
     answers = GivenAnswers(kinds[0], given[kinds[0]], vocabulary, mask, binary, name, dtype)
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"`name` is the name of the teacher. Received: name={name!r}.")
+    if binary is not None and not isinstance(binary, bool | np.bool_):
+        raise TypeError(f"`binary` is True, False or None. Received: binary={binary!r}.")
     source = sources.source(inputs, batch_size)
     if source.count is not None and source.count != answers.count:
         raise ValueError(
@@ -222,10 +226,18 @@ class GivenAnswers(AnswerSource):
                 "`mask` tells of the positions of a sample, and these answers have one each. Leave "
                 "rows out, or give them the `sample_weight` 0 in `fit`."
             )
-        if found.shape != positions or found.dtype.kind not in "biuf":
+        if found.shape != positions or found.dtype.kind not in "biuf" or np.ma.is_masked(mask):
             raise ValueError(
                 f"`mask` has one boolean for each position, shape {positions}. Received: shape "
                 f"{found.shape} of {found.dtype}."
+            )
+        if not np.isin(found, (0, 1)).all():
+            odd = found[~np.isin(found, (0, 1))][0]
+            raise ValueError(f"`mask` holds True and False, or 1 and 0. Received: {odd}.")
+        if not found.any():
+            raise ValueError(
+                "`mask` is False everywhere, and nothing would count. It is True for what counts "
+                "and False for padding: `~mask` turns it around."
             )
         return found.astype(bool)
 
@@ -277,8 +289,10 @@ class GivenAnswers(AnswerSource):
             held = np.isfinite(records["logits_0"])
             if not held.all():
                 where = self._where(~held.all(axis=-1), start)
+                held_in = self.layout.dtype
                 raise ValueError(
-                    f'`{self.kind}` of {where} are larger than float16 holds. Pass dtype="float32".'
+                    f"`{self.kind}` of {where} are larger than {held_in} holds. "
+                    + ('Pass dtype="float32".' if held_in == "float16" else "Scale them down.")
                 )
         else:
             records["values_0"], records["classes_0"] = known.values, known.classes
@@ -292,8 +306,21 @@ class GivenAnswers(AnswerSource):
         mask = None if self.mask is None else self.mask[start:stop]
         counts = np.ones(values.shape[:-1], bool) if mask is None else mask
         if self.indices is not None:
-            indices = np.asarray(self.indices[start:stop]).astype("int64")
-            indices = np.where(counts[..., None], indices, -1)
+            found = np.asarray(self.indices[start:stop])
+            # Before they are cast, which would wrap the largest to negative ones.
+            self._refuse(
+                counts[..., None] & (found > self._classes - 1),
+                start,
+                f"name a class beyond the vocabulary of {self._classes}.",
+                "The indices",
+            )
+            self._refuse(
+                counts[..., None] & (found < -1),
+                start,
+                "are below -1. Class numbers begin at 0, and -1 marks what is not known.",
+                "The indices",
+            )
+            indices = np.where(counts[..., None], found.astype("int64"), -1)
             return _Known(*self._shares(indices, values, start), mask)
         values = np.where(counts[..., None], values, 0.0 if self.kind == "logits" else 0.5)
         bad = ~np.isfinite(values).all(axis=-1)
@@ -353,12 +380,6 @@ class GivenAnswers(AnswerSource):
         known = indices >= 0
         values = np.where(known, values, -np.inf)
         self._refuse(np.isnan(values), start, f"are NaN.{_UNKNOWN}")
-        self._refuse(
-            indices >= self._classes,
-            start,
-            f"name a class beyond the vocabulary of {self._classes}.",
-            "The indices",
-        )
         positive = values > _POSITIVE
         if positive.any():
             shown = values[known]
@@ -382,6 +403,15 @@ class GivenAnswers(AnswerSource):
             start,
             f"belong to probabilities that sum to {total.max():.6g}, which is more than 1. They "
             "are not normalized: subtract the logsumexp over the vocabulary.",
+        )
+        every = known.sum(axis=-1) == self._classes
+        short = every & (total < 1 - slack)
+        self._refuse(
+            short[..., None],
+            start,
+            f"are those of all {self._classes} classes and belong to probabilities that sum to "
+            f"{total[short].min() if short.any() else 1:.6g}, not to 1. Normalize them: subtract "
+            "the logsumexp.",
         )
         values = np.maximum(values, _LEAST)
         count = known.sum(axis=-1, keepdims=True)
@@ -434,6 +464,11 @@ def _numbers(given: Any, kind: str) -> np.ndarray:
             f"`{kind}` has rows of several lengths. Pad them to one, and mark what is not known by "
             "the index -1 in `top_k`, and padding by `mask`."
         ) from error
+    if np.ma.is_masked(given):
+        raise ValueError(
+            f"`{kind}` is a masked array, and what is masked is missing. Fill it in; mark what is "
+            "not known by the index -1 in `top_k`, and padding by `mask`."
+        )
     if array.dtype.name == "bfloat16":
         array = array.astype("float32")
     if array.dtype.kind not in "fiub" or array.ndim == 0:

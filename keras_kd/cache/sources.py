@@ -112,7 +112,13 @@ def _inputs(batch: Tensors) -> tuple[Any, int]:
             "A dataset that is cached yields batches of dense arrays, `x`, `(x, y)` or `(x, y, "
             f"sample_weight)`. Received: x of type {type(x).__name__} without a batch axis."
         )
-    return x, int(leaves[0].shape[0])
+    sizes = {int(leaf.shape[0]) for leaf in leaves}
+    if len(sizes) > 1:
+        raise ValueError(
+            "The inputs of one sample are one row of each array. Received: a batch with arrays of "
+            f"{' and '.join(map(str, sorted(sizes)))} rows."
+        )
+    return x, sizes.pop()
 
 
 def source(data: Any, batch_size: int) -> Source:

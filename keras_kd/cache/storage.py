@@ -35,6 +35,8 @@ def folder(path: object) -> Any:
         raise TypeError(
             f"The path of a cache is a string or a `pathlib.Path`. Received: path={path!r}."
         )
+    if not os.fspath(path):
+        raise ValueError("The path of a cache is empty. Name a folder.")
     if not is_remote(path):
         return pathlib.Path(path)
     scheme, _, rest = os.fspath(path).partition("://")

@@ -62,7 +62,7 @@ def run(
         precision=precision,
         views=views,
         process=process,
-        progress=progress or (lambda done, total: None),
+        progress=_called(progress),
     )
     try:
         return writer.run(shard_size)
@@ -529,3 +529,15 @@ def _versions() -> dict[str, str]:
         "numpy": np.__version__,
         "backend": keras.backend.backend(),
     }
+
+
+def _called(
+    progress: Callable[[int, int | None], None] | None,
+) -> Callable[[int, int | None], None]:
+    """What is told how far the work is, or `TypeError` before it begins."""
+    if progress is not None and not callable(progress):
+        raise TypeError(
+            "`progress` is a function of two numbers, records done and in all. Received: progress="
+            f"{progress!r}."
+        )
+    return progress or (lambda done, total: None)

@@ -9,9 +9,11 @@ import os
 import sys
 import tempfile
 import textwrap
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from keras_kd.cli.exits import one_line
 from keras_kd.utils.escaping import plain
 
 if TYPE_CHECKING:
@@ -69,13 +71,13 @@ class Terminal:
     def working(self) -> Iterator[Work]:
         """Show progress bars on stderr, and keep everything but the result off stdout."""
         if self.quiet:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), self._warnings_as_notes():
                 yield Work(None)
             return
         progress = _bars(self._stderr)
         work = Work(progress)
         # Libraries announce downloads and the like on stdout, which `--json` reserves.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), self._warnings_as_notes():
             try:
                 yield work
             except BaseException:
@@ -87,6 +89,19 @@ class Terminal:
                 progress.live.stop()
                 if work.shown and not (self._stderr.is_interactive or progress.live.transient):
                     self._stderr.print()
+
+    @contextlib.contextmanager
+    def _warnings_as_notes(self) -> Iterator[None]:
+        """Tell in a line what Python would tell with the line of code that it comes from."""
+
+        def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+            # What will change in a library concerns who writes the code.
+            if not issubclass(category, DeprecationWarning | FutureWarning | ResourceWarning):
+                self.note(f"Note: {one_line(str(message))}")
+
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
 
 
 def columns() -> int:

@@ -13,7 +13,7 @@ import typer
 
 import keras_kd.export
 from keras_kd import datasets
-from keras_kd.cli import inputs, options, trial
+from keras_kd.cli import inputs, options, outputs, trial
 from keras_kd.cli.console import Terminal, import_keras, native_silence
 from keras_kd.export.report.figures import percent
 from keras_kd.export.target import check_names_free
@@ -59,7 +59,7 @@ def demo(
     """
     started = time.monotonic()
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    folder = Path(out) if out is not None else Path("runs") / inputs.slug(data)
+    folder = outputs.folder_of(out, Path("runs") / inputs.slug(data))
     # The cheap checks come first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
     check_names_free(folder, ("student.keras", "teacher.keras", "report.html", "demo.json"))

@@ -19,13 +19,15 @@ from keras_kd.cli import (
     distill_training,
     inputs,
     options,
+    outputs,
     recipes,
     teachers,
 )
 from keras_kd.cli.console import Terminal, import_keras
-from keras_kd.export import warm
+from keras_kd.export import checks, warm
 from keras_kd.export.checks import known_precisions
-from keras_kd.export.target import check_names_free
+from keras_kd.export.formats import registry
+from keras_kd.export.target import check_names_free, check_writable
 from keras_kd.export.writing import replacing, write_file
 
 _WRITTEN = ("student.keras", "distill.json", "distill.toml", "inputs.json", "report.html")
@@ -140,7 +142,7 @@ def distill(
         int | None, typer.Option(min=1, help="[default: 32, large data 128]")
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Of Adam; falls to 0 by a cosine.")] = 1e-3,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and the order of rows.")] = 0,
+    seed: Annotated[int, options.seed("Of weights and the order of rows.")] = 0,
     formats: Annotated[str, typer.Option(help="Separated by commas.")] = "tflite,onnx",
     precisions: Annotated[
         str, typer.Option(help=f"Separated by commas, of: {_PRECISIONS}.")
@@ -191,11 +193,19 @@ def distill(
     distill_training.check_student(student)
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"`--learning-rate` is above 0. Received: {learning_rate!r}.")
-    folder = Path(out) if out is not None else Path("runs") / inputs.slug(data)
+    folder = outputs.folder_of(out, Path("runs") / inputs.slug(data))
+    asked_formats, asked_precisions = inputs.words(formats), inputs.words(precisions)
     keras_kd.export.check_folder(folder, overwrite)
-    check_names_free(folder, _WRITTEN)
+    check_writable(folder)
+    checks.names("formats", asked_formats, registry.names())
+    checks.check_precisions(asked_precisions, asked_formats)
+    checks.check_settings(max_drop, "size", 17, inputs.slug(data))
+    checks.check_packages(asked_formats)
+    files = checks.written(inputs.slug(data), asked_formats, asked_precisions)
+    check_names_free(folder, (*_WRITTEN, *files))
     for name in teacher:
         teachers.check(name)
+    outputs.check_file_to_write(save_config, "--save-config")
     if save_config is not None:
         # The package that writes it is missed now rather than after the training.
         config_file.text(given, given)
@@ -234,10 +244,12 @@ def distill(
             if method == recipes.PLAIN
             else recipes.distillation(method, loaded.learns, **weights)
         )
+        teaching = teachers.together(found)
+        distill_training.check_metrics(loaded, model, inputs.words(metrics))
         terminal.note(distill_training.introduction(loaded, plan, teacher, method))
         with terminal.working() as work:
             history, choice = distill_training.train(
-                model, teachers.together(found), loaded, plan, compiled, work, quiet=quiet
+                model, teaching, loaded, plan, compiled, work, quiet=quiet
             )
             judges = distill_training.judges(loaded, model, inputs.words(metrics))
             report = keras_kd.export.export_model(
@@ -245,8 +257,8 @@ def distill(
                 folder,
                 calibration=loaded.train.x,
                 evaluation=(loaded.validation.x, loaded.validation.y),
-                formats=inputs.words(formats),
-                precisions=inputs.words(precisions),
+                formats=asked_formats,
+                precisions=asked_precisions,
                 metrics=judges,
                 max_drop=max_drop,
                 labels=(loaded.class_names or None) if recipes.RECIPES[task].by_class else None,

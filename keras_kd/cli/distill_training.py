@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from keras_kd.cli.console import Work
 from keras_kd.cli.teachers import NamedTeacher
 from keras_kd.datasets import TaskData
 from keras_kd.datasets.task_data import rows_of
-from keras_kd.utils.types import Array
 
 if TYPE_CHECKING:
     import keras
@@ -256,6 +256,8 @@ def train(
     )
     if not chooses:
         work("distill", 0, plan.epochs)
+    # Advice for who calls the distiller from Python.
+    warnings.filterwarnings("ignore", message=".* asked its teacher once")
     history = distiller.fit(
         x,
         y,
@@ -279,6 +281,27 @@ def train(
     return curves, {"best": choice.best, "verdict": choice.verdict, "methods": choice.rows()}
 
 
+def check_metrics(data: TaskData, student: keras.Model, asked: Sequence[str]) -> None:
+    """Refuse metrics that cannot judge this student on these data, before it is trained.
+
+    Args:
+        data: Validation rows judge.
+        student: Trained or not: what its answers mean is the same.
+        asked: Names of metrics.
+
+    Raises:
+        ValueError: As `keras_kd.export` does behind the training.
+    """
+    if asked:
+        from keras_kd.export.verification.keras_answers import answer
+
+        held = data.validation
+        names = data.class_names if recipes.RECIPES[data.task].by_class else ()
+        classes = names if len(names) > 1 else None
+        chosen = judges(data, student, asked)
+        answer(student, held.x, held.y, classes=classes, chosen=chosen, judges=True)
+
+
 def judges(data: TaskData, student: keras.Model, asked: Sequence[str]) -> list[Any]:
     """Return the metrics by which files are judged: as asked for, or the task's.
 
@@ -295,17 +318,11 @@ def judges(data: TaskData, student: keras.Model, asked: Sequence[str]) -> list[A
         from keras_kd.export.verification import lists
 
         # Which items are one list, only the data know.
-        by_list = "ndcg@10", lambda labels, outputs: lists.ndcg(outputs, labels, groups)
-        return [_named(*by_list) if name == "ndcg@10" else name for name in asked or ["ndcg@10"]]
+        by_list = lists.ByList(groups)
+        return [by_list if name == by_list.name else name for name in asked or [by_list.name]]
     if asked:
         return list(asked)
     from keras_kd.cli.distill_result import figures
 
     outputs = np.asarray(student.predict(data.validation.x, batch_size=256, verbose=0))
     return [recipes.judged_by(data.task, figures(data, outputs, data.validation))]
-
-
-def _named(name: str, function: Callable[[Array, Array], Any]) -> tuple[Any, str]:
-    """A function as a metric of this name, of which more is better."""
-    function.__name__ = name
-    return function, "max"

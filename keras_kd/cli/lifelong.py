@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_kd.cli import inputs, options
+from keras_kd.cli import inputs, options, outputs
 from keras_kd.cli.console import Terminal, Work, import_keras
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Logs
@@ -52,7 +52,7 @@ def lifelong(
     epochs: Annotated[int, typer.Option(help="Passes over each task.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Rows of the task a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Of SGD.")] = 0.03,
-    seed: Annotated[int, typer.Option(help="Of the order of the classes and of all draws.")] = 0,
+    seed: Annotated[int, options.seed("Of the order of the classes and of all draws.")] = 0,
     known_task: Annotated[
         bool, typer.Option("--known-task", help="Report accuracies with the task told.")
     ] = False,
@@ -80,7 +80,7 @@ def lifelong(
     ):
         if not value > 0:
             raise ValueError(f"`--{name}` is positive. Received: {value}.")
-    folder = Path(out) if out else Path("runs") / f"{Path(student).stem}-lifelong"
+    folder = outputs.folder_of(out, Path("runs") / f"{Path(student).stem}-lifelong")
     inputs.check_model_file(student, "model")
     import_keras()
     import keras

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,3 +17,12 @@ Overwrite = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Silent = Annotated[bool, typer.Option("--quiet", "-q", help="No notes or progress bars.")]
+
+
+def seed(text: str) -> Any:
+    """An option for what NumPy and Keras take as seed.
+
+    Args:
+        text: Of what it is the seed.
+    """
+    return typer.Option(metavar="N", min=0, max=2**32 - 1, help=text)

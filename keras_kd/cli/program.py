@@ -30,6 +30,9 @@ _COMMANDS = {
 """The commands, and the module of each: it has a function of its own name."""
 
 
+_CACHE = "cache"
+
+
 def _program(asked: str) -> typer.Typer:
     """The program with the command that is asked for; with all of them if it is none, for help."""
     app = typer.Typer(
@@ -47,7 +50,7 @@ def _program(asked: str) -> typer.Typer:
         # Without `short_help` the list of commands in a narrow terminal cuts the sentence.
         app.command(name, short_help=(command.__doc__ or "").partition("\n")[0])(command)
     if asked not in _COMMANDS:
-        app.add_typer(importlib.import_module("keras_kd.cli.cache").app, name="cache")
+        app.add_typer(importlib.import_module("keras_kd.cli.cache").app, name=_CACHE)
     app.callback(invoke_without_command=True)(_keras_kd)
     return app
 
@@ -85,14 +88,49 @@ def program(arguments: Sequence[str]) -> Callable[[], int]:
     return lambda: _called(app, command, list(arguments))
 
 
+def _below(command: str, arguments: Sequence[str]) -> list[str]:
+    """The command below `cache` that is asked for, where there is such a one."""
+    words = [word for word in arguments if not word.startswith("-")][1:2]
+    return [word for word in words if command == _CACHE and word in ("write", "verify")]
+
+
+def _refuse_repeated(parsed: Any, arguments: Sequence[str]) -> None:
+    """Raise `ValueError` for an option that is given twice, of which the parser takes the last."""
+    words = list(arguments)
+    while words and words[0] in getattr(parsed, "commands", ()):
+        parsed = parsed.commands[words.pop(0)]
+    options = {
+        name: option
+        for option in parsed.params
+        for name in (*option.opts, *option.secondary_opts)
+        if name.startswith("-")
+    }
+    given: dict[str, str] = {}
+    while words and words[0] != "--":
+        name, equals, _ = words.pop(0).partition("=")
+        option = options.get(name)
+        if option is None or option.multiple:
+            continue
+        if not option.is_flag and not equals and words:
+            words.pop(0)
+        # The same flag twice says the same.
+        if option.name in given and not (option.is_flag and given[option.name] == name):
+            before = given[option.name]
+            both = f"`{name}` is given twice" if before == name else f"`{before}` and `{name}`"
+            raise ValueError(f"{both}: leave one out.")
+        given[option.name] = name
+
+
 def _called(app: typer.Typer, command: str, arguments: list[str]) -> int:
+    _refuse_repeated(typer.main.get_command(app), arguments)
     try:
         code = app(args=arguments, prog_name="keras-kd", standalone_mode=False)
     except _UsageError as error:
-        page = f"keras-kd {command} --help" if command in _COMMANDS else "keras-kd --help"
+        known = [*_COMMANDS, _CACHE]
+        asked = " ".join([command, *_below(command, arguments)]) if command in known else ""
         reason = one_line(error.format_message()).rstrip(".")
         end = "" if reason.endswith("?") else "."
-        return fail(f"{reason}{end} See `{page}`.", 2)
+        return fail(f"{reason}{end} See `{' '.join(['keras-kd', asked]).strip()} --help`.", 2)
     except typer.Abort:
         raise KeyboardInterrupt from None
     return int(code or 0)

@@ -269,6 +269,12 @@ def check_output(model: keras.Model, what: str, data: TaskData) -> None:
     units, rank = data.units, 3 if data.task == "tokens" else 2
     binary = data.task == "classification" and units == 2 and shape[1:] == (1,)
     if len(shape) == rank and shape[-1] in (units, None):
+        length = data.train.y.shape[1] if rank == 3 else None
+        if length is not None and shape[1] not in (length, None):
+            raise ValueError(
+                f"The {what} `{model.name}` answers {shape[1]} tokens of a row, and the labels of "
+                f"`{data.name}` are {length} long. Pad both to one length; -1 is no label."
+            )
         return
     if binary:
         return

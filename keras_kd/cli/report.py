@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import keras_kd.export
-from keras_kd.cli import options
+from keras_kd.cli import options, outputs
 from keras_kd.cli.console import Terminal
 from keras_kd.export.target import check_names_free
 
@@ -66,7 +66,7 @@ def check_target(folder: str, out: str | None, names: Sequence[str]) -> Path:
     """
     # Before anything is made or measured.
     keras_kd.export.Report.load(folder)
-    target = Path(folder if out is None else out)
+    target = outputs.folder_of(out, Path(folder))
     target.mkdir(parents=True, exist_ok=True)
     if not os.access(target, os.W_OK | os.X_OK):
         raise PermissionError(

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_kd.cli import inputs, options
+from keras_kd.cli import inputs, options, outputs
 from keras_kd.cli.console import Terminal, import_keras
-from keras_kd.export.target import check_names_free
 
 
 def robust(
@@ -56,7 +55,7 @@ def robust(
     queries: Annotated[
         int, typer.Option(help="Answers that the square attack may ask for, for each row.")
     ] = 500,
-    seed: Annotated[int, typer.Option(help="Of attacks and corruptions.")] = 0,
+    seed: Annotated[int, options.seed("Of attacks and corruptions.")] = 0,
     html: Annotated[
         str | None, typer.Option(metavar="PATH", help="Write the report as a page.")
     ] = None,
@@ -80,10 +79,7 @@ def robust(
     if norm not in ("linf", "l2"):
         raise ValueError(f"`--norm` is `linf` or `l2`. Received: --norm {norm}.")
     page = None if html is None else Path(html)
-    if page is not None:
-        check_names_free(page.parent, (page.name,))
-        if not page.parent.is_dir():
-            raise ValueError(f"`--html`: there is no folder `{page.parent}`. Make it first.")
+    outputs.check_file_to_write(html, "--html")
     # The cheap checks come first: Keras and its backend take seconds to import.
     if file.endswith(".keras"):
         inputs.check_model_file(file, "model")

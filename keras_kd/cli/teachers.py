@@ -66,7 +66,8 @@ def check(name: str) -> None:
     Raises:
         ValueError: If there is no such file, folder or estimator.
     """
-    if name in ESTIMATORS or Path(name).is_dir() or _is_file(name):
+    # An empty path is the folder that the command runs in.
+    if name in ESTIMATORS or (name and Path(name).is_dir()) or _is_file(name):
         return
     hint = did_you_mean(name, ESTIMATORS)
     raise ValueError(

@@ -144,10 +144,9 @@ class Export:
             "outputs": [
                 {
                     "name": name,
-                    # Bars are for one flat row of classes.
-                    "kind": kinds[name]["kind"]
-                    if y.ndim == 2 and kinds[name]["kind"] not in ("unknown", "decisions")
-                    else "values",
+                    "kind": _shown_as(kinds[name]["kind"], y),
+                    # Of tokens one class each: how many places, and how many classes.
+                    "positions": list(y.shape[1:]) if y.ndim == 3 else None,
                     "probabilities": kinds[name]["probabilities"],
                     "units": math.prod(y.shape[1:]),
                 }
@@ -234,6 +233,13 @@ class Export:
             # What is drawn on: paper, or a dark ground as in most digits.
             "light": bool(np.median(border) > (low + high) / 2),
         }
+
+
+def _shown_as(kind: str, y: np.ndarray) -> str:
+    """How the page shows an output: bars for a flat row of classes, a class for each position."""
+    if y.ndim == 3 and kind == "classes":
+        return "positions"
+    return kind if y.ndim == 2 and kind not in ("unknown", "decisions") else "values"
 
 
 class Teacher:

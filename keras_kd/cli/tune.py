@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from keras_kd import datasets
-from keras_kd.cli import inputs, options
+from keras_kd.cli import inputs, options, outputs
 from keras_kd.cli.console import Terminal, Work, import_keras
 from keras_kd.export.formats.device_table import check_targets
 from keras_kd.export.report.export_report import Report
@@ -69,7 +69,7 @@ def tune(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 32,
     seeds: Annotated[int, typer.Option(min=2, help="How often the winner is trained again.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Of the proposals.")] = 0,
+    seed: Annotated[int, options.seed("Of the proposals.")] = 0,
     out: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Folder of the search.  [default: runs/search-DATA]"),
@@ -92,7 +92,7 @@ def tune(
     space = _space(search or [])
     devices = [word for part in device or [] for word in inputs.words(part)]
     check_targets(devices)
-    folder = Path(out) if out is not None else Path("runs") / f"search-{inputs.slug(data)}"
+    folder = outputs.folder_of(out, Path("runs") / f"search-{inputs.slug(data)}")
     # The cheap checks come first: Keras and its backend take seconds to import.
     inputs.check_model_file(teacher, "teacher")
     import_keras()

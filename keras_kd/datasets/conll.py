@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.datasets import text_files, vocabulary
+from keras_kd.datasets import bio, text_files, vocabulary
 from keras_kd.datasets.task_data import UNLABELED, Raw, TaskData, assemble
 from keras_kd.utils.errors import did_you_mean
-
-_NEARLY = re.compile(r"[BbIi][-_:./]\S")
-"""Begins of tags that mean spans, in this form or another."""
 
 _COMMENT = re.compile(r"#\s*[\w.:-]+(\s*=.*)?$")
 
@@ -158,16 +155,13 @@ def read(path: str | os.PathLike[str]) -> Sentences:
 
 
 def _check_bio(found: Sentences, places: list[list[int]]) -> None:
-    kinds = {tag for tags in found.tags for tag in tags} - {"O", "o"}
-    spans = any(tag[:2] in ("B-", "I-") for tag in kinds)
-    # Where every tag but `O` is nearly one of a span, spans are meant.
-    if not spans and not (kinds and all(_NEARLY.match(tag) for tag in kinds)):
+    if not bio.mean_spans(tag for tags in found.tags for tag in tags):
         return
     for tags, lines in zip(found.tags, places, strict=True):
         before = "O"
         for tag, line in zip(tags, lines, strict=True):
             start, kind = tag[:2], tag[2:]
-            if tag != "O" and (start not in ("B-", "I-") or not kind):
+            if not bio.is_tag(tag):
                 raise ValueError(
                     f"`{found.path}`, line {line}: the tag `{tag[:40]}` does not follow BIO. Tags "
                     "are O, B-TYPE and I-TYPE, written so. BIOES becomes BIO with E- as I- "

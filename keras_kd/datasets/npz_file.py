@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.datasets import files
+from keras_kd.datasets import bio, files
 from keras_kd.datasets.task_data import Inputs, Raw, TaskData, assemble
 
 _SPLITS = ("train", "validation", "test")
@@ -40,7 +40,8 @@ def load(
         The data.
 
     Raises:
-        ValueError: If a file cannot be read, or its arrays do not fit the task or each other.
+        ValueError: If a file cannot be read, its arrays do not fit the task or each other, or tags
+            do not follow BIO, where the classes are named by such.
     """
     text = os.fspath(path)
     arrays = files.read(path)
@@ -70,6 +71,11 @@ def load(
     for split, raw in splits.items():
         if raw is not None:
             _require_one_dtype(split, raw, train)
+    said = []
+    for split, raw in splits.items():
+        if raw is not None and task == "tokens" and names is not None:
+            found = bio.check(np.asarray(raw.y), names, text, raw.where)
+            said += [f"{split}: {found}"] if found else []
     inputs: dict[str, Any] = {"kind": "images", "scale": 255} if notes else {"kind": "arrays"}
     return assemble(
         text,
@@ -79,7 +85,7 @@ def load(
         test=splits.get("test"),
         class_names=names,
         inputs=inputs if rate is None else {**inputs, "sample_rate": rate},
-        notes=notes,
+        notes=[*notes, *said],
     )
 
 

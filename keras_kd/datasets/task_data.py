@@ -332,11 +332,18 @@ def _check_array(array: Array, what: str) -> None:
     if array.dtype.kind not in "buif":
         raise ValueError(f"{what} has dtype {array.dtype}, but models read numbers.")
     if array.dtype.kind == "f":
-        finite = np.array([bool(np.isfinite(row).all()) for row in array])
-        if not finite.all():
+        with np.errstate(over="ignore"):
+            held = np.array([bool(np.isfinite(row.astype("float32")).all()) for row in array])
+        finite = np.array([bool(np.isfinite(row).all()) for row in array[~held]])
+        if finite.any():
+            raise ValueError(
+                f"{what} holds numbers that float32 does not, first in row "
+                f"{int(np.flatnonzero(~held)[finite][0])}. Scale them."
+            )
+        if not held.all():
             raise ValueError(
                 f"{what} holds NaN or infinite values, first in row "
-                f"{int(np.flatnonzero(~finite)[0])}. Remove or repair these rows."
+                f"{int(np.flatnonzero(~held)[0])}. Remove or repair these rows."
             )
 
 
@@ -379,6 +386,10 @@ def checked_labels(
             f"The target is missing in {where(row)}: it is NaN or infinite. Leave such rows out"
             + (", or label them -1." if task == "classification" else ".")
         )
+    if task in ("regression", "ranking"):
+        with np.errstate(over="ignore"):
+            held = np.isfinite(y.astype(np.float32))
+        _forbid(~held, y, where, "float32 holds no numbers so large")
     if task == "regression":
         y = y.reshape(len(y), -1) if y.ndim < 3 else y
         _require_rank(y, 2, task, split)

@@ -452,7 +452,8 @@ class Distiller(SharedLayersModel):
                 x, y, batch_size, kwargs = preparation.for_fit(self, given, epochs, callbacks)
             observer = monitor.TrainingMonitor(self._pairing.teacher, preparation.memory)
             callbacks = monitor.first(observer, callbacks, self)
-            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+            with observer.placing():
+                return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def evaluate(
         self,

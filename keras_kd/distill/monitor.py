@@ -1,6 +1,8 @@
 """What the distiller watches while it trains: the teacher, and the live values for the logs."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -33,6 +35,7 @@ class TrainingMonitor(keras.callbacks.Callback):
         self.epoch = 0
         self.batches = 0
         self.suspect: int | None = None
+        self.under_way: int | None = None
         self.live_values: dict[str, float] = {}
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -52,11 +55,12 @@ class TrainingMonitor(keras.callbacks.Callback):
         if self.memory.changed(self.begins):
             # With the step that asks the teacher, though its answers lie beside the rows.
             self.model.make_train_function()
-        self.begins = False
+        self.begins, self.under_way = False, batch
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Note the first batch whose distillation loss is not a number."""
         self.batches += 1
+        self.under_way = None
         if logs is None:
             return
         if math.isnan(logs.get("distillation_loss", 0.0)):
@@ -79,6 +83,18 @@ class TrainingMonitor(keras.callbacks.Callback):
             logs["alpha"] = float(ops.convert_to_numpy(distiller.alpha))
         logs.update(self.live_values)
 
+    @contextlib.contextmanager
+    def placing(self) -> Iterator[None]:
+        """Tell of the batch in which a step that is not compiled was not answered."""
+        try:
+            yield
+        except AnswerError as error:
+            if self.under_way is None:
+                raise
+            first = self.under_way + 1
+            where = self._batches(first, first + self.model.steps_per_execution - 1)
+            raise error.placed(where) from error.__cause__
+
     def _stop_if_teacher(self) -> None:
         """Raise if the student's weights are sound, so that the NaN is the teacher's."""
         if self.suspect is None or self.teacher is None:
@@ -96,7 +112,9 @@ class TrainingMonitor(keras.callbacks.Callback):
         last = (self.suspect or 0) + 1
         # Keras shows a callback only the last of the steps that it executes at once.
         steps = self.model.steps_per_execution
-        first = (last - 1) // steps * steps + 1
+        return self._batches((last - 1) // steps * steps + 1, last)
+
+    def _batches(self, first: int, last: int) -> str:
         batches = f"batch {last}" if first == last else f"one of the batches {first} to {last}"
         return f"{batches} of epoch {self.epoch + 1}"
 
@@ -127,7 +145,7 @@ def _temperatures(distiller: hooks.Trained) -> dict[str, float]:
     return named
 
 
-def teacher_failed(teacher: Teacher, where: str) -> Exception:
+def teacher_failed(teacher: Teacher, where: str) -> BaseException:
     """What is raised when the teacher's outputs stop being finite.
 
     Args:

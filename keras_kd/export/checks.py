@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from keras_kd.export import manifest
 from keras_kd.export.arguments import check_name
 from keras_kd.export.formats import registry
 from keras_kd.utils.errors import did_you_mean
@@ -69,6 +70,23 @@ def check_precisions(precisions: Sequence[str], formats: Sequence[str]) -> list[
                 + "."
             )
     return checked
+
+
+def written(name: str, formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
+    """Return the names of all files that an export may write.
+
+    Args:
+        name: The first part of the names of models.
+        formats: As they were checked.
+        precisions: As they were checked.
+    """
+    models = [
+        f"{name}_{part}{suffix}"
+        for fmt in formats
+        for part in (*precisions, "mixed")
+        for suffix in registry.get(fmt).suffixes
+    ]
+    return [*models, "evaluation.npz", manifest.FILE]
 
 
 def known_precisions() -> list[str]:

@@ -185,18 +185,7 @@ def export_model(
     target = Path(folder)
     check_folder(target, overwrite)
     check_writable(target)
-    check_names_free(
-        target,
-        [
-            *(
-                f"{name}_{part}{suffix}"
-                for fmt in formats
-                for part in (*precisions, "mixed")
-                for suffix in registry.get(fmt).suffixes
-            ),
-            *("evaluation.npz", manifest.FILE),
-        ],
-    )
+    check_names_free(target, checks.written(name, formats, precisions))
     class_names = arguments.check_labels(labels)
     curves = arguments.read_history(history)
     check_teacher(teacher)

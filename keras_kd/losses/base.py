@@ -118,6 +118,24 @@ class DistillationLoss(keras.losses.Loss):
         """
         self.built = True
 
+    def require_alike(self, teacher: Tensor, student: Tensor) -> None:
+        """Raise `ValueError` for tensors that would be spread over one another.
+
+        Every row of one side is compared with the same row of the other. What a compiled step does
+        not know of a shape is not looked at.
+
+        Args:
+            teacher: A tensor, or a list of them, in every call as `call` reads it.
+            student: The same.
+        """
+        shapes = [tuple(each.shape) for each in keras.tree.flatten([teacher, student])]
+        rows = {shape[0] for shape in shapes if shape} - {None}
+        if len(rows) > 1:
+            raise ValueError(
+                f"`{self.name}` compares the same rows on both sides. Received: teacher "
+                f"{_shapes(teacher)}, student {_shapes(student)}. Pass both sides of one batch."
+            )
+
     def converted(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides as `call` reads them: tensors of the loss's own precision.
 
@@ -190,6 +208,7 @@ class DistillationLoss(keras.losses.Loss):
             teacher = keras.tree.map_structure(ops.stop_gradient, teacher)
             if not self.built:
                 self.build(_shapes(teacher), _shapes(student))
+            self.require_alike(teacher, student)
             bound = copy.copy(self)
             bound.labels, bound.indices, bound.training = labels, indices, training
             bound.temperature = _in_force(self.temperature, temperature)

@@ -8,6 +8,7 @@ from keras import ops
 from keras_kd.losses.base import DistillationLoss, last_axis_equal, require_positive
 from keras_kd.losses.geometry import huber
 from keras_kd.losses.temperatures import AdaptiveTemperature
+from keras_kd.utils.checks import may_be_one
 from keras_kd.utils.types import DType, Tensor
 
 
@@ -87,6 +88,15 @@ class LogitLoss(DistillationLoss):
                 f"logits {tuple(student_shape)} with standardize=True. Leave `standardize` off."
             )
         super().build(teacher_shape, student_shape)
+
+    def require_alike(self, teacher: Tensor, student: Tensor) -> None:
+        """Raise `ValueError` unless each row has one row, each position one and each class one."""
+        if not may_be_one(teacher.shape, student.shape):
+            raise ValueError(
+                f"`{self.name}` compares logits of one shape. Received: teacher "
+                f"{tuple(teacher.shape)}, student {tuple(student.shape)}. Bring both to "
+                "(batch, ..., classes), with the same positions."
+            )
 
     def prepared(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both logits, standardized where the user asked for it, and the temperature.

@@ -45,7 +45,7 @@ class AnswerError(ValueError):
     def __init__(self, said: str, first: int, last: int, count: int) -> None:
         self.rows = first, last
         self._given = said, first, last, count
-        super().__init__(said.replace("{rows}", f"{_rows(first, last)} of a batch of {count}"))
+        super().__init__(said.replace("{rows}", f"{_rows(first, last)} of a batch of {count}", 1))
 
     def placed(self, where: str, row: int = 0) -> "AnswerError":
         """The same error, told of what the batch was taken from.
@@ -57,7 +57,7 @@ class AnswerError(ValueError):
         said, first, last, count = self._given
         found = AnswerError(said, first, last, count)
         found.rows = first + row, last + row
-        found.args = (said.replace("{rows}", f"{_rows(*found.rows)} of {where}"),)
+        found.args = (said.replace("{rows}", f"{_rows(*found.rows)} of {where}", 1),)
         found.__cause__ = self.__cause__
         return found
 
@@ -196,7 +196,7 @@ class Teacher(abc.ABC):
         """
         return False
 
-    def failure(self) -> Exception | None:
+    def failure(self) -> BaseException | None:
         """Take the error of a call from within a compiled step, out of which none is raised.
 
         The answer to that batch was NaN. What is taken is not told again.

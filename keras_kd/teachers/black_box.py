@@ -145,7 +145,7 @@ class BlackBox(Teacher):
         self.reads: list[tuple[Any, ...]] = []
         # A runtime answers one batch at a time, and its steps may run in several threads.
         self._asking = threading.Lock()
-        self._failed: Exception | None = None
+        self._failed: BaseException | None = None
         # What `inspect` was answered; the next call is often for the same rows.
         self._first: tuple[list[np.ndarray], list[np.ndarray]] | None = None
 
@@ -231,7 +231,7 @@ class BlackBox(Teacher):
         self._first, self._failed = None, None
         return False
 
-    def failure(self) -> Exception | None:
+    def failure(self) -> BaseException | None:
         """Take the error of a call from within a compiled step."""
         failed, self._failed = self._failed, None
         return failed
@@ -263,8 +263,8 @@ class BlackBox(Teacher):
             try:
                 if self._failed is None:
                     return ask(*leaves)
-            except Exception as error:
-                # Whatever it is: a compiled step would lose it, and `failure` tells it.
+            except BaseException as error:
+                # Whatever it is, Ctrl-C too: a compiled step would lose it, and `failure` tells it.
                 self._failed = error
             return [np.full((len(leaves[0]), *shape), np.nan, dtype) for shape, _ in like]
 
@@ -284,14 +284,14 @@ class BlackBox(Teacher):
                 raw = self._predict(keras.tree.pack_sequence_as(skeleton, leaves))
             except AnswerError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 # Whatever the user's code raises, or a service that does not answer.
                 raise self._refusal(
                     f"failed on {{rows}}: {type(error).__name__}: {_shortened(error)}", count
                 ) from error
         if not self._by_name:
             raw = {"output": raw}
-        elif not isinstance(raw, Mapping) or set(raw) < set(self.told):
+        elif not isinstance(raw, Mapping) or not set(self.told) <= set(raw):
             found = list(raw) if isinstance(raw, Mapping) else type(raw).__name__
             raise self._refusal(
                 f"answered {found} for {{rows}}, and `outputs` names {list(self.told)}", count
@@ -338,8 +338,15 @@ class BlackBox(Teacher):
         result = array
         if told.form == PROBABILITIES:
             result = self._log_probabilities(array, told, where)
+        with np.errstate(over="ignore"):
+            held = np.ascontiguousarray(result, _dtype())
+        self._refuse_rows(
+            ~_by_row(np.isfinite(held)),
+            f"answered numbers{where} that {_dtype()} does not hold",
+            ". Scale them down",
+        )
         self.told[name] = told
-        return np.ascontiguousarray(result, _dtype())
+        return held
 
     def _array(self, raw: object, count: int) -> np.ndarray:
         """What was answered as an array, its classes in the order of their names."""
@@ -361,8 +368,17 @@ class BlackBox(Teacher):
                     "`outputs` for several outputs",
                     count,
                 )
-            by_name = {str(key): value for key, value in raw.items()}
-            raw = np.stack([np.asarray(by_name[each]) for each in self._classes], axis=-1)
+            by_name = {str(key): np.asarray(value) for key, value in raw.items()}
+            sizes = {each: by_name[each].shape for each in self._classes}
+            if set(sizes.values()) != {(count,)}:
+                raise self._refusal(
+                    f"answered arrays of the shapes {sizes} for {{rows}}, and each class has one "
+                    f"number a row, ({count},)",
+                    count,
+                )
+            raw = np.stack([by_name[each] for each in self._classes], axis=-1)
+        if np.ma.is_masked(raw):
+            raise self._refusal("answered masked numbers for {rows}, which are missing", count)
         try:
             return checks.as_array(raw)
         except ValueError as error:
@@ -389,8 +405,8 @@ class BlackBox(Teacher):
             self._refuse_rows(
                 off,
                 f"answered probabilities{where} that do not sum to 1",
-                f". The first of these sums is {np.atleast_1d(sums[first]).ravel()[0]:.6g}. Pass "
-                "`binary=True` if each unit is a yes or no of its own",
+                f". The first of these sums is {_first_off(sums[first], slack):.6g}. Divide each "
+                "row by its sum, or pass `binary=True` if each unit is a yes or no of its own",
             )
         tiny = info.smallest_subnormal if floats.itemsize == 2 else info.tiny
         smallest = told.smallest or told.step or float(tiny)
@@ -441,12 +457,22 @@ def _same(known: list[np.ndarray], leaves: list[np.ndarray]) -> bool:
     return len(known) == len(leaves) and all(map(np.array_equal, known, leaves))
 
 
+def _first_off(sums: np.ndarray, slack: float) -> float:
+    """Of the sums of one row's positions the first that is not 1."""
+    flat = np.atleast_1d(sums).ravel()
+    return float(flat[np.argmax(np.abs(flat - 1) > slack)])
+
+
 def _by_row(good: np.ndarray) -> np.ndarray:
     """For each row whether all of it is good."""
     return good.reshape(len(good), -1).all(axis=1)
 
 
-def _shortened(error: Exception) -> str:
+def _shortened(error: BaseException) -> str:
     """The first line of what an error says."""
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:
+        # Somebody else's error that cannot say what it is.
+        return "no message"
     return lines[0][:300].rstrip(".") if lines else "no message"

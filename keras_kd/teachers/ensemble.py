@@ -100,19 +100,25 @@ class Ensemble(Teacher):
                     f"`{first.name}` with {_classes(first)}, `{member.name}` with "
                     f"{_classes(member)}."
                 )
+            for one, other in zip(*(each.output_shapes() or [] for each in (first, member))):
+                if not checks.may_be_one(one[1:], other[1:]):
+                    raise ValueError(
+                        "The models of an ensemble must answer in the same shape. Received: "
+                        f"`{first.name}` with {tuple(one)}, `{member.name}` with {tuple(other)}."
+                    )
             if None not in (first.classes, member.classes) and first.classes != member.classes:
                 raise ValueError(
                     "The models of an ensemble must have the same classes in the same order. "
                     f"Received: `{first.name}` with {first.classes}, `{member.name}` with "
                     f"{member.classes}."
                 )
-            one, other = first.output_template(), member.output_template()
-            by_name = isinstance(one, dict) or isinstance(other, dict)
-            several = len(keras.tree.flatten(one)) > 1
-            if by_name and several and None not in (one, other) and _named(one) != _named(other):
+            ours, theirs = first.output_template(), member.output_template()
+            by_name = isinstance(ours, dict) or isinstance(theirs, dict)
+            several = len(keras.tree.flatten(ours)) > 1 and None not in (ours, theirs)
+            if by_name and several and _named(ours) != _named(theirs):
                 raise ValueError(
                     "The models of an ensemble must have outputs of the same names. Received: "
-                    f"`{first.name}` with {_named(one)}, `{member.name}` with {_named(other)}."
+                    f"`{first.name}` with {_named(ours)}, `{member.name}` with {_named(theirs)}."
                 )
         for i, kinds in enumerate(zip(*(member.kinds for member in self.members))):
             if {"softmax", "sigmoid"} <= set(kinds):
@@ -167,7 +173,7 @@ class Ensemble(Teacher):
         """Raise `ValueError` for single samples, as far as the first model tells."""
         self.members[0].require_batch(x)
 
-    def failure(self) -> Exception | None:
+    def failure(self) -> BaseException | None:
         """Take the error of the first member that could not raise it."""
         return next(filter(None, [member.failure() for member in self.members]), None)
 

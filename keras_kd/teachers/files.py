@@ -81,7 +81,7 @@ def existing(path: PathLike, kind: str) -> str:
     file = os.fspath(path)
     problem = archives.file_problem(file)
     if problem is not None:
-        raise ValueError(f"The teacher `{file}` {problem}. Expected an {kind} file.")
+        raise ValueError(f"The teacher `{file}` {problem}. Expected {kind} file.")
     return str(file)
 
 

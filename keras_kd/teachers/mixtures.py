@@ -1,7 +1,7 @@
 """Several teachers' logits as one: how they are combined, and with what weights."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ def mixture_weights(
         A list of floats, or `"confidence"`.
 
     Raises:
+        TypeError: If the weights are no numbers.
         ValueError: If the weights do not fit, or `combine` is unknown.
     """
     if combine not in ("probabilities", "logits"):
@@ -43,7 +44,14 @@ def mixture_weights(
                 f"Received: weights={weights!r}."
             )
         return weights
-    given = [float(w) for w in weights] if weights is not None else [1.0] * count
+    listed = isinstance(weights, Iterable) and not isinstance(weights, Mapping)
+    each = list(weights) if weights is not None and listed else []
+    if weights is not None and not (listed and all(map(_is_number, each))):
+        raise TypeError(
+            f"`weights` of {count} {what} is a list with a number for each, in their order. "
+            f"Received: weights={weights!r}."
+        )
+    given = [1.0] * count if weights is None else [float(w) for w in each]
     total = sum(given)
     if len(given) != count or not (all(w >= 0 for w in given) and 0 < total < np.inf):
         raise ValueError(
@@ -51,6 +59,10 @@ def mixture_weights(
             f"Received: weights={given!r}."
         )
     return [w / total for w in given]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def combined(

@@ -1,7 +1,9 @@
 """A Keras model as teacher, as it was given or as a folded copy in lower precision."""
 
 import copy
+import inspect
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,6 +52,7 @@ class ModelTeacher(Teacher):
     """
 
     def __init__(self, model: keras.Model, from_logits: bool | None = None) -> None:
+        _refuse_others(model)
         checks.require_model(model, "teacher")
         if not model.built:
             raise ValueError(
@@ -293,3 +296,31 @@ class FastTeacher(ModelTeacher):
             (answer.output, answer.logits),
         )
         return Answer(output, logits, {})
+
+
+def _refuse_others(given: object) -> None:
+    """Raise `TypeError` for what is a teacher only once it was opened or wrapped."""
+    if isinstance(given, keras.Model):
+        return
+    if isinstance(given, str | os.PathLike):
+        raise TypeError(
+            f"The teacher must be an object. Received: the path `{os.fspath(given)}`. Open it "
+            "with `keras.saving.load_model`, `keras_kd.teachers.from_onnx` or `from_tflite`, or "
+            "`CachedTeacher`."
+        )
+    if isinstance(given, type):
+        raise TypeError(
+            f"The teacher must be an object. Received: the class `{given.__name__}`. Pass a fitted "
+            "instance of it."
+        )
+    if inspect.isroutine(given):
+        raise TypeError(
+            "The teacher must be an object. Received: the function "
+            f"`{getattr(given, '__name__', given)}`. Wrap it: `keras_kd.teachers.BlackBox(fn, "
+            "outputs=...)`, and say what it answers."
+        )
+    if callable(getattr(given, "fit", None)) and callable(getattr(given, "get_params", None)):
+        raise TypeError(
+            f"The teacher must be a `keras.Model`. Received: a `{type(given).__name__}` of "
+            "scikit-learn. Wrap it: `keras_kd.teachers.from_sklearn(estimator)`."
+        )

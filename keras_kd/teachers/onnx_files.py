@@ -10,6 +10,7 @@ import numpy as np
 from keras_kd.teachers import files
 from keras_kd.teachers.black_box import LOGITS, PROBABILITIES, UNKNOWN, BlackBox
 from keras_kd.teachers.files import Opened, Tensor
+from keras_kd.utils import checks
 from keras_kd.utils.onnx_types import DTYPES
 from keras_kd.utils.types import PathLike
 
@@ -73,7 +74,8 @@ def from_onnx(
     Examples:
         >>> distiller = keras_kd.Distiller(student, from_onnx("teacher.onnx"))
     """
-    file = files.existing(path, "ONNX")
+    checks.whole("threads", threads, least=0)
+    file = files.existing(path, "an ONNX")
     return files.teacher_of(
         file,
         _open(file, threads),

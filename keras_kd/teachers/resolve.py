@@ -1,7 +1,5 @@
 """A teacher made of what the user passed."""
 
-import os
-
 from keras_kd.teachers import precision as precisions
 from keras_kd.teachers.base import Teacher, TeacherLike
 from keras_kd.teachers.ensemble import Ensemble
@@ -31,12 +29,6 @@ def make(
         made = teacher
     elif isinstance(teacher, list | tuple):
         made = Ensemble(teacher, from_logits=from_logits)
-    elif isinstance(teacher, str | os.PathLike):
-        raise TypeError(
-            f"The teacher must be an object. Received: the path `{os.fspath(teacher)}`. Open it "
-            "with `keras.saving.load_model`, `keras_kd.teachers.from_onnx` or `from_tflite`, or "
-            "`CachedTeacher`."
-        )
     else:
         made = ModelTeacher(teacher, from_logits)
     return made if precision == "float32" else made.at_precision(precision)

@@ -130,6 +130,13 @@ def from_sklearn(
             f"{count}."
         )
     smallest = _smallest(estimator)
+    labels = found if several and found is not None else []
+    many = [i for i, each in enumerate(labels) if binary and len(each) > 2]
+    if many:
+        raise ValueError(
+            f"Label {many[0]} of `{named}` has the classes {list(labels[many[0]])}, and with "
+            "`binary=True` a label is there or not. Leave `binary` out: each output has classes."
+        )
     if several and not binary:
         forms: Any = {f"output_{i}": PROBABILITIES for i in range(len(found))}
     else:
@@ -139,8 +146,7 @@ def from_sklearn(
         p = estimator.predict_proba(_table(estimator, x))
         if isinstance(p, list):
             if binary:
-                # For each label the probability of its last class, which is that it is there.
-                return np.stack([each[:, -1] for each in p], axis=-1)
+                return np.stack(list(map(_is_there, p, found)), axis=-1)
             return {f"output_{i}": each for i, each in enumerate(p)}
         return p[:, 1] if units == 1 else p
 
@@ -159,6 +165,13 @@ def from_sklearn(
     return teacher.expect(
         **{key: Told(PROBABILITIES, (count,), smallest) for key, count in sizes.items()}
     )
+
+
+def _is_there(p: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The probability that a label is there, its last class; a single class says it of all rows."""
+    if len(classes) > 1:
+        return p[:, -1]
+    return np.full(len(p), float(bool(classes[0])))
 
 
 def _answers_probabilities(estimator: BaseEstimator) -> bool:
@@ -183,6 +196,17 @@ def _answers_probabilities(estimator: BaseEstimator) -> bool:
             f"{type(estimator).__name__}." + (path if isinstance(estimator, str) else "")
         )
     named = type(estimator).__name__
+    if isinstance(estimator, keras.Model):
+        raise TypeError(
+            f"`from_sklearn` takes a fitted estimator. Received: the Keras model `{named}`, which "
+            "is a teacher by itself."
+        )
+    if not callable(getattr(estimator, "__sklearn_tags__", None)):
+        raise TypeError(
+            f"`from_sklearn` takes an estimator of scikit-learn's kind, and `{named}` does not say "
+            "what it is: it has no `__sklearn_tags__`. Pass `BlackBox(estimator.predict_proba, "
+            "'probabilities')`, or what answers in it."
+        )
     try:
         check_is_fitted(estimator)
     except NotFittedError as error:

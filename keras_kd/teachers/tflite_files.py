@@ -9,7 +9,7 @@ import numpy as np
 from keras_kd.teachers import files
 from keras_kd.teachers.black_box import LOGITS, PROBABILITIES, UNKNOWN, BlackBox
 from keras_kd.teachers.files import Opened, Tensor
-from keras_kd.utils import archives
+from keras_kd.utils import archives, checks
 from keras_kd.utils.types import PathLike
 
 _PASSING = ("DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "CAST")
@@ -61,7 +61,8 @@ def from_tflite(
     Examples:
         >>> distiller = keras_kd.Distiller(student, from_tflite("teacher.tflite"))
     """
-    file = files.existing(path, "TFLite")
+    checks.whole("threads", threads)
+    file = files.existing(path, "a TFLite")
     return files.teacher_of(
         file,
         _open(file, threads),

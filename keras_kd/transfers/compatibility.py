@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_kd.models import meaning, output_kinds
-from keras_kd.utils.checks import per_output
+from keras_kd.utils.checks import may_be_one, per_output
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Losses, Shape, Tensors
 
@@ -298,10 +298,16 @@ def logit_loss_fits(transfer: Any, kind: str, shape: Shape, side: str) -> None:
 
 
 def same_classes(teacher: Shape, student: Shape) -> None:
-    """Raise `ValueError` unless both sides have the same classes."""
+    """Raise `ValueError` unless both sides have the same classes at the same positions."""
     if None not in (teacher[-1], student[-1]) and teacher[-1] != student[-1]:
         raise ValueError(
             f"The teacher has {teacher[-1]} classes and the student {student[-1]}. Give the "
             "student's last layer as many units as the teacher's, or distil from inner layers "
             "alone with transfers."
+        )
+    if not may_be_one(teacher[1:], student[1:]):
+        raise ValueError(
+            f"The teacher's outputs have the shape {tuple(teacher)} and the student's "
+            f"{tuple(student)}. Each position of one is compared with the same of the other: bring "
+            "both to one shape, with `keras.layers.Reshape`, `Resizing` or a pooling layer."
         )

@@ -14,7 +14,7 @@ from keras import ops
 from keras_kd.utils import archives
 from keras_kd.utils.data import are_arrays
 from keras_kd.utils.errors import did_you_mean
-from keras_kd.utils.types import Data, Losses, PathLike, Tensor, Tensors
+from keras_kd.utils.types import Data, Losses, PathLike, Shape, Tensor, Tensors
 
 
 def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> None:
@@ -390,6 +390,12 @@ def finite(values: Tensors) -> bool:
 
 def _quoted(name: str) -> str:
     return name if "`" in name else f"`{name}`"
+
+
+def may_be_one(one: Shape, other: Shape) -> bool:
+    """Whether two shapes are one, as far as they are known: no axis is spread over another."""
+    known = zip(one, other, strict=False)
+    return len(one) == len(other) and all(a == b or None in (a, b) for a, b in known)
 
 
 def as_array(leaf: Tensor) -> np.ndarray:

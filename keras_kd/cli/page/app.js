@@ -4,6 +4,7 @@ import { latency, median, runner } from "./runtimes.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST_ROWS = 12;
+const MOST_POSITIONS = 64; // of a text
 const LONGEST_SIDE = 2048; // pixels of a picture
 const TITLES = { reference: "Reference", tflite: "TFLite", onnx: "ONNX" };
 
@@ -106,14 +107,16 @@ function element(tag, text = "", name = "") {
 
 // `null` for plain numbers, which have no probability.
 function probabilities(column, output) {
-  const raw = Array.from(column.outputs[output.name]);
+  return output.kind === "values" ? null : shares(Array.from(column.outputs[output.name]), column, output);
+}
+
+function shares(raw, column, output) {
   const ready =
     column.kind === "reference" && page.reference.given
       ? page.reference.probabilities[output.name]
       : output.probabilities;
-  if (output.kind === "values") return null;
   if (ready) return raw;
-  if (output.kind !== "classes") return raw.map((x) => 1 / (1 + Math.exp(-x)));
+  if (!["classes", "positions"].includes(output.kind)) return raw.map((x) => 1 / (1 + Math.exp(-x)));
   const peak = Math.max(...raw);
   const powers = raw.map((x) => Math.exp(x - peak));
   const sum = powers.reduce((a, b) => a + b, 0);
@@ -126,7 +129,7 @@ function largest(values) {
 
 function label(index, output) {
   const named = page.labels && output === page.outputs[0] && output.kind !== "values";
-  return (named && page.labels[output.units === 1 ? page.labels.length - 1 : index]) ?? String(index);
+  return named ? page.labels[output.units === 1 ? page.labels.length - 1 : index] : String(index);
 }
 
 function renderHeads() {
@@ -169,9 +172,57 @@ function bar(value, share, first) {
   return cell;
 }
 
+// A row for each position, with the class that each file gives it.
+function positionRows(output) {
+  const [count, classes] = output.positions;
+  const answers = columns.map((column) => column.outputs && Array.from(column.outputs[output.name]));
+  return Array.from({ length: Math.min(count, MOST_POSITIONS) }, (_, position) => {
+    const row = document.createElement("tr");
+    const head = element("th", String(position + 1));
+    head.scope = "row";
+    row.append(head);
+    columns.forEach((column, place) => {
+      const cell = document.createElement("td");
+      if (answers[place]) {
+        const part = answers[place].slice(position * classes, (position + 1) * classes);
+        const parts = shares(part, column, output);
+        const best = largest(parts);
+        cell.append(bar(`${label(best, output)} ${(100 * parts[best]).toFixed(1)} %`, parts[best], true));
+      } else cell.append(element("span", "–", "wait"));
+      row.append(cell);
+    });
+    return row;
+  });
+}
+
 function render(input) {
   const output = page.outputs[$("output").selectedIndex];
-  const tables = columns.map((column) => column.outputs && probabilities(column, output));
+  const single = output.kind === "classes";
+  let tables = [];
+  if (output.kind === "positions") {
+    $("rows").replaceChildren(...positionRows(output));
+  } else {
+    tables = columns.map((column) => column.outputs && probabilities(column, output));
+    renderRows(output, tables);
+  }
+  for (const column of columns) {
+    const size = column.kind === "reference" ? page.reference.bytes : column.file.bytes;
+    const taken = column.figures ?? (column.kind === "reference" ? page.reference : null);
+    const parts = [];
+    if (size) parts.push(bytes(size));
+    if (taken?.milliseconds) parts.push(time(taken.milliseconds));
+    const score = column.kind === "reference" ? page.reference.score : column.file.score;
+    if (score) parts.push(score);
+    column.line.replaceChildren(column.error ?? "");
+    if (!column.error) parts.forEach((part) => column.line.append(element("span", part), " "));
+    column.line.className = column.error ? "failed" : "";
+  }
+  $("verdict").textContent = single ? verdict(tables, output, input) : "";
+  $("note").replaceChildren(...note(input));
+}
+
+function renderRows(output, tables) {
+  const single = output.kind === "classes";
   const raws = columns.map((column) => column.outputs && Array.from(column.outputs[output.name]));
   const count = Math.max(0, ...raws.map((values) => values?.length ?? 0));
   let indices = Array.from({ length: count }, (_, index) => index);
@@ -180,7 +231,6 @@ function render(input) {
     if (output.kind !== "values") indices.sort((a, b) => height(b) - height(a));
     indices = indices.slice(0, MOST_ROWS);
   }
-  const single = output.kind === "classes";
   $("rows").replaceChildren(
     ...indices.map((index) => {
       const row = document.createElement("tr");
@@ -201,20 +251,6 @@ function render(input) {
       return row;
     }),
   );
-  for (const column of columns) {
-    const size = column.kind === "reference" ? page.reference.bytes : column.file.bytes;
-    const taken = column.figures ?? (column.kind === "reference" ? page.reference : null);
-    const parts = [];
-    if (size) parts.push(bytes(size));
-    if (taken?.milliseconds) parts.push(time(taken.milliseconds));
-    const score = column.kind === "reference" ? page.reference.score : column.file.score;
-    if (score) parts.push(score);
-    column.line.replaceChildren(column.error ?? "");
-    if (!column.error) parts.forEach((part) => column.line.append(element("span", part), " "));
-    column.line.className = column.error ? "failed" : "";
-  }
-  $("verdict").textContent = single ? verdict(tables, output, input) : "";
-  $("note").replaceChildren(...note(input));
 }
 
 function verdict(tables, output, input) {

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_kd.export.signature import Arrays
 from keras_kd.export.verification import scores
+from keras_kd.export.verification.lists import ByList
 from keras_kd.export.verification.output_meaning import (
     UNLABELED,
     is_probability,
@@ -61,16 +62,19 @@ class Chosen:
         direction: `"max"` where more is better, `"min"` where less is, `""` where nobody says.
         measure: `(outputs, labels, weights)` to a number; outputs of shape `(samples, ..., units)`.
         figure: Whether it is one of this package, which anybody can measure again.
+        groups: The number of each row's list, where it is measured by list.
     """
 
     name: str
     direction: str
     measure: Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
     figure: bool = False
+    groups: np.ndarray | None = None
 
     def to_list(self) -> list[str]:
-        """Return its entry in a manifest: name, direction, and `figure` if it is one."""
-        return [self.name, self.direction, *(["figure"] if self.figure else [])]
+        """Return its entry in a manifest: name, direction, `figure` if it is one, and `lists`."""
+        told = {"figure": self.figure, "lists": self.groups is not None}
+        return [self.name, self.direction, *(word for word, holds in told.items() if holds)]
 
 
 def by_output(given: object, names: list[str]) -> dict[str, list[Any]]:
@@ -192,6 +196,7 @@ def again(
     labels: Arrays,
     weights: Arrays,
     kinds: Any,
+    groups: Arrays,
 ) -> tuple[dict[str, list[Chosen]], dict[str, list[str]]]:
     """Make those metrics of a manifest ready that can be measured from it alone.
 
@@ -201,6 +206,7 @@ def again(
         labels: By output name.
         weights: By output name.
         kinds: See `metrics.compare`.
+        groups: By output name the number of each row's list.
 
     Returns:
         The metrics by output name, and the names of those that need the user's own code or more
@@ -211,7 +217,12 @@ def again(
     for name, rows in entries.items():
         for metric, direction, *told in rows:
             known = "figure" in told and metric in scores.NAMES and name in labels
-            one = {name: [(metric, direction) if direction else metric]}
+            value = metric
+            if "lists" in told:
+                # Whole numbers alone, or rows of one list would be told apart.
+                known = known and name in groups and groups[name].dtype.kind in "iu"
+                value = ByList(groups[name]) if known else metric
+            one = {name: [(value, direction) if direction else value]}
             try:
                 found = resolve(one, outputs, labels, kinds, weights, judges=False) if known else {}
             except ValueError:
@@ -285,6 +296,8 @@ def check_metrics(asked: dict[str, list[Any]]) -> None:
 
 def _found(value: object) -> Any:
     """The name of a figure of this package, a Keras metric, or a function."""
+    if isinstance(value, ByList):
+        return value
     import keras
 
     if isinstance(value, str):
@@ -311,9 +324,11 @@ def _found(value: object) -> Any:
 
 
 def _ready(value: Any, direction: str, outputs: np.ndarray, kind: dict[str, Any]) -> Chosen:
+    value = _found(value)
+    if isinstance(value, ByList):
+        return Chosen(value.name, direction or "max", _by_list(value), True, value.groups)
     import keras
 
-    value = _found(value)
     if isinstance(value, str):
         way = direction or scores.NAMES[value]
         return Chosen(value, way, _figure(value, kind), figure=True)
@@ -326,6 +341,15 @@ def _ready(value: Any, direction: str, outputs: np.ndarray, kind: dict[str, Any]
         )
     name = getattr(value, "__name__", type(value).__name__)
     return Chosen(name, direction or _by_name(name), _of_function(value, name, kind))
+
+
+def _by_list(
+    metric: ByList,
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]:
+    def measured(outputs: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> float:
+        return metric(labels, outputs, weights)
+
+    return measured
 
 
 def _by_name(name: str) -> str:

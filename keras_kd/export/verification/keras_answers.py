@@ -23,6 +23,7 @@ from keras_kd.export.source import data
 from keras_kd.export.verification import counting, entities, output_meaning
 from keras_kd.export.verification.chosen_metrics import by_output, check_metrics, resolve
 from keras_kd.export.verification.decisions import whole_numbers
+from keras_kd.export.verification.lists import ByList
 from keras_kd.export.verification.reference import Reference, judged
 from keras_kd.export.verification.timing import TIMED, time_calls
 from keras_kd.utils.types import Losses, Tensors
@@ -93,6 +94,10 @@ def answer(
         outputs,
     )
     hints = _hints(model, outputs, bool(classes))
+    for name, entries in asked.items():
+        if any(isinstance(entry, ByList) for entry in entries):
+            # Gains of 0 and 1 are no decisions.
+            hints[name] = "values"
     kinds = {
         name: {
             "kind": output_meaning.kind_of(array, labels.get(name), hints.get(name)),

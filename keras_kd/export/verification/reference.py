@@ -67,7 +67,7 @@ class Reference:
         return [[1, *self.inputs[info.name].shape[1:]] for info in self.signature.inputs]
 
     def arrays(self) -> Arrays:
-        """Return inputs `x<i>`, outputs `y<i>`, labels `t<i>` and weights `w<i>` for an archive.
+        """Return inputs `x<i>`, outputs `y<i>`, labels `t<i>`, weights `w<i>`, lists `g<i>`.
 
         Tensors go by number, since their names may hold characters that no file name may.
         """
@@ -78,6 +78,9 @@ class Reference:
                 arrays[f"t{i}"] = self.labels[info.name]
             if info.name in self.weights:
                 arrays[f"w{i}"] = self.weights[info.name]
+            for chosen in self.chosen.get(info.name, ()):
+                if chosen.groups is not None:
+                    arrays[f"g{i}"] = chosen.groups
         return arrays
 
 

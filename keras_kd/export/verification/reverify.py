@@ -146,13 +146,13 @@ class Stored:
         arrays = stored_arrays(folder, content)
         signature = Signature.from_dict({key: content["model"][key] for key in _SIGNATURE})
         inputs = {info.name: arrays[f"x{i}"] for i, info in enumerate(signature.inputs)}
-        answers, labels, weights = (
+        answers, labels, weights, groups = (
             {
                 info.name: arrays[f"{key}{i}"]
                 for i, info in enumerate(signature.outputs)
                 if f"{key}{i}" in arrays
             }
-            for key in ("y", "t", "w")
+            for key in ("y", "t", "w", "g")
         )
         said = content["evaluation"]["kinds"]
         asked = {
@@ -172,7 +172,7 @@ class Stored:
             first = signature.outputs[0].name
             kinds[first].pop("tags", None)
             kinds[first] |= entities.known_tags(content["model"]["labels"], answers[first])
-            chosen, missing = again(asked, answers, labels, weights, kinds)
+            chosen, missing = again(asked, answers, labels, weights, kinds, groups)
             figures = judged(answers, labels, kinds, weights, chosen)
         except (ValueError, IndexError, TypeError) as error:
             raise ManifestError(
@@ -191,8 +191,8 @@ def stored_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray
         content: The manifest.
 
     Returns:
-        Inputs `x<i>`, outputs of the Keras model `y<i>`, labels `t<i>`, weights `w<i>`,
-        `(samples, ...)` each.
+        Inputs `x<i>`, outputs of the Keras model `y<i>`, labels `t<i>`, weights `w<i>`, numbers of
+        lists `g<i>`, `(samples, ...)` each.
 
     Raises:
         ManifestError: If they cannot be read, or are not as many, or not of the shapes, that the
