@@ -121,7 +121,8 @@ class Stream(Sequence[Task]):
         if groups is not None:
             _require_apart(groups, known)
         else:
-            count = int(tasks)  # type: ignore[call-overload]
+            assert isinstance(tasks, int | np.integer)
+            count = int(tasks)
             if not 1 <= count <= len(known):
                 raise ValueError(
                     f"{len(known)} classes cannot be cut into tasks={tasks}: each task brings one "
@@ -394,10 +395,8 @@ def _groups(tasks: object) -> list[list[int]] | None:
     if isinstance(tasks, int | np.integer) and not isinstance(tasks, bool):
         return None
     listed = tasks.tolist() if isinstance(tasks, np.ndarray) else tasks
-    groups = [
-        group.tolist() if isinstance(group, np.ndarray) else group
-        for group in (listed if isinstance(listed, list | tuple) else [None])
-    ]
+    groups: list[Any] = list(listed) if isinstance(listed, list | tuple) else [None]
+    groups = [group.tolist() if isinstance(group, np.ndarray) else group for group in groups]
     whole = (int, np.integer)
     if not all(
         isinstance(group, list | tuple)

@@ -129,7 +129,7 @@ def require_severity(severity: object) -> int:
     whole = isinstance(severity, int | np.integer) and not isinstance(severity, bool)
     if not whole or severity not in SEVERITIES:
         raise ValueError(f"`severity` is 1, 2, 3, 4 or 5. Received: severity={severity!r}.")
-    return int(severity)  # type: ignore[call-overload, no-any-return]
+    return int(severity)
 
 
 def kind_of(name: object) -> str:

@@ -201,9 +201,9 @@ class Search:
     ) -> None:
         _require_packages()
         self.minimize = task.objectives(minimize)
-        for name, told in (("config", config), ("export", export)):
-            if told is not None and not isinstance(told, Mapping):
-                raise TypeError(f"`{name}` is a dict. Received: {name}={told!r}.")
+        for name, given in (("config", config), ("export", export)):
+            if given is not None and not isinstance(given, Mapping):
+                raise TypeError(f"`{name}` is a dict. Received: {name}={given!r}.")
         self.device = tuple(check_targets(device))
         if not isinstance(budget, Budget):
             raise TypeError(f"`budget` is a `keras_kd.search.Budget`. Received: budget={budget!r}.")
