@@ -4,6 +4,8 @@ import importlib
 import sys
 from typing import Any
 
+from keras_kd.utils import lazy
+
 __version__ = "0.1.0"
 
 # Where each public name lives; its module is loaded on first use, so that
@@ -50,11 +52,9 @@ def _announce() -> None:
 
 def __getattr__(name: str) -> Any:
     _announce()
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return lazy.attribute(__name__, _PUBLIC, name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,8 @@
 """The teacher's answers on disk: run once, read in every epoch."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from keras_kd.utils import lazy
 
 if TYPE_CHECKING:
     from keras_kd.cache.from_answers import write_answers as write_answers
@@ -23,9 +24,7 @@ __all__ = ["Manifest", "record_bytes", "verify", "write", "write_answers"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return lazy.attribute(__name__, _PUBLIC, name)
 
 
 def __dir__() -> list[str]:

@@ -5,8 +5,9 @@
 deployment need the extra `federated`, and Flower is imported in `engine` alone.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from keras_kd.utils import lazy
 
 if TYPE_CHECKING:
     from keras_kd.federated.client import Client as Client
@@ -57,9 +58,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return lazy.attribute(__name__, _PUBLIC, name)
 
 
 def __dir__() -> list[str]:

@@ -65,7 +65,7 @@ class Client:
         checks.require_model(model, "model of a client")
         self.model = model
         self.x, self.y = rows_of(x, y, "x", "y")
-        self.classes = None if classes is None else [str(name) for name in classes]
+        self.classes = names_of(classes)
         self.epochs, self.batch_size = (
             checks.whole("epochs", epochs),
             checks.whole("batch_size", batch_size),
@@ -103,6 +103,24 @@ class Client:
             )
         # Those of the rows that are trained on: of others the model cannot know.
         return np.isin(np.arange(units), self.y).astype("uint8")
+
+
+def names_of(classes: Sequence[str] | None) -> list[str] | None:
+    """Names of classes, checked.
+
+    Args:
+        classes: What was given, or `None`.
+
+    Raises:
+        TypeError: If they are no list of names.
+    """
+    if classes is None:
+        return None
+    if isinstance(classes, str) or not isinstance(classes, Sequence | np.ndarray):
+        raise TypeError(
+            f"`classes` lists the names of all classes in order. Received: classes={classes!r}."
+        )
+    return [str(name) for name in classes]
 
 
 def made(make: Callable[[], Any]) -> Client:

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from keras_kd.federated.aggregation import RULES
-from keras_kd.federated.client import Public, made, pair_of
+from keras_kd.federated.client import Public, made, names_of, pair_of
 from keras_kd.federated.engines import Engine, InProcess
 from keras_kd.federated.history import History
 from keras_kd.federated.methods import DSFL, Method
@@ -99,8 +99,10 @@ class Federation:
     ) -> None:
         self.clients, self.expected = _clients(clients)
         self.public = Public(public)
-        self.method = _instance("method", method or DSFL(), Method, "DSFL()")
-        self.engine = _instance("engine", engine or InProcess(), Engine, "Flower()")
+        given = DSFL() if method is None else method
+        self.method = _instance("method", given, Method, "DSFL()")
+        carries = InProcess() if engine is None else engine
+        self.engine = _instance("engine", carries, Engine, "Flower()")
         checks.one_of("aggregate", aggregate, list(RULES))
         self.aggregate, self.seed = aggregate, checks.whole("seed", seed, 0)
         if privacy is not None:
@@ -130,7 +132,7 @@ class Federation:
                 "`student=`, a built `keras.Model`."
             )
         self._student = student
-        self._names = None if classes is None else [str(name) for name in classes]
+        self._names = names_of(classes)
         if self._names is not None and len(set(self._names)) < len(self._names):
             raise ValueError(f"`classes` names a class twice. Received: {self._names}.")
         self._temporary: Any = None
@@ -191,10 +193,23 @@ class Federation:
         validation = None
         if validation_data is not None:
             validation = pair_of(validation_data, "validation_data")
+            if validation[0].shape[1:] != self.public.x.shape[1:]:
+                raise ValueError(
+                    f"Rows of `validation_data` have shape {validation[0].shape[1:]}, and the "
+                    f"public rows {self.public.x.shape[1:]}."
+                )
+        if verbose not in ("auto", 0, 1, 2):
+            raise ValueError(f"`verbose` is 'auto', 0, 1 or 2. Received: verbose={verbose!r}.")
         server = self._prepared()
+        classes = 0 if server.learner is None else server.learner.classes
+        if validation is not None and (most := int(validation[1].max())) >= classes:
+            raise ValueError(
+                f"`validation_data` holds the class {most}, and the student has {classes}, "
+                f"numbered 0 to {classes - 1}."
+            )
         self._require_private(server, rounds, queries)
         wanted = self._wanted + rounds
-        say = print if verbose in ("auto", 1, 2, True) else None
+        say = print if verbose else None
         self.folder.mkdir(parents=True, exist_ok=True)
         with files.claimed(self.folder / ".lock", self._busy):
             history = self.engine.run(

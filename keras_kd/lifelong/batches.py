@@ -101,8 +101,10 @@ class Plan:
                 for name in draws:
                     chosen = self._draw(rng, draw_size)
                     self.drawn[name].append(chosen)
-                    # Before the memory holds any row those of the batch stand there, and count 0.
-                    ids = np.array(self.held, "int64")[chosen] if self.held else batch[chosen]
+                    # Before the memory holds any row those of the batch stand there, and count 0:
+                    # all of them in turn, so that batch statistics are those of the batch.
+                    turns = batch[np.arange(draw_size) % len(batch)]
+                    ids = np.array(self.held, "int64")[chosen] if self.held else turns
                     self.replayed[name].append(ids)
                 if slots is not None:
                     self.slots.append(self._placed(slots, batch, dump))
@@ -218,3 +220,19 @@ class Epochs(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Read the steps of this epoch."""
         self._batches.epoch = epoch
+
+
+class AtTheEnd(keras.callbacks.Callback):
+    """Calls a function when the training ends, before the backup goes.
+
+    Args:
+        function: What is called.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        super().__init__()
+        self._function = function
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Call it."""
+        self._function()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from keras import ops
 
 from keras_kd.lifelong.distilling import softened_crossentropy
-from keras_kd.lifelong.method import Ending, Method, require_number, require_positive
+from keras_kd.lifelong.method import Ending, Method
+from keras_kd.utils import checks
 from keras_kd.utils.types import Array, Tensor
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class WeightAligning(_Corrected):
     """
 
     def __init__(self, temperature: float = 2.0) -> None:
-        self.temperature = require_positive("temperature", temperature)
+        self.temperature = checks.positive("temperature", temperature)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that rebuild it."""
@@ -87,7 +89,7 @@ class BiasCorrection(_Corrected):
     on rows of task and memory alike, but for a share of the memory's rows and as many new ones a
     class. On these, when the task ends, `a * z + b` of the new columns is fitted by the
     crossentropy of the logits plus `shift_penalty * b**2 / 2`, and made part of the Dense layer,
-    whose later training begins from it.
+    whose later training begins from it. A head without a bias is given the factor alone.
 
     Args:
         temperature: `T`, positive.
@@ -109,11 +111,11 @@ class BiasCorrection(_Corrected):
     def __init__(
         self, temperature: float = 2.0, held_out: float = 0.1, shift_penalty: float = 0.1
     ) -> None:
-        self.temperature = require_positive("temperature", temperature)
-        self.holds_out = require_positive("held_out", held_out)
+        self.temperature = checks.positive("temperature", temperature)
+        self.holds_out = checks.positive("held_out", held_out)
         if held_out >= 1:
             raise ValueError(f"`held_out` lies in (0, 1). Received: held_out={held_out!r}.")
-        self.shift_penalty = require_number("shift_penalty", shift_penalty)
+        self.shift_penalty = checks.number("shift_penalty", shift_penalty, 0)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that rebuild it."""
@@ -125,12 +127,24 @@ class BiasCorrection(_Corrected):
 
     def correct(self, ending: Ending) -> None:
         """Fit factor and shift, and fold them into the head."""
-        if not ending.old or not ending.new or ending.held_x is None or not len(ending.held_x):
+        if not ending.old or not ending.new:
+            return
+        held = np.zeros(0, "int64") if ending.held_y is None else ending.held_y
+        columns = ending.head.columns_of(held)
+        of_new = np.isin(columns, ending.new)
+        if of_new.all() or not of_new.any():
+            # Rows of one side alone would draw the columns to that side.
+            warnings.warn(
+                "`BiasCorrection` corrects nothing, since no rows of both old and new classes could"
+                " be held out: the memory has less than two rows a class. Make it larger.",
+                stacklevel=2,
+            )
             return
         logits = ending.outputs(ending.held_x)["logits"]
-        columns = ending.head.columns_of(ending.held_y)
-        factor, shift = fitted_bias(logits, columns, ending.new, self.shift_penalty)
         values = ending.head.arrays()
+        # A head without a bias has no place for a shift.
+        penalty = self.shift_penalty if "bias" in values else np.inf
+        factor, shift = fitted_bias(logits, columns, ending.new, penalty)
         kernel = values["kernel"].copy()
         kernel[:, ending.new] *= factor
         changed = {**values, "kernel": kernel}
@@ -146,18 +160,31 @@ def fitted_bias(
     """The `a` and `b` that minimize `mean CE(y, z') + penalty * b**2 / 2`, by Newton's method.
 
     `z'` is `a * z + b` in the new columns and `z` in the others: logits, of which the crossentropy
-    takes the softmax once. The problem is convex.
+    takes the softmax once. The problem is convex. A factor below 0 would turn the order of the new
+    classes around, and 0 would make them one: where the rows ask for either, the factor stays 1.
 
     Args:
         logits: `(samples, classes)`.
         y: The right columns, `(samples,)`.
         new: Positions of the new columns.
-        penalty: Weight of the shift.
+        penalty: Weight of the shift; infinite, and there is none.
         steps: Newton steps at most.
 
     Returns:
         Factor and shift.
     """
+    factor, shift = _fitted(logits, y, new, penalty, (True, bool(np.isfinite(penalty))), steps)
+    if factor > 0:
+        return factor, shift
+    return _fitted(logits, y, new, penalty, (False, bool(np.isfinite(penalty))), steps)
+
+
+def _fitted(
+    logits: Array, y: Array, new: np.ndarray, penalty: float, free: tuple[bool, bool], steps: int
+) -> tuple[float, float]:
+    """The same of those of factor and shift that are free; the others are 1 and 0."""
+    penalty = penalty if free[1] else 0.0
+    moves = np.array(free, "float64")
     logits = np.asarray(logits, "float64")
     is_new = np.zeros(logits.shape[1])
     is_new[list(new)] = 1.0
@@ -175,8 +202,9 @@ def fitted_bias(
     for _ in range(steps):
         mean = (p[..., None] * slopes).sum(1)
         gradient = (mean - slopes[rows, y]).mean(0) + np.array([0.0, penalty * point[1]])
+        gradient *= moves
         second = np.einsum("nc,nci,ncj->ij", p, slopes, slopes) - np.einsum("ni,nj->ij", mean, mean)
-        hessian = second / len(y) + np.diag([1e-9, penalty + 1e-9])
+        hessian = np.outer(moves, moves) * second / len(y) + np.diag([1e-9, penalty + 1e-9])
         step = np.linalg.solve(hessian, gradient)
         size = 1.0
         while size > 1e-8:
@@ -190,5 +218,4 @@ def fitted_bias(
         if value - trial < 1e-12:
             break
         value = trial
-    # A negative factor would turn the order of the new classes around.
-    return max(float(point[0]), 0.0), float(point[1])
+    return float(point[0]), float(point[1])

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from keras import ops
 
-from keras_kd.lifelong.method import Method, require_number, require_positive
+from keras_kd.lifelong.method import Method
+from keras_kd.utils import checks
 from keras_kd.utils.types import Tensor
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class LearningWithoutForgetting(Method):
     reads_old = True
 
     def __init__(self, weight: float = 1.0, temperature: float = 2.0) -> None:
-        self.weight = require_number("weight", weight)
-        self.temperature = require_positive("temperature", temperature)
+        self.weight = checks.number("weight", weight, 0)
+        self.temperature = checks.positive("temperature", temperature)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that rebuild it."""

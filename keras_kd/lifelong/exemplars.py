@@ -11,9 +11,10 @@ import numpy as np
 from keras import ops
 
 from keras_kd.lifelong.distilling import softened_crossentropy
-from keras_kd.lifelong.method import Ending, Method, require_count, require_number
-from keras_kd.lifelong.method import require_positive as positive
+from keras_kd.lifelong.method import Ending, Method
 from keras_kd.lifelong.rehearsal import weighted_mean
+from keras_kd.losses.geometry import unit
+from keras_kd.utils import checks
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Array, Tensor
 
@@ -52,6 +53,7 @@ class ICaRL(Method):
     uses_memory = True
     joins = True
     reads_old = True
+    needs_rows = True
 
     def __init__(self, loss: str = "bce", temperature: float = 2.0) -> None:
         if loss not in ("bce", "ce"):
@@ -59,7 +61,9 @@ class ICaRL(Method):
                 f"`loss` is 'bce' or 'ce'. Received: loss={loss!r}."
                 + did_you_mean(loss, ("bce", "ce"), quote="'")
             )
-        self.kind, self.temperature = loss, positive("temperature", temperature)
+        self.kind, self.temperature = loss, checks.positive("temperature", temperature)
+        # Labels are targets of new columns alone.
+        self.needs_new = loss == "bce"
         self.means: dict[int, Array] = {}
 
     def get_config(self) -> dict[str, Any]:
@@ -173,10 +177,10 @@ class LessForgetting(Method):
         rivals: int = 2,
         margin_weight: float = 1.0,
     ) -> None:
-        self.weight = require_number("weight", weight)
-        self.margin = require_number("margin", margin)
-        self.margin_weight = require_number("margin_weight", margin_weight)
-        self.rivals = require_count("rivals", rivals) or 1
+        self.weight = checks.number("weight", weight, 0)
+        self.margin = checks.number("margin", margin, 0)
+        self.margin_weight = checks.number("margin_weight", margin_weight, 0)
+        self.rivals = checks.whole("rivals", rivals)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that rebuild it."""
@@ -248,7 +252,12 @@ class PodNet(Method):
     cosine = True
 
     def __init__(self, spatial: float = 3.0, flat: float = 1.0, layers: Any = None) -> None:
-        self.spatial, self.flat = require_number("spatial", spatial), require_number("flat", flat)
+        self.spatial, self.flat = (
+            checks.number("spatial", spatial, 0),
+            checks.number("flat", flat, 0),
+        )
+        if isinstance(layers, str):
+            layers = [layers]
         self.layers = None if layers is None else [str(name) for name in layers]
 
     def get_config(self) -> dict[str, Any]:
@@ -302,9 +311,7 @@ def one_minus_cosine(old: Tensor, new: Tensor) -> Tensor:
         old: `(batch, features)`.
         new: Of the same shape.
     """
-    old, new = (
-        ops.normalize(ops.cast(each, "float32"), axis=-1, epsilon=1e-12) for each in (old, new)
-    )
+    old, new = (unit(ops.cast(each, "float32")) for each in (old, new))
     return 1.0 - ops.sum(old * new, axis=-1)
 
 
@@ -339,7 +346,7 @@ def pooled_apart(old: Tensor, new: Tensor) -> Tensor:
         squares = ops.square(ops.cast(maps, "float32"))
         axes = (1, 2) if keras.config.image_data_format() == "channels_last" else (2, 3)
         flat = [ops.reshape(ops.sum(squares, axis=axis), (-1, _size(maps, axis))) for axis in axes]
-        return ops.normalize(ops.concatenate(flat, axis=-1), axis=-1, epsilon=1e-12)
+        return unit(ops.concatenate(flat, axis=-1))
 
     apart = ops.sum(ops.square(pooled(old) - pooled(new)), axis=-1)
     # Of equal maps the root would have no gradient.

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd.losses.geometry import unit
 from keras_kd.models import graph
 from keras_kd.utils.types import Array, Shape, Tensor
 
@@ -66,8 +67,8 @@ class CosineHead(keras.layers.Layer):
 
     def call(self, features: Tensor) -> Tensor:
         """The scaled cosines, `(batch, units)`."""
-        features = ops.normalize(features, axis=-1, epsilon=1e-12)
-        columns = ops.normalize(self.columns(), axis=0, epsilon=1e-12)
+        # Keras's own `normalize` has no gradient at zeros, as where all of a row's units are off.
+        features, columns = unit(features), unit(self.columns(), axis=0)
         return ops.matmul(features, ops.cast(columns, features.dtype)) * ops.cast(
             self.scale, features.dtype
         )
@@ -299,9 +300,9 @@ class GrowingHead:
         Args:
             columns: `(features, classes)`.
         """
-        unit = keras.layers.UnitNormalization(name=f"{self.given.name}_unit")
+        directions = keras.layers.UnitNormalization(name=f"{self.given.name}_unit")
         dense = keras.layers.Dense(columns.shape[1], use_bias=False, name=self.given.name)
-        outputs = dense(unit(self.features))
+        outputs = dense(directions(self.features))
         dense.set_weights([columns.astype("float32")])
         return keras.Model(self._structure, outputs, name=self.name)
 

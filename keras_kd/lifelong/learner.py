@@ -12,7 +12,7 @@ import json
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -20,17 +20,24 @@ import numpy as np
 
 from keras_kd import backends
 from keras_kd.callbacks.resume import ResumableBackup
-from keras_kd.lifelong.batches import Batches, Epochs, Plan, Pool, held_out, reading
+from keras_kd.lifelong.batches import AtTheEnd, Batches, Epochs, Plan, Pool, held_out, reading
 from keras_kd.lifelong.heads import GrowingHead, carried, frozen_copy
 from keras_kd.lifelong.lesson import Lesson
 from keras_kd.lifelong.measuring import accuracies
 from keras_kd.lifelong.memory import Memory
 from keras_kd.lifelong.method import Ending, Method
 from keras_kd.lifelong.report import Report
-from keras_kd.lifelong.requirements import fresh, has_shape, require_loss, rows_to_train
+from keras_kd.lifelong.requirements import (
+    fresh,
+    has_shape,
+    known_classes,
+    require_loss,
+    rows_to_train,
+)
 from keras_kd.lifelong.state import State, plain_value
 from keras_kd.lifelong.streams import Task
-from keras_kd.utils.types import Array, Logs, Losses
+from keras_kd.utils import checks
+from keras_kd.utils.types import Array, Losses
 
 if TYPE_CHECKING:
     import os
@@ -110,8 +117,10 @@ class Learner:
                 stacklevel=2,
             )
             memory = None
-        self.method, self.memory, self.seed = method, memory, seed
-        self.head = GrowingHead(model, method.cosine, classes or (), seed)
+        self._given = known_classes(classes, method)
+        self.method, self.memory = method, memory
+        self.seed = checks.whole("seed", seed, 0)
+        self.head = GrowingHead(model, method.cosine, self._given, self.seed)
         self._answering = model
         self._state = State(folder)
         self._backup_every = save_freq
@@ -222,7 +231,7 @@ class Learner:
             self._tasks.append(task)
             return _history(self._rows[index]["history"])
         if self._trained != index:
-            self._require_fits(task, train)
+            self._require_fits(task, train, validation)
         if self._continues is not None:
             self._state.set_random_state(self._continues)
             self._continues = None
@@ -259,7 +268,7 @@ class Learner:
             raise
         return history
 
-    def _require_fits(self, task: Task, train: tuple[Array, Array]) -> None:
+    def _require_fits(self, task: Task, train: tuple[Array, Array], validation: Any) -> None:
         """Raise `ValueError` for a task that cannot follow those before it."""
         new = np.setdiff1d(np.unique(train[1]), self.head.classes)
         back = np.setdiff1d(np.intersect1d(task.classes, self.head.classes), new)
@@ -270,10 +279,17 @@ class Learner:
                 "back on purpose, take the task from a stream that says so: `by_domain`, or "
                 "`by_task(..., returning=True)`."
             )
-        if self.method.needs_new and self._tasks and not len(new):
+        if self.method.needs_new and known_before and not len(new):
             raise ValueError(
-                f"`{self.method.name}` corrects the columns of new classes, and `{task.name}` "
+                f"`{self.method.name}` works on the columns of new classes, and `{task.name}` "
                 "brings none. Choose another method for such streams."
+            )
+        measured = np.zeros(0, "int64") if validation is None else np.unique(validation[1])
+        if len(unknown := np.setdiff1d(measured, [*self.head.classes, *new])):
+            raise ValueError(
+                f"The validation rows hold the classes {unknown.tolist()}, of which no row is "
+                "trained. `validation_split` takes rows from the end as they lie: shuffle them "
+                "first, or pass `validation_data` of the classes that are known by then."
             )
         shape = tuple(self.head.inputs[0].shape[1:])
         if len(self.head.inputs) != 1 or not has_shape(task.x.shape[1:], shape):
@@ -361,7 +377,7 @@ class Learner:
         kept: list[Any] = [Epochs(batches), *(callbacks or [])]
         if self._state.folder is not None:
             kept += [
-                _AtTheEnd(lambda: self._keep_trained(index, lesson, plan, streams)),
+                AtTheEnd(lambda: self._keep_trained(index, lesson, plan, streams)),
                 self._backup(self._state.folder / f"task-{index}"),
             ]
         if validation is not None:
@@ -444,7 +460,7 @@ class Learner:
         pool = Pool(memory, *rows)
         out = self._out(pool, index)
         stay = np.setdiff1d(np.arange(pool.held, len(pool.y)), out) - pool.held
-        new = [] if index == 0 else self._new_columns(index)
+        new = self._new_columns(index)
         ending = Ending(
             head=self.head,
             memory=memory,
@@ -471,10 +487,11 @@ class Learner:
         self._answering = method.answering(self.head)
 
     def _new_columns(self, index: int) -> list[int]:
-        """Columns of classes that no task before this one had."""
-        earlier = [task.classes for task in self._tasks[:index]]
-        known = np.concatenate(earlier) if earlier else np.zeros(0, "int64")
-        new = np.setdiff1d(self._tasks[index].classes, known)
+        """Columns of classes that neither the given model nor an earlier task had."""
+        known = {*self._given, *(c for task in self._tasks[:index] for c in task.classes.tolist())}
+        if not known:
+            return []
+        new = np.setdiff1d(self._tasks[index].classes, sorted(known))
         return self.head.columns_of(np.intersect1d(new, self.head.classes)).tolist()
 
     def _outputs(self, x: Array) -> dict[str, Array]:
@@ -616,18 +633,6 @@ class Learner:
             self.memory.load_state(part("memory"))
         self.method.load_state(part("method"))
         self._answering = self.method.answering(head) if len(head.classes) else head.model
-
-
-class _AtTheEnd(keras.callbacks.Callback):
-    """Calls a function when the training ends, before the backup goes."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        super().__init__()
-        self._function = function
-
-    def on_train_end(self, logs: Logs = None) -> None:
-        """Call it."""
-        self._function()
 
 
 def _history(values: dict[str, Any]) -> Any:

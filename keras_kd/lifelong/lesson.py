@@ -223,12 +223,23 @@ def per_row(loss: Loss, y: Tensor, logits: Tensor) -> Tensor:
     Raises:
         ValueError: If a function returns another shape.
     """
-    logits = ops.cast(logits, "float32")
-    values = loss.call(y, logits) if isinstance(loss, keras.losses.Loss) else loss(y, logits)
-    values = ops.convert_to_tensor(values)
+    values = unreduced(loss, y, logits)
     if len(values.shape) != 1:
         raise ValueError(
             "The loss of a learner gives one value a row, `(batch,)`. Received: shape "
             f"{tuple(values.shape)}."
         )
     return values
+
+
+def unreduced(loss: Loss, y: Tensor, logits: Tensor) -> Tensor:
+    """What a hard loss returns before it is averaged, in float32.
+
+    Args:
+        loss: A Keras loss, or `fn(columns, logits)`.
+        y: Columns, `(batch,)`.
+        logits: `(batch, classes)`.
+    """
+    logits = ops.cast(logits, "float32")
+    values = loss.call(y, logits) if isinstance(loss, keras.losses.Loss) else loss(y, logits)
+    return ops.convert_to_tensor(values)

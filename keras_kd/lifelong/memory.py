@@ -138,15 +138,20 @@ def herding(features: Array, count: int) -> Array:
 
     Args:
         features: `(samples, width)`.
-        count: How many; no more than there are rows.
+        count: How many; all rows where there are fewer.
 
     Returns:
         Integers, `(count,)`.
 
+    Raises:
+        TypeError: If `count` is no whole number.
+        ValueError: If it is negative, or features are no rows of finite numbers.
+
     Reference:
         - [Rebuffi et al., 2017](https://arxiv.org/abs/1611.07725), algorithm 4
     """
-    features = np.asarray(features, "float64").reshape(len(features), -1)
+    checks.whole("count", count, 0)
+    features = _features_of(features)
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     features = features / np.maximum(norms, 1e-12)
     mean, taken = features.mean(0), np.zeros(features.shape[1])
@@ -208,16 +213,10 @@ class Memory:
                 "A memory is bounded by `samples` or by `bytes`. Received: "
                 f"samples={samples!r}, bytes={bytes!r}."
             )
-        for name, value in (("samples", samples), ("bytes", bytes)):
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise TypeError(f"`{name}` is an integer. Received: {name}={value!r}.")
-            if value < 1:
-                raise ValueError(f"`{name}` is positive. Received: {name}={value!r}.")
+        self.samples = None if samples is None else checks.whole("samples", samples)
+        self.bytes = None if bytes is None else checks.whole("bytes", bytes)
         checks.one_of("policy", policy, POLICIES)
-        self.samples, self.bytes = samples, bytes
-        self.policy, self.seed = policy, seed
+        self.policy, self.seed = policy, checks.whole("seed", seed, 0)
         self.x: Array = None
         self.y: Array = np.zeros(0, "int64")
         self.logits: Array = None
@@ -318,9 +317,13 @@ class Memory:
         self.require_fits(x)
         logits = self._logits_of(logits, len(x))
         columns = None if logits is None else logits.shape[1]
+        if self.policy == "herding":
+            features = _features_of(x if features is None else features)
+            if len(features) != len(x):
+                raise ValueError(f"There are {len(x)} rows and {len(features)} rows of features.")
         slots = self.begin(x[0], columns)
         if self.policy == "herding":
-            self._herd(x, y, logits, x if features is None else np.asarray(features))
+            self._herd(x, y, logits, features)
             return
         placed = [(slots.place(int(label)), i) for i, label in enumerate(y)]
         # A later row of one call may take the slot of an earlier one.
@@ -342,6 +345,7 @@ class Memory:
                 f"`logits` has shape ({count}, classes), and classes never become fewer; {held} "
                 f"are known. Received: shape {logits.shape}."
             )
+        checks.require_finite(logits, "logits")
         return logits
 
     def put(self, slots: Array, x: Array, y: Array, logits: Array = None) -> None:
@@ -380,8 +384,6 @@ class Memory:
         self.known = (np.zeros(len(y)) if logits is None else known).astype("int32")
 
     def _herd(self, x: Array, y: Array, logits: Array, features: Array) -> None:
-        if len(features) != len(x):
-            raise ValueError(f"There are {len(x)} rows and {len(features)} rows of features.")
         capacity = self.slots.capacity if self.slots is not None else 0
         labels = np.unique(y)
         new = {int(label): self._groups + i for i, label in enumerate(labels)}
@@ -432,8 +434,8 @@ class Memory:
     def settings(self) -> dict[str, Any]:
         """Its bound, policy and seed, as plain values."""
         return {
-            "samples": None if self.samples is None else int(self.samples),
-            "bytes": None if self.bytes is None else int(self.bytes),
+            "samples": self.samples,
+            "bytes": self.bytes,
             "policy": self.policy,
             "seed": self.seed,
         }
@@ -506,6 +508,18 @@ class Memory:
                 f"`{os.fspath(path)}` is no file of `Memory.save`: {error}. Pass one that it wrote."
             ) from error
         return memory
+
+
+def _features_of(features: Array) -> Array:
+    """Rows of finite numbers, float64 `(samples, width)`."""
+    found = np.asarray(features)
+    if found.dtype.kind not in "biuf" or found.ndim < 2 or not len(found):
+        raise ValueError(
+            f"`features` holds rows of numbers, `(samples, width)`. Received: shape {found.shape}, "
+            f"dtype {found.dtype}."
+        )
+    checks.require_finite(found, "features")
+    return found.reshape(len(found), -1).astype("float64")
 
 
 def _at(array: Array, rows: Array) -> Array:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from keras import ops
 
-from keras_kd.utils import checks
 from keras_kd.utils.types import Array, Tensor
 
 if TYPE_CHECKING:
@@ -74,6 +73,7 @@ class Method:
         cosine: Whether the head is one of cosines.
         freezes: Whether columns of classes that are not in the task are left alone.
         needs_new: Whether each task has to bring classes of its own.
+        needs_rows: Whether it has to have seen rows of each class that is known.
     """
 
     terms: tuple[str, ...] = ("label_loss",)
@@ -89,6 +89,7 @@ class Method:
     cosine = False
     freezes = False
     needs_new = False
+    needs_rows = False
 
     @property
     def name(self) -> str:
@@ -213,57 +214,3 @@ class Joint(Method):
     """
 
     keeps_all = True
-
-
-def require_number(name: str, value: float, least: float = 0.0) -> float:
-    """Raise unless an argument of a method is a finite number that is large enough.
-
-    Args:
-        name: What it is called.
-        value: What was given.
-        least: The least that it may be.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is smaller or not finite.
-    """
-    found = checks.number(name, value)
-    if found < least:
-        raise ValueError(f"`{name}` is finite and {least} or more. Received: {name}={value!r}.")
-    return found
-
-
-def require_positive(name: str, value: float) -> float:
-    """Raise unless an argument of a method is a positive number.
-
-    Args:
-        name: What it is called.
-        value: What was given.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not positive or not finite.
-    """
-    if require_number(name, value) == 0:
-        raise ValueError(f"`{name}` is positive. Received: {name}={value!r}.")
-    return float(value)
-
-
-def require_count(name: str, value: int | None) -> int | None:
-    """Raise unless an argument is a positive integer or `None`.
-
-    Args:
-        name: What it is called.
-        value: What was given.
-
-    Raises:
-        TypeError: If it is no integer.
-        ValueError: If it is not positive.
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"`{name}` is an integer. Received: {name}={value!r}.")
-    if value < 1:
-        raise ValueError(f"`{name}` is positive. Received: {name}={value!r}.")
-    return int(value)

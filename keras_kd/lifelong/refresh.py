@@ -25,11 +25,10 @@ from keras_kd import students, teachers
 from keras_kd.callbacks.resume import ResumableBackup
 from keras_kd.distill.distiller import Distiller
 from keras_kd.lifelong.heads import GrowingHead
-from keras_kd.lifelong.method import require_count, require_number
 from keras_kd.lifelong.streams import Stream, held_out, rows_of
 from keras_kd.models import graph, training_identity
 from keras_kd.teachers.base import TeacherLike
-from keras_kd.utils import escaping, files, tables
+from keras_kd.utils import checks, escaping, files, tables
 from keras_kd.utils.types import Array, PathLike
 
 if TYPE_CHECKING:
@@ -167,12 +166,12 @@ def refresh(
     import keras_kd.export
     from keras_kd.export import manifest
 
-    require_number("max_drop", max_drop)
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if require_count(name, value) is None:
-            raise ValueError(f"`{name}` is a positive integer. Received: {name}={value!r}.")
-    if isinstance(fine_tune, bool) or not isinstance(fine_tune, int) or fine_tune < 0:
-        raise ValueError(f"`fine_tune` is a number of epochs. Received: fine_tune={fine_tune!r}.")
+    checks.number("max_drop", max_drop, 0)
+    checks.whole("epochs", epochs)
+    checks.whole("batch_size", batch_size)
+    checks.whole("fine_tune", fine_tune, 0)
+    checks.positive("learning_rate", learning_rate)
+    checks.whole("seed", seed, 0)
     parts = [*_parts(old, "old", test, seed), *_parts(new, "new", test, seed)]
     deployed, work = Path(deployed_folder), Path(folder)
     if not deployed.is_dir():
@@ -188,7 +187,14 @@ def refresh(
     _require_replaceable(deployed)
     start = _student(deployed, student, teacher)
     start, teacher = _with_columns(start, teacher, parts, fine_tune)
-    done = _Done(work, _identity(content, parts, teacher, fine_tune, epochs, batch_size))
+    given = start if student is not None else None
+    settings = {
+        "fine_tune": fine_tune,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": float(learning_rate),
+    }
+    done = _Done(work, _identity(content, parts, teacher, given, settings))
     x, y = (np.concatenate([getattr(p, name) for p in parts]) for name in ("x", "y"))
 
     def trained(model: keras.Model, name: str, count: int, inner: keras.Model | None = None) -> Any:
@@ -270,20 +276,20 @@ def _identity(
     content: dict[str, Any],
     parts: Sequence[_Part],
     teacher: TeacherLike,
-    fine_tune: int,
-    epochs: int,
-    batch_size: int,
+    student: keras.Model | None,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     made = teachers.make(teacher, None, "float32")
+    # By its form: a program that is run again may draw its first weights anew.
+    weights = [] if student is None else student.weights
     return {
         "rows": [
             [p.name, *(zlib.crc32(np.ascontiguousarray(a)) for a in (p.x, p.y, p.x_test, p.y_test))]
             for p in parts
         ],
         "teacher": None if made is None else made.fingerprint(),
-        "fine_tune": fine_tune,
-        "epochs": epochs,
-        "batch_size": batch_size,
+        "student": [list(map(int, weight.shape)) for weight in weights],
+        **settings,
         "deployed": content["model"]["name"],
     }
 
@@ -316,7 +322,7 @@ def _one(data: object, name: str, part: str, test: float, seed: int) -> list[_Pa
     x, y = rows_of(data[0], data[1])
     if len(data) == 4:
         return [_Part(name, part, x, y, *rows_of(data[2], data[3]))]
-    if not 0 < test < 1:
+    if not 0 < checks.number("test", test) < 1:
         raise ValueError(f"`test` is a share of the rows, in (0, 1). Received: test={test!r}.")
     stay, out = held_out(y, test, seed)
     if not len(out):

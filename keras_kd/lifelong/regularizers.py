@@ -9,12 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.lifelong.method import (
-    Ending,
-    Method,
-    require_count,
-    require_number,
-)
+from keras_kd.lifelong.method import Ending, Method
+from keras_kd.utils import checks
 from keras_kd.utils.types import Array, Tensor
 
 if TYPE_CHECKING:
@@ -50,9 +46,9 @@ class ElasticWeights(Method):
     terms = ("label_loss", "elastic_loss")
 
     def __init__(self, weight: float = 100.0, samples: int = 200, decay: float = 1.0) -> None:
-        self.weight = require_number("weight", weight)
-        self.samples = require_count("samples", samples) or 200
-        self.decay = require_number("decay", decay)
+        self.weight = checks.number("weight", weight, 0)
+        self.samples = checks.whole("samples", samples)
+        self.decay = checks.number("decay", decay, 0)
         if decay > 1:
             raise ValueError(f"`decay` lies in [0, 1]. Received: decay={decay!r}.")
         # By position among the trainable weights, the last ones with a column for each class.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from keras import ops
 
-from keras_kd.lifelong.method import Method, require_count, require_number
+from keras_kd.lifelong.method import Method
+from keras_kd.utils import checks
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Tensor
 
@@ -68,7 +69,7 @@ class Replay(Method):
     draws = together = ("replayed",)
 
     def __init__(self, batch_size: int | None = None) -> None:
-        self.draw_size = require_count("batch_size", batch_size)
+        self.draw_size = None if batch_size is None else checks.whole("batch_size", batch_size)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that rebuild it."""
@@ -124,8 +125,8 @@ class DarkReplay(Method):
         batch_size: int | None = None,
         forward: str = "separate",
     ) -> None:
-        self.alpha, self.beta = require_number("alpha", alpha), require_number("beta", beta)
-        self.draw_size = require_count("batch_size", batch_size)
+        self.alpha, self.beta = checks.number("alpha", alpha, 0), checks.number("beta", beta, 0)
+        self.draw_size = None if batch_size is None else checks.whole("batch_size", batch_size)
         if forward not in ("separate", "joint"):
             raise ValueError(
                 f"`forward` is 'separate' or 'joint'. Received: forward={forward!r}."

@@ -174,11 +174,19 @@ class Report:
         ]
 
     def cells(self) -> list[list[str]]:
-        """The matrix in percent: a row for each task learned, its name first."""
+        """The matrix in percent: a row for each task learned, its name first.
+
+        Of a task still to come, none of whose classes is known, there is a dash.
+        """
         return [
             [f"after {escaping.plain(self.names[i])}", *(_percent(v) for v in row)]
-            for i, row in enumerate(self.matrix)
+            for i, row in enumerate(self.measured)
         ]
+
+    @property
+    def measured(self) -> Array:
+        """`matrix` with NaN where no class of a task is known, so that nothing was asked."""
+        return np.where(np.isnan(self._told), np.nan, self.matrix)
 
     def table(self, width: int = 80) -> str:
         """Lay out the matrix and the figures as text.
@@ -267,8 +275,8 @@ def _percent(value: float) -> str:
 def _figure(report: Report) -> Any:
     figure = plots.empty_figure(10.0, 4.2)
     left, right = figure.subplots(1, 2)
-    image = left.imshow(100 * report.matrix, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-    for (i, j), value in np.ndenumerate(report.matrix):
+    image = left.imshow(100 * report.measured, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    for (i, j), value in np.ndenumerate(report.measured):
         if np.isfinite(value):
             color = "white" if value < 0.6 else "black"
             text = f"{100 * value:.0f}"

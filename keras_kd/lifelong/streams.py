@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_kd.utils import checks
 from keras_kd.utils.checks import require_finite
 from keras_kd.utils.types import Array
 
@@ -109,23 +110,26 @@ class Stream(Sequence[Task]):
                 then not trained on; or `None`, and no accuracy can be reported.
 
         Raises:
-            TypeError: If data are no arrays.
+            TypeError: If data are no arrays, or `tasks` is neither.
             ValueError: If there are fewer classes than tasks, a class stands in two tasks, or data
                 and labels do not fit together.
         """
+        _require_seed(seed)
         x, y = _rows(x, y, "x", "y")
         known = np.unique(y)
-        if isinstance(tasks, int) and not isinstance(tasks, bool):
-            if not 1 <= tasks <= len(known):
+        groups = _groups(tasks)
+        if groups is not None:
+            _require_apart(groups, known)
+        else:
+            assert isinstance(tasks, int | np.integer)
+            count = int(tasks)
+            if not 1 <= count <= len(known):
                 raise ValueError(
                     f"{len(known)} classes cannot be cut into tasks={tasks}: each task brings one "
                     f"at least. Pass a number from 1 to {len(known)}."
                 )
             order = known if seed is None else np.random.default_rng(seed).permutation(known)
-            groups = [np.sort(group).tolist() for group in np.array_split(order, tasks)]
-        else:
-            groups = [[int(label) for label in group] for group in tasks]  # type: ignore[union-attr]
-            _require_apart(groups, known)
+            groups = [np.sort(group).tolist() for group in np.array_split(order, count)]
         (x, y), (u, v) = _with_test(x, y, test, seed)
         if v is not None and len(missing := np.setdiff1d(np.unique(v), known)):
             raise ValueError(
@@ -158,14 +162,16 @@ class Stream(Sequence[Task]):
             ValueError: If there is a single domain, one of the test data is never trained on, or
                 data and labels do not fit together.
         """
+        _require_seed(seed)
         x, y = _rows(x, y, "x", "y")
         domain = _domains(domain, len(x), "domain")
         known = np.unique(domain)
         if len(known) < 2:
             raise ValueError(
-                f"`domain` holds the single value {known[0]!r}, and a stream has two tasks or more."
+                f"`domain` holds the single value {known.tolist()[0]!r}, and a stream has two "
+                "tasks or more."
             )
-        share = isinstance(test, float)
+        share = _is_share(test)
         where: Any = None
         if test is not None and not share:
             u, v, where = _test_of(test, 3, "(x_test, y_test, domain_test)")
@@ -216,7 +222,12 @@ class Stream(Sequence[Task]):
                 "`by_task` takes a list of `(x, y)`, one a task. Received: "
                 f"{len(parts)} parts of {sorted({type(part).__name__ for part in parts})}."
             )
-        share = isinstance(test, float)
+        share = _is_share(test)
+        if test is not None and not share and not isinstance(test, list | tuple):
+            raise ValueError(
+                "`test` is a list of `(x_test, y_test)`, one a task, or a share such as 0.2. "
+                f"Received: {type(test).__name__}."
+            )
         tests = [test if share else None] * len(parts) if test is None or share else list(test)
         if len(tests) != len(parts):
             raise ValueError(
@@ -281,10 +292,11 @@ def held_out(y: Array, share: float, seed: int | None) -> tuple[Array, Array]:
 def _with_test(x: Array, y: Array, test: object, seed: int | None) -> tuple[Any, Any]:
     if test is None:
         return (x, y), (None, None)
-    if isinstance(test, float):
-        if not 0 < test < 1:
+    if _is_share(test):
+        share = float(test)  # type: ignore[arg-type]
+        if not 0 < share < 1:
             raise ValueError(f"A share of test rows lies between 0 and 1. Received: test={test!r}.")
-        stay, out = held_out(y, test, seed)
+        stay, out = held_out(y, share, seed)
         return (x[stay], y[stay]), (x[out], y[out])
     u, v = _test_of(test, 2, "(x_test, y_test)")
     return (x, y), _rows(u, v, "x_test", "y_test", x)
@@ -360,7 +372,42 @@ def _domains(domain: Array, count: int, name: str) -> Array:
             f"`{name}` tells the domain of each of the {count} rows. Received: shape "
             f"{domain.shape}."
         )
+    if domain.dtype.kind == "O" and all(isinstance(each, str) for each in domain.tolist()):
+        domain = domain.astype(str)
+    if domain.dtype.kind not in "biufUS":
+        raise TypeError(f"`{name}` holds numbers or strings. Received: dtype {domain.dtype}.")
+    if domain.dtype.kind == "f":
+        require_finite(domain, name)
     return domain
+
+
+def _is_share(test: object) -> bool:
+    return isinstance(test, float | np.floating)
+
+
+def _require_seed(seed: object) -> None:
+    if seed is not None:
+        checks.whole("seed", seed, 0)
+
+
+def _groups(tasks: object) -> list[list[int]] | None:
+    """The classes of each task where they are listed, `None` where tasks are counted."""
+    if isinstance(tasks, int | np.integer) and not isinstance(tasks, bool):
+        return None
+    listed = tasks.tolist() if isinstance(tasks, np.ndarray) else tasks
+    groups: list[Any] = list(listed) if isinstance(listed, list | tuple) else [None]
+    groups = [group.tolist() if isinstance(group, np.ndarray) else group for group in groups]
+    whole = (int, np.integer)
+    if not all(
+        isinstance(group, list | tuple)
+        and all(isinstance(label, whole) and not isinstance(label, bool) for label in group)
+        for group in groups
+    ):
+        raise TypeError(
+            "`tasks` is how many there are, or the classes of each, as `[[0, 1], [2, 3]]`. "
+            f"Received: tasks={tasks!r}."
+        )
+    return [[int(label) for label in group] for group in groups]
 
 
 def _require_apart(groups: Sequence[Sequence[int]], known: Array) -> None:

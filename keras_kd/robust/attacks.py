@@ -115,6 +115,9 @@ def attack(
     """
     require_kind(kind)
     require_threat(threat)
+    checks.whole("seed", seed, 0)
+    checks.whole("batch_size", batch_size)
+    checks.whole("queries", queries)
     x = np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
     threat.require(x)
     x = x.astype("float32")
@@ -155,6 +158,7 @@ def classifier_of(
     """
     from keras_kd.export.loaded import LoadedModel, load
 
+    checks.logits_flags(from_logits)
     if isinstance(model, str | Path):
         if str(model).endswith(".keras"):
             checks.keras_file(model)

@@ -17,6 +17,7 @@ from keras import ops
 
 from keras_kd.models.graph import Graph, is_graph
 from keras_kd.robust.classifier import Classifier, labels_of
+from keras_kd.utils import checks
 from keras_kd.utils.types import Tensor
 
 _TEMPERATURES = (0.05, 20.0)
@@ -62,6 +63,7 @@ def expected_calibration_error(
         A share in `[0, 1]`.
 
     Raises:
+        TypeError: If `bins` is no whole number.
         ValueError: If rows are no probabilities, or labels do not fit.
 
     Examples:
@@ -81,8 +83,7 @@ def reliability(
     """The bins behind `expected_calibration_error`, with the same arguments."""
     p = _probabilities(probabilities)
     y = labels_of(labels, len(p), p.shape[1], "labels")
-    if isinstance(bins, bool) or not isinstance(bins, int | np.integer) or bins < 1:
-        raise ValueError(f"`bins` is a whole number from 1. Received: bins={bins!r}.")
+    checks.whole("bins", bins)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
     if equal_mass:
         edges = np.quantile(confidence, np.linspace(0, 1, bins + 1))
@@ -235,6 +236,8 @@ def calibrate(model: keras.Model, x: Tensor, y: np.ndarray | None, batch_size: i
     rows = np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
     if not len(rows):
         raise ValueError("`x` has no rows to calibrate on.")
+    checks.require_finite(rows, "x")
+    checks.whole("batch_size", batch_size)
     classifier = Classifier(model, rows[:32])
     if not is_graph(model):
         raise ValueError(
@@ -243,14 +246,29 @@ def calibrate(model: keras.Model, x: Tensor, y: np.ndarray | None, batch_size: i
         )
     last_layer(model)
     labels = labels_of(y, len(rows), classifier.classes)
-    temperature = best_temperature(classifier.predict(rows, batch_size), labels)
+    logits = classifier.predict(rows, batch_size)
+    temperature = best_temperature(logits, labels)
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     layer = last_layer(copy)
     layer.kernel.assign(layer.kernel / temperature)
     if layer.bias is not None:
         layer.bias.assign(layer.bias / temperature)
+    _require_folded(copy, rows[:batch_size], logits[:batch_size] / temperature)
     return copy
+
+
+def _require_folded(model: keras.Model, rows: np.ndarray, logits: np.ndarray) -> None:
+    """Raise `ValueError` unless a model answers as its logits by the temperature would."""
+    found = Classifier(model, rows[:32]).predict(rows, len(rows))
+    apart = np.abs(np.exp(log_softmax(found)) - np.exp(log_softmax(logits))).max()
+    exact = model.compute_dtype == "float32"
+    if apart > (1e-3 if exact else 3e-2):
+        raise ValueError(
+            f"The temperature went into the last kernel of `{model.name}`, and its probabilities "
+            f"are off by up to {apart:.3g} of what the logits would give: behind that kernel is "
+            "more than one softmax or sigmoid at the very end, or it is used more than once."
+        )
 
 
 # Behind the last kernel these hand a factor on, and so does a softmax's input.

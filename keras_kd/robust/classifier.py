@@ -193,22 +193,26 @@ def labels_of(y: np.ndarray | None, rows: int, classes: int, name: str = "y") ->
     Raises:
         ValueError: If their number, shape or values do not fit.
     """
+    named = name if "`" in name else f"`{name}`"
     array = np.asarray(ops.convert_to_numpy(y) if ops.is_tensor(y) else y)
+    if array.dtype.kind not in "biuf":
+        what = "None" if y is None else f"dtype {array.dtype}"
+        raise ValueError(f"{named} holds class numbers. Received: {what}.")
     if array.ndim == 2 and array.shape[1] == classes and classes > 1:
         array = array.argmax(axis=1)
     elif array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or len(array) != rows:
         raise ValueError(
-            f"`{name}` holds a class number for each of the {rows} rows, or {classes} columns. "
+            f"{named} holds a class number for each of the {rows} rows, or {classes} columns. "
             f"Received: shape {np.shape(y)}."
         )
     numbers = array.astype("int64")
     if array.dtype.kind not in "iub" and not np.array_equal(numbers, array):
-        raise ValueError(f"`{name}` holds class numbers. Received: dtype {array.dtype}.")
+        raise ValueError(f"{named} holds class numbers. Received: dtype {array.dtype}.")
     if len(numbers) and not (numbers.min() >= 0 and numbers.max() < classes):
         raise ValueError(
-            f"`{name}` runs from {numbers.min()} to {numbers.max()}, and the model has {classes} "
+            f"{named} runs from {numbers.min()} to {numbers.max()}, and the model has {classes} "
             f"classes, 0 to {classes - 1}."
         )
     return numbers

@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.robust import audio_corruptions, image_corruptions, text_corruptions
+from keras_kd.robust.threats import interval
 from keras_kd.utils import checks
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Tensor
@@ -46,7 +47,7 @@ def corruptions(kind: str | None = None) -> list[str]:
     """
     if kind is None:
         return [name for names in KINDS.values() for name in names]
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"`kind` is one of {_close(kind, KINDS)}")
     return list(KINDS[kind])
 
@@ -89,8 +90,8 @@ def corrupt(
         - [Mu and Gilmer, 2019](https://arxiv.org/abs/1906.02337)
     """
     kind = kind_of(name)
-    if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise ValueError(f"`severity` is 1, 2, 3, 4 or 5. Received: severity={severity!r}.")
+    severity = require_severity(severity)
+    checks.whole("seed", seed, 0)
     function = KINDS[kind][name]
     if kind == "text":
         return _texts(x, function, severity, seed)
@@ -102,6 +103,11 @@ def corrupt(
         )
         raise TypeError(
             f"`{name}` corrupts numbers {wanted}. Received: {array.dtype}, shape {array.shape}."
+        )
+    if kind == "image" and array.ndim == 3 and array.shape[-1] in (1, 3) and len(array):
+        raise ValueError(
+            f"`x` has shape {array.shape}, which is one image with its channels, and rows of "
+            "images are corrupted. Pass `x[None]`."
         )
     low, high = _bounds(array, kind, bounds)
     flat = array.ndim == ranks[0]
@@ -118,28 +124,64 @@ def corrupt(
     return found
 
 
+def require_severity(severity: object) -> int:
+    """A severity, or `ValueError`."""
+    whole = isinstance(severity, int | np.integer) and not isinstance(severity, bool)
+    if not whole or severity not in SEVERITIES:
+        raise ValueError(f"`severity` is 1, 2, 3, 4 or 5. Received: severity={severity!r}.")
+    return int(severity)
+
+
 def kind_of(name: object) -> str:
     """The kind that a corruption belongs to, or `ValueError` with a close match."""
     for kind, names in KINDS.items():
-        if name in names:
+        if isinstance(name, str) and name in names:
             return kind
     raise ValueError(f"A corruption is one of {_close(name, corruptions())}")
 
 
-def chosen(names: Any, x: np.ndarray) -> list[str]:
+def chosen(names: Any, x: np.ndarray, bounds: Sequence[float] | None = None) -> list[str]:
     """The corruptions that a report asks for.
 
     Args:
         names: A name, several, a kind, `"all"` for those of the inputs' kind, or `None`.
         x: The inputs.
+        bounds: As for `corrupt`.
 
     Raises:
-        ValueError: If a name is unknown, or belongs to inputs of another kind.
+        TypeError: If they are no names.
+        ValueError: If a name is unknown, or belongs to inputs of another kind, or the inputs leave
+            their bounds.
     """
     if names is None:
         return []
-    ranks = {2: "audio", 3: "image", 4: "image"}
-    own = "text" if x.dtype.kind in "OSU" else ranks.get(x.ndim)
+    if not isinstance(names, str | list | tuple):
+        raise TypeError(
+            "`corruptions` is a name, a list of names, a kind, 'all' or `None`. Received: "
+            f"corruptions={names!r}."
+        )
+    found = _named(names, x)
+    for kind in dict.fromkeys(map(kind_of, found)):
+        if kind not in _fitting(x):
+            name = next(name for name in found if kind_of(name) == kind)
+            raise ValueError(
+                f"{name!r} is a corruption of {kind}, which inputs of shape {x.shape} and dtype "
+                f"{x.dtype} are not."
+            )
+        if kind != "text":
+            _bounds(x, kind, bounds)
+    return found
+
+
+def _fitting(x: np.ndarray) -> tuple[str, ...]:
+    """The kinds that inputs may be of, the likeliest first."""
+    if x.dtype.kind in "OSU":
+        return ("text",)
+    return {2: ("audio",), 3: ("image", "audio"), 4: ("image",)}.get(x.ndim, ())
+
+
+def _named(names: str | Sequence[Any], x: np.ndarray) -> list[str]:
+    own = next(iter(_fitting(x)), None)
     if isinstance(names, str) and names == "all":
         if own is None:
             raise ValueError(
@@ -149,10 +191,7 @@ def chosen(names: Any, x: np.ndarray) -> list[str]:
         return corruptions(own)
     if isinstance(names, str) and names in KINDS:
         return corruptions(names)
-    found = [names] if isinstance(names, str) else list(names)
-    for name in found:
-        kind_of(name)
-    return found
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _close(name: object, known: Iterable[str]) -> str:
@@ -162,15 +201,14 @@ def _close(name: object, known: Iterable[str]) -> str:
 
 def _bounds(array: np.ndarray, kind: str, bounds: Sequence[float] | None) -> tuple[float, float]:
     whole = array.dtype.kind in "iu"
-    if bounds is not None:
-        low, high = (checks.number("bounds", value) for value in bounds)
+    given = interval(bounds)
+    if given is not None:
+        low, high = given
     elif kind == "image":
         low, high = (0.0, 255.0) if whole else (0.0, 1.0)
     else:
         limits = np.iinfo(array.dtype) if whole else None
         low, high = (float(limits.min), float(limits.max)) if limits else (-1.0, 1.0)
-    if low >= high:
-        raise ValueError(f"The first of the `bounds` is the lesser. Received: bounds={bounds!r}.")
     if array.size:
         least, most = float(array.min()), float(array.max())
         slack = 1e-5 * (high - low)

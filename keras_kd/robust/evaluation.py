@@ -22,6 +22,7 @@ from keras_kd.robust.attacks import classifier_of, white_box
 from keras_kd.robust.classifier import Classifier, FileClassifier, labels_of
 from keras_kd.robust.report import RobustReport
 from keras_kd.robust.threats import Threat, require_threat
+from keras_kd.utils import checks
 from keras_kd.utils.types import Tensor
 
 if TYPE_CHECKING:
@@ -99,8 +100,9 @@ def evaluate(
         - [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), the flags
         - [Hendrycks and Dietterich, 2019](https://arxiv.org/abs/1903.12261)
     """
+    checks.whole("queries", queries)
     run = _Evaluation(model, x, y, threat, seed, batch_size, from_logits, progress)
-    names = corruption.chosen(corruptions, run.x)
+    names = corruption.chosen(corruptions, run.x, run.content["bounds"])
     levels = _severities(severities)
     other_library.require(second_opinion)
     if second_opinion is not None and threat is None:
@@ -174,7 +176,8 @@ class _Evaluation:
             self.threat = require_threat(threat)
             self.threat.require(x)
         self.x = x.astype("float32") if x.dtype.kind == "f" else x
-        self.seed, self.size = int(seed), int(batch_size)
+        self.seed = checks.whole("seed", seed, 0)
+        self.size = checks.whole("batch_size", batch_size)
         self.progress = progress or (lambda stage, done, total: None)
         self.it = classifier_of(model, self.x[:32], from_logits)
         self.labels = labels_of(y, len(x), self.it.classes)
@@ -228,6 +231,7 @@ class _Evaluation:
                 f"`calibrate_on` holds rows of shape {self.x.shape[1:]}, as `x` does. Received: "
                 f"shape {x.shape}."
             )
+        checks.require_finite(x, "the inputs of `calibrate_on`")
         return x, labels_of(given[1], len(x), self.it.classes, "the labels of `calibrate_on`")
 
     def _says(self, classifier: Classifier | FileClassifier, x: np.ndarray) -> np.ndarray:
@@ -429,7 +433,10 @@ class _Evaluation:
 
 
 def _severities(given: Any) -> list[int]:
-    found = [given] if isinstance(given, int) else list(given)
-    if not found or any(s not in corruption.SEVERITIES or isinstance(s, bool) for s in found):
-        raise ValueError(f"`severities` are of 1, 2, 3, 4, 5. Received: severities={given!r}.")
-    return sorted(set(found))
+    found = list(given) if np.iterable(given) else [given]
+    try:
+        return sorted({corruption.require_severity(severity) for severity in found or [None]})
+    except ValueError as error:
+        raise ValueError(
+            f"`severities` are of 1, 2, 3, 4, 5. Received: severities={given!r}."
+        ) from error

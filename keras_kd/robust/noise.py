@@ -35,7 +35,7 @@ def noisy_labels(
         Labels in the form and dtype of `y`.
 
     Raises:
-        TypeError: If `rate` is no number.
+        TypeError: If `rate` is no number, or `seed` or `classes` no whole one.
         ValueError: If it is out of range, the kind is unknown, or `y` holds no class numbers.
 
     Examples:
@@ -49,17 +49,29 @@ def noisy_labels(
     if not 0 <= share <= 1:
         raise ValueError(f"`rate` is a share in [0, 1]. Received: rate={rate!r}.")
     checks.one_of("kind", kind, _KINDS)
+    checks.whole("seed", seed, 0)
     given = np.asarray(ops.convert_to_numpy(y) if ops.is_tensor(y) else y)
+    if given.dtype.kind not in "biuf" or not given.ndim:
+        raise ValueError(
+            f"`y` holds class numbers from 0, or one-hot rows. Received: {given.dtype}, shape "
+            f"{given.shape}."
+        )
+    if not len(given):
+        return given.copy()
     one_hot = given.ndim == 2 and given.shape[1] > 1
     labels = given.argmax(axis=1) if one_hot else given.reshape(len(given), -1)
-    if not one_hot and labels.shape[1:] != (1,) and len(given):
+    if not one_hot and labels.shape[1:] != (1,):
         raise ValueError(f"`y` holds one class number a row. Received: shape {given.shape}.")
     labels = np.asarray(labels).reshape(-1)
     numbers = labels.astype("int64")
     if not np.array_equal(numbers, labels) or (len(numbers) and numbers.min() < 0):
         raise ValueError("`y` holds class numbers from 0, or one-hot rows.")
     found = given.shape[1] if one_hot else int(numbers.max(initial=0)) + 1
-    count = found if classes is None else classes
+    count = found if classes is None else checks.whole("classes", classes)
+    if one_hot and count != found:
+        raise ValueError(
+            f"`y` has {found} columns, one a class. Received: classes={classes!r}. Leave it out."
+        )
     if count < found or count < 2:
         raise ValueError(
             f"There are at least {max(found, 2)} classes, since another one than its own is given "

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from keras_kd.robust.threats import Linf, Threat
+from keras_kd.utils import checks
 
 Predict = Callable[[np.ndarray, int], np.ndarray]
 _SHARE = 0.8
@@ -47,13 +48,13 @@ def search(
         float32 `(rows, ...)`: the point of the least margin. Rows that are wrong stay as they are.
 
     Raises:
-        ValueError: If `queries` is less than 1.
+        TypeError: If `queries` is no whole number.
+        ValueError: If it is less than 1.
 
     Reference:
         - [Andriushchenko et al., 2020](https://arxiv.org/abs/1912.00049), algorithms 1 to 3
     """
-    if isinstance(queries, bool) or not isinstance(queries, int | np.integer) or queries < 1:
-        raise ValueError(f"`queries` is a whole number from 1. Received: queries={queries!r}.")
+    checks.whole("queries", queries)
 
     def margins(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         logits = predict(rows.astype("float32"), batch_size).astype("float64")

@@ -54,7 +54,7 @@ class Threat:
         if step is None:
             step = 2.5 * self.epsilon / self.steps
         self.step = checks.positive("step", step, "leave it out for `2.5 * epsilon / steps`")
-        self.bounds = _interval(bounds)
+        self.bounds = interval(bounds)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that rebuild the threat."""
@@ -321,7 +321,16 @@ def require_threat(threat: object) -> Threat:
     return threat
 
 
-def _interval(bounds: object) -> tuple[float, float] | None:
+def interval(bounds: object) -> tuple[float, float] | None:
+    """Least and greatest value of an input, or `None`.
+
+    Args:
+        bounds: What was given.
+
+    Raises:
+        TypeError: If they are no two numbers.
+        ValueError: If the first is not the lesser.
+    """
     if bounds is None:
         return None
     if not isinstance(bounds, list | tuple) or len(bounds) != 2:

@@ -7,8 +7,9 @@ files that were exported, run and timed. A new parameter of `tune` is an entry o
 `space.PARAMETERS`; a new method a line of `keras_kd.distill.candidates.CANDIDATES`.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from keras_kd.utils import lazy
 
 if TYPE_CHECKING:
     from keras_kd.distill.method_choice import MethodChoice as MethodChoice
@@ -57,9 +58,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return lazy.attribute(__name__, _PUBLIC, name)
 
 
 def __dir__() -> list[str]:

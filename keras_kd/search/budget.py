@@ -37,16 +37,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("minutes", "bytes", "latency_ms", "trials"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-                raise TypeError(f"`{name}` of a budget is a number. Received: {name}={value!r}.")
-            if not 0 < value < math.inf:
-                raise ValueError(
-                    f"`{name}` of a budget is positive and finite. Received: {name}={value!r}. "
-                    "Leave it out to set no limit."
-                )
+            require_limit(name, getattr(self, name), "a budget")
         if self.trials is not None and (self.trials < 2 or self.trials != int(self.trials)):
             raise ValueError(
                 "`trials` counts plain training and the defaults too, and is a whole number of at "
@@ -77,3 +68,26 @@ class Budget:
     def limits(self) -> dict[str, Any]:
         """The limits of the file alone."""
         return {"bytes": self.bytes, "latency_ms": self.latency_ms}
+
+
+def require_limit(name: str, value: object, whose: str) -> None:
+    """Raise unless a limit is a positive finite number, or `None`.
+
+    Args:
+        name: What the message calls it.
+        value: What was passed.
+        whose: Whose limit it is.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not positive or not finite.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"`{name}` of {whose} is a number. Received: {name}={value!r}.")
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"`{name}` of {whose} is positive and finite. Received: {name}={value!r}. Leave it out "
+            "to set no limit."
+        )

@@ -13,13 +13,32 @@ from keras_kd.distill.method_choice import answered, errors_of
 from keras_kd.export import Artifact, Report
 from keras_kd.export.formats.device_table import check_targets
 from keras_kd.search import record
-from keras_kd.search.budget import Budget
+from keras_kd.search.budget import Budget, require_limit
+from keras_kd.search.space import PRECISIONS
 from keras_kd.search.study import Study
 from keras_kd.search.tuner import Search
+from keras_kd.utils import checks
 from keras_kd.utils.types import Data
 
 if TYPE_CHECKING:
     import keras
+
+
+_OPTIONS = (
+    "seeds",
+    "epochs",
+    "batch_size",
+    "loss",
+    "space",
+    "callbacks",
+    "progress",
+    "verbose",
+    "seed",
+    "sampler",
+    "config",
+    "export",
+)
+"""Keywords of `tune` that are not a device's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +66,19 @@ class Device:
     max_latency_ms: float | None = None
     min_accuracy: float | None = None
     targets: str | Sequence[str] = ()
-    precisions: Sequence[str] = ("int8",)
+    precisions: str | Sequence[str] = ("int8",)
 
     def __post_init__(self) -> None:
-        Budget(minutes=1, bytes=self.max_bytes, latency_ms=self.max_latency_ms)
+        require_limit("max_bytes", self.max_bytes, "a device")
+        require_limit("max_latency_ms", self.max_latency_ms, "a device")
         check_targets(self.targets)
+        named = (self.precisions,) if isinstance(self.precisions, str) else tuple(self.precisions)
+        checks.known_keys(named, PRECISIONS, "precisions")
+        if not named:
+            raise ValueError("`precisions` names none. Pass those of TFLite files that it takes.")
+        object.__setattr__(self, "precisions", named)
         least = self.min_accuracy
-        if least is not None and (isinstance(least, bool) or not 0 <= least <= 1):
+        if least is not None and not 0 <= checks.number("min_accuracy", least) <= 1:
             raise ValueError(
                 f"`min_accuracy` is a share from 0 to 1. Received: min_accuracy={least!r}."
             )
@@ -95,7 +120,7 @@ def for_device(
     folder: str | os.PathLike[str] = "runs/device",
     *,
     targets: str | Sequence[str] = (),
-    precisions: Sequence[str] = ("int8",),
+    precisions: str | Sequence[str] = ("int8",),
     minutes: float | None = 30,
     trials: int | None = None,
     **options: object,
@@ -117,7 +142,7 @@ def for_device(
         minutes: Of searching at most.
         trials: Most trials.
         **options: More keywords of `tune`: `seeds`, `epochs`, `batch_size`, `loss`, `space`,
-            `callbacks`, `progress`, `verbose`.
+            `callbacks`, `progress`, `verbose`, `seed`, `sampler`, `config`, `export`.
 
     Returns:
         The result.
@@ -134,7 +159,7 @@ def for_device(
         ... )
         >>> found.best.path if found.best else found.verdict
     """
-    device = Device(max_bytes, max_latency_ms, min_accuracy, targets, tuple(precisions))
+    device = Device(max_bytes, max_latency_ms, min_accuracy, targets, precisions)
     return _searched(teacher, data, device, Path(folder), None, minutes, trials, options)
 
 
@@ -175,8 +200,11 @@ def family(
         ...     },
         ... )
     """
-    if not devices:
-        raise ValueError("`devices` names none. Pass a dict from names to `Device`.")
+    if not devices or not isinstance(devices, Mapping):
+        raise ValueError(
+            "`devices` names none. Pass a dict from names to `Device`. Received: "
+            f"devices={devices!r}."
+        )
     for name, device in devices.items():
         if not isinstance(device, Device):
             raise TypeError(
@@ -202,6 +230,7 @@ def _searched(
     trials: int | None,
     options: Mapping[str, Any],
 ) -> DeviceResult:
+    checks.known_keys(options, _OPTIONS, "options")
     train, validation = _split(data)
     search = Search(
         build="shrink",
@@ -214,10 +243,9 @@ def _searched(
         folder=folder,
         answers=answers,
         precisions=device.precisions,
+        shares=device.min_accuracy is not None,
         **{"space": None, **options},
     )
-    if search.regression and device.min_accuracy is not None:
-        raise ValueError("`min_accuracy` is for classes, and the labels are numbers. Leave it out.")
     return _judged(search.run(), device, search)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_kd.cache.asked_once import asked_once
 from keras_kd.distill import candidates, method_choice
@@ -109,17 +110,19 @@ def best_method(
     """
     task.function("student_fn", student_fn)
     asked = candidates.chosen(methods)
-    drawn = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    several = isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str)
+    listed: Any = seeds if several else range(checks.whole("seeds", seeds))
+    drawn = [checks.whole("seeds", seed, 0) for seed in listed]
     if not drawn or len(set(drawn)) < len(drawn):
         raise ValueError(f"`seeds` is at least 1, or different seeds. Received: seeds={seeds!r}.")
-    task.whole("batch_size", batch_size)
+    checks.whole("batch_size", batch_size)
     checks.logits_flags(from_logits)
     checks.functions(teacher_inputs=teacher_inputs, student_inputs=student_inputs)
     if teacher is None:
         raise TypeError("`best_method` compares what a teacher adds, and there is none. Pass one.")
     rows, held = task.rows_of(train, "train"), task.rows_of(validation, "validation")
     task.require_alike(rows, held)
-    epochs = task.epochs_for(rows.count) if epochs is None else task.whole("epochs", epochs)
+    epochs = task.epochs_for(rows.count) if epochs is None else checks.whole("epochs", epochs)
     keras.utils.set_random_seed(drawn[0])
     probe = student_fn()
     if not isinstance(probe, keras.Model):
@@ -127,6 +130,9 @@ def best_method(
             f"`student_fn` returns a `keras.Model`. Received: {type(probe).__name__} from it."
         )
     hard = task.hard_loss(probe, rows) if loss is None else loss
+    if student_inputs is None:
+        ends = keras.tree.flatten(probe(rows.taken(slice(0, 1)).x, training=False))
+        task.require_labels(probe, hard, [end.shape for end in ends], train=rows, validation=held)
     total = task.steps(rows.count, batch_size, epochs)
     setting = Setting(
         distiller=Distiller,

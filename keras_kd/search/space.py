@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Float:
         high: Greatest value, above `low`.
 
     Raises:
+        TypeError: If an end is no number.
         ValueError: If the range is empty or not finite.
 
     Examples:
@@ -58,6 +62,7 @@ class Log(Float):
         high: Greatest value, above `low`.
 
     Raises:
+        TypeError: If an end is no number.
         ValueError: If the range is empty, not finite, or not positive.
 
     Examples:
@@ -94,12 +99,15 @@ class Choice:
     options: tuple[Any, ...]
 
     def __init__(self, *options: object) -> None:
+        options = tuple(o.item() if isinstance(o, np.generic) else o for o in options)
         object.__setattr__(self, "options", options)
         if not options:
             raise ValueError("A choice needs at least one option.")
         for option in options:
             if not isinstance(option, str | int | float | bool | type(None)):
                 raise TypeError(f"Options are numbers or names. Received: {option!r}.")
+            if isinstance(option, float) and not math.isfinite(option):
+                raise ValueError(f"Options are finite. Received: {options!r}.")
         if len(set(options)) < len(options):
             raise ValueError(f"Options differ from one another. Received: {options!r}.")
 
@@ -266,9 +274,9 @@ def _usual(own: bool, classes: bool, depth: bool) -> dict[str, Range]:
 def _range(name: str, value: object) -> Range:
     if isinstance(value, Float | Choice):
         return value
-    if isinstance(value, str | int | float | bool):
+    if isinstance(value, str | int | float | bool | np.generic):
         return Choice(value)
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence | np.ndarray):
         return Choice(*value)
     raise TypeError(
         f"The range of `{name}` is a `Float`, `Log`, `Choice`, a list of options or a value. "
@@ -288,7 +296,7 @@ def _require_known(name: str, found: Range, classes: bool) -> None:
         within = isinstance(value, int | float) and not isinstance(value, bool)
         if not within or not (low <= value <= high) or (value == low and not closed):
             raise ValueError(
-                f"`{name}` lies {'in' if closed else 'above'} {low:g}"
+                f"`{name}` lies {'at least at' if closed else 'above'} {low:g}"
                 f"{f' and at most at {high:g}' if math.isfinite(high) else ''}. Received: "
                 f"{name}={value!r} in the space."
             )
@@ -302,6 +310,9 @@ def _require_names(given: Iterable[str], known: Sequence[str], argument: str) ->
 
 
 def _require_range(low: float, high: float) -> None:
+    for value in (low, high):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"The ends of a range are numbers. Received: {low!r} to {high!r}.")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(
             f"A range goes from a finite number to a greater one. Received: {low!r} to {high!r}."

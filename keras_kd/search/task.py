@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_kd.distill import label_checks
 from keras_kd.distill.training_rows import Rows, read
-from keras_kd.models import output_kinds
-from keras_kd.utils.types import Data
+from keras_kd.models import meaning, output_kinds
+from keras_kd.search.study import OBJECTIVES
+from keras_kd.utils import checks
+from keras_kd.utils.types import Data, Losses
 
 LEARNING_RATE = 5e-3
 """Of Adam at the first step; a cosine takes it to 0."""
@@ -165,19 +169,82 @@ def digest(*values: object) -> str:
     return found.hexdigest()
 
 
-def whole(name: str, value: object, least: int = 1) -> int:
-    """Raise `ValueError` unless a value is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"`{name}` is an integer from {least}. Received: {name}={value!r}.")
-    return int(value)
+def function(name: str, value: object, *given: object) -> Any:
+    """Raise `TypeError` unless a value is a function that makes students.
 
-
-def function(name: str, value: object) -> Any:
-    """Raise `TypeError` unless a value is a function that makes students."""
+    Args:
+        name: What the message calls it.
+        value: What was passed.
+        *given: What it is called with.
+    """
     if isinstance(value, keras.Model) or not callable(value):
         raise TypeError(
             f"`{name}` is a function that returns a new student each time. Received: "
             f"{name} of type {type(value).__name__}. For copies of one model pass "
             "`lambda: keras.models.clone_model(model)`."
         )
+    try:
+        inspect.signature(value).bind(*given)
+    except TypeError as error:
+        said = "one argument, a dict of values" if given else "no arguments"
+        raise TypeError(f"`{name}` is a function that is called with {said}: {error}.") from error
+    except ValueError:
+        # Of a function in another language nothing is told.
+        pass
     return value
+
+
+def require_labels(student: keras.Model, hard: Losses, shapes: Sequence[Any], **rows: Rows) -> None:
+    """Raise `ValueError` for labels that the hard loss of a single output cannot read.
+
+    Args:
+        student: A student as it begins.
+        hard: The hard loss.
+        shapes: Of its outputs.
+        **rows: Rows by the name of the argument that they were.
+    """
+    if len(shapes) != 1:
+        return
+    loss = keras.losses.get(hard) if isinstance(hard, str) else hard
+    expected = [label_checks.Expected(loss, tuple(shapes[0]), None, student.name)]
+    for name, each in rows.items():
+        label_checks.require(expected, each.y, None, f"`y` of `{name}`")
+
+
+def objectives(given: Iterable[str] | str) -> tuple[str, ...]:
+    """What is minimized, without repetition.
+
+    Args:
+        given: What was passed as `minimize`.
+
+    Raises:
+        TypeError: If they are no names.
+        ValueError: If there is none, one twice, or an unknown one.
+    """
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"`minimize` lists objectives of {', '.join(OBJECTIVES)}. Received: minimize={given!r}."
+        )
+    names = ["latency_ms" if name == "latency" else name for name in names]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"`minimize` names different objectives of {', '.join(OBJECTIVES)}. Received: "
+            f"minimize={given!r}."
+        )
+    checks.known_keys(map(str, names), OBJECTIVES, "minimize")
+    return tuple(names)
+
+
+def of_command(told: str | None, shape: tuple[int, ...]) -> str:
+    """What `keras-kd distill` calls the task of an output.
+
+    Args:
+        told: What the output means, see `models.meaning`.
+        shape: Of the output.
+    """
+    if told == meaning.CLASSES:
+        return "tokens" if len(shape) > 2 else "classification"
+    if told == meaning.INDEPENDENT:
+        return "classification" if shape[-1] == 1 else "multilabel"
+    return "regression"

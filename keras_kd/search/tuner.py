@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from keras_kd.search.candidate import Trainer
 from keras_kd.search.files import Exporter, Weighed
 from keras_kd.search.halving import goes_on
 from keras_kd.search.space import TRAINING, Space
-from keras_kd.search.study import OBJECTIVES, Study
+from keras_kd.search.study import Study
 from keras_kd.students.shrink import shrink
 from keras_kd.teachers.base import TeacherLike
 from keras_kd.utils import archives, checks, files
@@ -153,7 +153,7 @@ def tune(
         loss=loss,
         seed=seed,
         sampler=sampler,
-        config=dict(config or {}),
+        config=config,
         export=export,
         callbacks=callbacks,
         progress=progress,
@@ -168,6 +168,7 @@ class Search:
     Args:
         answers: Folder of a cache that several searches share; `None` keeps one in the search's.
         precisions: See `Space`.
+        shares: Whether errors have to be shares of wrong answers.
         **others: As for `tune`.
     """
 
@@ -189,28 +190,32 @@ class Search:
         loss: Losses = None,
         seed: int = 0,
         sampler: str = "tpe",
-        config: dict[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
         export: Mapping[str, Any] | None = None,
         callbacks: Sequence[keras.callbacks.Callback] | None = None,
         progress: Progress | None = None,
         verbose: int | str = "auto",
         answers: Path | None = None,
         precisions: Sequence[str] | None = None,
+        shares: bool = False,
     ) -> None:
         _require_packages()
-        self.minimize = _objectives(minimize)
+        self.minimize = task.objectives(minimize)
+        for name, given in (("config", config), ("export", export)):
+            if given is not None and not isinstance(given, Mapping):
+                raise TypeError(f"`{name}` is a dict. Received: {name}={given!r}.")
         self.device = tuple(check_targets(device))
         if not isinstance(budget, Budget):
             raise TypeError(f"`budget` is a `keras_kd.search.Budget`. Received: budget={budget!r}.")
         self.budget = budget
-        self.seeds = task.whole("seeds", seeds, 2)
-        self.seed = task.whole("seed", seed, 0)
+        self.seeds = checks.whole("seeds", seeds, 2)
+        self.seed = checks.whole("seed", seed, 0)
         if sampler not in ("tpe", "random"):
             raise ValueError(f'`sampler` is "tpe" or "random". Received: sampler={sampler!r}.')
         self.sampler = sampler
         self.own = not isinstance(build, str)
         if self.own:
-            task.function("build", build)
+            task.function("build", build, {})
         elif build != candidate.SHRINK:
             raise ValueError(f'`build` is a function or "shrink". Received: build={build!r}.')
         if teacher is None:
@@ -226,8 +231,8 @@ class Search:
             )
         rows, held = task.rows_of(train, "train"), task.rows_of(validation, "validation")
         task.require_alike(rows, held)
-        epochs = task.epochs_for(rows.count) if epochs is None else task.whole("epochs", epochs)
-        task.whole("batch_size", batch_size)
+        epochs = task.epochs_for(rows.count) if epochs is None else checks.whole("epochs", epochs)
+        checks.whole("batch_size", batch_size)
         # One probe tells what the outputs mean and which ranges apply.
         depth = not self.own and _has_depth(model)
         settings: dict[str, Any] = {"own": self.own, "depth": depth, "precisions": precisions}
@@ -237,12 +242,17 @@ class Search:
         one = rows.taken(slice(0, 1)).x
         units = [tuple(y.shape) for y in keras.tree.flatten(probe(one, training=False))]
         hard = task.hard_loss(probe, rows) if loss is None else loss
+        task.require_labels(probe, hard, units, train=rows, validation=held)
         told = method_choice.meanings(probe, hard)
         classes = len(units) == 1 and told[0] == meaning.CLASSES and units[0][-1] > 2
         self.space = first
         if not classes:
             self.space = Space(space, classes=False, **settings)
         self.regression = candidate.is_regression(probe, hard)
+        if self.regression and shares:
+            raise ValueError(
+                "`min_accuracy` is for classes, and the labels are numbers. Leave it out."
+            )
         self.verbose = verbose
         self._tell = progress
         checks.known_keys(export or {}, ("labels", "normalization", "name"), "export")
@@ -261,7 +271,7 @@ class Search:
             "build": _name(build),
             "loss": meaning.name_of(hard),
             "regression": self.regression,
-            "task": _task(told[0], units[0]),
+            "task": task.of_command(told[0], units[0]),
             "teacher": _fingerprint(teacher),
             "train": task.digest(rows.x, rows.y, rows.weight),
             "validation": task.digest(held.x, held.y, held.weight),
@@ -599,18 +609,6 @@ def _busy(owner: str) -> str:
     return f"Process {owner} is at work on the same study. Call this again."
 
 
-def _objectives(given: Iterable[str] | str) -> tuple[str, ...]:
-    names = [given] if isinstance(given, str) else list(given)
-    names = ["latency_ms" if name == "latency" else name for name in names]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"`minimize` names different objectives of {', '.join(OBJECTIVES)}. Received: "
-            f"minimize={given!r}."
-        )
-    checks.known_keys(map(str, names), OBJECTIVES, "minimize")
-    return tuple(names)
-
-
 def _require_packages() -> None:
     try:
         import optuna  # noqa: F401
@@ -628,15 +626,6 @@ def _has_depth(model: keras.Model) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _task(told: str | None, shape: tuple[int, ...]) -> str:
-    """What `keras-kd distill` calls the task of an output."""
-    if told == meaning.CLASSES:
-        return "tokens" if len(shape) > 2 else "classification"
-    if told == meaning.INDEPENDENT:
-        return "classification" if shape[-1] == 1 else "multilabel"
-    return "regression"
 
 
 def _fingerprint(teacher: TeacherLike) -> str:

@@ -1,6 +1,5 @@
 """What may stand as a teacher: models, files, estimators, functions, or answers on disk."""
 
-import importlib
 from typing import Any
 
 from keras_kd.models.fingerprint import fingerprint
@@ -13,6 +12,7 @@ from keras_kd.teachers.resolve import make as make
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.teachers.sklearn import from_sklearn
 from keras_kd.teachers.tflite_files import from_tflite
+from keras_kd.utils import lazy
 
 __all__ = [
     "BlackBox",
@@ -32,9 +32,7 @@ _PUBLIC = {"CachedTeacher": "keras_kd.cache.teacher"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return lazy.attribute(__name__, _PUBLIC, name)
 
 
 def __dir__() -> list[str]:

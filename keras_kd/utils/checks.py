@@ -60,21 +60,24 @@ def _number(name: str, value: object) -> None:
         raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
 
 
-def number(name: str, value: object) -> float:
+def number(name: str, value: object, least: float = -math.inf) -> float:
     """Return a finite number, or raise.
 
     Args:
         name: What the message calls it.
         value: What was passed.
+        least: The least that it may be.
 
     Raises:
         TypeError: If it is no number.
-        ValueError: If it is not finite.
+        ValueError: If it is not finite, or smaller.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
     if not math.isfinite(value):
         raise ValueError(f"`{name}` is finite. Received: {name}={value!r}.")
+    if value < least:
+        raise ValueError(f"`{name}` is at least {least:g}. Received: {name}={value!r}.")
     return float(value)
 
 

@@ -333,6 +333,9 @@ def test_too_much_noise_is_refused_before_anything_is_asked(tmp_path, monkeypatc
         ({"student": "x"}, TypeError, "student"),
         ({"student": keras.Sequential([keras.layers.Dense(3)])}, ValueError, "not built"),
         ({"classes": ["a", "a", "b", "c"]}, ValueError, "twice"),
+        ({"classes": "abcd"}, TypeError, "`classes` lists the names"),
+        ({"method": 0}, TypeError, "`method` is one like"),
+        ({"engine": ""}, TypeError, "`engine` is one like"),
     ],
 )
 def test_bad_arguments_get_one_clear_error(arguments, error, match):
@@ -349,12 +352,16 @@ def test_bad_arguments_get_one_clear_error(arguments, error, match):
         ({"queries": 0}, ValueError, "queries"),
         ({"queries": 61}, ValueError, "60"),
         ({"validation_data": TEST[0]}, TypeError, "pair"),
+        ({"validation_data": (TEST[0][:, :2], TEST[1])}, ValueError, r"have shape \(2,\)"),
+        ({"validation_data": (TEST[0], TEST[1] + 9)}, ValueError, "the student has 4, numbered"),
+        ({"verbose": "loud"}, ValueError, "verbose"),
     ],
 )
 def test_bad_arguments_of_fit(arguments, error, match):
     federation = federated.Federation([maker(0)], public(), student=model("logits"))
     with pytest.raises(error, match=match):
         federation.fit(**{"rounds": 1, "queries": 10, **arguments})
+    assert list(federation.folder.iterdir()) == []
 
 
 def other_client(**changed):
@@ -374,6 +381,7 @@ def other_client(**changed):
         ({"validation_data": 3}, TypeError, "pair"),
         ({"epochs": 0}, ValueError, "epochs"),
         ({"model": "m"}, TypeError, "model of a client"),
+        ({"classes": "abcd"}, TypeError, "`classes` lists the names"),
     ],
 )
 def test_bad_clients(changed, error, match):
@@ -397,7 +405,7 @@ def wide(units=CLASSES, features=FEATURES, end=None):
 )
 def test_clients_that_do_not_fit_together(tmp_path, make, match):
     federation = federated.Federation(
-        [maker(0), make], public(), folder=tmp_path, student=model("logits"), classes="abcd"
+        [maker(0), make], public(), folder=tmp_path, student=model("logits"), classes=list("abcd")
     )
     with pytest.raises(ValueError, match=f"client 1 .*{match}"):
         federation.fit(1, 10, verbose=0)

@@ -3,6 +3,7 @@
 Run by `make federated`; left out where Flower is missing.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -81,6 +82,7 @@ _SIMULATION = """
 import os, sys
 assert "FLWR_TELEMETRY_ENABLED" not in os.environ
 sys.path.insert(0, {tests!r})
+import importlib.util
 import json
 from small_federations import METHOD, makers, public, rows, student
 from keras_kd import federated
@@ -231,7 +233,8 @@ def test_a_server_and_three_clients_in_processes_and_folders_of_their_own(tmp_pa
         server, "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port),
         "--disable-runtime-dependency-installation",
     )  # fmt: skip
-    backends = ["tensorflow", "jax", "tensorflow"]
+    # Of three backends where they are installed.
+    backends = ["tensorflow", "jax", "torch" if importlib.util.find_spec("torch") else "tensorflow"]
     for i, kind in enumerate(("logits", "softmax", "compiled")):
         home = tmp_path / f"client_{i}"
         home.mkdir()

@@ -5,13 +5,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from keras import ops
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from small_streams import learned, model, rows
 
-from keras_kd import lifelong
+from keras_kd import backends, lifelong
 from keras_kd.lifelong import Memory, Stream
+from keras_kd.lifelong.heads import CosineHead
 
 METHODS = {
     "dark": lambda: (lifelong.DarkReplay(0.5, 0.5), Memory(12)),
@@ -32,6 +34,13 @@ def numbers():
         if learner.memory.logits is not None:
             found[f"{name} logits"] = learner.memory.logits
         found[f"{name} matrix"] = learner.report().matrix
+    head = CosineHead(3)
+    at = np.array([[0, 0, 0, 0], [1, 2, 3, 4]], "float32")
+    head.build(at.shape)
+    head.kernel.assign(np.arange(12, dtype="float32").reshape(4, 3))
+    # Of a row without a direction too, where `keras.ops.normalize` has none on JAX and PyTorch.
+    slope = backends.gradient(lambda x: ops.sum(head(x), axis=-1), ops.convert_to_tensor(at))
+    found["cosine gradient"] = ops.convert_to_numpy(slope)
     return found
 
 

@@ -35,6 +35,8 @@ METHODS = {
     "dark": lambda: (lifelong.DarkReplay(0.5, 0.5), lifelong.Memory(8)),
     "herding": lambda: (lifelong.Replay(), lifelong.Memory(8, policy="herding")),
     "without": lambda: (lifelong.LearningWithoutForgetting(), None),
+    "elastic": lambda: (lifelong.ElasticWeights(samples=8), None),
+    "cosine": lambda: (lifelong.LessForgetting(), lifelong.Memory(8, policy="herding")),
 }
 
 def counted(function, when, calls):
@@ -136,7 +138,7 @@ def run() -> Iterator[Run]:
 def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What each method ends with where nothing happens."""
     found = {}
-    for method in ("dark", "herding", "without"):
+    for method in ("dark", "herding", "without", "elastic", "cosine"):
         code, said = run(tmp_path_factory.mktemp("whole") / "state", method)
         assert code == 0
         found[method] = json.loads(said)[0]
@@ -158,6 +160,8 @@ def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("herding", "step", 9),
         ("herding", "between", 4),
         ("without", "step", 16),
+        ("elastic", "write", 90),
+        ("cosine", "step", 9),
     ],
 )
 def test_killed_and_run_again(tmp_path, run, whole, method, where, when):

@@ -149,6 +149,44 @@ def test_bias_correction_holds_rows_out_and_folds_its_fit():
     np.testing.assert_allclose(seen["after"], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("make", [WeightAligning, lambda: BiasCorrection(held_out=0.3)])
+def test_the_first_task_of_a_model_that_knows_classes_is_corrected_too(make):
+    x, y = rows()
+    memory = Memory(12, policy="herding")
+    learner = lifelong.Learner(model(units=4), make(), memory, classes=[0, 1, 2, 3])
+    learner.compile("sgd", run_eagerly=True)
+    seen = []
+    learner.method.correct = lambda ending: seen.append((ending.old, ending.new))
+    learner.fit(Stream.by_task([(x[y > 3], y[y > 3])])[0], verbose=0)
+    assert seen == [([0, 1, 2, 3], [4, 5])]
+
+
+def test_a_memory_of_one_row_a_class_is_too_small_to_correct_by():
+    learner = learned(BiasCorrection(), Memory(2, policy="herding"), of=list(stream())[:1])
+    with pytest.warns(UserWarning, match="corrects nothing"):
+        learner.fit(stream()[1], verbose=0)
+
+
+@pytest.mark.parametrize(
+    "method", [lifelong.Replay(), lifelong.DarkReplay(forward="joint"), lifelong.DarkReplay()]
+)
+def test_statistics_of_batches_are_of_the_task_before_the_memory_holds_a_row(method):
+    """A herding memory is empty for all of the first task."""
+
+    def learned_statistics(method, memory):
+        inputs = keras.Input((4,))
+        normalized = keras.layers.BatchNormalization(momentum=0.0)(inputs)
+        student = keras.Model(inputs, keras.layers.Dense(6)(normalized))
+        learner = lifelong.Learner(student, method, memory)
+        learner.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+        learner.fit(stream()[0], batch_size=8, verbose=0)
+        return student.layers[1].get_weights()[2:]
+
+    plain = learned_statistics(lifelong.FineTune(), None)
+    for found, expected in zip(learned_statistics(method, Memory(8, policy="herding")), plain):
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 def test_icarl_answers_the_nearest_mean():
     learner = learned(lifelong.ICaRL(), Memory(12, policy="herding"))
     reader, memory = learner.head.reader(), learner.memory
@@ -275,11 +313,39 @@ def of_memory(memory, method=None):
         ),
         (lambda: lifelong.DarkReplay(alpha=-1.0), ValueError, "`alpha`"),
         (lambda: lifelong.DarkReplay(forward="seperate"), ValueError, "Did you mean 'separate'"),
-        (lambda: lifelong.Replay(batch_size=0), ValueError, "`batch_size` is positive"),
-        (lambda: lifelong.LearningWithoutForgetting(temperature=0), ValueError, "positive"),
+        (lambda: lifelong.Replay(batch_size=0), ValueError, "`batch_size` is at least 1"),
+        (lambda: lifelong.LearningWithoutForgetting(temperature=0), ValueError, "greater than 0"),
         (lambda: lifelong.ICaRL(loss="bec"), ValueError, "Did you mean 'bce'"),
         (lambda: lifelong.BiasCorrection(held_out=1.0), ValueError, "held_out"),
         (lambda: lifelong.ElasticWeights(decay=2.0), ValueError, "decay"),
+        (lambda: lifelong.LessForgetting(rivals=None), TypeError, "`rivals`"),
+        (lambda: lifelong.ElasticWeights(samples=None), TypeError, "`samples`"),
+        (lambda: lifelong.Learner(model(), lifelong.FineTune(), seed="a"), TypeError, "`seed`"),
+        (
+            lambda: lifelong.Learner(model(4), lifelong.ICaRL(), Memory(5), classes=range(4)),
+            ValueError,
+            "`ICaRL` answers by the rows that it has seen",
+        ),
+        (
+            lambda: lifelong.Learner(model(), lifelong.FineTune(), classes=6),
+            TypeError,
+            "`classes` lists",
+        ),
+        (
+            lambda: fits(of_memory(Memory(5)), stream()[0], validation_data=rows()),
+            ValueError,
+            r"the classes \[2, 3, 4, 5\], of which no row is trained",
+        ),
+        (
+            lambda: fits(of_memory(Memory(5)), stream()[0], validation_data=rows()[0]),
+            ValueError,
+            r"`validation_data` is `\(x, y\)`",
+        ),
+        (
+            lambda: fits(of_memory(Memory(5)), stream()[0], validation_split="0.1"),
+            TypeError,
+            "`validation_split`",
+        ),
         (lambda: of_memory(Memory(5)).report(), ValueError, "No task has been learned"),
         (lambda: of_memory(Memory(5)).fit(stream()[0]), ValueError, "before `fit`"),
     ],
@@ -295,6 +361,8 @@ def test_bad_input(act, error, message):
         ("sparse_categorical_crossentropy", "does not take logits"),
         (keras.losses.SparseCategoricalCrossentropy(), "from_logits=False"),
         (keras.losses.CategoricalCrossentropy(from_logits=True), "one-hot"),
+        (keras.losses.MeanSquaredError(), "cannot compare columns"),
+        (lambda y, logits: ops.mean(logits), r"gives shape \(\) for 3 rows"),
     ],
 )
 def test_losses_that_do_not_fit(loss, message):
@@ -313,6 +381,10 @@ def test_tasks_that_cannot_follow():
     x, y = rows()
     learner = learned(WeightAligning(), Memory(12), of=list(stream())[:1])
     again = Stream.by_domain(x[y < 2], y[y < 2], np.arange((y < 2).sum()) % 2)[0]
+    with pytest.raises(ValueError, match="brings none"):
+        learner.fit(again, verbose=0)
+    # The labels of such a task would be read nowhere.
+    learner = learned(lifelong.ICaRL(), Memory(12), of=list(stream())[:1])
     with pytest.raises(ValueError, match="brings none"):
         learner.fit(again, verbose=0)
     assert before

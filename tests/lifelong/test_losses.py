@@ -259,6 +259,38 @@ def test_bias_is_fitted_on_logits_with_one_softmax():
     wrong = minimize(objective, [1.0, 0.0], args=(True,), method="BFGS").x
     assert np.abs(wrong - found).max() > 0.05
     assert found[1] < 0
+    # Without a place for a shift the factor is the best one alone.
+    alone = minimize(lambda a: objective([a[0], 0.0]), [1.0], method="BFGS").x[0]
+    assert correction.fitted_bias(logits, y, NEW, np.inf) == (pytest.approx(alone, abs=1e-4), 0.0)
+
+
+def test_a_factor_that_would_turn_new_classes_around_stays_one():
+    y = np.array([0, 2] * 10 + [1, 3] * 10)
+    logits = np.zeros((40, 4))
+    # Rows of the new classes 1 and 3 are answered by the wrong one of the two.
+    logits[y == 1, 3] = logits[y == 3, 1] = 2.0
+
+    def objective(shift):
+        z = logits + np.isin(np.arange(4), NEW) * shift[0]
+        return hard_loss(z, y).mean()
+
+    best = minimize(objective, [0.0], method="BFGS").x[0]
+    assert correction.fitted_bias(logits, y, NEW) == (1.0, pytest.approx(best, abs=1e-4))
+
+
+def test_a_row_whose_units_are_all_off_has_a_gradient():
+    """Keras's `normalize` has none at zeros, and one such row makes all weights NaN."""
+    student = model(units=4)
+    hidden = student.get_layer("hidden")
+    hidden.set_weights([hidden.get_weights()[0], np.zeros(5, "float32")])
+    x = numbers(6, 4)
+    x[0] = 0.0
+    for method in (lifelong.LessForgetting(), lifelong.PodNet()):
+        made = lesson(method, student=keras.models.clone_model(student))
+        made.network.layers[1].set_weights(hidden.get_weights())
+        made.compile("sgd", crossentropy(), run_eagerly=True)
+        made.train_on_batch({"x": x}, np.array([0, 1, 2, 3, 0, 1]))
+        assert all(np.isfinite(w).all() for w in made.network.get_weights())
 
 
 def test_elastic_and_its_information():

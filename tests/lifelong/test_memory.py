@@ -145,9 +145,11 @@ def test_a_memory_goes_on_from_its_file(tmp_path):
     [
         ({}, ValueError, "`samples` or by `bytes`"),
         ({"samples": 5, "bytes": 5}, ValueError, "`samples` or by `bytes`"),
-        ({"samples": 0}, ValueError, "positive"),
-        ({"samples": 2.5}, TypeError, "integer"),
+        ({"samples": 0}, ValueError, "at least 1"),
+        ({"samples": 2.5}, TypeError, "whole number"),
         ({"samples": 5, "policy": "reservoire"}, ValueError, "Did you mean 'reservoir'"),
+        ({"samples": 5, "seed": -1}, ValueError, "`seed` is at least 0"),
+        ({"samples": 5, "seed": 1.5}, TypeError, "`seed` is a whole number"),
     ],
 )
 def test_bad_bounds(arguments, error, message):
@@ -167,6 +169,22 @@ def test_bad_rows_leave_the_memory_as_it_was(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             memory.add(*bad)
+    herds = Memory(bytes=400, policy="herding")
+    herds.add(x, y, np.zeros((48, 2)))
+    held = herds.x.copy()
+    for features, message in (
+        (np.full((48, 2), np.nan), "`features` holds NaN"),
+        (np.zeros((3, 2)), "48 rows and 3 rows of features"),
+        (np.zeros(48), r"`\(samples, width\)`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            # More logits a row, so that fewer rows would fit.
+            herds.add(x, y, np.zeros((48, 6)), features=features)
+        np.testing.assert_array_equal(herds.x, held)
+    with pytest.raises(ValueError, match="`logits` holds NaN"):
+        herds.add(x, y, np.full((48, 2), np.nan))
+    with pytest.raises(ValueError, match="`count` is at least 0"):
+        herding(x, -1)
     with pytest.raises(ValueError, match="A row takes 24 bytes"):
         Memory(bytes=20).add(x, y)
     np.testing.assert_array_equal(memory.x, before)

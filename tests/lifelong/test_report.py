@@ -48,6 +48,10 @@ def test_report(report, tmp_path):
     assert "max over earlier rows - last row" in text
     assert "50.00" in text
     assert report.to_dict()["matrix"][1] == [0.5, 0.8, 0.1]
+    # Of the second task no class was known, so that nothing was asked.
+    assert [row[2] for row in report.cells()] == ["-", "-"]
+    assert np.isnan(report.measured[:, 1]).all()
+    assert "80.00" not in text
     assert report.to_dict()["known_task_accuracy"] is None
     assert report.plot(tmp_path / "plots" / "r.svg").read_text().startswith("<svg")
     assert report.plot(tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"

@@ -77,11 +77,27 @@ def test_by_domain_and_by_task():
         ),
         (lambda x, y: Stream.by_task([(x, y)], test=[]), "0 test parts"),
         (lambda x, y: Stream.by_task([x, y]), r"list of `\(x, y\)`"),
+        (lambda x, y: Stream.by_task([(x, y)], test=3), "list of `.x_test, y_test.`"),
+        (lambda x, y: Stream.by_class(x, y, 3, seed=-1), "`seed` is at least 0"),
+        (lambda x, y: Stream.by_domain(x, y, np.where(y > 3, np.nan, y)), "`domain` holds NaN"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make(*rows())
+
+
+@pytest.mark.parametrize("tasks", ["5", 2.0, True, [[0.5, 1], [2]], ["01", "23"], None])
+def test_tasks_are_counted_or_listed(tasks):
+    with pytest.raises(TypeError, match="`tasks` is how many there are, or the classes of each"):
+        Stream.by_class(*rows(), tasks=tasks)
+
+
+def test_numbers_of_numpy_count_tasks_and_shares():
+    x, y = rows()
+    assert len(Stream.by_class(x, y, tasks=np.int64(3), test=np.float32(0.25))) == 3
+    listed = Stream.by_class(x, y, tasks=np.array([[3, 1], [0, 2]]))
+    assert [task.classes.tolist() for task in listed] == [[1, 3], [0, 2]]
 
 
 def test_other_things_than_arrays_are_refused():

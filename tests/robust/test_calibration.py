@@ -128,6 +128,20 @@ def test_what_cannot_be_calibrated_is_refused():
         kd.robust.calibrate(added, x, y)
     with pytest.raises(ValueError, match="no rows"):
         kd.robust.calibrate(mlp(), x[:0], y[:0])
+    with pytest.raises(ValueError, match="`x` holds NaN"):
+        kd.robust.calibrate(mlp(), np.where(x > 1, np.nan, x), y)
+    with pytest.raises(ValueError, match="`batch_size` is at least 1"):
+        kd.robust.calibrate(mlp(), x, y, batch_size=0)
+    # A mean of probabilities is no softmax of what a kernel makes.
+    steps = keras.Input((5, FEATURES))
+    each = layers.Dense(CLASSES, activation="softmax")(steps)
+    averaged = keras.Model(steps, layers.GlobalAveragePooling1D()(each))
+    with pytest.raises(ValueError, match="probabilities are off by up to"):
+        kd.robust.calibrate(averaged, 4 * np.stack([x, -x, 2 * x, x[::-1], -x[::-1]], 1), y)
+    tied = layers.Dense(FEATURES)
+    twice = keras.Model(inputs, tied(layers.Activation("tanh")(tied(inputs))))
+    with pytest.raises(ValueError, match="used more than once"):
+        kd.robust.calibrate(twice, 3 * x, y)
     model = mlp()
     right = model.predict(x, verbose=0).argmax(-1)
     with pytest.warns(UserWarning, match="too easy"):
@@ -162,9 +176,15 @@ def test_noisy_labels():
         ({"kind": "pair"}, "Did you mean 'pairs'"),
         ({"classes": 3}, "at least 5"),
         ({"y": np.array([0.5, 1.0])}, "class numbers"),
+        ({"y": np.array(["a", "b"])}, "class numbers"),
+        ({"y": np.eye(5)[y], "classes": 7}, "5 columns"),
+        ({"seed": -1}, "seed"),
     ):
         with pytest.raises(ValueError, match=words):
             kd.robust.noisy_labels(**{"y": y, **bad})
+    with pytest.raises(TypeError, match="`classes` is a whole number"):
+        kd.robust.noisy_labels(y, classes=5.5)
+    assert kd.robust.noisy_labels(y[:0]).shape == (0,)
 
 
 # -------------------------------------------------------------------------- corruptions
@@ -232,6 +252,12 @@ def test_bytes_and_other_bounds(images):
         ({"name": "gausian_noise"}, ValueError, "Did you mean 'gaussian_noise'"),
         ({"severity": 6}, ValueError, "severity"),
         ({"severity": True}, ValueError, "severity"),
+        ({"severity": 3.0}, ValueError, "severity"),
+        ({"severity": np.array([1, 2])}, ValueError, "severity"),
+        ({"seed": 0.5}, TypeError, "`seed` is a whole number"),
+        ({"x": x[0]}, ValueError, "one image with its channels"),
+        ({"name": ["contrast"]}, ValueError, "corruption is one of"),
+        ({"bounds": (0, 1, 2)}, TypeError, "least and the greatest"),
         ({"x": x[0, 0]}, TypeError, "height"),
         ({"name": "typos"}, TypeError, "strings"),
         ({"bounds": (1, 0)}, ValueError, "lesser"),

@@ -310,6 +310,20 @@ def test_bad_input_is_refused(model, digits):
         ({"corruptions": "contrst"}, ValueError, "Did you mean 'contrast'"),
         ({"corruptions": ["shift", "blur"]}, ValueError, "corruption is one of"),
         ({"severities": [0]}, ValueError, "severities"),
+        ({"severities": [1.0]}, ValueError, "severities"),
+        ({"severities": None}, ValueError, "severities"),
+        ({"corruptions": "audio"}, ValueError, "'noise' is a corruption of audio"),
+        ({"corruptions": ["contrast", "typos"]}, ValueError, "'typos' is a corruption of text"),
+        ({"corruptions": 3}, TypeError, "`corruptions` is a name"),
+        (
+            {"corruptions": "contrast", "threat": None, "x": 2 * x},
+            ValueError,
+            "outside of the bounds",
+        ),
+        ({"queries": 0}, ValueError, "queries"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"calibrate_on": (np.full_like(x, np.nan), y)}, ValueError, "calibrate_on"),
         ({"second_opinion": "foolbox"}, ValueError, "'art'"),
         ({"threat": None, "second_opinion": "art"}, ValueError, "no `threat`"),
         ({"threat": 8 / 255}, TypeError, "Linf"),
@@ -323,6 +337,8 @@ def test_bad_input_is_refused(model, digits):
         ({"model": "nowhere.tflite"}, FileNotFoundError, "nowhere"),
         ({"model": layers.Dense(10)}, TypeError, r"keras\.Model"),
     ):
+        begun = []
         given = {"model": model, "x": x, "y": y, "threat": threat, **change}
         with pytest.raises(kind, match=words):
-            kd.robust.evaluate(**given)
+            kd.robust.evaluate(progress=lambda *said, to=begun: to.append(said), **given)
+        assert not begun

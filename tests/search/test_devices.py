@@ -154,6 +154,16 @@ def test_a_family_asks_the_teacher_once(found):
         (lambda t: Device(max_bytes=0), ValueError, "positive"),
         (lambda t: Device(max_latency_ms="1"), TypeError, "is a number"),
         (lambda t: Device(min_accuracy=2), ValueError, "share from 0 to 1"),
+        (lambda t: Device(min_accuracy="0.9"), TypeError, "`min_accuracy` is a number"),
+        (lambda t: Device(max_bytes=-1), ValueError, "`max_bytes` of a device"),
+        (lambda t: Device(precisions=()), ValueError, "names none"),
+        (lambda t: kd.search.family(t, DATA, [Device()]), ValueError, "a dict from names"),
+        (lambda t: kd.search.for_device(t, DATA, epoch=3), ValueError, "Did you mean 'epochs'"),
+        (
+            lambda t: kd.search.for_device(t, DATA, minimize=("bytes",)),
+            ValueError,
+            "unknown key 'minimize'",
+        ),
         (lambda t: Device(targets="ethos-u5"), ValueError, "no known target"),
         (lambda t: kd.search.family(t, DATA, {}), ValueError, "names none"),
         (lambda t: kd.search.family(t, DATA, {"a": 3}), TypeError, "is a `keras_kd.search.Device`"),
@@ -177,3 +187,4 @@ def test_bad_input(call, error, words, tmp_path, monkeypatch):
 def test_devices_are_plain_values():
     assert dataclasses.asdict(Device(max_bytes=5))["max_bytes"] == 5
     assert devices.Device() == Device()
+    assert Device(precisions="int8") == Device(precisions=("int8",))

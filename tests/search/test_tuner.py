@@ -101,6 +101,10 @@ def stubs(monkeypatch, teacher):
 
 def tune(stubs, folder, **options):
     given = {
+        "build": "shrink",
+        "teacher": stubs.teacher,
+        "train": TRAIN,
+        "validation": VALIDATION,
         "space": SPACE,
         "budget": Budget(minutes=None, trials=8),
         "folder": folder,
@@ -108,7 +112,7 @@ def tune(stubs, folder, **options):
         "verbose": 0,
         **options,
     }
-    return kd.search.tune("shrink", stubs.teacher, TRAIN, VALIDATION, **given)
+    return kd.search.tune(**given)
 
 
 def compared(study):
@@ -271,7 +275,22 @@ def test_trainings_that_are_behind_are_stopped(stubs, tmp_path):
         ({"space": 3}, TypeError, "`space` is a dict"),
         ({"device": "tflite-mikro"}, ValueError, "Did you mean `tflite-micro`"),
         ({"budget": 3}, TypeError, "`budget` is a"),
-        ({"seeds": 1}, ValueError, "`seeds` is an integer from 2"),
+        ({"seeds": 1}, ValueError, "`seeds` is at least 2"),
+        ({"seeds": "3"}, TypeError, "`seeds` is a whole number"),
+        ({"minimize": None}, TypeError, "`minimize` lists objectives"),
+        ({"minimize": [["error"]]}, TypeError, "`minimize` lists objectives"),
+        ({"space": {"alpha": [0, 1.5]}}, ValueError, "`alpha` lies at least at 0 and at most at 1"),
+        ({"device": 3}, TypeError, "names of runtimes"),
+        ({"config": ["a"]}, TypeError, "`config` is a dict"),
+        ({"export": 3}, TypeError, "`export` is a dict"),
+        ({"loss": "mse2"}, ValueError, "loss"),
+        ({"train": (TRAIN[0], TRAIN[1] + 9)}, ValueError, "`y` of `train` holds labels"),
+        ({"validation": (VALIDATION[0], VALIDATION[1] + 9)}, ValueError, "`y` of `validation`"),
+        (
+            {"build": lambda: mlp(), "space": {"alpha": [0, 1]}},
+            TypeError,
+            "called with one argument, a dict of values",
+        ),
         ({"sampler": "grid"}, ValueError, "`sampler` is"),
         ({"epochs": 0}, ValueError, "`epochs`"),
     ],
@@ -397,6 +416,12 @@ def test_ranges_are_ranges():
             make()
     with pytest.raises(TypeError):
         Choice([1, 2])
+    for ends in (("a", 1), (0, None), (True, 2)):
+        with pytest.raises(TypeError, match="ends of a range are numbers"):
+            Float(*ends)
+    with pytest.raises(ValueError, match="Options are finite"):
+        Choice(float("nan"), 1.0)
+    assert Choice(np.float32(0.5), np.int64(1)).options == (0.5, 1)
     assert Log(1, 16).grid() == pytest.approx([1, 2, 4, 8, 16])
     assert Choice(0.25, 1.0).nearest(0.4) == 0.25
 

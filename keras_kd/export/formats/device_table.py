@@ -7,7 +7,7 @@ does not use what the device is for; `no: ...`, it is refused or computed wrongl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -150,8 +150,11 @@ def check_targets(targets: Sequence[str] | str | None) -> list[str]:
     """Return the names of targets without repetition, each checked to be known.
 
     Raises:
+        TypeError: If they are no names.
         ValueError: If one is unknown, with close matches.
     """
+    if targets is not None and not isinstance(targets, Iterable):
+        raise TypeError(f"Targets are names of runtimes, as 'tflite-2.14'. Received: {targets!r}.")
     given = [] if targets is None else [targets] if isinstance(targets, str) else list(targets)
     for name in given:
         if not isinstance(name, str) or find(name) is None:
