@@ -2,9 +2,10 @@
 
 Every candidate trains the same student from the same seeds on the same batches; the teacher is
 asked once for all of them. Plain training is among them and wins ties: another method is chosen
-only where the lower bound of what it gains over plain training is above zero; or where it is wrong
-less often, and the lower bounds of what its log loss gains are, over the seeds and over rows.
-`keras_kd.search.best_method` and `compile(distillation_loss="auto")` are two doors to this.
+only where it is wrong less often, and it or its log loss is so beyond chance, over the seeds and
+over the rows. The log loss is that at each model's best temperature, so that being sure of itself
+speaks neither for nor against a method. `keras_kd.search.best_method` and
+`compile(distillation_loss="auto")` are two doors to this.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from keras_kd import backends
 from keras_kd.distill.candidates import PLAIN, Candidate, Made, Situation
-from keras_kd.distill.row_errors import RowErrors, row_errors
+from keras_kd.distill.row_errors import RowErrors, row_errors, row_weights
 from keras_kd.distill.training_rows import Rows
 from keras_kd.models import meaning, output_kinds
 from keras_kd.teachers.base import TeacherLike
@@ -30,6 +31,9 @@ from keras_kd.utils.types import Losses, Tensors
 
 MOST_FEATURES = 1 << 30
 """Bytes of the teacher's layers that are kept for methods that read them."""
+
+_FEW = slice(0, 4)
+"""Rows that show the shape of what comes out."""
 
 Tell = Callable[[str, int, int], None]
 """Called with what is at work, how many trainings are done, and how many there are."""
@@ -72,9 +76,8 @@ class Setting:
             student: One as it begins.
             teacher: The teacher's model where its layers see what the student's see, or `None`.
         """
-        rows = self.train.taken(slice(0, 4)).x
-        mapped = self.made_with.get("student_inputs")
-        output = keras.tree.flatten(student(mapped(rows) if mapped else rows, training=False))
+        rows = self.train.taken(_FEW).x
+        output = self._outputs(student, rows)
         single = len(output) == 1
         return Situation(
             hard=self.hard,
@@ -84,6 +87,24 @@ class Setting:
             teacher=teacher,
             x=rows,
         )
+
+    def _outputs(self, student: keras.Model, x: Tensors) -> list[Any]:
+        mapped = self.made_with.get("student_inputs")
+        return list(keras.tree.flatten(student(mapped(x) if mapped else x, training=False)))
+
+    def counting(self, student: keras.Model) -> np.ndarray:
+        """Return the numbers of the training rows that could compare models.
+
+        They have a label, and weigh more than nothing.
+
+        Args:
+            student: One as it begins.
+        """
+        told, labels, losses, weight = _flat(student, self.train, self.hard)
+        shapes = [
+            tuple(output.shape) for output in self._outputs(student, self.train.taken(_FEW).x)
+        ]
+        return np.flatnonzero(row_weights(told, shapes, labels, losses, weight) > 0)
 
     def trained(
         self, method: Callable[[Any], Made] | None, teacher: TeacherLike, seed: int
@@ -121,7 +142,7 @@ class Setting:
             **{"verbose": 0, **self.fitted_with},
         )
         answers = answered(distiller, self.validation.x)
-        return errors_of(student, answers, self.validation, self.hard), student
+        return errors_of(student, answers, self.validation, self.hard, refine=True), student
 
 
 def answered(model: keras.Model, x: Tensors, batch_size: int = 256) -> list[np.ndarray]:
@@ -138,7 +159,9 @@ def answered(model: keras.Model, x: Tensors, batch_size: int = 256) -> list[np.n
     return list(keras.tree.flatten(backends.answers_as_called(model, x, batch_size)))
 
 
-def errors_of(student: keras.Model, answers: Sequence[Any], rows: Rows, hard: Losses) -> RowErrors:
+def errors_of(
+    student: keras.Model, answers: Sequence[Any], rows: Rows, hard: Losses, refine: bool = False
+) -> RowErrors:
     """Compare a model's answers with the labels.
 
     Args:
@@ -146,13 +169,18 @@ def errors_of(student: keras.Model, answers: Sequence[Any], rows: Rows, hard: Lo
         answers: `(rows, ...)` for each flat output.
         rows: With the labels.
         hard: The hard loss.
+        refine: Whether the log loss at the best temperature is wanted too.
     """
+    told, labels, losses, weight = _flat(student, rows, hard)
+    return row_errors(told, answers, labels, losses, weight, refine)
+
+
+def _flat(student: keras.Model, rows: Rows, hard: Losses) -> tuple[Any, Any, Any, Any]:
+    """Of each flat output its meaning, labels and loss, and the weights."""
     template = output_kinds.output_template(student)
     labels = checks.per_output(rows.y, template)
     weight = None if rows.weight is None else checks.per_output(rows.weight, template)
-    told = meanings(student, hard)
-    losses = checks.per_output(hard, template)
-    return row_errors(told, answers, labels, losses, weight)
+    return meanings(student, hard), labels, checks.per_output(hard, template), weight
 
 
 def meanings(student: keras.Model, hard: Losses) -> list[str | None]:
@@ -173,6 +201,7 @@ class Method:
         reason: Why it does not apply, or was not trained to the end.
         runs: Its errors by seed.
         seconds: What it took, all seeds.
+        folds: Whether every seed has validation rows of its own.
     """
 
     name: str
@@ -180,6 +209,7 @@ class Method:
     reason: str = ""
     runs: dict[int, RowErrors] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
+    folds: bool = False
 
     def gains(self, plain: Method) -> list[float]:
         """How much less wrong it is than plain training with each seed that both have."""
@@ -187,11 +217,14 @@ class Method:
         return [plain.runs[seed].mean - self.runs[seed].mean for seed in seeds]
 
     def loss_gains(self, plain: Method) -> list[float] | None:
-        """How much lower its log loss is than that of plain training with each seed."""
+        """How much lower its log loss is than that of plain training with each seed.
+
+        Each is taken at its best temperature, where that is known.
+        """
         found = [
-            np.average(other.losses - own.losses, weights=own.weights)
+            np.average(other.proper - own.proper, weights=own.weights)
             for own, other in self._pairs(plain)
-            if own.losses is not None and other.losses is not None
+            if own.proper is not None and other.proper is not None
         ]
         return [float(gain) for gain in found] if len(found) == len(self._pairs(plain)) else None
 
@@ -199,23 +232,26 @@ class Method:
         """The lower bound of what the log loss gains: the lesser of that over seeds and over rows.
 
         The log loss is sensitive enough to tell methods apart by few seeds, so that the rows, which
-        are the same with every seed, have to bear it out.
+        may be the same with every seed, have to bear it out.
         """
         gains = self.loss_gains(plain)
         if gains is None:
             return None
-        pairs = self._pairs(plain)
-        own, other = (np.mean([each[i].losses for each in pairs], axis=0) for i in (0, 1))
-        of_rows = paired.lower_bound_of_rows(own, other, pairs[0][0].weights)
+        of_rows = self._over_rows(plain, lambda run: run.proper)
         return of_rows if len(gains) < 2 else min(of_rows, paired.lower_bound(gains))
 
     def is_better(self, plain: Method) -> bool:
         """Whether it is better than plain training beyond chance."""
-        if self.bound(plain) > 0:
-            return True
-        loss = self.loss_bound(plain)
         # Means of equal errors differ by what they are rounded to.
-        return loss is not None and loss > 0 and float(np.mean(self.gains(plain))) > 1e-9
+        if not float(np.mean(self.gains(plain))) > 1e-9:
+            return False
+        losses, loss = self.loss_gains(plain), self.loss_bound(plain)
+        if loss is not None and loss > 0:
+            return True
+        # One that is right more often and knows less all the same has been lucky, or will be found
+        # out by another metric than the share of errors.
+        worse = losses is not None and float(np.mean(losses)) < 0
+        return not worse and min(self.bound(plain), self.row_bound(plain)) > 0
 
     def _pairs(self, plain: Method) -> list[tuple[RowErrors, RowErrors]]:
         return [(run, plain.runs[seed]) for seed, run in self.runs.items() if seed in plain.runs]
@@ -223,11 +259,17 @@ class Method:
     def bound(self, plain: Method) -> float:
         """The lower bound of what it gains: over seeds, of a single one over rows."""
         gains = self.gains(plain)
-        if len(gains) > 1:
-            return paired.lower_bound(gains)
-        seed = next(iter(self.runs))
-        own, other = self.runs[seed], plain.runs[seed]
-        return paired.lower_bound_of_rows(own.errors, other.errors, own.weights)
+        return paired.lower_bound(gains) if len(gains) > 1 else self.row_bound(plain)
+
+    def row_bound(self, plain: Method) -> float:
+        """The same over rows: of the mean over the seeds, or of the rows of all seeds."""
+        return self._over_rows(plain, lambda run: run.errors)
+
+    def _over_rows(self, plain: Method, values: Callable[[RowErrors], Any]) -> float:
+        pairs = self._pairs(plain)
+        join = np.concatenate if self.folds else lambda each: np.mean(each, axis=0)
+        own, other = (join([values(each[i]) for each in pairs]) for i in (0, 1))
+        return paired.lower_bound_of_rows(own, other, join([each[0].weights for each in pairs]))
 
 
 class MethodChoice:
@@ -271,8 +313,9 @@ class MethodChoice:
         """Return one dict a method, in the order in which they were tried.
 
         Keys: `method`, `seeds` (how many), `error` and `std` over seeds, `gain` over plain training
-        with equal seeds and its lower bound `bound` (one-sided, 95 %), `loss_gain` and `loss_bound`
-        the same of the log loss, `seconds`, `reason`. What does not apply is `None`.
+        with equal seeds and its lower bounds over the seeds, `bound`, and over the rows,
+        `row_bound` (one-sided, 95 %), `loss_gain` and `loss_bound`, the lesser of both, of the log
+        loss, `seconds`, `reason`. What does not apply is `None`.
         """
         plain = self._methods[PLAIN]
         found = []
@@ -288,6 +331,7 @@ class MethodChoice:
                     "std": float(np.std(errors, ddof=1)) if len(errors) > 1 else None,
                     "gain": float(np.mean(method.gains(plain))) if versus else None,
                     "bound": method.bound(plain) if versus else None,
+                    "row_bound": method.row_bound(plain) if versus else None,
                     **_of_losses(method if versus else None, plain),
                     "seconds": method.seconds,
                     "reason": method.reason,
@@ -339,7 +383,7 @@ class MethodChoice:
         unit = "of the mean squared error" if self.regression else "points"
         if chosen is not plain:
             gain = self.scale * float(np.mean(chosen.gains(plain)))
-            bound = self.scale * chosen.bound(plain)
+            bound = self.scale * min(chosen.bound(plain), chosen.row_bound(plain))
             if bound <= 0:
                 losses, loss = chosen.loss_gains(plain), chosen.loss_bound(plain)
                 return (
@@ -356,7 +400,14 @@ class MethodChoice:
             return "keep plain training: no other method applies"
         nearest = max(others, key=lambda method: float(np.mean(method.gains(plain))))
         gain = self.scale * float(np.mean(nearest.gains(plain)))
-        bound = self.scale * nearest.bound(plain)
+        bound = self.scale * min(nearest.bound(plain), nearest.row_bound(plain))
+        if bound > 0:
+            losses = nearest.loss_gains(plain) or [0.0]
+            return (
+                f"keep plain training: the best of the others, {nearest.name}, has {gain:.3g} "
+                f"{unit} less error, and yet a log loss that is higher by {-np.mean(losses):.3g} "
+                f"at the best temperature of each ({how})"
+            )
         return (
             f"keep plain training: the best of the others, {nearest.name}, has {abs(gain):.3g} "
             f"{unit} {'less' if gain > 0 else 'more'} error, and the lower bound of what it gains "
@@ -378,6 +429,7 @@ def choose(
     seeds: Sequence[int],
     *,
     situation: Callable[[Any], Situation],
+    folds: Callable[[int], tuple[Setting, TeacherLike]] | None = None,
     known: MutableMapping[tuple[str, int], RowErrors] | None = None,
     tell: Tell = lambda stage, done, total: None,
 ) -> MethodChoice:
@@ -389,6 +441,8 @@ def choose(
         teacher: What knows the teacher's answers to the training rows.
         seeds: The seeds.
         situation: Makes the situation of a student, so that each training has losses of its own.
+        folds: From a seed to its own setting and teacher, where no validation row is one of
+            another seed; `None` for the same ones with all seeds.
         known: Errors by method and seed: trainings that it has are not repeated, the others are
             put into it.
         tell: Hears of the trainings.
@@ -402,6 +456,7 @@ def choose(
             name,
             None if isinstance(made, str) else made,
             made if isinstance(made, str) else "",
+            folds=folds is not None,
         )
         for name, (_, made) in methods.items()
     }
@@ -409,14 +464,13 @@ def choose(
     total, done = len(alive) * len(seeds), 0
     kept: dict[str, tuple[float, Any]] = {}
     for number, seed in enumerate(seeds):
+        of_seed = (setting, teacher) if folds is None else folds(seed)
         for method in list(alive):
             tell(f"{method.name}, seed {seed}", done, total)
             began = time.perf_counter()
             run = known.get((method.name, seed))
             if run is None:
-                run, student = _once(
-                    setting, methods[method.name][0], method, teacher, seed, situation
-                )
+                run, student = _once(*of_seed, methods[method.name][0], method, seed, situation)
                 known[method.name, seed] = run
                 if method.name not in kept or run.mean < kept[method.name][0]:
                     kept[method.name] = run.mean, student
@@ -439,9 +493,9 @@ def choose(
 
 def _once(
     setting: Setting,
+    teacher: TeacherLike,
     candidate: Candidate,
     method: Method,
-    teacher: TeacherLike,
     seed: int,
     situation: Callable[[Any], Situation],
 ) -> tuple[RowErrors, Any]:
@@ -496,7 +550,11 @@ def taps_of(methods: Mapping[str, tuple[Candidate, Made | str]]) -> list[str]:
 
 
 def cost(
-    methods: Mapping[str, tuple[Candidate, Made | str]], seeds: int, setting: Setting, asked: bool
+    methods: Mapping[str, tuple[Candidate, Made | str]],
+    seeds: int,
+    setting: Setting,
+    asked: int,
+    folds: bool = False,
 ) -> str:
     """Say what the choice will cost, before it begins.
 
@@ -504,16 +562,18 @@ def cost(
         methods: See `prepared`.
         seeds: How many.
         setting: What is the same for all.
-        asked: Whether the teacher is asked for it.
+        asked: Rows that the teacher is asked about for it.
+        folds: Whether every seed has validation rows of its own.
     """
     names = [name for name, (_, made) in methods.items() if isinstance(made, Made)]
-    count, rows = len(names), setting.train.count
-    once = f"; the teacher is asked once about {rows:,} rows" if asked else ""
+    count, rows, held = len(names), setting.train.count, setting.validation.count
+    once = f"; the teacher is asked once about {asked:,} rows" if asked else ""
+    others = f"{seeds} times {held:,} other" if folds and seeds > 1 else f"{held:,}"
     return (
         f"Trying {count} methods ({', '.join(names)}) with {seeds} "
         f"{'seed' if seeds == 1 else 'seeds'}: at most {count * seeds} trainings of the student, "
         f"{setting.epochs} {'epoch' if setting.epochs == 1 else 'epochs'} of {rows:,} rows "
-        f"each{once}. {setting.validation.count:,} rows compare them."
+        f"each{once}. {others} rows compare them."
     )
 
 

@@ -50,19 +50,16 @@ def test_candidates_fit_what_the_outputs_mean():
     def applying(**options):
         return [name for name in CANDIDATES if isinstance(made(name, **options), Made)]
 
-    assert applying() == ["plain", "default", "standardized", "dist", "features"]
-    assert applying(told="values", classes=1, hard="mse") == [
-        "plain",
-        "default",
-        "huber",
-        "features",
-    ]
-    assert applying(told="independent", hard="binary_crossentropy") == [
-        *("plain", "default", "soft", "features")
-    ]
-    assert applying(classes=2) == ["plain", "default", "features"]
+    always = ["plain", "default", "answers"]
+    assert applying() == [*always, "standardized", "dist", "features"]
+    assert applying(told="values", classes=1, hard="mse") == [*always, "huber", "features"]
+    binary = {"told": "independent", "hard": "binary_crossentropy"}
+    assert applying(**binary) == [*always, "soft", "features"]
+    assert applying(classes=2) == [*always, "features"]
     assert applying(told=None, classes=None) == ["plain", "default"]
-    assert applying(teacher=None) == ["plain", "default", "standardized", "dist"]
+    assert applying(teacher=None) == [*always, "standardized", "dist"]
+    alone = made("answers", told="values", classes=1, hard="mse").arguments
+    assert (alone["alpha"], alone["distillation_loss"].name) == (0.0, "logit_mse")
     summed = crossentropy(reduction="sum")
     assert made("dist", hard=summed).arguments["distillation_loss"].reduction == "sum"
 
