@@ -79,7 +79,7 @@ SETTINGS = {
     "banking77": Setting(6003, 2000, 2000, 12, 15, 64, 5e-3),
     "movietweetings": Setting(1871, 1000, 0, 20, 15, 64, 5e-3, shared=True),
     "fsdd": Setting(2000, 2000, 0, 8, 8, 64, 5e-3, shared=True),
-    "wnut17": Setting(3394, 1009, 3394, 8, 18, 64, 5e-3),
+    "wnut17": Setting(3394, 1009, 2000, 8, 18, 64, 5e-3),
     "fashion_mnist": Setting(8000, 3000, 0, 4, 8, 128, 5e-3),
     "cifar10": Setting(10000, 3000, 0, 6, 8, 128, 5e-3),
 }

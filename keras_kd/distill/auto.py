@@ -3,7 +3,8 @@
 With each seed another tenth of the labeled training rows is held out; every candidate trains the
 student on the others, from the weights that it has, for the epochs that `fit` was asked for; then
 the student has its first weights again, and trains on all rows by the method that was chosen. Rows
-without a label are trained on and never held out. See `keras_kd.distill.method_choice`.
+without a label are trained on and never held out. Where three seeds leave it open whether a method
+is better, three more, and their tenths, decide. See `keras_kd.distill.method_choice`.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from keras_kd.distill.candidates import CANDIDATES, Situation
 from keras_kd.distill.compiled import fresh_optimizer
 from keras_kd.distill.given import AUTO as NAME
 from keras_kd.distill.given import stand_in
-from keras_kd.distill.method_choice import MethodChoice, Setting
+from keras_kd.distill.method_choice import MethodChoice
 from keras_kd.distill.training_rows import read
+from keras_kd.distill.trial_setting import Setting
 from keras_kd.models import variables
 from keras_kd.utils.types import Tensors
 
 SEEDS = 3
 HELD_OUT = 0.1
+MORE = 3
+"""Seeds that are added where the first ones leave it open."""
 LEAST = 10
 """Rows that are held out at least: of fewer every single one decides."""
 
@@ -109,7 +113,7 @@ def choose(
         if verbose != 0:
             stored = isinstance(given, CachedTeacher)
             asked = 0 if stored else rows.count
-            print(f"{NAME}: {method_choice.cost(methods, SEEDS, setting, asked, folds=True)}")
+            print(f"{NAME}: {method_choice.cost(methods, SEEDS, setting, asked, MORE, True)}")
         with tempfile.TemporaryDirectory(prefix="keras_kd-auto-") as folder:
             taps = method_choice.taps_of(methods)
             known: CachedTeacher = given
@@ -133,7 +137,13 @@ def choose(
                 return own, SomeRows(known, of_rows[train])
 
             choice = method_choice.choose(
-                setting, methods, known, range(SEEDS), situation=situation, folds=fold
+                setting,
+                methods,
+                known,
+                range(SEEDS),
+                situation=situation,
+                folds=fold,
+                more=range(SEEDS, SEEDS + MORE),
             )
             choice.student = None
     final = choice.arguments
@@ -210,7 +220,7 @@ def _splits(labeled: np.ndarray, count: int) -> list[tuple[np.ndarray, np.ndarra
         )
     order = np.random.default_rng(0).permutation(labeled)
     found = []
-    for seed in range(SEEDS):
+    for seed in range(SEEDS + MORE):
         some = np.sort(order[seed * held : (seed + 1) * held])
         found.append((np.delete(np.arange(count), some), some))
     return found

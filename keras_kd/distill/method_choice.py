@@ -2,10 +2,10 @@
 
 Every candidate trains the same student from the same seeds on the same batches; the teacher is
 asked once for all of them. Plain training is among them and wins ties: another method is chosen
-only where it is wrong less often, and it or its log loss is so beyond chance, over the seeds and
-over the rows. The log loss is that at each model's best temperature, so that being sure of itself
-speaks neither for nor against a method. `keras_kd.search.best_method` and
-`compile(distillation_loss="auto")` are two doors to this.
+only where its error or its log loss is lower beyond chance, over the seeds and over the rows, and
+the other one of the two does not speak against it. The log loss is that at each model's best
+temperature, so that being sure of itself speaks neither for nor against a method.
+`keras_kd.search.best_method` and `compile(distillation_loss="auto")` are two doors to this.
 """
 
 from __future__ import annotations
@@ -19,176 +19,22 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd import backends
 from keras_kd.distill.candidates import PLAIN, Candidate, Made, Situation
-from keras_kd.distill.row_errors import RowErrors, row_errors, row_weights
-from keras_kd.distill.training_rows import Rows
-from keras_kd.models import meaning, output_kinds
+from keras_kd.distill.row_errors import RowErrors
+from keras_kd.distill.trial_setting import Setting, meanings
+from keras_kd.models import meaning
 from keras_kd.teachers.base import TeacherLike
-from keras_kd.utils import checks, paired
+from keras_kd.utils import paired
 from keras_kd.utils.tables import fitted
-from keras_kd.utils.types import Losses, Tensors
 
 MOST_FEATURES = 1 << 30
 """Bytes of the teacher's layers that are kept for methods that read them."""
 
-_FEW = slice(0, 4)
-"""Rows that show the shape of what comes out."""
+_MOST_OPEN = 2
+"""Methods that more seeds are spent on, beside plain training."""
 
 Tell = Callable[[str, int, int], None]
 """Called with what is at work, how many trainings are done, and how many there are."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """All that is the same for every candidate.
-
-    Args:
-        distiller: Class of the distillers, `keras_kd.Distiller`.
-        make_student: From a seed to the student as it begins.
-        train: What is trained on.
-        validation: What candidates are compared by.
-        hard: The hard loss.
-        make_optimizer: Makes a fresh optimizer.
-        epochs: Passes over the training rows.
-        batch_size: Rows a step.
-        made_with: More keywords of the distiller, such as `student_inputs`.
-        compiled_with: More keywords of `compile`.
-        fitted_with: More keywords of `fit`.
-    """
-
-    distiller: Any
-    make_student: Callable[[int], Any]
-    train: Rows
-    validation: Rows
-    hard: Any
-    make_optimizer: Callable[[], Any]
-    epochs: int
-    batch_size: int
-    made_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    compiled_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    fitted_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def situation(self, student: keras.Model, teacher: TeacherLike) -> Situation:
-        """Return what the candidates may look at.
-
-        Args:
-            student: One as it begins.
-            teacher: The teacher's model where its layers see what the student's see, or `None`.
-        """
-        rows = self.train.taken(_FEW).x
-        output = self._outputs(student, rows)
-        single = len(output) == 1
-        return Situation(
-            hard=self.hard,
-            told=meanings(student, self.hard)[0] if single else None,
-            classes=int(output[0].shape[-1]) if single else None,
-            student=student,
-            teacher=teacher,
-            x=rows,
-        )
-
-    def _outputs(self, student: keras.Model, x: Tensors) -> list[Any]:
-        mapped = self.made_with.get("student_inputs")
-        return list(keras.tree.flatten(student(mapped(x) if mapped else x, training=False)))
-
-    def counting(self, student: keras.Model) -> np.ndarray:
-        """Return the numbers of the training rows that could compare models.
-
-        They have a label, and weigh more than nothing.
-
-        Args:
-            student: One as it begins.
-        """
-        told, labels, losses, weight = _flat(student, self.train, self.hard)
-        shapes = [
-            tuple(output.shape) for output in self._outputs(student, self.train.taken(_FEW).x)
-        ]
-        return np.flatnonzero(row_weights(told, shapes, labels, losses, weight) > 0)
-
-    def trained(
-        self, method: Callable[[Any], Made] | None, teacher: TeacherLike, seed: int
-    ) -> tuple[RowErrors, Any]:
-        """Train one student.
-
-        Args:
-            method: From the student to the method; `None` for plain training.
-            teacher: What it learns from.
-            seed: Of the initial weights, the order of the rows, and dropout.
-
-        Returns:
-            Its errors on the validation rows, and the student.
-
-        Raises:
-            ArithmeticError: If the training diverges.
-        """
-        keras.utils.set_random_seed(seed)
-        student = self.make_student(seed)
-        distiller = self.distiller(student, teacher if method else None, **self.made_with)
-        distiller.compile(
-            optimizer=self.make_optimizer(),
-            loss=self.hard,
-            **(method(student).arguments if method else {}),
-            **self.compiled_with,
-        )
-        # Whatever the layers drew, the rows come in the same order.
-        keras.utils.set_random_seed(seed)
-        distiller.fit(
-            self.train.x,
-            self.train.y,
-            sample_weight=self.train.weight,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            **{"verbose": 0, **self.fitted_with},
-        )
-        answers = answered(distiller, self.validation.x)
-        return errors_of(student, answers, self.validation, self.hard, refine=True), student
-
-
-def answered(model: keras.Model, x: Tensors, batch_size: int = 256) -> list[np.ndarray]:
-    """Run a model on all rows.
-
-    Args:
-        model: A `keras.Model`. It is called as it is: `predict` would compile each of many models.
-        x: Arrays of the rows.
-        batch_size: Rows a call.
-
-    Returns:
-        `(rows, ...)` for each flat output.
-    """
-    return list(keras.tree.flatten(backends.answers_as_called(model, x, batch_size)))
-
-
-def errors_of(
-    student: keras.Model, answers: Sequence[Any], rows: Rows, hard: Losses, refine: bool = False
-) -> RowErrors:
-    """Compare a model's answers with the labels.
-
-    Args:
-        student: The model, which tells what its outputs mean.
-        answers: `(rows, ...)` for each flat output.
-        rows: With the labels.
-        hard: The hard loss.
-        refine: Whether the log loss at the best temperature is wanted too.
-    """
-    told, labels, losses, weight = _flat(student, rows, hard)
-    return row_errors(told, answers, labels, losses, weight, refine)
-
-
-def _flat(student: keras.Model, rows: Rows, hard: Losses) -> tuple[Any, Any, Any, Any]:
-    """Of each flat output its meaning, labels and loss, and the weights."""
-    template = output_kinds.output_template(student)
-    labels = checks.per_output(rows.y, template)
-    weight = None if rows.weight is None else checks.per_output(rows.weight, template)
-    return meanings(student, hard), labels, checks.per_output(hard, template), weight
-
-
-def meanings(student: keras.Model, hard: Losses) -> list[str | None]:
-    """What each flat output of a model means, see `keras_kd.models.meaning`."""
-    losses = checks.per_output(hard, output_kinds.output_template(student))
-    kinds = [output.kind for output in output_kinds.outputs_of(student)]
-    kinds += ["unknown"] * (len(losses) - len(kinds))
-    return [meaning.of_output(loss, (kind,)) for loss, kind in zip(losses, kinds)]
 
 
 @dataclasses.dataclass
@@ -242,16 +88,40 @@ class Method:
 
     def is_better(self, plain: Method) -> bool:
         """Whether it is better than plain training beyond chance."""
-        # Means of equal errors differ by what they are rounded to.
-        if not float(np.mean(self.gains(plain))) > 1e-9:
-            return False
         losses, loss = self.loss_gains(plain), self.loss_bound(plain)
-        if loss is not None and loss > 0:
+        if losses is not None and float(np.mean(losses)) < 0 and self._is_refined(plain):
+            # One that is right more often and knows less all the same has been lucky, or will be
+            # found out by another metric than the share of errors.
+            return False
+        if min(self.bound(plain), self.row_bound(plain)) > 0:
             return True
-        # One that is right more often and knows less all the same has been lucky, or will be found
-        # out by another metric than the share of errors.
-        worse = losses is not None and float(np.mean(losses)) < 0
-        return not worse and min(self.bound(plain), self.row_bound(plain)) > 0
+        if loss is None or loss <= 0:
+            return False
+        # Means of equal errors differ by what they are rounded to.
+        fewer = float(np.mean(self.gains(plain))) > 1e-9
+        # The errors of a few hundred rows come and go by chance where what is known grows a little.
+        return fewer or (self._is_refined(plain) and plain.row_bound(self) <= 0)
+
+    def merit(self, plain: Method) -> tuple[float, float]:
+        """What those that are better are put in order by.
+
+        The shares of the error and of the log loss that are gone, together; where the log loss is
+        not known at its best temperature, the error alone, and the log loss where it is equal.
+        """
+        gain, losses = float(np.mean(self.gains(plain))), self.loss_gains(plain)
+        loss = 0.0 if losses is None else float(np.mean(losses))
+        if not self._is_refined(plain):
+            return gain, loss
+        pairs = self._pairs(plain)
+        error = float(np.mean([other.mean for _, other in pairs]))
+        whole = float(np.mean([np.average(o.refined, weights=o.weights) for _, o in pairs]))
+        return gain / max(error, 1e-9) + loss / max(whole, 1e-9), gain
+
+    def _is_refined(self, plain: Method) -> bool:
+        return all(
+            own.refined is not None and other.refined is not None
+            for own, other in self._pairs(plain)
+        )
 
     def _pairs(self, plain: Method) -> list[tuple[RowErrors, RowErrors]]:
         return [(run, plain.runs[seed]) for seed, run in self.runs.items() if seed in plain.runs]
@@ -299,11 +169,7 @@ class MethodChoice:
             and method.is_better(plain)
         ]
 
-        def merit(method: Method) -> tuple[float, float]:
-            losses = method.loss_gains(plain) or [0.0]
-            return float(np.mean(method.gains(plain))), float(np.mean(losses))
-
-        chosen = max(better, key=merit, default=plain)
+        chosen = max(better, key=lambda method: method.merit(plain), default=plain)
         self.best = chosen.name
         assert chosen.made is not None
         self.arguments = dict(chosen.made.arguments)
@@ -430,6 +296,7 @@ def choose(
     *,
     situation: Callable[[Any], Situation],
     folds: Callable[[int], tuple[Setting, TeacherLike]] | None = None,
+    more: Sequence[int] = (),
     known: MutableMapping[tuple[str, int], RowErrors] | None = None,
     tell: Tell = lambda stage, done, total: None,
 ) -> MethodChoice:
@@ -443,6 +310,8 @@ def choose(
         situation: Makes the situation of a student, so that each training has losses of its own.
         folds: From a seed to its own setting and teacher, where no validation row is one of
             another seed; `None` for the same ones with all seeds.
+        more: Seeds that plain training and what may be better are trained with where no method is
+            better beyond chance with the first ones.
         known: Errors by method and seed: trainings that it has are not repeated, the others are
             put into it.
         tell: Hears of the trainings.
@@ -463,7 +332,12 @@ def choose(
     alive = [method for method in tried.values() if method.made is not None]
     total, done = len(alive) * len(seeds), 0
     kept: dict[str, tuple[float, Any]] = {}
-    for number, seed in enumerate(seeds):
+    for number, seed in enumerate([*seeds, *more]):
+        if number == len(seeds):
+            alive = _open(alive, tried[PLAIN])
+            total = done + len(alive) * len(more)
+        if not alive:
+            break
         of_seed = (setting, teacher) if folds is None else folds(seed)
         for method in list(alive):
             tell(f"{method.name}, seed {seed}", done, total)
@@ -489,6 +363,16 @@ def choose(
     choice = MethodChoice(list(tried.values()), regression)
     choice.student = kept.get(choice.best, (0.0, None))[1]
     return choice
+
+
+def _open(methods: Sequence[Method], plain: Method) -> list[Method]:
+    """What more seeds are spent on: plain training and what may be better, or nothing."""
+    others = [method for method in methods if method is not plain]
+    if any(method.is_better(plain) for method in others):
+        return []
+    hopeful = [method for method in others if max(method.merit(plain)) > 0]
+    hopeful = sorted(hopeful, key=lambda method: method.merit(plain), reverse=True)[:_MOST_OPEN]
+    return [plain, *hopeful] if hopeful else []
 
 
 def _once(
@@ -554,6 +438,7 @@ def cost(
     seeds: int,
     setting: Setting,
     asked: int,
+    more: int = 0,
     folds: bool = False,
 ) -> str:
     """Say what the choice will cost, before it begins.
@@ -563,17 +448,22 @@ def cost(
         seeds: How many.
         setting: What is the same for all.
         asked: Rows that the teacher is asked about for it.
+        more: Seeds that are added where the first ones leave it open.
         folds: Whether every seed has validation rows of its own.
     """
     names = [name for name, (_, made) in methods.items() if isinstance(made, Made)]
     count, rows, held = len(names), setting.train.count, setting.validation.count
     once = f"; the teacher is asked once about {asked:,} rows" if asked else ""
+    later = ""
+    if more:
+        trainings = more * min(count, 1 + _MOST_OPEN)
+        later = f" Where they leave it open, {more} more seeds: at most {trainings} trainings more."
     others = f"{seeds} times {held:,} other" if folds and seeds > 1 else f"{held:,}"
     return (
         f"Trying {count} methods ({', '.join(names)}) with {seeds} "
         f"{'seed' if seeds == 1 else 'seeds'}: at most {count * seeds} trainings of the student, "
         f"{setting.epochs} {'epoch' if setting.epochs == 1 else 'epochs'} of {rows:,} rows "
-        f"each{once}. {others} rows compare them."
+        f"each{once}. {others} rows compare them.{later}"
     )
 
 

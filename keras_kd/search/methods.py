@@ -15,9 +15,10 @@ from keras_kd.cache.asked_once import asked_once
 from keras_kd.distill import candidates, method_choice
 from keras_kd.distill.candidates import Situation
 from keras_kd.distill.distiller import Distiller
-from keras_kd.distill.method_choice import MethodChoice, Setting
+from keras_kd.distill.method_choice import MethodChoice
 from keras_kd.distill.row_errors import RowErrors
 from keras_kd.distill.training_rows import Rows
+from keras_kd.distill.trial_setting import Setting
 from keras_kd.export.writing import write_file
 from keras_kd.models import meaning
 from keras_kd.search import record, task

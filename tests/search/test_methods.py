@@ -8,6 +8,7 @@ from small_models import crossentropy, mlp, rows
 import keras_kd as kd
 from keras_kd.distill import candidates, method_choice
 from keras_kd.distill.candidates import CANDIDATES, Made, Situation
+from keras_kd.distill.row_errors import RowErrors
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,7 @@ def few(monkeypatch):
     chosen = {name: CANDIDATES[name] for name in ("plain", "standardized")}
     monkeypatch.setattr("keras_kd.distill.auto.CANDIDATES", chosen)
     monkeypatch.setattr("keras_kd.distill.auto.SEEDS", 2)
+    monkeypatch.setattr("keras_kd.distill.auto.MORE", 0)
 
 
 def test_auto_chooses_at_the_start_of_the_first_fit(taught, few, capsys, monkeypatch):
@@ -272,6 +274,39 @@ def test_auto_reads_datasets_and_joined_answers(taught, few, tmp_path):
     distiller = compiled(cached)
     distiller.fit(x, y, epochs=1, batch_size=40, verbose=0)
     assert distiller.method_choice.rows()[1]["seeds"] > 0
+
+
+def test_auto_holds_out_labeled_rows_alone_and_others_with_each_seed(taught, few, monkeypatch):
+    teacher, (x, y), _ = taught
+    seen = []
+
+    def once(setting, teacher, candidate, method, seed, situation):
+        answers = teacher.fetch(np.arange(setting.train.count))
+        seen.append((method.name, seed, setting.train, setting.validation, answers))
+        count = setting.validation.count
+        return RowErrors(np.zeros(count), np.ones(count)), None
+
+    monkeypatch.setattr(method_choice, "_once", once)
+    y = np.where(np.arange(200) < 120, y, -1)
+    distiller = kd.Distiller(student(), teacher)
+    distiller.compile(
+        "sgd", crossentropy(ignore_class=-1), distillation_loss="auto", run_eagerly=True
+    )
+    distiller.fit(x, y, epochs=1, batch_size=200, verbose=0)
+    assert [each[:2] for each in seen] == [
+        *(("plain", 0), ("standardized", 0)),
+        *(("plain", 1), ("standardized", 1)),
+    ]
+    held = [each[3] for each in seen[::2]]
+    assert [each.count for each in held] == [12, 12]
+    assert min(each.y.min() for each in held) >= 0
+    assert len(np.unique(np.concatenate([each.x for each in held]), axis=0)) == 24
+    for _, _, train, validation, answers in seen:
+        together = np.concatenate([train.x, validation.x])
+        np.testing.assert_array_equal(np.sort(together, 0), np.sort(x, 0))
+        [logits] = [value for value in answers.values() if value.ndim == 2]
+        np.testing.assert_allclose(logits, teacher(train.x), rtol=1e-4, atol=1e-4)
+    assert distiller.method_choice.best == "plain"
 
 
 def test_auto_says_what_it_cannot_do(taught):
