@@ -6,9 +6,10 @@ import pytest
 from small_models import crossentropy, mlp, rows
 
 import keras_kd as kd
-from keras_kd.distill import candidates, method_choice
+from keras_kd.distill import candidates, method_choice, trial_setting
 from keras_kd.distill.candidates import CANDIDATES, Made, Situation
 from keras_kd.distill.row_errors import RowErrors
+from keras_kd.distill.training_rows import Rows
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +308,56 @@ def test_auto_holds_out_labeled_rows_alone_and_others_with_each_seed(taught, few
         [logits] = [value for value in answers.values() if value.ndim == 2]
         np.testing.assert_allclose(logits, teacher(train.x), rtol=1e-4, atol=1e-4)
     assert distiller.method_choice.best == "plain"
+
+
+def chosen_of(monkeypatch, errors, more=(3, 4, 5)):
+    """What is chosen of methods with these errors, `(seeds, rows)`, and what was trained."""
+    trained = []
+
+    def once(setting, teacher, candidate, method, seed, situation):
+        trained.append((method.name, seed))
+        wrong = errors[method.name][seed]
+        return RowErrors(wrong, np.ones(len(wrong)), wrong + 0.1, wrong + 0.1), None
+
+    monkeypatch.setattr(method_choice, "_once", once)
+    methods = {name: (None, Made({"alpha": 0.1})) for name in errors}
+    setting = trial_setting.Setting(
+        None, lambda seed: student(), *(Rows(*rows(20)),) * 2, crossentropy(), None, 1, 8
+    )
+    choice = method_choice.choose(
+        setting,
+        methods,
+        None,
+        range(3),
+        situation=None,
+        folds=lambda seed: (setting, None),
+        more=more,
+    )
+    return choice, trained
+
+
+def test_more_seeds_decide_where_the_first_ones_leave_it_open(monkeypatch):
+    rng = np.random.default_rng(3)
+    plain = (rng.uniform(size=(6, 100)) < 0.2).astype("float64")
+    some, few = plain.copy(), plain.copy()
+    for seed, wrong in enumerate(plain):
+        some[seed, np.flatnonzero(wrong)[: (1, 3, 1, 3, 2, 2)[seed]]] = 0
+        few[seed, np.flatnonzero(wrong)[:6]] = 0
+    worse = np.minimum(plain + (rng.uniform(size=(6, 100)) < 0.2), 1)
+    given = {"plain": plain, "default": some, "dist": worse}
+    found, trained = chosen_of(monkeypatch, given)
+    assert trained[-6:] == [(name, seed) for seed in (3, 4, 5) for name in ("plain", "default")]
+    assert found.best == "default"
+    seeds = [(row["method"], row["seeds"]) for row in found.rows()]
+    assert seeds == [("plain", 6), ("default", 6), ("dist", 1)]
+    assert chosen_of(monkeypatch, given, more=())[0].best == "plain"
+    # Settled already, for one of them or against all.
+    for errors, best in (
+        ({**given, "dist": few}, "dist"),
+        ({"plain": plain, "dist": worse}, "plain"),
+    ):
+        found, trained = chosen_of(monkeypatch, errors)
+        assert (found.best, max(seed for _, seed in trained)) == (best, 2)
 
 
 def test_auto_says_what_it_cannot_do(taught):
