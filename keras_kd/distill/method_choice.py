@@ -300,7 +300,9 @@ def choose(
     known: MutableMapping[tuple[str, int], RowErrors] | None = None,
     tell: Tell = lambda stage, done, total: None,
 ) -> MethodChoice:
-    """Train every method with every seed, but for those that are clearly worse with the first.
+    """Train every method with every seed, but for what is clearly worse with the first.
+
+    Worse than the best of the others, that is: plain training alone goes on in any case.
 
     Args:
         setting: What is the same for all.
@@ -352,8 +354,9 @@ def choose(
             method.seconds += time.perf_counter() - began
             done += 1
         if number == 0 and len(seeds) > 1:
+            best = min(alive, key=lambda method: method.runs[seed].mean)
             for method in list(alive):
-                if _clearly_worse(method, tried[PLAIN], seed):
+                if method.name != PLAIN and _clearly_worse(method, best, seed):
                     method.reason = "clearly worse with the first seed, not tried again"
                     alive.remove(method)
                     total -= len(seeds) - 1
@@ -396,10 +399,8 @@ def _once(
     return setting.trained(made, teacher, seed)
 
 
-def _clearly_worse(method: Method, plain: Method, seed: int) -> bool:
-    if method is plain:
-        return False
-    own, other = method.runs[seed], plain.runs[seed]
+def _clearly_worse(method: Method, best: Method, seed: int) -> bool:
+    own, other = method.runs[seed], best.runs[seed]
     return paired.lower_bound_of_rows(other.errors, own.errors, own.weights) > 0
 
 

@@ -56,7 +56,7 @@ def best_method(
     `mean - t * s / sqrt(seeds)`, and over the rows, which all seeds share. Or its error is, in the
     same sense, and its log loss is no higher. Labels that are shares of more than ten items are
     lists: the error is 1 - NDCG@10. Of several such methods the one that gains most is best. A
-    method that is clearly worse than plain training with the first seed is not trained again.
+    method that is clearly worse than the best one with the first seed is not trained again.
 
     The candidates are `"plain"`; `"default"`, the defaults of `Distiller.compile` (`LogitMSE` for
     regressions); `"answers"`, its loss alone, without the labels; `"standardized"`, 0.1 CE + 9 w

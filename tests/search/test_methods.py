@@ -351,6 +351,10 @@ def test_more_seeds_decide_where_the_first_ones_leave_it_open(monkeypatch):
     seeds = [(row["method"], row["seeds"]) for row in found.rows()]
     assert seeds == [("plain", 6), ("default", 6), ("dist", 1)]
     assert chosen_of(monkeypatch, given, more=())[0].best == "plain"
+    # Clearly worse than another is out too, however much better than plain training.
+    found, trained = chosen_of(monkeypatch, {**given, "right": np.zeros((6, 100))})
+    assert [seed for name, seed in trained if name == "default"] == [0]
+    assert found.best == "right"
     # Settled already, for one of them or against all.
     for errors, best in (
         ({**given, "dist": few}, "dist"),
