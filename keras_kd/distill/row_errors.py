@@ -31,6 +31,11 @@ _LEAST = 1e-7
 _HOTTEST = 100.0
 """Logits are divided and multiplied by no more than this."""
 
+_FITTED = 10_000_000
+"""Answers by which the best temperature is found, about."""
+
+_ALL = slice(None)
+
 
 class RowErrors(NamedTuple):
     """One error and one weight a row, `(rows,)` each; what has no label has weight 0.
@@ -133,7 +138,7 @@ def row_weights(
         for kind, shape, label, loss, own in zip(told, shapes, labels, hard, weights, strict=True)
         if label is not None
     ]
-    return np.asarray(np.mean(each, axis=0))
+    return np.asarray(np.mean(each, axis=0)) if each else np.zeros(0)
 
 
 def _one(
@@ -158,11 +163,12 @@ def _one(
         else:
             wrong = (decided != label.reshape(decided.shape)).astype("float64")
 
-        def losses_at(sharpness: float) -> np.ndarray:
-            scaled = logs if sharpness == 1.0 else _log_softmax(sharpness * logs)
+        def losses_at(sharpness: float, part: slice) -> np.ndarray:
+            scaled = logs[part] if sharpness == 1.0 else _log_softmax(sharpness * logs[part])
             if shares:
-                return np.asarray(-(known * scaled).sum(-1))
-            return -np.take_along_axis(scaled, known.astype("int64")[..., None], -1)[..., 0]
+                return np.asarray(-(known[part] * scaled).sum(-1))
+            places = known[part].astype("int64")[..., None]
+            return -np.take_along_axis(scaled, places, -1)[..., 0]
 
     elif told == meaning.INDEPENDENT:
         logits = bool(meaning.option(hard, "from_logits", False))
@@ -170,37 +176,42 @@ def _one(
         wrong = ((output > (0.0 if logits else 0.5)) != (label > 0.5)).astype("float64")
         yes, no = (_sigmoid_logs(sign * output, logits, sign) for sign in (1, -1))
 
-        def losses_at(sharpness: float) -> np.ndarray:
+        def losses_at(sharpness: float, part: slice) -> np.ndarray:
+            own = label[part]
             if sharpness == 1.0:
-                return np.asarray(-(label * yes + (1 - label) * no))
+                return np.asarray(-(own * yes[part] + (1 - own) * no[part]))
             # The difference of the two logarithms is the logit.
-            scaled = sharpness * (yes - no)
-            return np.logaddexp(0.0, -scaled) * label + np.logaddexp(0.0, scaled) * (1 - label)
+            scaled = sharpness * (yes[part] - no[part])
+            return np.logaddexp(0.0, -scaled) * own + np.logaddexp(0.0, scaled) * (1 - own)
 
     else:
         wrong = np.square(output.astype("float64") - label.reshape(output.shape))
 
-        def losses_at(sharpness: float) -> np.ndarray:
-            return wrong
+        def losses_at(sharpness: float, part: slice) -> np.ndarray:
+            return wrong[part]
 
     wrong = wrong.reshape(len(wrong), -1)
     counted, rows = _weights(counts, len(wrong), weight, wrong.shape[1])
     total = counted.sum(1)
     some = np.where(total > 0, total, 1.0)
 
-    def of_rows(values: np.ndarray) -> np.ndarray:
-        return np.asarray((values.reshape(len(wrong), -1) * counted).sum(1) / some)
+    def of_rows(values: np.ndarray, part: slice = _ALL) -> np.ndarray:
+        values = values.reshape(len(values), -1)
+        return np.asarray((values * counted[part]).sum(1) / some[part])
 
-    refined = None
-    if refine:
-        refined = of_rows(losses_at(1.0))
-        if told in (meaning.CLASSES, meaning.INDEPENDENT) and rows.sum() > 0:
-            best = paired.least(
-                lambda power: float(np.average(of_rows(losses_at(np.exp(power))), weights=rows)),
-                np.log(_HOTTEST),
-            )
-            refined = of_rows(losses_at(float(np.exp(best))))
-    return RowErrors(of_rows(wrong), rows, of_rows(losses_at(1.0)), refined)
+    losses = of_rows(losses_at(1.0, _ALL))
+    refined = losses if refine else None
+    # One number is known well enough by a part of very many.
+    part = slice(None, None, 1 + output.size // _FITTED)
+    if refine and told in (meaning.CLASSES, meaning.INDEPENDENT) and rows[part].sum() > 0:
+
+        def mean_at(power: float) -> float:
+            found = of_rows(losses_at(float(np.exp(power)), part), part)
+            return float(np.average(found, weights=rows[part]))
+
+        best = paired.least(mean_at, float(np.log(_HOTTEST)))
+        refined = of_rows(losses_at(float(np.exp(best)), _ALL))
+    return RowErrors(of_rows(wrong), rows, losses, refined)
 
 
 def _are_shares(shape: Sequence[int | None], label: np.ndarray) -> bool:

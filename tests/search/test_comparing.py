@@ -278,6 +278,18 @@ def test_refined_log_losses_are_those_at_the_best_temperature():
     np.testing.assert_array_equal(found.refined, found.errors)
 
 
+def test_a_part_of_many_rows_finds_the_best_temperature(monkeypatch):
+    y = np.arange(4000) % 4
+    logits = 3 * (np.eye(4)[y] + rng.normal(size=(4000, 4)))
+    whole = refined("classes", logits, y, None).refined
+    monkeypatch.setattr("keras_kd.distill.row_errors._FITTED", 4000)
+    part = refined("classes", logits, y, None).refined
+    assert not np.array_equal(part, whole)
+    assert part.shape == (4000,)
+    assert part.mean() == pytest.approx(whole.mean(), abs=2e-3)
+    assert row_weights(["classes"], [(None, 4)], [None], [None]).shape == (0,)
+
+
 def test_refined_log_losses_of_tokens_leave_out_what_counts_nowhere():
     logits, tags = rng.normal(size=(5, 6, 3)), rng.integers(0, 3, (5, 6))
     tags[:, 4:] = -1
