@@ -4,7 +4,8 @@ Every candidate trains the same student from the same seeds on the same batches;
 asked once for all of them. Plain training is among them and wins ties: another method is chosen
 only where its error or its log loss is lower beyond chance, over the seeds and over the rows, and
 the other one of the two does not speak against it. The log loss is that at each model's best
-temperature, so that being sure of itself speaks neither for nor against a method.
+temperature, so that being sure of itself speaks neither for nor against a method. Where the default
+is better than plain training, it wins ties in its turn.
 `keras_kd.search.best_method` and `compile(distillation_loss="auto")` are two doors to this.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd.distill.candidates import PLAIN, Candidate, Made, Situation
+from keras_kd.distill.candidates import DEFAULT, PLAIN, Candidate, Made, Situation
 from keras_kd.distill.row_errors import RowErrors
 from keras_kd.distill.trial_setting import Setting, meanings
 from keras_kd.models import meaning
@@ -169,6 +170,11 @@ class MethodChoice:
             and method.is_better(plain)
         ]
 
+        default = self._methods.get(DEFAULT)
+        if default in better:
+            # It wins ties in its turn.
+            better = [method for method in better if method.is_better(default)] or [default]
+
         chosen = max(better, key=lambda method: method.merit(plain), default=plain)
         self.best = chosen.name
         assert chosen.made is not None
@@ -253,7 +259,8 @@ class MethodChoice:
             if bound <= 0:
                 losses, loss = chosen.loss_gains(plain), chosen.loss_bound(plain)
                 return (
-                    f"use {chosen.name}: {gain:.3g} {unit} less error than plain training on the "
+                    f"use {chosen.name}: {abs(gain):.3g} {unit} {'less' if gain >= 0 else 'more'} "
+                    "error than plain training on the "
                     f"validation rows, which may be chance, and a log loss lower by "
                     f"{np.mean(losses or 0):.3g}, at least {loss or 0:.3g} at 95 % ({how})"
                 )

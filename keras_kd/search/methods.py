@@ -55,7 +55,8 @@ def best_method(
     lower ends of the one-sided 95 % intervals of what it gains are above zero, over the seeds,
     `mean - t * s / sqrt(seeds)`, and over the rows, which all seeds share. Or its error is, in the
     same sense, and its log loss is no higher. Labels that are shares of more than ten items are
-    lists: the error is 1 - NDCG@10. Of several such methods the one that gains most is best. A
+    lists: the error is 1 - NDCG@10. The default, where it is such a method, gives way only to what
+    is better than it in the same sense. Of several methods the one that gains most is best. A
     method that is clearly worse than the best one with the first seed is not trained again.
 
     The candidates are `"plain"`; `"default"`, the defaults of `Distiller.compile` (`LogitMSE` for

@@ -230,6 +230,15 @@ def test_log_losses_are_those_of_scikit_learn():
     assert found.losses[2] == pytest.approx(np.mean(row))
 
 
+def test_the_default_wins_ties_among_what_is_better_than_plain_training():
+    plain = [0.40, 0.44, 0.42]
+    given = {"plain": plain, "default": [0.30, 0.34, 0.32], "dist": [0.28, 0.33, 0.32]}
+    assert choice(**given).best == "default"
+    assert choice(**{**given, "dist": [0.20, 0.24, 0.23]}).best == "dist"
+    # What gains nothing over plain training itself is no measure.
+    assert choice(**{**given, "default": [0.41, 0.44, 0.42]}).best == "dist"
+
+
 def test_what_was_given_up_after_the_first_seed_is_never_chosen():
     found = MethodChoice([method("plain", [0.5, 0.5]), method("dist", [0.1])], False)
     assert found.best == "plain"
