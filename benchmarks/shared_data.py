@@ -89,13 +89,13 @@ _PARTS = (4096, 1024, 1024, 256)
 
 
 def sentences(folder, length=64):
-    """WNUT-17 as numbers: (x, y) of train and test, how many numbers there are, and tags.
+    """WNUT-17 as numbers: (x, y) of train, dev and test, how many numbers there are, and tags.
 
     A token is four numbers in tables of their own, by a hash: its word, its first three letters,
     its last three, and its shape, as `Xx0`. Tag 0 is outside, 2k + 1 begins and 2k + 2 goes on with
     the kind k; -1 is no token.
     """
-    parts = [_tagged(folder / f"wnut17_{split}.conll.gz") for split in ("train", "test")]
+    parts = [_tagged(folder / f"wnut17_{split}.conll.gz") for split in ("train", "dev", "test")]
     kinds = sorted({tag[2:] for rows in parts for row in rows for _, tag in row if tag != "O"})
     made = []
     for rows in parts:

@@ -1,13 +1,16 @@
 """`compile(distillation_loss="auto")`: the method is chosen at the start of the first `fit`.
 
-A tenth of the training rows is held out; every candidate trains the student on the others, from the
-weights that it has, for the epochs that `fit` was asked for; then the student has its first weights
-again, and trains on all rows by the method that was chosen. See `keras_kd.distill.method_choice`.
+With each seed another tenth of the labeled training rows is held out; every candidate trains the
+student on the others, from the weights that it has, for the epochs that `fit` was asked for; then
+the student has its first weights again, and trains on all rows by the method that was chosen. Rows
+without a label are trained on and never held out. Where three seeds leave it open whether a method
+is better, three more, and their tenths, decide. See `keras_kd.distill.method_choice`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 import tempfile
 from collections.abc import Iterator
@@ -24,13 +27,16 @@ from keras_kd.distill.candidates import CANDIDATES, Situation
 from keras_kd.distill.compiled import fresh_optimizer
 from keras_kd.distill.given import AUTO as NAME
 from keras_kd.distill.given import stand_in
-from keras_kd.distill.method_choice import MethodChoice, Setting
+from keras_kd.distill.method_choice import MethodChoice
 from keras_kd.distill.training_rows import read
+from keras_kd.distill.trial_setting import Setting
 from keras_kd.models import variables
 from keras_kd.utils.types import Tensors
 
 SEEDS = 3
 HELD_OUT = 0.1
+MORE = 3
+"""Seeds that are added where the first ones leave it open."""
 LEAST = 10
 """Rows that are held out at least: of fewer every single one decides."""
 
@@ -70,7 +76,6 @@ def choose(
         )
     rows, numbers, size = read(x, y, arguments, f'`distillation_loss="{NAME}"`')
     batch_size = batch_size or size or 32
-    train, held = _split(rows.count)
     teacher_inputs, student_inputs = distiller.teacher_inputs, distiller.student_inputs
     from_logits = distiller.pairing.from_logits
     fit: dict[str, Any] = {
@@ -85,8 +90,8 @@ def choose(
         setting = Setting(
             distiller=type(distiller),
             make_student=_Again(student),
-            train=rows.taken(train),
-            validation=rows.taken(held),
+            train=rows,
+            validation=rows,
             hard=compiled["loss"],
             make_optimizer=lambda: _fresh(distiller.optimizer),
             epochs=max(1, epochs - arguments.get("initial_epoch", 0)),
@@ -95,6 +100,9 @@ def choose(
             compiled_with={name: compiled[name] for name in keep if name in compiled},
             fitted_with=fit,
         )
+        splits = _splits(setting.counting(student), rows.count)
+        train, held = splits[0]
+        setting = dataclasses.replace(setting, train=rows.taken(train), validation=rows.taken(held))
         mapped = teacher_inputs is not None or student_inputs is not None
         model = None if mapped else method_choice.model_of(given)
 
@@ -104,23 +112,38 @@ def choose(
         methods = method_choice.prepared(CANDIDATES, situation(student), len(train))
         if verbose != 0:
             stored = isinstance(given, CachedTeacher)
-            print(f"{NAME}: {method_choice.cost(methods, SEEDS, setting, not stored)}")
+            asked = 0 if stored else rows.count
+            print(f"{NAME}: {method_choice.cost(methods, SEEDS, setting, asked, MORE, True)}")
         with tempfile.TemporaryDirectory(prefix="keras_kd-auto-") as folder:
             taps = method_choice.taps_of(methods)
-            if isinstance(given, CachedTeacher):
-                numbers = np.arange(rows.count) if numbers is None else numbers
-                teacher: Any = SomeRows(given, numbers[train])
-            else:
-                teacher = asked_once(
+            known: CachedTeacher = given
+            if not isinstance(given, CachedTeacher):
+                numbers = None
+                known = asked_once(
                     distiller.pairing.teacher,
-                    setting.train.x,
+                    rows.x,
                     folder,
                     taps=taps,
                     teacher_inputs=teacher_inputs,
                     from_logits=from_logits.get("teacher"),
                 )
+            of_rows = np.arange(rows.count) if numbers is None else numbers
+
+            def fold(seed: int) -> tuple[Setting, CachedTeacher]:
+                train, held = splits[seed]
+                own = dataclasses.replace(
+                    setting, train=rows.taken(train), validation=rows.taken(held)
+                )
+                return own, SomeRows(known, of_rows[train])
+
             choice = method_choice.choose(
-                setting, methods, teacher, range(SEEDS), situation=situation
+                setting,
+                methods,
+                known,
+                range(SEEDS),
+                situation=situation,
+                folds=fold,
+                more=range(SEEDS, SEEDS + MORE),
             )
             choice.student = None
     final = choice.arguments
@@ -181,13 +204,23 @@ def _fresh(optimizer: keras.optimizers.Optimizer) -> Any:
         ) from error
 
 
-def _split(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers to train on, and those held out, by a fixed seed."""
-    held = round(HELD_OUT * count)
+def _splits(labeled: np.ndarray, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each seed the numbers of the rows to train on, and of those held out.
+
+    Args:
+        labeled: Numbers of the rows that have a label.
+        count: Of all rows.
+    """
+    held = round(HELD_OUT * len(labeled))
     if held < LEAST:
         raise ValueError(
-            f'`distillation_loss="{NAME}"` holds out a tenth of the training rows, at least '
-            f"{LEAST} of them. Received: {count} rows. Pass more, or name the distillation loss."
+            f'`distillation_loss="{NAME}"` holds out a tenth of the labeled training rows, at '
+            f"least {LEAST} of them. Received: {len(labeled)} rows. Pass more, or name the "
+            "distillation loss."
         )
-    order = np.random.default_rng(0).permutation(count)
-    return np.sort(order[held:]), np.sort(order[:held])
+    order = np.random.default_rng(0).permutation(labeled)
+    found = []
+    for seed in range(SEEDS + MORE):
+        some = np.sort(order[seed * held : (seed + 1) * held])
+        found.append((np.delete(np.arange(count), some), some))
+    return found

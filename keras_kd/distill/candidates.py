@@ -90,6 +90,12 @@ def _default(situation: Situation) -> Made | str:
     return Made({})
 
 
+def _answers(situation: Situation) -> Made | str:
+    if situation.told is None:
+        return _SEVERAL
+    return Made({"distillation_loss": situation.usual(), "alpha": 0.0})
+
+
 def _standardized(situation: Situation) -> Made | str:
     if situation.told != meaning.CLASSES:
         return _NEEDS_CLASSES
@@ -136,7 +142,7 @@ def _huber(situation: Situation) -> Made | str:
 
 def _features(situation: Situation) -> Made | str:
     if situation.told is None:
-        return "there are several outputs"
+        return _SEVERAL
     if situation.teacher is None:
         return "the teacher shows no layers"
     try:
@@ -166,21 +172,24 @@ def _features(situation: Situation) -> Made | str:
     )
 
 
+_SEVERAL = "there are several outputs"
 _NEEDS_CLASSES = "it is for one output of exclusive classes"
 _NEEDS_THREE = "two classes leave it nothing to compare"
 
 CANDIDATES: dict[str, Candidate] = {
     PLAIN: _plain,
     DEFAULT: _default,
+    "answers": _answers,
     "standardized": _standardized,
     "dist": _dist,
     "soft": _soft,
     "huber": _huber,
     "features": _features,
 }
-"""By name: no teacher; the defaults of `compile`; standardized `SoftTargets` at T = 2; `DIST` at
-T = 4; `BinarySoftTargets` at T = 2; `LogitHuber`; the defaults beside a loss of the last matched
-layers: `ICKD` of maps, `HiddenState` of sequences, `PKT` of vectors."""
+"""By name: no teacher; the defaults of `compile`; their loss without the labels; standardized
+`SoftTargets` at T = 2; `DIST` at T = 4; `BinarySoftTargets` at T = 2; `LogitHuber`; the defaults
+beside a loss of the last matched layers: `ICKD` of maps, `HiddenState` of sequences, `PKT` of
+vectors."""
 
 
 def chosen(methods: object) -> dict[str, Candidate]:

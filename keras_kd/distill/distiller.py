@@ -248,8 +248,8 @@ class Distiller(SharedLayersModel):
                 a softmax or sigmoid at the end does. They are reduced as the hard loss is, by
                 `"sum"` too. Without any hard loss, `SoftTargets()` for several linear units.
                 Regressions, and outputs of which nothing tells what they mean, are refused: name
-                their loss, as `LogitMSE()`. `"auto"` tries several methods on a tenth of the
-                training rows at the start of the first `fit`, plain training among them, and takes
+                their loss, as `LogitMSE()`. `"auto"` tries several methods on tenths of the
+                labeled rows at the start of the first `fit`, plain training among them, and takes
                 the one that is better beyond chance: see `keras_kd.search.best_method`;
                 `method_choice` then holds what it found.
             alpha: Weight of the hard loss in `[0, 1]`; the distillation loss has `1 - alpha`.

@@ -2,8 +2,10 @@
 
 Every candidate trains the same student from the same seeds on the same batches; the teacher is
 asked once for all of them. Plain training is among them and wins ties: another method is chosen
-only where the lower bound of what it gains over plain training is above zero; or where it is wrong
-less often, and the lower bounds of what its log loss gains are, over the seeds and over rows.
+only where its error or its log loss is lower beyond chance, over the seeds and over the rows, and
+the other one of the two does not speak against it. The log loss is that at each model's best
+temperature, so that being sure of itself speaks neither for nor against a method. Where the default
+is better than plain training, it wins ties in its turn.
 `keras_kd.search.best_method` and `compile(distillation_loss="auto")` are two doors to this.
 """
 
@@ -18,149 +20,22 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd import backends
-from keras_kd.distill.candidates import PLAIN, Candidate, Made, Situation
-from keras_kd.distill.row_errors import RowErrors, row_errors
-from keras_kd.distill.training_rows import Rows
-from keras_kd.models import meaning, output_kinds
+from keras_kd.distill.candidates import DEFAULT, PLAIN, Candidate, Made, Situation
+from keras_kd.distill.row_errors import RowErrors
+from keras_kd.distill.trial_setting import Setting, meanings
+from keras_kd.models import meaning
 from keras_kd.teachers.base import TeacherLike
-from keras_kd.utils import checks, paired
+from keras_kd.utils import paired
 from keras_kd.utils.tables import fitted
-from keras_kd.utils.types import Losses, Tensors
 
 MOST_FEATURES = 1 << 30
 """Bytes of the teacher's layers that are kept for methods that read them."""
 
+_MOST_OPEN = 2
+"""Methods that more seeds are spent on, beside plain training."""
+
 Tell = Callable[[str, int, int], None]
 """Called with what is at work, how many trainings are done, and how many there are."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """All that is the same for every candidate.
-
-    Args:
-        distiller: Class of the distillers, `keras_kd.Distiller`.
-        make_student: From a seed to the student as it begins.
-        train: What is trained on.
-        validation: What candidates are compared by.
-        hard: The hard loss.
-        make_optimizer: Makes a fresh optimizer.
-        epochs: Passes over the training rows.
-        batch_size: Rows a step.
-        made_with: More keywords of the distiller, such as `student_inputs`.
-        compiled_with: More keywords of `compile`.
-        fitted_with: More keywords of `fit`.
-    """
-
-    distiller: Any
-    make_student: Callable[[int], Any]
-    train: Rows
-    validation: Rows
-    hard: Any
-    make_optimizer: Callable[[], Any]
-    epochs: int
-    batch_size: int
-    made_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    compiled_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    fitted_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def situation(self, student: keras.Model, teacher: TeacherLike) -> Situation:
-        """Return what the candidates may look at.
-
-        Args:
-            student: One as it begins.
-            teacher: The teacher's model where its layers see what the student's see, or `None`.
-        """
-        rows = self.train.taken(slice(0, 4)).x
-        mapped = self.made_with.get("student_inputs")
-        output = keras.tree.flatten(student(mapped(rows) if mapped else rows, training=False))
-        single = len(output) == 1
-        return Situation(
-            hard=self.hard,
-            told=meanings(student, self.hard)[0] if single else None,
-            classes=int(output[0].shape[-1]) if single else None,
-            student=student,
-            teacher=teacher,
-            x=rows,
-        )
-
-    def trained(
-        self, method: Callable[[Any], Made] | None, teacher: TeacherLike, seed: int
-    ) -> tuple[RowErrors, Any]:
-        """Train one student.
-
-        Args:
-            method: From the student to the method; `None` for plain training.
-            teacher: What it learns from.
-            seed: Of the initial weights, the order of the rows, and dropout.
-
-        Returns:
-            Its errors on the validation rows, and the student.
-
-        Raises:
-            ArithmeticError: If the training diverges.
-        """
-        keras.utils.set_random_seed(seed)
-        student = self.make_student(seed)
-        distiller = self.distiller(student, teacher if method else None, **self.made_with)
-        distiller.compile(
-            optimizer=self.make_optimizer(),
-            loss=self.hard,
-            **(method(student).arguments if method else {}),
-            **self.compiled_with,
-        )
-        # Whatever the layers drew, the rows come in the same order.
-        keras.utils.set_random_seed(seed)
-        distiller.fit(
-            self.train.x,
-            self.train.y,
-            sample_weight=self.train.weight,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            **{"verbose": 0, **self.fitted_with},
-        )
-        answers = answered(distiller, self.validation.x)
-        return errors_of(student, answers, self.validation, self.hard), student
-
-
-def answered(model: keras.Model, x: Tensors, batch_size: int = 256) -> list[np.ndarray]:
-    """Run a model on all rows.
-
-    Args:
-        model: A `keras.Model`. It is called as it is: `predict` would compile each of many models.
-        x: Arrays of the rows.
-        batch_size: Rows a call.
-
-    Returns:
-        `(rows, ...)` for each flat output.
-    """
-    return list(keras.tree.flatten(backends.answers_as_called(model, x, batch_size)))
-
-
-def errors_of(student: keras.Model, answers: Sequence[Any], rows: Rows, hard: Losses) -> RowErrors:
-    """Compare a model's answers with the labels.
-
-    Args:
-        student: The model, which tells what its outputs mean.
-        answers: `(rows, ...)` for each flat output.
-        rows: With the labels.
-        hard: The hard loss.
-    """
-    template = output_kinds.output_template(student)
-    labels = checks.per_output(rows.y, template)
-    weight = None if rows.weight is None else checks.per_output(rows.weight, template)
-    told = meanings(student, hard)
-    losses = checks.per_output(hard, template)
-    return row_errors(told, answers, labels, losses, weight)
-
-
-def meanings(student: keras.Model, hard: Losses) -> list[str | None]:
-    """What each flat output of a model means, see `keras_kd.models.meaning`."""
-    losses = checks.per_output(hard, output_kinds.output_template(student))
-    kinds = [output.kind for output in output_kinds.outputs_of(student)]
-    kinds += ["unknown"] * (len(losses) - len(kinds))
-    return [meaning.of_output(loss, (kind,)) for loss, kind in zip(losses, kinds)]
 
 
 @dataclasses.dataclass
@@ -173,6 +48,7 @@ class Method:
         reason: Why it does not apply, or was not trained to the end.
         runs: Its errors by seed.
         seconds: What it took, all seeds.
+        folds: Whether every seed has validation rows of its own.
     """
 
     name: str
@@ -180,6 +56,7 @@ class Method:
     reason: str = ""
     runs: dict[int, RowErrors] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
+    folds: bool = False
 
     def gains(self, plain: Method) -> list[float]:
         """How much less wrong it is than plain training with each seed that both have."""
@@ -187,11 +64,14 @@ class Method:
         return [plain.runs[seed].mean - self.runs[seed].mean for seed in seeds]
 
     def loss_gains(self, plain: Method) -> list[float] | None:
-        """How much lower its log loss is than that of plain training with each seed."""
+        """How much lower its log loss is than that of plain training with each seed.
+
+        Each is taken at its best temperature, where that is known.
+        """
         found = [
-            np.average(other.losses - own.losses, weights=own.weights)
+            np.average(other.proper - own.proper, weights=own.weights)
             for own, other in self._pairs(plain)
-            if own.losses is not None and other.losses is not None
+            if own.proper is not None and other.proper is not None
         ]
         return [float(gain) for gain in found] if len(found) == len(self._pairs(plain)) else None
 
@@ -199,23 +79,50 @@ class Method:
         """The lower bound of what the log loss gains: the lesser of that over seeds and over rows.
 
         The log loss is sensitive enough to tell methods apart by few seeds, so that the rows, which
-        are the same with every seed, have to bear it out.
+        may be the same with every seed, have to bear it out.
         """
         gains = self.loss_gains(plain)
         if gains is None:
             return None
-        pairs = self._pairs(plain)
-        own, other = (np.mean([each[i].losses for each in pairs], axis=0) for i in (0, 1))
-        of_rows = paired.lower_bound_of_rows(own, other, pairs[0][0].weights)
+        of_rows = self._over_rows(plain, lambda run: run.proper)
         return of_rows if len(gains) < 2 else min(of_rows, paired.lower_bound(gains))
 
     def is_better(self, plain: Method) -> bool:
         """Whether it is better than plain training beyond chance."""
-        if self.bound(plain) > 0:
+        losses, loss = self.loss_gains(plain), self.loss_bound(plain)
+        if losses is not None and float(np.mean(losses)) < 0 and self._is_refined(plain):
+            # One that is right more often and knows less all the same has been lucky, or will be
+            # found out by another metric than the share of errors.
+            return False
+        if min(self.bound(plain), self.row_bound(plain)) > 0:
             return True
-        loss = self.loss_bound(plain)
+        if loss is None or loss <= 0:
+            return False
         # Means of equal errors differ by what they are rounded to.
-        return loss is not None and loss > 0 and float(np.mean(self.gains(plain))) > 1e-9
+        fewer = float(np.mean(self.gains(plain))) > 1e-9
+        # The errors of a few hundred rows come and go by chance where what is known grows a little.
+        return fewer or (self._is_refined(plain) and plain.row_bound(self) <= 0)
+
+    def merit(self, plain: Method) -> tuple[float, float]:
+        """What those that are better are put in order by.
+
+        The shares of the error and of the log loss that are gone, together; where the log loss is
+        not known at its best temperature, the error alone, and the log loss where it is equal.
+        """
+        gain, losses = float(np.mean(self.gains(plain))), self.loss_gains(plain)
+        loss = 0.0 if losses is None else float(np.mean(losses))
+        if not self._is_refined(plain):
+            return gain, loss
+        pairs = self._pairs(plain)
+        error = float(np.mean([other.mean for _, other in pairs]))
+        whole = float(np.mean([np.average(o.refined, weights=o.weights) for _, o in pairs]))
+        return gain / max(error, 1e-9) + loss / max(whole, 1e-9), gain
+
+    def _is_refined(self, plain: Method) -> bool:
+        return all(
+            own.refined is not None and other.refined is not None
+            for own, other in self._pairs(plain)
+        )
 
     def _pairs(self, plain: Method) -> list[tuple[RowErrors, RowErrors]]:
         return [(run, plain.runs[seed]) for seed, run in self.runs.items() if seed in plain.runs]
@@ -223,11 +130,17 @@ class Method:
     def bound(self, plain: Method) -> float:
         """The lower bound of what it gains: over seeds, of a single one over rows."""
         gains = self.gains(plain)
-        if len(gains) > 1:
-            return paired.lower_bound(gains)
-        seed = next(iter(self.runs))
-        own, other = self.runs[seed], plain.runs[seed]
-        return paired.lower_bound_of_rows(own.errors, other.errors, own.weights)
+        return paired.lower_bound(gains) if len(gains) > 1 else self.row_bound(plain)
+
+    def row_bound(self, plain: Method) -> float:
+        """The same over rows: of the mean over the seeds, or of the rows of all seeds."""
+        return self._over_rows(plain, lambda run: run.errors)
+
+    def _over_rows(self, plain: Method, values: Callable[[RowErrors], Any]) -> float:
+        pairs = self._pairs(plain)
+        join = np.concatenate if self.folds else lambda each: np.mean(each, axis=0)
+        own, other = (join([values(each[i]) for each in pairs]) for i in (0, 1))
+        return paired.lower_bound_of_rows(own, other, join([each[0].weights for each in pairs]))
 
 
 class MethodChoice:
@@ -257,11 +170,12 @@ class MethodChoice:
             and method.is_better(plain)
         ]
 
-        def merit(method: Method) -> tuple[float, float]:
-            losses = method.loss_gains(plain) or [0.0]
-            return float(np.mean(method.gains(plain))), float(np.mean(losses))
+        default = self._methods.get(DEFAULT)
+        if default in better:
+            # It wins ties in its turn.
+            better = [method for method in better if method.is_better(default)] or [default]
 
-        chosen = max(better, key=merit, default=plain)
+        chosen = max(better, key=lambda method: method.merit(plain), default=plain)
         self.best = chosen.name
         assert chosen.made is not None
         self.arguments = dict(chosen.made.arguments)
@@ -271,8 +185,9 @@ class MethodChoice:
         """Return one dict a method, in the order in which they were tried.
 
         Keys: `method`, `seeds` (how many), `error` and `std` over seeds, `gain` over plain training
-        with equal seeds and its lower bound `bound` (one-sided, 95 %), `loss_gain` and `loss_bound`
-        the same of the log loss, `seconds`, `reason`. What does not apply is `None`.
+        with equal seeds and its lower bounds over the seeds, `bound`, and over the rows,
+        `row_bound` (one-sided, 95 %), `loss_gain` and `loss_bound`, the lesser of both, of the log
+        loss, `seconds`, `reason`. What does not apply is `None`.
         """
         plain = self._methods[PLAIN]
         found = []
@@ -288,6 +203,7 @@ class MethodChoice:
                     "std": float(np.std(errors, ddof=1)) if len(errors) > 1 else None,
                     "gain": float(np.mean(method.gains(plain))) if versus else None,
                     "bound": method.bound(plain) if versus else None,
+                    "row_bound": method.row_bound(plain) if versus else None,
                     **_of_losses(method if versus else None, plain),
                     "seconds": method.seconds,
                     "reason": method.reason,
@@ -339,11 +255,12 @@ class MethodChoice:
         unit = "of the mean squared error" if self.regression else "points"
         if chosen is not plain:
             gain = self.scale * float(np.mean(chosen.gains(plain)))
-            bound = self.scale * chosen.bound(plain)
+            bound = self.scale * min(chosen.bound(plain), chosen.row_bound(plain))
             if bound <= 0:
                 losses, loss = chosen.loss_gains(plain), chosen.loss_bound(plain)
                 return (
-                    f"use {chosen.name}: {gain:.3g} {unit} less error than plain training on the "
+                    f"use {chosen.name}: {abs(gain):.3g} {unit} {'less' if gain >= 0 else 'more'} "
+                    "error than plain training on the "
                     f"validation rows, which may be chance, and a log loss lower by "
                     f"{np.mean(losses or 0):.3g}, at least {loss or 0:.3g} at 95 % ({how})"
                 )
@@ -356,7 +273,14 @@ class MethodChoice:
             return "keep plain training: no other method applies"
         nearest = max(others, key=lambda method: float(np.mean(method.gains(plain))))
         gain = self.scale * float(np.mean(nearest.gains(plain)))
-        bound = self.scale * nearest.bound(plain)
+        bound = self.scale * min(nearest.bound(plain), nearest.row_bound(plain))
+        if bound > 0:
+            losses = nearest.loss_gains(plain) or [0.0]
+            return (
+                f"keep plain training: the best of the others, {nearest.name}, has {gain:.3g} "
+                f"{unit} less error, and yet a log loss that is higher by {-np.mean(losses):.3g} "
+                f"at the best temperature of each ({how})"
+            )
         return (
             f"keep plain training: the best of the others, {nearest.name}, has {abs(gain):.3g} "
             f"{unit} {'less' if gain > 0 else 'more'} error, and the lower bound of what it gains "
@@ -378,10 +302,14 @@ def choose(
     seeds: Sequence[int],
     *,
     situation: Callable[[Any], Situation],
+    folds: Callable[[int], tuple[Setting, TeacherLike]] | None = None,
+    more: Sequence[int] = (),
     known: MutableMapping[tuple[str, int], RowErrors] | None = None,
     tell: Tell = lambda stage, done, total: None,
 ) -> MethodChoice:
-    """Train every method with every seed, but for those that are clearly worse with the first.
+    """Train every method with every seed, but for what is clearly worse with the first.
+
+    Worse than the best of the others, that is: plain training alone goes on in any case.
 
     Args:
         setting: What is the same for all.
@@ -389,6 +317,10 @@ def choose(
         teacher: What knows the teacher's answers to the training rows.
         seeds: The seeds.
         situation: Makes the situation of a student, so that each training has losses of its own.
+        folds: From a seed to its own setting and teacher, where no validation row is one of
+            another seed; `None` for the same ones with all seeds.
+        more: Seeds that plain training and what may be better are trained with where no method is
+            better beyond chance with the first ones.
         known: Errors by method and seed: trainings that it has are not repeated, the others are
             put into it.
         tell: Hears of the trainings.
@@ -402,21 +334,26 @@ def choose(
             name,
             None if isinstance(made, str) else made,
             made if isinstance(made, str) else "",
+            folds=folds is not None,
         )
         for name, (_, made) in methods.items()
     }
     alive = [method for method in tried.values() if method.made is not None]
     total, done = len(alive) * len(seeds), 0
     kept: dict[str, tuple[float, Any]] = {}
-    for number, seed in enumerate(seeds):
+    for number, seed in enumerate([*seeds, *more]):
+        if number == len(seeds):
+            alive = _open(alive, tried[PLAIN])
+            total = done + len(alive) * len(more)
+        if not alive:
+            break
+        of_seed = (setting, teacher) if folds is None else folds(seed)
         for method in list(alive):
             tell(f"{method.name}, seed {seed}", done, total)
             began = time.perf_counter()
             run = known.get((method.name, seed))
             if run is None:
-                run, student = _once(
-                    setting, methods[method.name][0], method, teacher, seed, situation
-                )
+                run, student = _once(*of_seed, methods[method.name][0], method, seed, situation)
                 known[method.name, seed] = run
                 if method.name not in kept or run.mean < kept[method.name][0]:
                     kept[method.name] = run.mean, student
@@ -424,8 +361,9 @@ def choose(
             method.seconds += time.perf_counter() - began
             done += 1
         if number == 0 and len(seeds) > 1:
+            best = min(alive, key=lambda method: method.runs[seed].mean)
             for method in list(alive):
-                if _clearly_worse(method, tried[PLAIN], seed):
+                if method.name != PLAIN and _clearly_worse(method, best, seed):
                     method.reason = "clearly worse with the first seed, not tried again"
                     alive.remove(method)
                     total -= len(seeds) - 1
@@ -437,11 +375,21 @@ def choose(
     return choice
 
 
+def _open(methods: Sequence[Method], plain: Method) -> list[Method]:
+    """What more seeds are spent on: plain training and what may be better, or nothing."""
+    others = [method for method in methods if method is not plain]
+    if any(method.is_better(plain) for method in others):
+        return []
+    hopeful = [method for method in others if max(method.merit(plain)) > 0]
+    hopeful = sorted(hopeful, key=lambda method: method.merit(plain), reverse=True)[:_MOST_OPEN]
+    return [plain, *hopeful] if hopeful else []
+
+
 def _once(
     setting: Setting,
+    teacher: TeacherLike,
     candidate: Candidate,
     method: Method,
-    teacher: TeacherLike,
     seed: int,
     situation: Callable[[Any], Situation],
 ) -> tuple[RowErrors, Any]:
@@ -458,10 +406,8 @@ def _once(
     return setting.trained(made, teacher, seed)
 
 
-def _clearly_worse(method: Method, plain: Method, seed: int) -> bool:
-    if method is plain:
-        return False
-    own, other = method.runs[seed], plain.runs[seed]
+def _clearly_worse(method: Method, best: Method, seed: int) -> bool:
+    own, other = method.runs[seed], best.runs[seed]
     return paired.lower_bound_of_rows(other.errors, own.errors, own.weights) > 0
 
 
@@ -496,7 +442,12 @@ def taps_of(methods: Mapping[str, tuple[Candidate, Made | str]]) -> list[str]:
 
 
 def cost(
-    methods: Mapping[str, tuple[Candidate, Made | str]], seeds: int, setting: Setting, asked: bool
+    methods: Mapping[str, tuple[Candidate, Made | str]],
+    seeds: int,
+    setting: Setting,
+    asked: int,
+    more: int = 0,
+    folds: bool = False,
 ) -> str:
     """Say what the choice will cost, before it begins.
 
@@ -504,16 +455,23 @@ def cost(
         methods: See `prepared`.
         seeds: How many.
         setting: What is the same for all.
-        asked: Whether the teacher is asked for it.
+        asked: Rows that the teacher is asked about for it.
+        more: Seeds that are added where the first ones leave it open.
+        folds: Whether every seed has validation rows of its own.
     """
     names = [name for name, (_, made) in methods.items() if isinstance(made, Made)]
-    count, rows = len(names), setting.train.count
-    once = f"; the teacher is asked once about {rows:,} rows" if asked else ""
+    count, rows, held = len(names), setting.train.count, setting.validation.count
+    once = f"; the teacher is asked once about {asked:,} rows" if asked else ""
+    later = ""
+    if more:
+        trainings = more * min(count, 1 + _MOST_OPEN)
+        later = f" Where they leave it open, {more} more seeds: at most {trainings} trainings more."
+    others = f"{seeds} times {held:,} other" if folds and seeds > 1 else f"{held:,}"
     return (
         f"Trying {count} methods ({', '.join(names)}) with {seeds} "
         f"{'seed' if seeds == 1 else 'seeds'}: at most {count * seeds} trainings of the student, "
         f"{setting.epochs} {'epoch' if setting.epochs == 1 else 'epochs'} of {rows:,} rows "
-        f"each{once}. {setting.validation.count:,} rows compare them."
+        f"each{once}. {others} rows compare them.{later}"
     )
 
 

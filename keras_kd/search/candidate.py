@@ -10,11 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd.distill import method_choice
 from keras_kd.distill.candidates import Situation
 from keras_kd.distill.distiller import Distiller
-from keras_kd.distill.method_choice import answered, errors_of
 from keras_kd.distill.training_rows import Rows
+from keras_kd.distill.trial_setting import answered, errors_of, meanings
 from keras_kd.losses import DIST, SoftTargets
 from keras_kd.models import meaning
 from keras_kd.search import task
@@ -131,7 +130,7 @@ class Trainer:
     def situation(self, student: keras.Model) -> Situation:
         """Return what losses are made by."""
         outputs = keras.tree.flatten(student(self.train.taken(slice(0, 1)).x, training=False))
-        told = method_choice.meanings(student, self.hard)
+        told = meanings(student, self.hard)
         return Situation(
             hard=self.hard,
             told=told[0] if len(outputs) == 1 else None,
@@ -179,7 +178,7 @@ def rungs(epochs: int) -> list[int]:
 
 def is_regression(student: keras.Model, hard: Losses) -> bool:
     """Whether errors are mean squared ones."""
-    told = method_choice.meanings(student, hard)
+    told = meanings(student, hard)
     return not any(kind in (meaning.CLASSES, meaning.INDEPENDENT) for kind in told)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_kd.datasets import Dataset
-from keras_kd.distill.method_choice import answered, errors_of
+from keras_kd.distill.trial_setting import answered, errors_of
 from keras_kd.export import Artifact, Report
 from keras_kd.export.formats.device_table import check_targets
 from keras_kd.search import record

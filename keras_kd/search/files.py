@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import keras_kd.export
-from keras_kd.distill.method_choice import errors_of
 from keras_kd.distill.row_errors import RowErrors
 from keras_kd.distill.training_rows import Rows
+from keras_kd.distill.trial_setting import errors_of
 from keras_kd.export import loaded
 from keras_kd.export.formats.tflite.runtime import TFLiteRuntime
 from keras_kd.export.scratch import working_folder

@@ -16,9 +16,10 @@ from keras_kd.cache.asked_once import asked_once
 from keras_kd.distill import candidates, method_choice
 from keras_kd.distill.candidates import Situation
 from keras_kd.distill.distiller import Distiller
-from keras_kd.distill.method_choice import MethodChoice, Setting
+from keras_kd.distill.method_choice import MethodChoice
 from keras_kd.distill.row_errors import RowErrors
 from keras_kd.distill.training_rows import Rows
+from keras_kd.distill.trial_setting import Setting
 from keras_kd.export.writing import write_file
 from keras_kd.models import meaning
 from keras_kd.search import record, task
@@ -50,20 +51,22 @@ def best_method(
 
     Every method trains the same student from the same seeds, on the same batches, for as many
     epochs; the teacher is asked once. They are compared by the error on the validation rows, seed
-    by seed. Plain training is kept unless another method is better beyond chance: the lower end of
-    the one-sided 95 % interval of what it gains, `mean - t * s / sqrt(seeds)`, is above zero (with
-    a single seed, over the rows). Errors of few rows are coarse: a method is better too if it is
-    wrong less often and its log loss is lower beyond chance, both over the seeds and over the
-    rows. Labels that are shares of more than ten items are lists: the error is 1 - NDCG@10. Of
-    several such methods the one that gains most is best. A method that is clearly worse
-    than plain training with the first seed is not trained again.
+    by seed, and by the log loss, each at its best temperature. Plain training is kept unless
+    another method is wrong less often and is better beyond chance. Either its log loss is: the
+    lower ends of the one-sided 95 % intervals of what it gains are above zero, over the seeds,
+    `mean - t * s / sqrt(seeds)`, and over the rows, which all seeds share. Or its error is, in the
+    same sense, and its log loss is no higher. Labels that are shares of more than ten items are
+    lists: the error is 1 - NDCG@10. The default, where it is such a method, gives way only to what
+    is better than it in the same sense. Of several methods the one that gains most is best. A
+    method that is clearly worse than the best one with the first seed is not trained again.
 
     The candidates are `"plain"`; `"default"`, the defaults of `Distiller.compile` (`LogitMSE` for
-    regressions); `"standardized"`, 0.1 CE + 9 w `SoftTargets(2.0, standardize=True)`; `"dist"`,
-    CE + 2 max(w, 1/16) `DIST(temperature=4.0)`, where `w = min(1, 10 / classes)` shrinks with the
-    number of classes; `"soft"`, `BinarySoftTargets` at temperature 2 for independent classes;
-    `"huber"`, `LogitHuber` for regressions; `"features"`, the defaults and, where the layers match,
-    a loss of the last matched ones: `ICKD` of maps, `HiddenState` of sequences, `PKT` of vectors.
+    regressions); `"answers"`, its loss alone, without the labels; `"standardized"`, 0.1 CE + 9 w
+    `SoftTargets(2.0, standardize=True)`; `"dist"`, CE + 2 max(w, 1/16) `DIST(temperature=4.0)`,
+    where `w = min(1, 10 / classes)` shrinks with the number of classes; `"soft"`,
+    `BinarySoftTargets` at temperature 2 for independent classes; `"huber"`, `LogitHuber` for
+    regressions; `"features"`, the defaults and, where the layers match, a loss of the last matched
+    ones: `ICKD` of maps, `HiddenState` of sequences, `PKT` of vectors.
 
     Args:
         student_fn: Makes a new student: a `keras.Model` as it begins. One that is compiled brings
@@ -156,7 +159,7 @@ def best_method(
     taps = method_choice.taps_of(prepared)
     told = from_logits.get("teacher") if isinstance(from_logits, dict) else from_logits
     if verbose != 0:
-        print(method_choice.cost(prepared, len(drawn), setting, True))
+        print(method_choice.cost(prepared, len(drawn), setting, rows.count))
     with _kept(
         folder, rows, held, (epochs, batch_size, probe.count_params(), *sorted(taps)), setting
     ) as (place, known):
@@ -220,11 +223,13 @@ class _Known(MutableMapping[tuple[str, int], RowErrors]):
         if not path.exists():
             raise KeyError(key)
         arrays = archives.arrays(path)
-        return RowErrors(arrays["errors"], arrays["weights"], arrays.get("losses"))
+        return RowErrors(
+            arrays["errors"], arrays["weights"], arrays.get("losses"), arrays.get("refined")
+        )
 
     def __setitem__(self, key: tuple[str, int], run: RowErrors) -> None:
-        losses = {} if run.losses is None else {"losses": run.losses}
-        packed = record.packed(errors=run.errors, weights=run.weights, **losses)
+        given = {name: value for name, value in run._asdict().items() if value is not None}
+        packed = record.packed(**given)
         write_file(self._path(key), packed)
 
     def __delitem__(self, key: tuple[str, int]) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from keras_kd import teachers
 from keras_kd.cache.asked_once import asked_once
 from keras_kd.distill import method_choice
+from keras_kd.distill.trial_setting import meanings
 from keras_kd.export.formats.device_table import check_targets
 from keras_kd.export.scratch import working_folder
 from keras_kd.export.writing import write_file
@@ -243,7 +244,7 @@ class Search:
         units = [tuple(y.shape) for y in keras.tree.flatten(probe(one, training=False))]
         hard = task.hard_loss(probe, rows) if loss is None else loss
         task.require_labels(probe, hard, units, train=rows, validation=held)
-        told = method_choice.meanings(probe, hard)
+        told = meanings(probe, hard)
         classes = len(units) == 1 and told[0] == meaning.CLASSES and units[0][-1] > 2
         self.space = first
         if not classes:

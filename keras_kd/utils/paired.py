@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,23 @@ def lower_bound_of_rows(
     mean = float((share * difference).sum())
     error = math.sqrt(float((np.square(share) * np.square(difference - mean)).sum()))
     return mean - float(_stats().norm.ppf(confidence)) * error
+
+
+def least(function: Callable[[float], float], limit: float) -> float:
+    """Where a function of one number is least, between `-limit` and `limit`.
+
+    Args:
+        function: With a single minimum there.
+        limit: Above 0.
+
+    Raises:
+        ImportError: If SciPy is missing.
+    """
+    _stats()
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(function, bounds=(-limit, limit), method="bounded")
+    return float(found.x)
 
 
 def _stats() -> Any:

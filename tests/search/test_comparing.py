@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, special, stats
 from sklearn import metrics
 
 from keras_kd.distill.method_choice import Method, MethodChoice
-from keras_kd.distill.row_errors import RowErrors, row_errors
+from keras_kd.distill.row_errors import RowErrors, row_errors, row_weights
 from keras_kd.utils import paired
 
 rng = np.random.default_rng(0)
@@ -230,6 +230,15 @@ def test_log_losses_are_those_of_scikit_learn():
     assert found.losses[2] == pytest.approx(np.mean(row))
 
 
+def test_the_default_wins_ties_among_what_is_better_than_plain_training():
+    plain = [0.40, 0.44, 0.42]
+    given = {"plain": plain, "default": [0.30, 0.34, 0.32], "dist": [0.28, 0.33, 0.32]}
+    assert choice(**given).best == "default"
+    assert choice(**{**given, "dist": [0.20, 0.24, 0.23]}).best == "dist"
+    # What gains nothing over plain training itself is no measure.
+    assert choice(**{**given, "default": [0.41, 0.44, 0.42]}).best == "dist"
+
+
 def test_what_was_given_up_after_the_first_seed_is_never_chosen():
     found = MethodChoice([method("plain", [0.5, 0.5]), method("dist", [0.1])], False)
     assert found.best == "plain"
@@ -240,3 +249,122 @@ def test_a_single_seed_is_judged_by_the_rows():
     found = choice(plain=[0.5], default=[0.2])
     assert found.best == "default"
     assert "the rows alone" in found.verdict
+
+
+def refined(told, output, label, hard, weight=None):
+    return row_errors([told], [output], [label], [hard], weight, refine=True)
+
+
+def test_refined_log_losses_are_those_at_the_best_temperature():
+    logits, y, weight = rng.normal(size=(60, 5)), rng.integers(0, 5, 60), rng.uniform(size=60)
+    logits[np.arange(60), y] += 1.5
+
+    def least(loss):
+        return optimize.minimize_scalar(loss, bounds=(0.01, 100), method="bounded").fun
+
+    def of_classes(sharpness):
+        p = special.softmax(sharpness * logits, -1)
+        return metrics.log_loss(y, p, sample_weight=weight, labels=range(5))
+
+    wanted = least(of_classes)
+    # However sure of itself: the same, from logits and from probabilities.
+    for output in (logits, 7 * logits, 0.2 * logits, special.softmax(logits, -1)):
+        for label in (y, np.eye(5)[y]):
+            found = refined("classes", output, label, None, weight)
+            assert np.average(found.refined, weights=weight) == pytest.approx(wanted, abs=1e-4)
+            assert found.proper is found.refined
+    z, y = rng.normal(size=(50, 1)), rng.integers(0, 2, 50)
+    z[:, 0] += y
+    wanted = least(lambda sharpness: metrics.log_loss(y, special.expit(sharpness * z[:, 0])))
+    hard = LOSSES.BinaryCrossentropy(from_logits=True)
+    for output, loss in ((z, hard), (5 * z, hard), (special.expit(z), "binary_crossentropy")):
+        found = refined("independent", output, y, loss)
+        assert found.refined.mean() == pytest.approx(wanted, abs=1e-4)
+    # Of what is wrong throughout the best is to be unsure; numbers have no temperature.
+    found = refined("classes", -np.eye(4), np.arange(4), None)
+    assert found.refined.mean() == pytest.approx(np.log(4), abs=0.05)
+    found = refined("values", z, y[:, None], "mse")
+    np.testing.assert_array_equal(found.refined, found.errors)
+
+
+def test_a_part_of_many_rows_finds_the_best_temperature(monkeypatch):
+    y = np.arange(4000) % 4
+    logits = 3 * (np.eye(4)[y] + rng.normal(size=(4000, 4)))
+    whole = refined("classes", logits, y, None).refined
+    monkeypatch.setattr("keras_kd.distill.row_errors._FITTED", 4000)
+    part = refined("classes", logits, y, None).refined
+    assert not np.array_equal(part, whole)
+    assert part.shape == (4000,)
+    assert part.mean() == pytest.approx(whole.mean(), abs=2e-3)
+    assert row_weights(["classes"], [(None, 4)], [None], [None]).shape == (0,)
+
+
+def test_refined_log_losses_of_tokens_leave_out_what_counts_nowhere():
+    logits, tags = rng.normal(size=(5, 6, 3)), rng.integers(0, 3, (5, 6))
+    tags[:, 4:] = -1
+    found = refined("classes", 3 * logits, tags, None)
+    short = refined("classes", logits[:, :4], tags[:, :4], None)
+    np.testing.assert_allclose(found.refined, short.refined, atol=1e-4)
+
+
+def test_rows_that_count_are_known_without_answers():
+    y = rng.integers(-1, 3, 20)
+    weight = rng.integers(0, 2, 20).astype("float64")
+    hard = LOSSES.SparseCategoricalCrossentropy(ignore_class=-1)
+    found = row_weights(["classes"], [(None, 3)], [y], [hard], weight)
+    np.testing.assert_array_equal(found, weight * (y >= 0))
+    shares = np.eye(3)[y] * (y >= 0)[:, None]
+    found = row_weights(["classes"], [(None, 3)], [shares], [None])
+    np.testing.assert_array_equal(found, y >= 0)
+    assert row_weights(["values"], [(None, 1)], [y], ["mse"]).sum() == 20
+    for label, shape in ((y, (20, 3)), (shares, (20, 3)), (y.reshape(4, 5), (4, 5, 3))):
+        full = row_errors(["classes"], [rng.normal(size=shape)], [label], [hard])
+        found = row_weights(["classes"], [(None, *shape[1:])], [label], [hard])
+        np.testing.assert_array_equal(full.weights, found)
+
+
+def of_rows(name, runs, folds=False):
+    from keras_kd.distill.candidates import Made
+
+    return Method(name, Made({"alpha": 0.1}), runs=dict(enumerate(runs)), folds=folds)
+
+
+def test_few_rows_that_all_seeds_share_decide_nothing():
+    """Two of 100 messages, right with every seed: that the seeds agree says nothing of the rows."""
+    wrong = np.zeros((2, 100))
+    wrong[0, :5], wrong[1, :3] = 1, 1
+    plain, other = ([RowErrors(each, np.ones(100))] * 3 for each in wrong)
+    found = MethodChoice([of_rows("plain", plain), of_rows("soft", other)], False)
+    row = found.rows()[1]
+    assert row["bound"] == pytest.approx(0.02)
+    difference = wrong[0] - wrong[1]
+    bound = 0.02 - stats.norm.ppf(0.95) * difference.std() / 10
+    assert row["row_bound"] == pytest.approx(bound)
+    assert bound < 0
+    assert found.best == "plain"
+    assert "which may be chance" not in found.verdict
+    # As many of three times as many rows, and of more: that is another thing.
+    plain, other = ([RowErrors(each, np.ones(100))] * 3 for each in wrong)
+    apart = [of_rows("plain", plain, folds=True), of_rows("soft", other, folds=True)]
+    found = MethodChoice(apart, False)
+    bound = 0.02 - stats.norm.ppf(0.95) * difference.std() / 300**0.5
+    assert found.rows()[1]["row_bound"] == pytest.approx(bound)
+    assert found.best == "soft"
+
+
+def test_a_method_that_knows_less_is_not_chosen_for_being_lucky():
+    wrong = (rng.uniform(size=(3, 400)) < 0.4).astype("float64")
+    right = wrong * (rng.uniform(size=(3, 400)) < 0.7)
+    base = rng.uniform(0.3, 1.5, size=(3, 400))
+
+    def runs(errors, losses, refined):
+        each = zip(errors, losses, refined, strict=True)
+        return [RowErrors(error, np.ones(400), *both) for error, *both in each]
+
+    plain = of_rows("plain", runs(wrong, base, base))
+    # A loss of another scale is no less knowledge.
+    hot = of_rows("dist", runs(right, base + 1, base - 0.2))
+    assert MethodChoice([plain, hot], False).best == "dist"
+    found = MethodChoice([plain, of_rows("dist", runs(right, base - 1, base + 0.2))], False)
+    assert found.best == "plain"
+    assert "a log loss that is higher by 0.2" in found.verdict

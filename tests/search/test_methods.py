@@ -6,8 +6,10 @@ import pytest
 from small_models import crossentropy, mlp, rows
 
 import keras_kd as kd
-from keras_kd.distill import candidates, method_choice
+from keras_kd.distill import candidates, method_choice, trial_setting
 from keras_kd.distill.candidates import CANDIDATES, Made, Situation
+from keras_kd.distill.row_errors import RowErrors
+from keras_kd.distill.training_rows import Rows
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +52,16 @@ def test_candidates_fit_what_the_outputs_mean():
     def applying(**options):
         return [name for name in CANDIDATES if isinstance(made(name, **options), Made)]
 
-    assert applying() == ["plain", "default", "standardized", "dist", "features"]
-    assert applying(told="values", classes=1, hard="mse") == [
-        "plain",
-        "default",
-        "huber",
-        "features",
-    ]
-    assert applying(told="independent", hard="binary_crossentropy") == [
-        *("plain", "default", "soft", "features")
-    ]
-    assert applying(classes=2) == ["plain", "default", "features"]
+    always = ["plain", "default", "answers"]
+    assert applying() == [*always, "standardized", "dist", "features"]
+    assert applying(told="values", classes=1, hard="mse") == [*always, "huber", "features"]
+    binary = {"told": "independent", "hard": "binary_crossentropy"}
+    assert applying(**binary) == [*always, "soft", "features"]
+    assert applying(classes=2) == [*always, "features"]
     assert applying(told=None, classes=None) == ["plain", "default"]
-    assert applying(teacher=None) == ["plain", "default", "standardized", "dist"]
+    assert applying(teacher=None) == [*always, "standardized", "dist"]
+    alone = made("answers", told="values", classes=1, hard="mse").arguments
+    assert (alone["alpha"], alone["distillation_loss"].name) == (0.0, "logit_mse")
     summed = crossentropy(reduction="sum")
     assert made("dist", hard=summed).arguments["distillation_loss"].reduction == "sum"
 
@@ -213,6 +212,7 @@ def few(monkeypatch):
     chosen = {name: CANDIDATES[name] for name in ("plain", "standardized")}
     monkeypatch.setattr("keras_kd.distill.auto.CANDIDATES", chosen)
     monkeypatch.setattr("keras_kd.distill.auto.SEEDS", 2)
+    monkeypatch.setattr("keras_kd.distill.auto.MORE", 0)
 
 
 def test_auto_chooses_at_the_start_of_the_first_fit(taught, few, capsys, monkeypatch):
@@ -282,6 +282,93 @@ def test_auto_reads_datasets_and_joined_answers(taught, few, tmp_path):
     distiller = compiled(cached)
     distiller.fit(x, y, epochs=1, batch_size=40, verbose=0)
     assert distiller.method_choice.rows()[1]["seeds"] > 0
+
+
+def test_auto_holds_out_labeled_rows_alone_and_others_with_each_seed(taught, few, monkeypatch):
+    teacher, (x, y), _ = taught
+    seen = []
+
+    def once(setting, teacher, candidate, method, seed, situation):
+        answers = teacher.fetch(np.arange(setting.train.count))
+        seen.append((method.name, seed, setting.train, setting.validation, answers))
+        count = setting.validation.count
+        return RowErrors(np.zeros(count), np.ones(count)), None
+
+    monkeypatch.setattr(method_choice, "_once", once)
+    y = np.where(np.arange(200) < 120, y, -1)
+    distiller = kd.Distiller(student(), teacher)
+    distiller.compile(
+        "sgd", crossentropy(ignore_class=-1), distillation_loss="auto", run_eagerly=True
+    )
+    distiller.fit(x, y, epochs=1, batch_size=200, verbose=0)
+    assert [each[:2] for each in seen] == [
+        *(("plain", 0), ("standardized", 0)),
+        *(("plain", 1), ("standardized", 1)),
+    ]
+    held = [each[3] for each in seen[::2]]
+    assert [each.count for each in held] == [12, 12]
+    assert min(each.y.min() for each in held) >= 0
+    assert len(np.unique(np.concatenate([each.x for each in held]), axis=0)) == 24
+    for _, _, train, validation, answers in seen:
+        together = np.concatenate([train.x, validation.x])
+        np.testing.assert_array_equal(np.sort(together, 0), np.sort(x, 0))
+        [logits] = [value for value in answers.values() if value.ndim == 2]
+        np.testing.assert_allclose(logits, teacher(train.x), rtol=1e-4, atol=1e-4)
+    assert distiller.method_choice.best == "plain"
+
+
+def chosen_of(monkeypatch, errors, more=(3, 4, 5)):
+    """What is chosen of methods with these errors, `(seeds, rows)`, and what was trained."""
+    trained = []
+
+    def once(setting, teacher, candidate, method, seed, situation):
+        trained.append((method.name, seed))
+        wrong = errors[method.name][seed]
+        return RowErrors(wrong, np.ones(len(wrong)), wrong + 0.1, wrong + 0.1), None
+
+    monkeypatch.setattr(method_choice, "_once", once)
+    methods = {name: (None, Made({"alpha": 0.1})) for name in errors}
+    setting = trial_setting.Setting(
+        None, lambda seed: student(), *(Rows(*rows(20)),) * 2, crossentropy(), None, 1, 8
+    )
+    choice = method_choice.choose(
+        setting,
+        methods,
+        None,
+        range(3),
+        situation=None,
+        folds=lambda seed: (setting, None),
+        more=more,
+    )
+    return choice, trained
+
+
+def test_more_seeds_decide_where_the_first_ones_leave_it_open(monkeypatch):
+    rng = np.random.default_rng(3)
+    plain = (rng.uniform(size=(6, 100)) < 0.2).astype("float64")
+    some, few = plain.copy(), plain.copy()
+    for seed, wrong in enumerate(plain):
+        some[seed, np.flatnonzero(wrong)[: (1, 3, 1, 3, 2, 2)[seed]]] = 0
+        few[seed, np.flatnonzero(wrong)[:6]] = 0
+    worse = np.minimum(plain + (rng.uniform(size=(6, 100)) < 0.2), 1)
+    given = {"plain": plain, "default": some, "dist": worse}
+    found, trained = chosen_of(monkeypatch, given)
+    assert trained[-6:] == [(name, seed) for seed in (3, 4, 5) for name in ("plain", "default")]
+    assert found.best == "default"
+    seeds = [(row["method"], row["seeds"]) for row in found.rows()]
+    assert seeds == [("plain", 6), ("default", 6), ("dist", 1)]
+    assert chosen_of(monkeypatch, given, more=())[0].best == "plain"
+    # Clearly worse than another is out too, however much better than plain training.
+    found, trained = chosen_of(monkeypatch, {**given, "right": np.zeros((6, 100))})
+    assert [seed for name, seed in trained if name == "default"] == [0]
+    assert found.best == "right"
+    # Settled already, for one of them or against all.
+    for errors, best in (
+        ({**given, "dist": few}, "dist"),
+        ({"plain": plain, "dist": worse}, "plain"),
+    ):
+        found, trained = chosen_of(monkeypatch, errors)
+        assert (found.best, max(seed for _, seed in trained)) == (best, 2)
 
 
 def test_auto_says_what_it_cannot_do(taught):
