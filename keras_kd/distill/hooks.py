@@ -183,6 +183,9 @@ class Trained(Protocol):
     def metrics_need_labels(self) -> bool:
         """Whether `compile` was given metrics."""
 
+    def make_metrics(self, labels: Any, outputs: Any) -> None:
+        """Make the metrics of `compile` before the first step."""
+
     def adopt(self, placed: list[Any]) -> None:
         """Transfer this from now on."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backends
-from keras_kd.distill import data_checks, hooks, label_checks, row_numbers, training_metrics
+from keras_kd.distill import data_checks, hooks, label_checks, row_numbers
 from keras_kd.distill.host_calls import HostCalls
 from keras_kd.distill.memory import AnswerMemory
 from keras_kd.distill.pairing import Pairing
@@ -158,8 +158,7 @@ class Preparation:
         with backends.variable_scope(distiller):
             labels = _specification(*as_given[:2])
             outputs = output_kinds.symbolic_outputs(pairing.student.model)
-            made = distiller._compile_loss, distiller._compile_metrics
-            training_metrics.make(*made, labels, outputs)
+            distiller.make_metrics(labels, outputs)
         pairing.try_validation(given)
         x = row_numbers.added(x, distiller.transfers)
         if not isinstance(x, Numbered) and rows is not None:

@@ -2,7 +2,7 @@
 
 `SharedLayersModel` answers Keras's questions for trainable variables, and for masks, shapes and
 parts that are the student's and the teacher's own; what is left alone is noted in a `Shared`, which
-its owner fills and Keras does not track. It imports Keras alone.
+its owner fills and Keras does not track.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from keras_kd.distill import training_metrics
 from keras_kd.utils.types import Tensors
 
 
@@ -89,6 +90,15 @@ class SharedLayersModel(keras.Model):
     def compute_mask(self, inputs: Tensors | None, previous_mask: Tensors | None) -> None:
         """Return nothing: the student's outputs carry their masks."""
         return
+
+    def make_metrics(self, labels: Tensors | None, outputs: Tensors | None) -> None:
+        """Make the metrics given to `compile` before the first step, see `training_metrics.make`.
+
+        Args:
+            labels: Labels, or their specifications.
+            outputs: The student's outputs, symbolic; `None` where they are not known.
+        """
+        training_metrics.make(self._compile_loss, self._compile_metrics, labels, outputs)
 
     def get_build_config(self) -> None:
         """Return nothing: student and transfers carry their own shapes."""

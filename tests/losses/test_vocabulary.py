@@ -245,7 +245,7 @@ for labeled in (each == "labeled" for each in LABELED.split(",")):
 
 
 def copies_of(backend, *arguments):
-    """How many copies a step takes: a number for each case of the second argument after `backend`."""
+    """How many copies a step takes, a number for each of the cases with labels and without."""
     # With oneDNN, on by default on some processors, TensorFlow allocates from pools that it
     # enlarges by doubling, so that the peak of the process says less about its tensors.
     settings = {"KERAS_BACKEND": backend, "TF_ENABLE_ONEDNN_OPTS": "0"}
