@@ -46,10 +46,11 @@ def command(arguments: Sequence[str], *, alone: bool = False) -> Callable[[], in
     from keras_kd.export import warm
 
     given = set(arguments) & _FLAGS
+    as_json, quiet = "--json" in given, bool(given & {"-q", "--quiet"})
     (folder,) = (word for word in arguments[1:] if word not in given)
 
     def proven() -> int:
-        code = prove(folder, as_json="--json" in given, quiet=bool(given & {"-q", "--quiet"}))
+        code = prove(folder, as_json=as_json, quiet=quiet, alone=alone)
         if alone:
             # Python would take apart what was imported, for as long as ONNX Runtime is imported.
             warm.close_all()

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from keras_kd.cli.console import Terminal
+import contextlib
+
+from keras_kd.cli.console import Terminal, native_silence
 from keras_kd.export import warm
 from keras_kd.export.verification.reverify import verify
 from keras_kd.utils.escaping import plain
 
 
-def prove(folder: str, *, as_json: bool, quiet: bool) -> int:
+def prove(folder: str, *, as_json: bool, quiet: bool, alone: bool = False) -> int:
     """Verify an export and print what was found.
 
     Args:
         folder: The folder.
         as_json: Whether stdout gets one JSON document.
         quiet: Whether there are no progress bars.
+        alone: Whether this process is the command's own.
 
     Returns:
         The exit code.
     """
-    warm.prepare_fork("measure")
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    with terminal.working() as work:
-        report = verify(folder, progress=work)
+    with contextlib.ExitStack() as stack:
+        if alone:
+            # Libraries say what they miss of the machine when they are imported.
+            with native_silence():
+                stack.enter_context(warm.forking("measure"))
+        report = verify(folder, progress=stack.enter_context(terminal.working()))
     problems = list(report.problems)
     failed = [artifact for artifact in report.artifacts if not artifact.passed]
     checked = [artifact for artifact in report.artifacts if artifact.file is not None]

@@ -73,7 +73,7 @@ def main(kind: str, idle: float, parent: int, *, forks: bool) -> None:
     imported = threading.Event()
     watch = threading.Thread(target=_end_with, args=[parent, imported], daemon=True)
     watch.start()
-    _preload(kind)
+    preload(kind)
     imported.set()
     # A fork has but one thread, so this one is to have no other.
     watch.join()
@@ -86,7 +86,12 @@ def _end_with(parent: int, imported: threading.Event) -> None:
             os._exit(1)
 
 
-def _preload(kind: str) -> None:
+def preload(kind: str) -> None:
+    """Import what a kind of job needs.
+
+    Args:
+        kind: Of the jobs.
+    """
     # Looking for garbage in what is imported takes a tenth of the time.
     gc.disable()
     try:
@@ -221,7 +226,7 @@ def _do(box: Path) -> None:
 def _single(kind: str, idle: float) -> None:
     boxes: queue.Queue[Path] = queue.Queue()
     threading.Thread(target=_read, args=[boxes], daemon=True).start()
-    _preload(kind)
+    preload(kind)
     try:
         box = boxes.get(timeout=idle)
     except queue.Empty:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -287,23 +288,48 @@ def prepare(kind: str) -> None:
         kind: One of `KINDS`.
     """
     with _LOCK:
-        _found(kind)
+        if kind not in _FORKED:
+            _found(kind)
 
 
-def prepare_fork(kind: str) -> None:
-    """Start the process for one job of a kind as a fork of this one, where that is safe.
+@contextlib.contextmanager
+def forking(kind: str) -> Iterator[None]:
+    """Import what a kind of job needs, so that the process for a job in here is a fork of this one.
 
-    It has what this process has imported, which spares it half of its start. For commands of this
-    package alone: the state of a user's program is none of the business of jobs.
+    `fork_prepared` makes it. The fork has all that this process has imported, and the later it is
+    made, the less is written twice. For a process that is a command's own: the state of a user's
+    program is none of the business of jobs.
 
     Args:
         kind: One of `KINDS`.
     """
+    from keras_kd.export import server
+
+    if _may_fork():
+        # What cannot be imported the job will miss, and say so.
+        with contextlib.suppress(Exception):
+            server.preload(kind)
+        _FORKED.add(kind)
+    try:
+        yield
+    finally:
+        _FORKED.discard(kind)
+
+
+_FORKED: set[str] = set()
+"""Kinds of jobs for which this process has imported all."""
+
+
+def fork_prepared(kind: str) -> None:
+    """Make the fork of `forking`, in its block: when all is read, and no thread runs yet."""
     with _LOCK:
-        if FORKS and threading.active_count() == 1 and not _POOL:
+        if kind in _FORKED and _may_fork():
             _POOL[kind] = Server(kind, _key(), fork=True)
-        else:
-            _found(kind)
+        _FORKED.discard(kind)
+
+
+def _may_fork() -> bool:
+    return FORKS and threading.active_count() == 1 and not _POOL
 
 
 def _lease(kind: str) -> Server:

@@ -370,7 +370,10 @@ def test_a_fork_of_a_command_does_one_job(tmp_path, ended):
     command = program(
         tmp_path,
         """
-        warm.prepare_fork("measure")
+        with warm.forking("measure"):
+            warm.prepare("measure")
+            assert not warm._POOL
+            warm.fork_prepared("measure")
         print(warm._POOL["measure"].process._pid, flush=True)
         """
         + (
@@ -403,7 +406,10 @@ def test_a_fork_of_a_command_that_crashes_takes_one_file_with_it(tmp_path):
         tmp_path,
         """
         import signal
-        warm.prepare_fork("measure")
+        with warm.forking("measure"):
+            warm.prepare("measure")
+            assert not warm._POOL
+            warm.fork_prepared("measure")
         work = worker_pool.Run({**given["job"], "time": 600}, given["tasks"], scratch / "a")
         work.advance()
         while not (scratch / "a" / "measure-1" / "current").exists():
@@ -426,7 +432,7 @@ def test_verifying_imports_neither_tensorflow_nor_scikit_learn():
     from pathlib import Path
     from keras_kd.cli.app import run
     from keras_kd.export import server, worker, worker_pool
-    server._preload("measure")
+    server.preload("measure")
     class Here:
         def __init__(self, kind, box, memory):
             worker.main(box)

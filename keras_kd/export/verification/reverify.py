@@ -64,12 +64,13 @@ def verify(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
     tell = progress or (lambda stage, done, total: None)
     folder = Path(folder)
     content = manifest.read(folder)
-    # It imports the runtimes while the files are hashed.
+    # It imports the runtimes while the files are hashed, but in a command, which has them.
     warm.prepare("measure")
     rows = [row for row in content["artifacts"] if row["file"] is not None]
     manifest.check_files(folder, content, whole=False)
     stored = Stored.read(folder, content)
     reference = stored.reference
+    warm.fork_prepared("measure")
     with working_folder() as scratch:
         tasks = [
             MeasureTask(
