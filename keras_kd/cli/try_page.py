@@ -144,9 +144,7 @@ class Export:
             "outputs": [
                 {
                     "name": name,
-                    "kind": _shown_as(kinds[name]["kind"], y),
-                    # Of tokens one class each: how many places, and how many classes.
-                    "positions": list(y.shape[1:]) if y.ndim == 3 else None,
+                    **_shown_as(kinds[name]["kind"], y),
                     "probabilities": kinds[name]["probabilities"],
                     "units": math.prod(y.shape[1:]),
                 }
@@ -235,11 +233,12 @@ class Export:
         }
 
 
-def _shown_as(kind: str, y: np.ndarray) -> str:
+def _shown_as(kind: str, y: np.ndarray) -> dict[str, Any]:
     """How the page shows an output: bars for a flat row of classes, a class for each position."""
     if y.ndim == 3 and kind == "classes":
-        return "positions"
-    return kind if y.ndim == 2 and kind not in ("unknown", "decisions") else "values"
+        # How many positions, and how many classes.
+        return {"kind": "positions", "positions": list(y.shape[1:])}
+    return {"kind": kind if y.ndim == 2 and kind not in ("unknown", "decisions") else "values"}
 
 
 class Teacher:

@@ -184,6 +184,17 @@ def test_one_error_says_what_is_wrong(tmp_path, tokens, logits):
         ({"logits": logits[:, 0], "mask": tokens[:, 0]}, "`sample_weight` 0"),
         ({"logits": 1e5 * logits, "dtype": "float16"}, 'dtype="float32"'),
         ({"logits": [[1.0], [1.0, 2.0]]}, "rows of several lengths"),
+        ({"logits": 1e300 * logits.astype("float64")}, "larger than float32 holds. Scale"),
+        ({"logits": np.ma.masked_greater(logits, 0)}, "what is masked is missing"),
+        ({"top_k": (changed(indices, -2), values), **top}, f"{at} are below -1"),
+        ({"top_k": (changed(indices.astype("u8"), 2**64 - 1), values), **top}, "class beyond"),
+        (
+            {"top_k": (np.argsort(-log_p, -1), -np.sort(-log_p, -1) - 1), **top},
+            "are those of all 11 classes .* sum to 0.36.*, not to 1",
+        ),
+        ({"logits": logits, "mask": np.full(tokens.shape, np.nan)}, "`mask` holds True and False"),
+        ({"logits": logits, "mask": np.full(tokens.shape, 0.5)}, "`mask` holds True and False"),
+        ({"logits": logits, "mask": np.zeros(tokens.shape, bool)}, "False everywhere"),
     ):
         with pytest.raises(ValueError, match=message):
             cache.write_answers(tmp_path / "cache", tokens, **options)
@@ -192,6 +203,14 @@ def test_one_error_says_what_is_wrong(tmp_path, tokens, logits):
         ({"top_k": (values, indices), **top}, "Swap them"),
         ({"top_k": values, **top}, "is a pair"),
         ({"logits": np.full((ROWS, 2), "no")}, "array of numbers"),
+        ({"logits": logits, "name": 3}, "`name` is the name of the teacher"),
+        ({"logits": logits, "binary": "yes"}, "`binary` is True, False or None"),
+        ({"logits": logits, "progress": 3}, "`progress` is a function"),
     ):
         with pytest.raises(TypeError, match=message):
             cache.write_answers(tmp_path / "cache", tokens, **options)
+    with pytest.raises(ValueError, match="path of a cache is empty"):
+        cache.write_answers("", tokens, logits=logits)
+    uneven = ({"a": tokens, "b": tokens[:7]} for _ in range(1))
+    with pytest.raises(ValueError, match="7 and 20 rows"):
+        cache.write_answers(tmp_path / "cache", uneven, logits=logits)

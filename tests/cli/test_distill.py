@@ -309,6 +309,19 @@ def test_files_that_are_no_configuration(refused, tmp_path):
         (["--text", "label"], "is the target"),
         (["--image-size", "8"], "`image_size` does not apply to"),
         (["--out", "taken"], "--overwrite"),
+        (["--out", ""], "`--out` is empty"),
+        (["--out", "taken", "--out", "other"], "`--out` is given twice"),
+        (["--formats", "tf"], "`tf` is not known for `formats`"),
+        (["--formats", ","], "`formats` is empty"),
+        (["--precisions", "int3"], "Did you mean `int8`"),
+        (["--max-drop", "nan"], "`max_drop` must lie in [0, 1]"),
+        (["--metrics", "acuracy"], "Did you mean `accuracy`"),
+        (["--metrics", "mae"], "it is no figure of these answers and labels"),
+        (["--seed", str(2**32)], "less than or equal to 4294967295"),
+        (["--save-config", "taken"], "is in the way of a file of that name"),
+        (["--save-config", "nowhere/c.toml"], "there is no folder `nowhere`"),
+        (["--save-config", ""], "`--save-config` is empty"),
+        (["--teacher", ""], "`` is no teacher"),
         (["--method", "BinarySoftTargets"], "does not fit the task `classification`"),
         (["--classes", "a,c"], "is of class `b`, which is none of those"),
         (["--classes", "a,b,c"], "needs (batch, 3): a, b, c"),
@@ -590,7 +603,20 @@ def test_lists_whose_items_are_rows(run, lists_of_items):
     (file,) = document["files"]
     assert file["verified"]
     assert file["ndcg@10"] == pytest.approx(np.mean(each), abs=0.01)
-    assert run("verify", "out")[0] == 0
+    # The lists travel with the samples, so that it is measured again.
+    code, out, _ = run("verify", "out", "--json")
+    proven = json.loads(out)
+    assert code == 0
+    assert not proven["evaluation"]["not_measured"]
+    (kind,) = proven["evaluation"]["kinds"].values()
+    assert kind["kind"] == "values"
+    scored = keras.models.load_model("out/student.keras").predict(data.validation.x, verbose=0)
+    by_list = [
+        metrics.ndcg_score(data.validation.y[at].T, scored[at].T, k=10)
+        for at in (data.validation.groups == group for group in found[1])
+    ]
+    assert proven["metric"] == "ndcg@10"
+    assert proven["rows"][1]["score"] == pytest.approx(np.mean(by_list), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,57 @@ def test_tags_of_the_test(written):
             load_task(train, "tokens", test=written("b.conll", content))
 
 
+NUMBERED = ["O", "B-A", "I-A", "B-B", "I-B"]
+
+
+@pytest.mark.parametrize(
+    ("names", "changed", "reason"),
+    [
+        (NUMBERED, {(7, 4): 2}, r"t.npz`: row 7 of `y`, position 4: `I-A` follows `O`.* `B-A`"),
+        (NUMBERED, {(7, 2): 4, (9, 2): 4}, r"position 2: `I-B` follows `B-A`.*in 1 more rows"),
+        (["O", "B-A", "E-A", "B-B", "I-B"], {}, "the class `E-A`, which does not follow BIO"),
+        (["O", "B-A", "I-", "B-B", "I-B"], {}, "the class `I-`, which does not follow BIO"),
+        (["O", "b-A", "i-A", "b-B", "i-B"], {}, "the class `b-A`, which does not follow BIO"),
+        (["O", "B-A", "I-A", "X", "Y"], {}, "the class `X`, which does not follow BIO"),
+        (["O", "B-A", "I-A", "B-B", "I-C"], {}, "the class `I-C` and no `B-C`"),
+        (NUMBERED, {(7, 3): 2, (7, 2): -1}, None),
+        (NUMBERED, {(7, 0): 2}, "1 of 30 rows begin with I-"),
+        (["N", "V", "A", "P", "X"], {(7, 0): 2, (8, 4): 4}, None),
+    ],
+)
+def test_numbered_tags(tmp_path, names, changed, reason):
+    y = np.tile([0, 1, 2, 0, 3], (30, 1))
+    for place, value in changed.items():
+        y[place] = value
+    x = np.arange(150).reshape(30, 5)
+    path = tmp_path / "t.npz"
+    np.savez(path, x=x, y=y, class_names=names)
+    if reason and "begin with" not in reason:
+        with pytest.raises(ValueError, match=reason):
+            load_task(path, "tokens")
+        return
+    notes = " ".join(load_task(path, "tokens").notes)
+    assert (reason or "split") in notes
+    assert reason or "begin with" not in notes
+
+
+def test_numbers_beyond_float32(tmp_path):
+    x = np.linspace(0, 1, 40).reshape(20, 2)
+    y = np.arange(20) % 2
+    for name, task, arrays, reason in (
+        (
+            "x",
+            "classification",
+            (x * 1e300, y),
+            "`x` of the .* rows .* float32 does not.* row 0",
+        ),
+        ("y", "regression", (x, x[:, :1] * 1e300), "row 1 of `y` .*float32 holds no numbers so"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", x=arrays[0], y=arrays[1])
+        with pytest.raises(ValueError, match=reason):
+            load_task(tmp_path / f"{name}.npz", task)
+
+
 def test_other_tags_are_no_spans(written):
     speech = "EU\tNOUN\nrose\tI_V\n\n"
     assert load_task(written("a.conll", speech * 8), "tokens").class_names == ("I_V", "NOUN")

@@ -192,3 +192,30 @@ def test_config_leaves_out_the_default_precision():
     assert "dtype" not in losses.SoftTargets().get_config()
     assert losses.SoftTargets(dtype="float16").get_config()["dtype"] == "float16"
     assert "temperature" not in losses.Hint().get_config()
+
+
+LOGITS = (
+    *("SoftTargets", "ReverseKL", "JensenShannon", "TotalVariation", "LogitMSE", "LogitHuber"),
+    *("BinarySoftTargets", "DecoupledKD", "DIST"),
+)
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_logits_are_never_spread_over_one_another(name):
+    loss = getattr(losses, name)()
+    options = {"labels": np.zeros(6, int)} if loss.reads_labels else {}
+    loss(np.ones((6, 4)), np.zeros((6, 4)), **options)
+    for one, other in (
+        *(((6, 1, 4), (6, 4)), ((6, 4), (6, 1, 4)), ((6, 6, 4), (6, 4)), ((4,), (6, 4))),
+        *(((6, 1, 4), (6, 5, 4)), ((6, 3, 4), (6, 5, 4)), ((6, 1), (6, 4)), ((1, 4), (6, 4))),
+    ):
+        with pytest.raises(ValueError, match="compares logits of one shape"):
+            loss(np.ones(one), np.zeros(other), **options)
+
+
+@pytest.mark.parametrize("name", ["Hint", "RKD", "SimilarityPreserving", "PKT", "PKD", "NST"])
+def test_rows_of_one_side_are_never_spread_over_the_other(name):
+    shape = (2, 3, 4) if name == "NST" else (4,)
+    for teacher, student in ((1, 6), (6, 5)):
+        with pytest.raises(ValueError, match="compares the same rows on both sides"):
+            getattr(losses, name)()(np.ones((teacher, *shape)), np.zeros((student, *shape)))

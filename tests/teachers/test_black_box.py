@@ -242,6 +242,50 @@ def test_probabilities_that_are_none():
             distiller(teacher, loss=crossentropy()).fit(x, y, verbose=0)
 
 
+def test_answers_that_are_no_answers():
+    class MuteError(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def fails(error):
+        def predict(x):
+            raise error
+
+        return predict
+
+    x = np.ones((4, 3), "float32")
+    for predict, message in (
+        (lambda x: np.ma.masked_greater(x, 0), "masked numbers for rows 0 to 3"),
+        (lambda x: x.astype("float64") * 1e39, "that float32 does not hold for rows 0 to 3"),
+        (fails(MuteError()), "failed on rows 0 to 3 .*: MuteError: no message"),
+        (fails(SystemExit(3)), "failed on rows 0 to 3 .*: SystemExit: 3"),
+        (fails(ValueError("{rows} {}")), r"of a batch of 4: ValueError: \{rows\} \{\}"),
+        (lambda x: {"a": [0.5] * 4, "b": [0.5] * 3}, r"'b': \(3,\)\} .* one number a row, \(4,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            BlackBox(predict, classes=["a", "b"] if "one number" in message else None).inspect(x)
+    with pytest.raises(ValueError, match=r"answered \['a', 'c'\] .*names \['a', 'b'\]"):
+        BlackBox(lambda x: {"a": x, "c": x}, {"a": "logits", "b": "logits"}).inspect(x)
+    stopped = BlackBox(fails(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.inspect(x)
+
+
+def test_outputs_of_another_rank_are_refused():
+    x, y = rows(count=8)
+    teacher = BlackBox(lambda x: Linear("logits")(x)[:, None], "logits")
+    with pytest.raises(ValueError, match=r"shape \(None, 1, \d\) and the student's \(None, \d\)"):
+        distiller(teacher, loss=crossentropy()).fit(x, y, verbose=0)
+    flat = BlackBox(Linear("logits"), "logits")
+    for each in (flat, teacher):
+        each.inspect(x)
+    with pytest.raises(ValueError, match="must answer in the same shape"):
+        Ensemble([flat, teacher])
+    for weights in (0.5, {"a": 1}, ["1", "2"], [True, False]):
+        with pytest.raises(TypeError, match="a list with a number for each"):
+            Ensemble([flat, flat], weights=weights)
+
+
 def test_classes_in_another_order():
     class Frame:
         columns = ("dog", "cat")

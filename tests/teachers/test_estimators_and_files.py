@@ -137,6 +137,18 @@ def test_several_labels_a_row(data):
     assert by_output.output_template() == {f"output_{i}": f"output_{i}" for i in range(3)}
 
 
+def test_labels_that_every_row_or_none_has(data):
+    x, y = data
+    labels = np.stack([y > 0, y >= 0, y < 0], axis=-1).astype(int)
+    forest = RandomForestClassifier(5, random_state=0).fit(x, labels)
+    answers = np.array(from_sklearn(forest, binary=True).answer(x[:4]).output)
+    assert (answers[:, 1] > 0.5).all()
+    assert (answers[:, 2] < 0.5).all()
+    wide = RandomForestClassifier(5, random_state=0).fit(x, np.stack([y, y > 0], axis=-1))
+    with pytest.raises(ValueError, match="Label 0 of .* a label is there or not"):
+        from_sklearn(wide, binary=True)
+
+
 def test_the_fingerprint_is_what_was_learned(data):
     x, y = data
 
