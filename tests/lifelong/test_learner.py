@@ -9,7 +9,7 @@ from keras import ops
 from small_streams import learned, model, rows, stream
 
 from keras_kd import lifelong
-from keras_kd.lifelong import Memory, Stream
+from keras_kd.lifelong import Memory, Stream, batches
 from keras_kd.lifelong.correction import BiasCorrection, WeightAligning
 
 METHODS = {
@@ -185,6 +185,21 @@ def test_statistics_of_batches_are_of_the_task_before_the_memory_holds_a_row(met
     plain = learned_statistics(lifelong.FineTune(), None)
     for found, expected in zip(learned_statistics(method, Memory(8, policy="herding")), plain):
         np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_each_draw_of_a_step_is_one_of_its_own():
+    memory = Memory(20)
+    memory.add(*rows())
+    pool = batches.Pool(memory, *rows(seed=1))
+    plan = batches.Plan(
+        pool, np.arange(20, 68), 10, 8, np.random.default_rng(0), held=range(20),
+        draws=("logits", "labels"), draw_size=10,
+    )  # fmt: skip
+    one, other = (np.concatenate(plan.replayed[name]) for name in ("logits", "labels"))
+    # Of two draws among 20 rows one in twenty is the same by chance.
+    assert (one == other).mean() < 0.12
+    assert len({tuple(draw) for draw in plan.replayed["logits"]}) == 60
+    assert set(one) == set(range(20))
 
 
 def test_icarl_answers_the_nearest_mean():

@@ -138,6 +138,11 @@ def test_dark_replay(forward):
     np.testing.assert_allclose(after[4:], outputs["logits"], rtol=1e-5)
     np.testing.assert_array_equal(after[:4], stored[:4])
 
+    # Before the memory holds a row nothing is compared with the zeros that stand there.
+    none = {name: np.zeros(3, "float32") for name in ("logits_weight", "labels_weight")}
+    found, _ = terms(made, x, y, **{**parts, **none})
+    assert (found["logit_loss"], found["replay_loss"]) == (0.0, 0.0)
+
 
 def test_der_draws_once():
     assert lifelong.DarkReplay(beta=0.0).draws == ("logits",)
@@ -291,6 +296,24 @@ def test_a_row_whose_units_are_all_off_has_a_gradient():
         made.compile("sgd", crossentropy(), run_eagerly=True)
         made.train_on_batch({"x": x}, np.array([0, 1, 2, 3, 0, 1]))
         assert all(np.isfinite(w).all() for w in made.network.get_weights())
+
+
+def test_information_is_of_labels_that_the_model_draws(monkeypatch):
+    """Not of those that it finds likeliest, nor of the given ones."""
+    inputs = keras.Input((2,))
+    sure = keras.Model(inputs, keras.layers.Dense(3, name="logits")(inputs))
+    share = np.array([0.5, 0.3, 0.2])
+    sure.set_weights([np.zeros((2, 3)), np.log(share)])
+    drawn = []
+    monkeypatch.setattr(
+        regularizers, "fisher_information", lambda model, x, y: drawn.append(y) or [np.zeros(1)]
+    )
+    x = np.zeros((600, 2), "float32")
+    learner = lifelong.Learner(sure, lifelong.ElasticWeights(samples=600))
+    learner.compile(keras.optimizers.SGD(1e-9), run_eagerly=True)
+    labels = np.arange(600) % 3
+    learner.fit(lifelong.Stream.by_task([(x, labels)])[0], batch_size=600, verbose=0)
+    np.testing.assert_allclose(np.bincount(drawn[0], minlength=3) / 600, share, atol=0.06)
 
 
 def test_elastic_and_its_information():

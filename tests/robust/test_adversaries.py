@@ -464,6 +464,20 @@ def test_a_distiller_that_cannot_be_trained_so_is_refused(change, kind, words):
     assert not distiller.compiled
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_attacks_begin_where_their_papers_say(name):
+    """Near to the input those by a divergence, which has no gradient there; else anywhere."""
+    adversary = METHODS[name](kd.robust.Linf(0.3, bounds=None))
+    x = np.zeros((50, 40), "float32")
+    near = name in ("trades", "rslad", "adaad")
+    start = ops.convert_to_numpy((adversary.start if near else adversary.draw)(ops.array(x)))
+    if name in ("ard", "iad"):
+        start = ops.convert_to_numpy(adversary.start(ops.array(x)))
+    wanted = 0.001 if near else 0.3 / np.sqrt(3)
+    assert start.std() == pytest.approx(wanted, rel=0.1)
+    assert np.abs(start).max() <= 0.3
+
+
 def test_other_refusals():
     x, y = rows()
     student, teacher = pair()

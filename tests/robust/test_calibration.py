@@ -38,6 +38,8 @@ def test_expected_calibration_error():
     assert kd.robust.expected_calibration_error(edge, [0, 1, 0], bins=5) == pytest.approx(
         by_hand(edge, np.array([0, 1, 0]), 5)
     )
+    edge = np.array([[0.5, 0.5], [0.75, 0.25]])
+    assert kd.robust.expected_calibration_error(edge, [0, 1], bins=2) == pytest.approx(0.625)
     # One unit, and one-hot labels.
     one = kd.robust.expected_calibration_error(p[:, :1], (y == 0).astype(int))
     both = np.stack([1 - p[:, 0], p[:, 0]], -1)

@@ -11,7 +11,7 @@ from small_models import crossentropy, mlp
 pytest.importorskip("optuna")
 
 import keras_kd as kd
-from keras_kd.search import Budget, Choice, Float, Log, candidate, files, finals, tuner
+from keras_kd.search import Budget, Choice, Float, Log, candidate, files, finals, journal, tuner
 from keras_kd.search.files import Times, Weighed
 
 rng = np.random.default_rng(4)
@@ -210,6 +210,17 @@ def test_a_budget_that_nothing_meets_is_told_before_any_training(stubs, tmp_path
         study.save_config(tmp_path / "c.toml")
     slow = tune(stubs, tmp_path / "t", budget=Budget(None, latency_ms=1e-6, trials=9))
     assert "ms against 1e-06" in slow.verdict
+
+
+@pytest.mark.parametrize(("low", "high", "front"), [(0.85, 1.05, [0]), (0.7, 0.85, [0, 1])])
+def test_latencies_within_the_noise_are_the_same(low, high, front):
+    def trial(slot, error):
+        file = {"bytes": 100, "latency_ms": 1.0}
+        return journal.Record(slot, "", {}, "done", {"error": error, "file": file})
+
+    timed = {0: Times(1.0, 0.9, 1.1), 1: Times((low + high) / 2, low, high)}
+    records = [trial(0, 0.1), trial(1, 0.2)]
+    assert finals.front(records, ("error", "latency_ms"), timed) == front
 
 
 def test_the_front_holds_what_nothing_beats_in_everything(stubs, tmp_path):
