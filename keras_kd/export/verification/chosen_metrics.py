@@ -217,7 +217,7 @@ def again(
     for name, rows in entries.items():
         for metric, direction, *told in rows:
             known = "figure" in told and metric in scores.NAMES and name in labels
-            value = metric
+            value: Any = metric
             if "lists" in told:
                 # Whole numbers alone, or rows of one list would be told apart.
                 known = known and name in groups and groups[name].dtype.kind in "iu"
