@@ -173,7 +173,9 @@ def _samples(data: str, model: keras.Model | None) -> Any:
     if names and set(names) <= set(arrays):
         return {name: arrays[name] for name in names} if len(names) > 1 else arrays[names[0]]
     if "x_train" in arrays:
-        return files.load(data).x_train
+        x = arrays["x_train"]
+        # Rows of numbers are taken as they are, as `keras-kd distill` takes them.
+        return files.load(data).x_train if x.ndim in (3, 4) else x
     raise ValueError(
         f"`{data}` holds {', '.join(f'`{name}`' for name in arrays) or 'no arrays'}. Store the "
         "teacher's inputs as `x`, by the names of its input layers"

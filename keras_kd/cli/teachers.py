@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd.cli import inputs, recipes
+from keras_kd.cli.console import native_silence
 from keras_kd.datasets import TaskData, files
 from keras_kd.datasets.task_data import rows_of
 from keras_kd.utils import archives
@@ -120,8 +121,11 @@ def of_file(name: str) -> Any:
 
     if name.endswith(".keras"):
         return inputs.load_model(name, "teacher")
-    kinds = keras_kd.teachers
-    return kinds.from_onnx(name) if name.endswith(".onnx") else kinds.from_tflite(name)
+    if name.endswith(".onnx"):
+        return keras_kd.teachers.from_onnx(name)
+    # LiteRT says on stderr which kernels it takes.
+    with native_silence():
+        return keras_kd.teachers.from_tflite(name)
 
 
 def load(
@@ -152,6 +156,7 @@ def load(
     if name.endswith((".onnx", ".tflite")):
         found = of_file(name)
         _check_classes(name, found.classes, data)
+        _check_units(name, found.output_shapes(), data)
         return NamedTeacher(name, found, asked=True)
     if name.endswith(".npz"):
         return _from_answers(name, data, stack)
@@ -259,6 +264,17 @@ def answers_of(name: str) -> dict[str, Any]:
     if "mask" in arrays:
         given["mask"] = arrays["mask"]
     return given
+
+
+def _check_units(name: str, shapes: list[Any] | None, data: TaskData) -> None:
+    """Refuse a file that answers another number of units, as far as it says how many."""
+    for shape in shapes or []:
+        one = data.task == "classification" and data.units == 2 and shape[-1] == 1
+        if shape[-1] not in (data.units, None) and not one:
+            raise ValueError(
+                f"The teacher `{name}` answers {shape[-1]} numbers a row, but `{data.name}` with "
+                f"the task `{data.task}` needs {data.units}. Choose a teacher of this task."
+            )
 
 
 def _check_classes(name: str, given: Sequence[Any] | None, data: TaskData) -> None:
