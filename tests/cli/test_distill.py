@@ -457,9 +457,13 @@ def test_files_of_other_runtimes_are_asked_for_by_their_door(tmp_path, job, monk
 
     class Made:
         classes = None
+        shapes = None
 
         def __init__(self, given):
             self.given = given
+
+        def output_shapes(self):
+            return self.shapes
 
         def answer(self, x):
             return types.SimpleNamespace(output=2 * x)
@@ -471,6 +475,10 @@ def test_files_of_other_runtimes_are_asked_for_by_their_door(tmp_path, job, monk
     np.testing.assert_allclose(found.test_answers(data), 2 * data.test.x)
     monkeypatch.setattr(Made, "classes", ["b", "a"])
     with pytest.raises(ValueError, match="another order: number 0 is `b` there"):
+        teachers.load(str(path), data, None)
+    monkeypatch.setattr(Made, "classes", None)
+    monkeypatch.setattr(Made, "shapes", [(None, 3)])
+    with pytest.raises(ValueError, match="answers 3 numbers a row, .* needs 2"):
         teachers.load(str(path), data, None)
 
 
