@@ -81,6 +81,7 @@ class Report:
         matrix: `R[i, j]`: the accuracy on the test part of task `j` after task `i`,
             `(tasks learned, tasks)`. Above the diagonal it is that of a task still to come: zero
             where none of its classes is known, NaN where that cannot be measured.
+        measured: The same with NaN where none of its classes is known, as tables and plots show it.
         known_task: Whether the task of a row is told, so that only its classes can be answered.
         average_accuracy: The mean of the last row, over the tasks learned so far.
         backward_transfer: `last row - diagonal`, the mean over all tasks but the last.
