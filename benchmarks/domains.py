@@ -576,7 +576,7 @@ def tables(kept):
         "| more of the metric on the test rows | CPU s: plain, auto |",
         "|---|---|---|---|---|---|",
     ]
-    gains, lost = [], []
+    gains, lost, outdated = [], [], []
     for name in DOMAINS:
         entry = kept["sets"].get(name)
         if entry is None or not entry["files"]:
@@ -590,8 +590,11 @@ def tables(kept):
         gains.append((plain, default))
         labeled, unlabeled, test = entry["rows"]
         rows = f"{teacher['rows']:,}; {labeled:,}, {unlabeled:,}; {test:,}"
+        old = entry["settings"] != list(SETTINGS[name])
+        outdated += [entry["title"]] if old else []
+        title = entry["title"] + (" *" if old else "")
         students.append(
-            f"| {entry['title']} | {entry['metric']} | {rows} | {len(runs)} | {teacher[key]:.2f} | "
+            f"| {title} | {entry['metric']} | {rows} | {len(runs)} | {teacher[key]:.2f} | "
             + " | ".join(spread(values[way], 2) for way in WAYS)
             + f" | {plain:+.2f}{error} | {default:+.2f}{other} |"
         )
@@ -620,6 +623,12 @@ def tables(kept):
         f"{sum(_seconds(entry) for entry in kept['sets'].values()) / 60:.0f} minutes of processor "
         "time in all.",
     ]
+    if outdated:
+        counted += [
+            "",
+            f"\\* {' and '.join(outdated)}: from runs before the last change of `auto` and of the "
+            "cut of the sets; all rows of the student were the teacher's, and had labels.",
+        ]
     return "\n".join([*students, "", *counted, "", *files, "", *chosen])
 
 
