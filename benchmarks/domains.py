@@ -616,7 +616,9 @@ def tables(kept):
         f"{sum(-0.5 < plain < 0.5 for plain, _ in gains)}, and is below it on "
         f"{sum(plain < 0 for plain, _ in gains)}; it is below the default loss on "
         f"{sum(default < 0 for _, default in gains)}. The int8 file is within half a point of the "
-        f"student it was made from on {sum(abs(each) <= 0.5 for each in lost)}.",
+        f"student it was made from on {sum(abs(each) <= 0.5 for each in lost)}, more than that "
+        f"below it on {sum(each < -0.5 for each in lost)} and above it on "
+        f"{sum(each > 0.5 for each in lost)}.",
         "",
         f"Measured on {told['processor']}, {told['cores']} cores, beside other work, with "
         f"TensorFlow {told['tensorflow']} and Keras {told['keras']}; "
