@@ -1,5 +1,6 @@
 """The same random numbers for every test, in whatever order and company it runs."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         for value in vars(module).values():
             if isinstance(value, np.random.Generator):
                 _AT_IMPORT[id(value)] = value, value.bit_generator.state
+    # TensorFlow's converter looks for garbage in every call, which takes a second in a process
+    # that has all libraries and all tests in memory, unless these are left out.
+    _leave_out_what_is_there()
+
+
+def _leave_out_what_is_there() -> None:
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _light() -> Iterator[None]:
+    """What a module has left behind is not looked at again."""
+    yield
+    _leave_out_what_is_there()
 
 
 def _seed() -> None:
