@@ -112,7 +112,9 @@ def test_what_xnnpack_refuses_is_told_by_its_operator():
     message = xnnpack.refused(blob, RuntimeError("(TfLiteXNNPackDelegate) failed to prepare"))
     assert re.search("`FULLY_CONNECTED` at `.*XNNPACK takes less than 256", message)
     with pytest.raises((RuntimeError, ValueError), match="XNNPACK takes less than 256"):
-        TFLiteRuntime(blob)
+        runtime = TFLiteRuntime(blob)
+        (given,) = runtime.signature()["inputs"]
+        runtime.run({given["name"]: x})
     assert xnnpack.refused(blob, RuntimeError("another fault")) is None
 
 
