@@ -358,7 +358,7 @@ def marks(variables: Sequence[Any]) -> list[Any]:
         from keras_kd.backends import jax as backend_jax
 
         return [backend_jax.Same(variable.value) for variable in variables]
-    read: Callable[[Any], np.ndarray] = lambda v: keras.ops.convert_to_numpy(v.value)  # noqa: E731
+    read = _read
     if backend == "tensorflow":
         from keras_kd.backends import tensorflow as backend_tensorflow
 
@@ -374,6 +374,10 @@ def marks(variables: Sequence[Any]) -> list[Any]:
             (int(whole.sum()), zlib.crc32(data[:_SMALL]), zlib.crc32(data[len(whole) * 8 :]))
         )
     return found
+
+
+def _read(variable: keras.Variable) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(variable.value))
 
 
 def first_of_greatest(values: Tensor) -> Any:

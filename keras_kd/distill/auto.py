@@ -87,7 +87,7 @@ def choose(
         _unharmed(student, rows.taken(slice(0, 2)).x, student_inputs),
         backends.variable_scope(distiller),
     ):
-        setting = Setting(
+        whole = Setting(
             distiller=type(distiller),
             make_student=_Again(student),
             train=rows,
@@ -100,16 +100,20 @@ def choose(
             compiled_with={name: compiled[name] for name in keep if name in compiled},
             fitted_with=fit,
         )
-        splits = _splits(setting.counting(student), rows.count)
-        train, held = splits[0]
-        setting = dataclasses.replace(setting, train=rows.taken(train), validation=rows.taken(held))
+        splits = _splits(whole.counting(student), rows.count)
+
+        def divided(seed: int) -> Setting:
+            train, held = splits[seed]
+            return dataclasses.replace(whole, train=rows.taken(train), validation=rows.taken(held))
+
+        setting = divided(0)
         mapped = teacher_inputs is not None or student_inputs is not None
         model = None if mapped else method_choice.model_of(given)
 
         def situation(student: keras.Model) -> Situation:
             return setting.situation(student, model)
 
-        methods = method_choice.prepared(CANDIDATES, situation(student), len(train))
+        methods = method_choice.prepared(CANDIDATES, situation(student), setting.train.count)
         if verbose != 0:
             stored = isinstance(given, CachedTeacher)
             asked = 0 if stored else rows.count
@@ -130,11 +134,7 @@ def choose(
             of_rows = np.arange(rows.count) if numbers is None else numbers
 
             def fold(seed: int) -> tuple[Setting, CachedTeacher]:
-                train, held = splits[seed]
-                own = dataclasses.replace(
-                    setting, train=rows.taken(train), validation=rows.taken(held)
-                )
-                return own, SomeRows(known, of_rows[train])
+                return divided(seed), SomeRows(known, of_rows[splits[seed][0]])
 
             choice = method_choice.choose(
                 setting,

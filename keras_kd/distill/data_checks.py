@@ -13,7 +13,7 @@ from keras_kd.distill.pairing import Pairing
 from keras_kd.models import meaning
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
-from keras_kd.utils.data import are_arrays
+from keras_kd.utils.data import are_arrays, known_shape, labels_of
 from keras_kd.utils.types import Data, Losses, Tensor, Tensors
 
 # --------------------------------------------------------------------------- data
@@ -35,7 +35,7 @@ def data(
     _same_rows(x, y, arguments.get("sample_weight"), "The arrays")
     _class_weights(arguments.get("class_weight"), pairing)
     if arguments.get("class_weight") is not None:
-        _classes_of_samples(_label_shape(x, y), loss)
+        _classes_of_samples(known_shape(labels_of(x, y)), loss)
     given = arguments.get("validation_data")
     if given is None:
         return
@@ -204,17 +204,6 @@ def _matched(x: Data, model: keras.Model, declared: Sequence[Any]) -> list[tuple
 # ------------------------------------------------------------------------- weights
 
 
-def _label_shape(x: Data, y: Tensors | None) -> tuple[Any, ...] | None:
-    """Shape of the labels of a single output, where it is known before any batch."""
-    spec = getattr(x, "element_spec", None)
-    if y is None and isinstance(spec, tuple) and len(spec) > 1:
-        y = spec[1]
-    shape: Any = getattr(y, "shape", None)
-    if shape is None or getattr(shape, "rank", 0) is None:
-        return None
-    return tuple(shape)
-
-
 def _classes_of_samples(labels: tuple[Any, ...] | None, loss: Losses) -> None:
     """Raise `ValueError` where Keras would read the class of a sample from what is none.
 
@@ -258,8 +247,7 @@ def _class_weights(given: object, pairing: Pairing) -> None:
         if not whole or key < 0 or (classes is not None and key >= classes):
             known = f" of 0 to {classes - 1}" if classes is not None else ""
             raise ValueError(f"{advice} Received: the key {key!r}, which is no class{known}.")
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not number or not 0 <= value < math.inf:
+        if not checks.is_number(value) or not 0 <= value < math.inf:
             raise ValueError(
                 f"{advice} A weight is finite and not negative. Received: {value!r} for class "
                 f"{key}."

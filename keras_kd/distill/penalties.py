@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_kd.distill import hooks
@@ -323,7 +322,7 @@ def _variable(weight: float | keras.Variable, name: str) -> Any:
 
 def _require_weight(weight: Any, name: str) -> None:
     variable = isinstance(weight, keras.Variable)
-    number = isinstance(weight, int | float | np.number) and not isinstance(weight, bool)
+    number = checks.is_number(weight)
     if not number and not (variable and tuple(weight.shape) == ()):
         raise TypeError(
             f"The `weight` of the penalty `{name}` is a number or a scalar `keras.Variable`. "

@@ -23,7 +23,7 @@ from keras_kd.distill.short_steps import ShortSteps
 from keras_kd.models import output_kinds, training_identity
 from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
-from keras_kd.utils.data import are_arrays
+from keras_kd.utils.data import are_arrays, labels_of
 from keras_kd.utils.types import Data, Tensor, Tensors
 
 Given = tuple[Any, Any, int | None, dict[str, Any]]
@@ -156,7 +156,7 @@ class Preparation:
             if isinstance(given, list | tuple) and len(given) > 1:
                 self.require_labels(distiller, given[1], "`y` of `validation_data`")
         with backends.variable_scope(distiller):
-            labels = _specification(*as_given[:2])
+            labels = labels_of(*as_given[:2])
             outputs = output_kinds.symbolic_outputs(pairing.student.model)
             distiller.make_metrics(labels, outputs)
         pairing.try_validation(given)
@@ -287,14 +287,6 @@ class Preparation:
         found = keras.tree.map_structure(take, self.arrays, none_is_leaf=False)
         teacher = self._pairing.teacher
         return found if teacher is None else teacher.joined(found, chosen)
-
-
-def _specification(x: Data, y: Tensors | None) -> Any:
-    """Labels in arrays, or what a dataset says of them; `None` where nothing does."""
-    if are_arrays(x):
-        return y if are_arrays(y) else None
-    element = getattr(x, "element_spec", None)
-    return keras.utils.unpack_x_y_sample_weight(element)[1] if element is not None else None
 
 
 def _training_arrays(x: Data, y: Tensors | None, arguments: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_kd import backends
+from keras_kd.utils.data import known_shape
 from keras_kd.utils.types import Tensor, Tensors
 
 
@@ -88,9 +89,7 @@ def make(loss: Any, metrics: Any, labels: Any, outputs: Tensors | None) -> None:
         labels: Labels, or their specifications.
         outputs: The student's outputs, symbolic; `None` where they are not known.
     """
-    leaves = keras.tree.flatten(labels)
-    known = all(getattr(leaf, "shape", None) is not None for leaf in leaves)
-    if outputs is None or not known or any(_of_unknown_rank(leaf.shape) for leaf in leaves):
+    if outputs is None or None in map(known_shape, keras.tree.flatten(labels)):
         return
     if metrics is not None and not metrics.built:
         metrics.build(labels, outputs)
@@ -99,11 +98,6 @@ def make(loss: Any, metrics: Any, labels: Any, outputs: Tensors | None) -> None:
     several = keras.tree.is_nested(outputs) and keras.tree.is_nested(labels)
     if loss is not None and not loss.built and several and _alike(labels, outputs):
         loss.build(labels, outputs)
-
-
-def _of_unknown_rank(shape: Any) -> bool:
-    """Whether it is a shape of TensorFlow's of which nothing is known."""
-    return getattr(shape, "rank", 0) is None
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd.distill import training_metrics
 from keras_kd.lifelong.method import Method
 from keras_kd.utils.types import Array, Loss, Losses, Tensor, Tensors
 
@@ -84,10 +85,8 @@ class Lesson(keras.Model):
         """
         self._hard = loss
         super().compile(optimizer=optimizer, metrics=metrics, **kwargs)
-        made = self._compile_metrics
-        if made is not None:
-            # TensorFlow traces a step in which they are made a second time.
-            made.build(keras.KerasTensor((None,), "int32"), self.network.output["logits"])
+        columns = keras.KerasTensor((None,), "int32")
+        training_metrics.make(None, self._compile_metrics, columns, self.network.output["logits"])
 
     def per_row(self, y: Tensor, logits: Tensor) -> Tensor:
         """The hard loss, `(batch,)`.

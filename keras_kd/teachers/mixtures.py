@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.models import meaning
+from keras_kd.utils import checks
 from keras_kd.utils.types import Tensor
 
 CONFIDENCE = "confidence"
@@ -46,7 +47,7 @@ def mixture_weights(
         return weights
     listed = isinstance(weights, Iterable) and not isinstance(weights, Mapping)
     each = list(weights) if weights is not None and listed else []
-    if weights is not None and not (listed and all(map(_is_number, each))):
+    if weights is not None and not (listed and all(map(checks.is_number, each))):
         raise TypeError(
             f"`weights` of {count} {what} is a list with a number for each, in their order. "
             f"Received: weights={weights!r}."
@@ -59,10 +60,6 @@ def mixture_weights(
             f"Received: weights={given!r}."
         )
     return [w / total for w in given]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def combined(

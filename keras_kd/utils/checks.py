@@ -5,7 +5,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import keras
 import numpy as np
@@ -54,9 +54,14 @@ def objective(loss: Losses, distillation_loss: object, distills: bool) -> None:
         )
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a single number of Python or NumPy, and no boolean."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
 def _number(name: str, value: object) -> None:
     """Raise `TypeError` unless `value` is a single number."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if not is_number(value):
         raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
 
 
@@ -72,7 +77,7 @@ def number(name: str, value: object, least: float = -math.inf) -> float:
         TypeError: If it is no number.
         ValueError: If it is not finite, or smaller.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if not is_number(value):
         raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
     if not math.isfinite(value):
         raise ValueError(f"`{name}` is finite. Received: {name}={value!r}.")
