@@ -450,7 +450,7 @@ class Distiller(SharedLayersModel):
             if self.compiled:
                 given = x, y, batch_size, kwargs
                 x, y, batch_size, kwargs = preparation.for_fit(self, given, epochs, callbacks)
-            observer = monitor.TrainingMonitor(self._pairing.teacher, preparation.memory)
+            observer = monitor.TrainingMonitor(self._pairing.teacher, preparation)
             callbacks = monitor.first(observer, callbacks, self)
             with observer.placing():
                 return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_kd.distill import hooks
-from keras_kd.distill.memory import AnswerMemory
+from keras_kd.distill.preparation import Preparation
 from keras_kd.losses.base import DistillationLoss
 from keras_kd.losses.temperatures import AdaptiveTemperature
 from keras_kd.teachers.base import AnswerError, Teacher
@@ -27,13 +27,15 @@ class TrainingMonitor(keras.callbacks.Callback):
 
     async_safe = True
 
-    def __init__(self, teacher: Teacher | None, memory: AnswerMemory) -> None:
+    def __init__(self, teacher: Teacher | None, preparation: Preparation) -> None:
         super().__init__()
         self.teacher = teacher
-        self.memory = memory
+        self.memory = preparation.memory
+        self.labels = preparation.labels
         self.begins = True
         self.epoch = 0
         self.batches = 0
+        self.read = 0
         self.suspect: int | None = None
         self.under_way: int | None = None
         self.live_values: dict[str, float] = {}
@@ -45,7 +47,7 @@ class TrainingMonitor(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Remember which epoch this is, and let the teacher know."""
-        self.epoch, self.begins = epoch, True
+        self.epoch, self.begins, self.read = epoch, True, 0
         if self.teacher is not None:
             self.teacher.begin_epoch(epoch)
 
@@ -60,7 +62,7 @@ class TrainingMonitor(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Note the first batch whose distillation loss is not a number."""
         self.batches += 1
-        self.under_way = None
+        self.read, self.under_way = batch + 1, None
         if logs is None:
             return
         if math.isnan(logs.get("distillation_loss", 0.0)):
@@ -75,6 +77,7 @@ class TrainingMonitor(keras.callbacks.Callback):
                 "yields at least one batch (a `drop_remainder` with too few samples yields none)."
             )
         self._stop_if_teacher()
+        self.labels.read(self.read)
         distiller = self.model
         if logs is None or not distiller.distills:
             return

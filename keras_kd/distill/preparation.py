@@ -40,6 +40,7 @@ class Preparation:
 
     Attributes:
         memory: Keeps the teacher's answers.
+        labels: Knows the datasets whose labels were compared.
         steps: Takes several steps at once.
         host_calls: Leaves XLA out of steps that call the host.
         arrays: `(x, y, sample_weight)` that `fit` is training on, where that is arrays.
@@ -49,6 +50,7 @@ class Preparation:
     def __init__(self, pairing: Pairing, teacher_answers: str, name: str) -> None:
         self._pairing = pairing
         self.memory = AnswerMemory(pairing, teacher_answers, name)
+        self.labels = label_checks.KnownDatasets()
         self.steps = ShortSteps(pairing)
         self.host_calls = HostCalls(pairing)
         self.arrays: tuple[Any, Any, Any] | None = None
@@ -169,7 +171,8 @@ class Preparation:
         whole = (x, y, arguments) if are_arrays(x) else as_given
         self.arrays = _training_arrays(*whole)
         if not are_arrays(given_x):
-            x = self._watched(distiller, x)
+            expected = label_checks.of_distiller(pairing, distiller.loss)
+            x = self.labels.watched(expected, x, given_x, pairing.student.template)
         if given is not None and not isinstance(given, list | tuple):
             arguments = {**arguments, "validation_data": self._watched(distiller, given)}
         return x, y, batch_size, arguments

@@ -12,7 +12,7 @@ from keras import layers
 from small_models import CLASSES, crossentropy, mlp, pair, rows
 
 import keras_kd as kd
-from keras_kd.distill import data_checks
+from keras_kd.distill import data_checks, label_checks
 
 
 class Steps(keras.callbacks.Callback):
@@ -169,6 +169,51 @@ def test_labels_out_of_range(compiled, label, dtype, data):
     match = r"^The data yield labels from -?\d+ to -?\d+, and there are 4 classes, numbered from 0"
     # They are in the third batch.
     refuses(compiled(), given, match=match, steps=2)
+
+
+@pytest.mark.parametrize("kind", ["known", "half read", "half compiled", "generator"])
+def test_a_dataset_that_was_read_to_its_end_is_not_watched_again(compiled, kind, monkeypatch):
+    """Each map that watches costs 25 ms a fit; labels that change are still compared."""
+    x, y = rows()
+    passes = [0]
+
+    def batches():
+        passes[0] += 1
+        labels = np.where(np.arange(12) == 9, CLASSES, y) if passes[0] > 2 else y
+        yield from ((x[i : i + 4], labels[i : i + 4]) for i in range(0, 12, 4))
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    if kind == "generator":
+        signature = (tf.TensorSpec((4, x.shape[1])), tf.TensorSpec((4,), tf.int64))
+        data = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    watched = []
+    monkeypatch.setattr(label_checks, "_mapped", lambda data, watch: watched.append(1) or data)
+    distiller = compiled()
+    distiller.fit(data, verbose=0, steps_per_epoch=2 if kind == "half read" else None)
+    if kind == "half compiled":
+        distiller.compile("sgd", loss=crossentropy(ignore_class=0), run_eagerly=True)
+    distiller.fit(data, verbose=0)
+    assert len(watched) == (1 if kind == "known" else 2)
+    monkeypatch.undo()
+    if kind == "generator":
+        passes[0] = 2
+        refuses(distiller, data, match="^The data yield labels from .* to 4, and", steps=2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [([255, 1, 3, 255], None), ([255, 255], None), ([], None), ([255, 4, 1], "from 1 to 255")],
+)
+def test_the_watch_of_a_dataset_leaves_out_what_the_loss_ignores(labels, found):
+    expected = [label_checks.Expected(crossentropy(ignore_class=255), (None, CLASSES), None, "s")]
+    data = tf.data.Dataset.from_tensors((np.zeros((len(labels), 6)), np.array(labels, "uint8")))
+    read = label_checks.watched(expected, data, None)
+    if found is None:
+        np.testing.assert_array_equal(next(iter(read))[1], labels)
+        return
+    match = f"^The data yield labels {found}"
+    with pytest.raises(ValueError, match=match), label_checks.explaining():
+        next(iter(read))
 
 
 @pytest.mark.parametrize("label", [CLASSES, 2**32 + 1, -1])
