@@ -10,7 +10,7 @@ import copy
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import keras
 import numpy as np
@@ -322,7 +322,7 @@ class KnownDatasets:
                 self._known[given] = expected
 
 
-def _is_dataset(data: Data) -> bool:
+def _is_dataset(data: Data) -> TypeGuard[tf.data.Dataset]:
     return "tensorflow" in sys.modules and isinstance(data, sys.modules["tensorflow"].data.Dataset)
 
 
