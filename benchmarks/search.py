@@ -1,17 +1,21 @@
 """The search beside random search, beside the defaults, and beside an earlier build's export.
 
-    python benchmarks/search.py --dataset digits --minutes 20
-    python benchmarks/search.py --dataset fashion_mnist --minutes 60
-    python benchmarks/search.py --dataset fsdd --minutes 60
+    python benchmarks/search.py --dataset digits --trials 24
+    python benchmarks/search.py --dataset fashion_mnist --trials 24
+    python benchmarks/search.py --dataset fsdd --trials 24
+    python benchmarks/search.py --table          # the tables in docs/search.md, from the results
     git worktree add --detach ../before b7b2450
     python benchmarks/search.py --rate --against ../before
 
 First part, for each seed: `tune` with Optuna's TPE and with values drawn at random, for equally
 many minutes (or `--trials`), within 20 KB and 5 ms, minimizing error and bytes. What is reported is
-the accuracy of the int8 files on the test samples, which chose nothing: of the winner, of the
-defaults and of plain training in the size and at the learning rate of the winner, mean over the
-seeds of the last trainings; and the hypervolume of the front (validation error below 1, size below
-the limit). Studies lie in `runs/benchmarks`, so that a benchmark that was stopped goes on.
+the accuracy of the int8 files on the test samples, which chose nothing, mean over the seeds of the
+last trainings: of what the search keeps; of the winner; of the defaults and of plain training in
+the size and at the learning rate of the winner; of what `keras-kd distill` gives as it comes in
+that size (default distillation, Adam at 0.001, cosine), with the same epochs, and once with as many
+epochs as the search trained in all. And the hypervolume of the front (validation error below 1,
+size below the limit). Studies lie in `runs/benchmarks`, so that a benchmark that was stopped goes
+on.
 
 `--rate`: how many candidates are judged a minute. This build searches; the other one does what can
 be done with it: weigh the untrained file of each size, train what is within the budget, export it,
@@ -52,10 +56,13 @@ def main():
     parser.add_argument("--candidates", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small, and nothing is written")
+    parser.add_argument("--table", action="store_true", help="write docs/search.md and stop")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         return judge(arguments.child[0], pathlib.Path(arguments.child[1]))
+    if arguments.table:
+        return table()
     if arguments.rate:
         if arguments.against is None:
             parser.error("--rate needs --against, the checkout to compare with")
@@ -147,7 +154,10 @@ def quality(arguments):
                 seed=seed,
                 sampler=sampler,
             )
-            found["runs"].append(row(study, sampler, seed, test))
+            said = row(study, sampler, seed, test)
+            every = arguments.epochs or EPOCHS[name]
+            said["test"] |= untuned(study, said["values"], teacher, train, test, every)
+            found["runs"].append(said)
             print(json.dumps(found["runs"][-1]), flush=True)
             if not arguments.quick:
                 records.save(f"search_{name}", found)
@@ -169,7 +179,7 @@ def row(study, sampler, seed, test):
     """What is kept of a search: its trials, its front, and its files on the test rows."""
     from keras_kd.export import load as load_file
 
-    winner = json.loads((study.folder / "winner.json").read_text())
+    winner = json.loads((study.folder / "result.json").read_text())
     files = sorted((study.folder / "finals").glob("*/*.tflite"))
     scores = {}
     for path in files:
@@ -184,6 +194,7 @@ def row(study, sampler, seed, test):
             state: sum(r["state"] == state for r in rows) for state in {r["state"] for r in rows}
         },
         "verdict": study.verdict,
+        "kept": winner["kept"],
         "values": winner["values"],
         "bytes": None if study.best is None else study.best["bytes"],
         "test": {role: float(np.mean(values)) for role, values in scores.items()},
@@ -191,6 +202,91 @@ def row(study, sampler, seed, test):
             [(r["error"], r["bytes"] / LIMITS["bytes"]) for r in study.front]
         ),
     }
+
+
+def untuned(study, values, teacher, train, test, epochs):
+    """Accuracy of the int8 files that `keras-kd distill` makes as it comes, in the winner's size.
+
+    Once with the epochs of a trial, and once with as many as the search trained in all.
+    """
+    import keras
+
+    import keras_kd as kd
+    from keras_kd.export import load as load_file
+
+    x, y = train
+    rows = study.rows()
+    trained = [r.get("epochs") or epochs for r in rows if r["state"] in ("done", "stopped")]
+    in_all = sum(trained) + 9 * epochs
+    answers = kd.teachers.CachedTeacher(study.folder / "answers")
+
+    def score(count, seed):
+        keras.utils.set_random_seed(seed)
+        student = kd.students.shrink(teacher, values["width"], name="student")
+        distiller = kd.Distiller(student, answers)
+        schedule = keras.optimizers.schedules.CosineDecay(1e-3, count * -(-len(x) // 32))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        distiller.compile(keras.optimizers.Adam(schedule), loss=loss)
+        distiller.fit(x, y, batch_size=32, epochs=count, verbose=0)
+        with tempfile.TemporaryDirectory() as folder:
+            kd.export(
+                student,
+                folder,
+                formats=("tflite",),
+                precisions=("int8",),
+                calibration=x,
+                max_drop=None,
+                mixed=False,
+                overwrite=True,
+            )
+            (path,) = pathlib.Path(folder).glob("*.tflite")
+            return accuracy(load_file(path)(test[0]), test[1])
+
+    return {
+        "untuned": float(np.mean([score(epochs, seed) for seed in (1, 2, 3)])),
+        "untuned, all epochs": score(in_all, 1),
+        "epochs in all": in_all,
+    }
+
+
+def table():
+    """Write the tables of docs/search.md."""
+    import records
+
+    columns = {
+        "kept": "what the search gives",
+        "winner": "its winner",
+        "defaults": "defaults at its learning rate",
+        "plain": "plain at its learning rate",
+        "untuned": "not searched",
+        "untuned, all epochs": "not searched, all the epochs",
+    }
+    lines = [
+        f"| set | teacher | {' | '.join(columns.values())} | over not searched | bytes |",
+        f"|---|---|{'---|' * len(columns)}---|---|",
+    ]
+    volumes = ["| set | TPE | random |", "|---|---|---|"]
+    for name in ROWS:
+        found = records.read(f"search_{name}")
+        if found is None:
+            continue
+        runs = [r for r in found["runs"] if r["sampler"] == "tpe"]
+        scores = {"kept": [100 * r["test"][r["kept"]] for r in runs]}
+        scores |= {key: [100 * r["test"][key] for r in runs] for key in columns if key != "kept"}
+        gains = np.subtract(scores["kept"], scores["untuned"])
+        cells = [records.spread(values) for values in scores.values()]
+        size = records.spread([r["bytes"] for r in runs], 0)
+        teacher = 100 * found["teacher"]
+        lines.append(
+            f"| {name} | {teacher:.1f} | {' | '.join(cells)} | {records.spread(gains)} | {size} |"
+        )
+        both = [
+            records.spread([r["hypervolume"] for r in found["runs"] if r["sampler"] == each], 4)
+            for each in ("tpe", "random")
+        ]
+        volumes.append(f"| {name} | {' | '.join(both)} |")
+    records.put("search.md", "searched", "\n".join(lines))
+    records.put("search.md", "volumes", "\n".join(volumes))
 
 
 def hypervolume(points):
