@@ -24,6 +24,7 @@ nothing.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -56,6 +57,7 @@ def main():
     parser.add_argument("--candidates", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small, and nothing is written")
+    parser.add_argument("--sampler", choices=("tpe", "random"), help="one of both")
     parser.add_argument("--table", action="store_true", help="write docs/search.md and stop")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -129,38 +131,41 @@ def quality(arguments):
     if not path.exists():
         make_teacher(train, name).save(path)
     teacher = keras.saving.load_model(path)
-    found = {
+    about = {
         "dataset": name,
-        "machine": machine(),
         "rows": len(train[0]),
         "teacher": accuracy(teacher.predict(test[0], verbose=0), test[1]),
         "minutes": arguments.minutes,
         "trials": arguments.trials,
         "limits": LIMITS,
-        "runs": [],
     }
-    for seed in range(arguments.seeds):
-        for sampler in ("tpe", "random"):
-            study = kd.search.tune(
-                "shrink",
-                teacher,
-                train,
-                validation,
-                space=space(),
-                minimize=("error", "bytes"),
-                budget=kd.search.Budget(arguments.minutes, trials=arguments.trials, **LIMITS),
-                folder=place / f"{sampler}-{seed}-{arguments.minutes or arguments.trials}",
-                epochs=arguments.epochs or EPOCHS[name],
-                seed=seed,
-                sampler=sampler,
-            )
-            said = row(study, sampler, seed, test)
-            every = arguments.epochs or EPOCHS[name]
-            said["test"] |= untuned(study, said["values"], teacher, train, test, every)
-            found["runs"].append(said)
-            print(json.dumps(found["runs"][-1]), flush=True)
-            if not arguments.quick:
-                records.save(f"search_{name}", found)
+    found = records.read(f"search_{name}") or {}
+    known = found["runs"] if about.items() <= found.items() else []
+    found = {**about, "machine": machine(), "runs": list(known)}
+    samplers = ("tpe", "random") if arguments.sampler is None else (arguments.sampler,)
+    for seed, sampler in itertools.product(range(arguments.seeds), samplers):
+        if any((r["seed"], r["sampler"]) == (seed, sampler) for r in known):
+            continue
+        study = kd.search.tune(
+            "shrink",
+            teacher,
+            train,
+            validation,
+            space=space(),
+            minimize=("error", "bytes"),
+            budget=kd.search.Budget(arguments.minutes, trials=arguments.trials, **LIMITS),
+            folder=place / f"{sampler}-{seed}-{arguments.minutes or arguments.trials}",
+            epochs=arguments.epochs or EPOCHS[name],
+            seed=seed,
+            sampler=sampler,
+        )
+        said = row(study, sampler, seed, test)
+        every = arguments.epochs or EPOCHS[name]
+        said["test"] |= untuned(study, said["values"], teacher, train, test, every)
+        found["runs"].append(said)
+        print(json.dumps(said), flush=True)
+        if not arguments.quick:
+            records.save(f"search_{name}", found)
 
 
 def space():
