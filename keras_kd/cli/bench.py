@@ -10,6 +10,7 @@ import keras_kd.export
 from keras_kd.cli import options
 from keras_kd.cli.console import Terminal
 from keras_kd.cli.report import check_target
+from keras_kd.export.staged_folder import written_together
 
 
 def bench(
@@ -39,11 +40,12 @@ def bench(
     target = check_target(folder, out, ("bench.csv", "bench.json", "bench.png"))
     with terminal.working() as work:
         result = keras_kd.export.bench(folder, threads, model=model, seconds=seconds, progress=work)
-        written = [
-            result.save_csv(target / "bench.csv"),
-            result.save_json(target / "bench.json"),
-            result.save_png(target / "bench.png"),
-        ]
+        with written_together(target) as made:
+            written = [
+                result.save_csv(made / "bench.csv"),
+                result.save_json(made / "bench.json"),
+                result.save_png(made / "bench.png"),
+            ]
     names = ", ".join(path.name for path in written)
     terminal.result(result.to_dict(), result.table(terminal.width), "", f"{names} are in {target}.")
     raise typer.Exit(1 if any(row["error"] for row in result.rows()) else 0)

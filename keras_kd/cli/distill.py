@@ -27,8 +27,9 @@ from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import checks, warm
 from keras_kd.export.checks import known_precisions
 from keras_kd.export.formats import registry
+from keras_kd.export.staged_folder import made_aside
 from keras_kd.export.target import check_names_free, check_writable
-from keras_kd.export.writing import replacing, write_file
+from keras_kd.export.writing import write_file
 
 _WRITTEN = ("student.keras", "distill.json", "distill.toml", "inputs.json", "report.html")
 _PRECISIONS = ", ".join(known_precisions())
@@ -252,39 +253,38 @@ def distill(
                 model, teaching, loaded, plan, compiled, work, quiet=quiet
             )
             judges = distill_training.judges(loaded, model, inputs.words(metrics))
-            report = keras_kd.export.export_model(
-                model,
-                folder,
-                calibration=loaded.train.x,
-                evaluation=(loaded.validation.x, loaded.validation.y),
-                formats=asked_formats,
-                precisions=asked_precisions,
-                metrics=judges,
-                max_drop=max_drop,
-                labels=(loaded.class_names or None) if recipes.RECIPES[task].by_class else None,
-                normalization=(0, 255) if loaded.inputs.get("kind") == "images" else None,
-                name=inputs.slug(data),
-                history=history,
-                teacher=found[0].model if len(found) == 1 else None,
-                overwrite=overwrite,
-                progress=inputs.stages(work, "export: "),
-            )
-            proof = keras_kd.export.verify(folder, progress=inputs.stages(work, "check again: "))
-        result = distill_result.collect(loaded, model, found, report, proof)
-    result |= {
-        "method": method,
-        "choice": choice,
-        "plan": dataclasses.asdict(plan),
-        "settings": {name: value for name, value in given.items() if value is not None},
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    with replacing(folder / "student.keras") as temporary:
-        model.save(temporary)
-    report.save_html(folder / "report.html")
-    for name, content in (("distill.json", result), ("inputs.json", loaded.inputs)):
-        write_file(folder / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    with contextlib.suppress(ImportError):
-        config_file.save(folder / "distill.toml", given, given)
+            with made_aside(folder, overwrite=overwrite, beside=_WRITTEN) as made:
+                report = keras_kd.export.export_model(
+                    model,
+                    made,
+                    calibration=loaded.train.x,
+                    evaluation=(loaded.validation.x, loaded.validation.y),
+                    formats=asked_formats,
+                    precisions=asked_precisions,
+                    metrics=judges,
+                    max_drop=max_drop,
+                    labels=(loaded.class_names or None) if recipes.RECIPES[task].by_class else None,
+                    normalization=(0, 255) if loaded.inputs.get("kind") == "images" else None,
+                    name=inputs.slug(data),
+                    history=history,
+                    teacher=found[0].model if len(found) == 1 else None,
+                    progress=inputs.stages(work, "export: "),
+                )
+                proof = keras_kd.export.verify(made, progress=inputs.stages(work, "check again: "))
+                result = distill_result.collect(loaded, model, found, report, proof)
+                result |= {
+                    "method": method,
+                    "choice": choice,
+                    "plan": dataclasses.asdict(plan),
+                    "settings": {k: value for k, value in given.items() if value is not None},
+                    "seconds": round(time.monotonic() - started, 1),
+                }
+                model.save(made / "student.keras")
+                report.save_html(made / "report.html")
+                for name, document in (("distill.json", result), ("inputs.json", loaded.inputs)):
+                    write_file(made / name, json.dumps(document, indent=2, allow_nan=False) + "\n")
+                with contextlib.suppress(ImportError):
+                    config_file.save(made / "distill.toml", given, given)
     if save_config is not None:
         config_file.save(save_config, given, given)
     terminal.result(

@@ -13,9 +13,11 @@ from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import warm
 from keras_kd.export.checks import known_precisions
 from keras_kd.export.formats.device_table import check_targets
+from keras_kd.export.staged_folder import made_aside
 from keras_kd.export.target import check_names_free
 
 _PRECISIONS = ", ".join(known_precisions())
+_WRITTEN = ("report.html",)
 
 
 def export(
@@ -109,7 +111,7 @@ def export(
     pixels = _normalization(mean, std)
     # The cheap check comes first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
-    check_names_free(folder, ("report.html",))
+    check_names_free(folder, _WRITTEN)
     inputs.check_model_file(student, "model")
     targets = [word for part in target or [] for word in _words(part)]
     check_targets(targets)
@@ -127,10 +129,13 @@ def export(
                 given[role] = x
             else:
                 given[role] = (x, y, inputs.read_weights(path, model))
-    with terminal.working() as work:
+    with (
+        terminal.working() as work,
+        made_aside(folder, overwrite=overwrite, beside=_WRITTEN) as made,
+    ):
         report = keras_kd.export.export_model(
             model,
-            folder,
+            made,
             formats=_words(formats),
             precisions=_words(precisions),
             max_drop=max_drop,
@@ -142,11 +147,11 @@ def export(
             batch=batch,
             targets=targets,
             name=name or Path(student).stem,
-            overwrite=overwrite,
             progress=work,
             **given,
         )
-        report.save_html(folder / "report.html")
+        report.save_html(made / "report.html")
+    report = keras_kd.export.Report.load(folder)
     terminal.result(
         report.to_dict(),
         report.table(terminal.width),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,8 @@ import typer
 
 from keras_kd.cli import inputs, options, outputs
 from keras_kd.cli.console import Terminal, Work, import_keras
+from keras_kd.export.staged_folder import written_together
+from keras_kd.export.writing import write_file
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Logs
 
@@ -87,7 +90,6 @@ def lifelong(
 
     import keras_kd.datasets
     from keras_kd import lifelong as methods
-    from keras_kd.utils import files
 
     model = inputs.load_model(student, "model")
     found = keras_kd.datasets.load(data)
@@ -114,14 +116,11 @@ def lifelong(
             )
     report = learner.report(known_task=known_task)
     os.makedirs(folder, exist_ok=True)
-    with files.replacing_by_name(folder / "model.keras") as temporary:
-        learner.model.save(temporary)
     document = report.to_dict()
-    with files.replacing(folder / "report.json") as file:
-        import json
-
-        file.write((json.dumps(document, indent=2) + "\n").encode())
-    report.save_html(folder / "report.html")
+    with written_together(folder) as made:
+        learner.model.save(made / "model.keras")
+        write_file(made / "report.json", json.dumps(document, indent=2) + "\n")
+        report.save_html(made / "report.html")
     terminal.result(
         document,
         report.table(terminal.width),

@@ -12,6 +12,7 @@ import typer
 import keras_kd.export
 from keras_kd.cli import options, outputs
 from keras_kd.cli.console import Terminal
+from keras_kd.export.staged_folder import written_together
 from keras_kd.export.target import check_names_free
 
 
@@ -36,8 +37,8 @@ def report(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     target = check_target(folder, out, ("report.html", "card.md"))
     known = keras_kd.export.Report.load(folder)
-    with terminal.working():
-        names = [known.save_html(target / "report.html"), known.save_card(target / "card.md")]
+    with terminal.working(), written_together(target) as made:
+        names = [known.save_html(made / "report.html"), known.save_card(made / "card.md")]
     document = known.to_dict()
     texts = [known.table(terminal.width), ""]
     if layers:
