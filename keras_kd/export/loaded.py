@@ -15,6 +15,7 @@ from keras_kd.export.formats.base import Borders, Runtime
 from keras_kd.export.signature import Arrays
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Tensors
+from keras_kd.utils.values import misfit
 
 _BATCH = 64
 """Samples that a file with a free batch is given at once: memory stays bounded."""
@@ -240,31 +241,13 @@ class LoadedModel:
                     f"Input `{row['name']}` holds NaN or infinite values, which {dtype} cannot "
                     f"hold, as `{self.path.name}` would have to."
                 )
-            return array.astype(np.float32)
-        if dtype.kind in "iu":
-            self._check_whole(array, row, dtype)
-        if dtype.kind == "b" and array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
+        given = np.dtype(np.float32) if "scale" in row else dtype
+        reason = misfit(array, given)
+        if reason is not None:
             raise ValueError(
-                f"Input `{row['name']}` of `{self.path.name}` takes yes and no, and holds values "
-                "that are neither 0 nor 1."
+                f"Input `{row['name']}` of `{self.path.name}` takes {dtype}, and {reason}."
             )
-        return array.astype(dtype, copy=False)
-
-    def _check_whole(self, array: np.ndarray, row: dict[str, Any], dtype: np.dtype[Any]) -> None:
-        if array.size == 0:
-            return
-        limits = np.iinfo(dtype)
-        if array.dtype.kind == "f" and not bool(np.all(array == np.round(array))):
-            raise ValueError(
-                f"Input `{row['name']}` of `{self.path.name}` takes {dtype}, and holds values that "
-                "are not whole."
-            )
-        low, high = array.min(), array.max()
-        if low < limits.min or high > limits.max:
-            raise ValueError(
-                f"Input `{row['name']}` of `{self.path.name}` takes {dtype}, and holds values from "
-                f"{low} to {high}."
-            )
+        return array.astype(given, copy=False)
 
     def _run(self, feed: Arrays, count: int) -> Arrays:
         fixed = next((row["shape"][0] for row in self.inputs if row["shape"]), None)
