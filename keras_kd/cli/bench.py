@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import keras_kd.export
-from keras_kd.cli import options
+from keras_kd.cli import inputs, options
 from keras_kd.cli.console import Terminal
 from keras_kd.cli.report import check_target
 from keras_kd.export.staged_folder import written_together
@@ -37,6 +37,9 @@ def bench(
     Exit code 0 if every file was measured, 1 if one does not run, 2 for bad input.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
+    # The cheap checks come first: runtimes take seconds to import.
+    if model is not None:
+        inputs.check_model_file(model, "model")
     target = check_target(folder, out, ("bench.csv", "bench.json", "bench.png"))
     with terminal.working() as work:
         result = keras_kd.export.bench(folder, threads, model=model, seconds=seconds, progress=work)

@@ -15,7 +15,7 @@ from keras_kd.cli import inputs, options, outputs, trial
 from keras_kd.cli.console import Terminal, import_keras, native_silence
 from keras_kd.export.report.figures import percent
 from keras_kd.export.staged_folder import made_aside
-from keras_kd.export.target import check_names_free
+from keras_kd.export.target import check_names_free, check_writable
 from keras_kd.export.writing import write_file
 from keras_kd.utils.tables import fitted
 
@@ -63,7 +63,9 @@ def demo(
     folder = outputs.folder_of(out, Path("runs") / inputs.slug(data))
     # The cheap checks come first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
+    check_writable(folder)
     check_names_free(folder, _WRITTEN)
+    inputs.check_data(data, "--data")
     if teacher is not None:
         inputs.check_model_file(teacher, "teacher")
     if data.startswith("tfds:"):

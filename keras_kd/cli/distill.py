@@ -26,9 +26,7 @@ from keras_kd.cli import (
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import checks, warm
 from keras_kd.export.checks import known_precisions
-from keras_kd.export.formats import registry
 from keras_kd.export.staged_folder import made_aside
-from keras_kd.export.target import check_names_free, check_writable
 from keras_kd.export.writing import write_file
 
 _WRITTEN = ("student.keras", "distill.json", "distill.toml", "inputs.json", "report.html")
@@ -196,14 +194,15 @@ def distill(
         raise ValueError(f"`--learning-rate` is above 0. Received: {learning_rate!r}.")
     folder = outputs.folder_of(out, Path("runs") / inputs.slug(data))
     asked_formats, asked_precisions = inputs.words(formats), inputs.words(precisions)
-    keras_kd.export.check_folder(folder, overwrite)
-    check_writable(folder)
-    checks.names("formats", asked_formats, registry.names())
-    checks.check_precisions(asked_precisions, asked_formats)
-    checks.check_settings(max_drop, "size", 17, inputs.slug(data))
-    checks.check_packages(asked_formats)
-    files = checks.written(inputs.slug(data), asked_formats, asked_precisions)
-    check_names_free(folder, (*_WRITTEN, *files))
+    checks.asked(
+        folder,
+        asked_formats,
+        asked_precisions,
+        name=inputs.slug(data),
+        overwrite=overwrite,
+        max_drop=max_drop,
+        beside=_WRITTEN,
+    )
     for name in teacher:
         teachers.check(name)
     outputs.check_file_to_write(save_config, "--save-config")

@@ -10,11 +10,9 @@ import typer
 import keras_kd.export
 from keras_kd.cli import inputs, options
 from keras_kd.cli.console import Terminal, import_keras
-from keras_kd.export import warm
+from keras_kd.export import checks, warm
 from keras_kd.export.checks import known_precisions
-from keras_kd.export.formats.device_table import check_targets
 from keras_kd.export.staged_folder import made_aside
-from keras_kd.export.target import check_names_free
 
 _PRECISIONS = ", ".join(known_precisions())
 _WRITTEN = ("report.html",)
@@ -109,12 +107,23 @@ def export(
         raise ValueError(f"`{'--name' if name == '' else '--out'}` is empty. Leave it out.")
     folder = Path(out) if out is not None else Path("exported") / Path(student).stem
     pixels = _normalization(mean, std)
-    # The cheap check comes first: Keras and its backend take seconds to import.
-    keras_kd.export.check_folder(folder, overwrite)
-    check_names_free(folder, _WRITTEN)
+    # The cheap checks come first: Keras and its backend take seconds to import.
     inputs.check_model_file(student, "model")
+    inputs.check_data(calibration, "--calibration")
+    inputs.check_data(evaluation, "--evaluation")
     targets = [word for part in target or [] for word in _words(part)]
-    check_targets(targets)
+    asked = checks.asked(
+        folder,
+        _words(formats),
+        _words(precisions),
+        name=name or Path(student).stem,
+        overwrite=overwrite,
+        max_drop=max_drop,
+        objective=objective,
+        batch=batch,
+        targets=targets,
+        beside=_WRITTEN,
+    )
     # The converter imports TensorFlow at the same time.
     warm.prepare("convert")
     import_keras()
@@ -136,8 +145,8 @@ def export(
         report = keras_kd.export.export_model(
             model,
             made,
-            formats=_words(formats),
-            precisions=_words(precisions),
+            formats=asked.formats,
+            precisions=asked.precisions,
             max_drop=max_drop,
             metrics=None if metrics is None else _words(metrics),
             objective=objective,
@@ -145,7 +154,7 @@ def export(
             normalization=pixels,
             sparse=sparse,
             batch=batch,
-            targets=targets,
+            targets=asked.targets,
             name=name or Path(student).stem,
             progress=work,
             **given,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from keras_kd.cli import inputs, options, outputs
 from keras_kd.cli.console import Terminal, Work, import_keras
 from keras_kd.export.staged_folder import written_together
+from keras_kd.export.target import check_names_free, check_writable
 from keras_kd.export.writing import write_file
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Logs
@@ -30,6 +30,8 @@ _METHODS = {
     "elastic-weights": "ElasticWeights",
 }
 """Names on the command line, and the classes."""
+
+_WRITTEN = ("model.keras", "report.html", "report.json")
 
 
 def lifelong(
@@ -85,6 +87,9 @@ def lifelong(
             raise ValueError(f"`--{name}` is positive. Received: {value}.")
     folder = outputs.folder_of(out, Path("runs") / f"{Path(student).stem}-lifelong")
     inputs.check_model_file(student, "model")
+    inputs.check_data(data, "--data")
+    check_writable(folder)
+    check_names_free(folder, _WRITTEN)
     import_keras()
     import keras
 
@@ -115,7 +120,6 @@ def lifelong(
                 callbacks=[_progress(work, f"{task.name} ({i + 1}/{len(stream)})", epochs)],
             )
     report = learner.report(known_task=known_task)
-    os.makedirs(folder, exist_ok=True)
     document = report.to_dict()
     with written_together(folder) as made:
         learner.model.save(made / "model.keras")

@@ -16,9 +16,10 @@ from keras_kd.cli.console import Terminal, Work, import_keras
 from keras_kd.export.formats.device_table import check_targets
 from keras_kd.export.report.export_report import Report
 from keras_kd.export.staged_folder import written_together
+from keras_kd.export.target import check_writable
 from keras_kd.search.budget import Budget
-from keras_kd.search.space import METHODS, PRECISIONS, Choice, Float, Log
-from keras_kd.search.study import OBJECTIVES
+from keras_kd.search.space import METHODS, PRECISIONS, Choice, Float, Log, Space
+from keras_kd.search.study import OBJECTIVES, objectives
 from keras_kd.utils.escaping import plain
 
 _RANGES = {
@@ -91,19 +92,26 @@ def tune(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     budget = Budget(minutes, max_bytes, max_latency_ms, trials)
     space = _space(search or [])
+    if space is not None:
+        Space(space, own=False, classes=True, depth=True)
+    least = objectives(inputs.words(minimize))
     devices = [word for part in device or [] for word in inputs.words(part)]
     check_targets(devices)
     folder = outputs.folder_of(out, Path("runs") / f"search-{inputs.slug(data)}")
     # The cheap checks come first: Keras and its backend take seconds to import.
     inputs.check_model_file(teacher, "teacher")
-    import_keras()
-    model = inputs.load_model(teacher, "teacher")
+    inputs.check_data(data, "--data")
+    check_writable(folder)
+    if data.startswith("tfds:"):
+        import_keras()
     with terminal.working():
         loaded = datasets.load(
             data,
             data_dir=data_dir,
             image_size=None if image_size is None else (image_size, image_size),
         )
+    import_keras()
+    model = inputs.load_model(teacher, "teacher")
     inputs.check_classifier(model, "teacher", loaded)
     terminal.note(_introduction(loaded, budget, folder))
     from keras_kd.search.tuner import tune as run
@@ -118,7 +126,7 @@ def tune(
             (loaded.x_train, loaded.y_train),
             (loaded.x_validation, loaded.y_validation),
             space=space,
-            minimize=inputs.words(minimize),
+            minimize=least,
             device=devices,
             budget=budget,
             seeds=seeds,

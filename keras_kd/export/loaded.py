@@ -52,18 +52,8 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, integers: bool = Fal
     number("threads", threads, whole=True)
     if threads < 1:
         raise ValueError(f"`threads` must be positive. Received: threads={threads!r}.")
-    given = Path(path)
-    if given.is_dir():
-        given = _best(given)
-    if not given.is_file():
-        raise FileNotFoundError(
-            f"The exported file `{given}` does not exist. Pass a `.tflite` or `.onnx` file, or the "
-            "folder that `keras_kd.export` wrote."
-        )
-    try:
-        fmt = registry.of_file(given)
-    except ValueError as error:
-        raise ValueError(f"{error} A `.keras` file loads with `keras.saving.load_model`.") from None
+    given = find(path)
+    fmt = registry.of_file(given)
     try:
         outside = fmt.outside(given)
         runtime = fmt.open(given, int(threads))
@@ -83,6 +73,35 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, integers: bool = Fal
     if outside:
         raise ValueError(f"`{given}` {outside}. Save it with its weights inside.")
     return LoadedModel(given, runtime, integers, borders)
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """Find the file that is to be loaded, without loading it.
+
+    Args:
+        path: As for `load`.
+
+    Returns:
+        The file: of a folder its best one, which is the one that was exported.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ManifestError: If the folder holds no export, or its best file is not the exported one.
+        ValueError: If the file is of no known format, or no file of the folder passed its check.
+    """
+    given = Path(path)
+    if given.is_dir():
+        given = _best(given)
+    if not given.is_file():
+        raise FileNotFoundError(
+            f"The exported file `{given}` does not exist. Pass a `.tflite` or `.onnx` file, or the "
+            "folder that `keras_kd.export` wrote."
+        )
+    try:
+        registry.of_file(given)
+    except ValueError as error:
+        raise ValueError(f"{error} A `.keras` file loads with `keras.saving.load_model`.") from None
+    return given
 
 
 class LoadedModel:

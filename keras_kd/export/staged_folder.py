@@ -122,19 +122,22 @@ def written_together(folder: Path) -> Iterator[Path]:
     """A folder whose files go into another one when the block ends and all are complete.
 
     Args:
-        folder: Where they are going to be; it must exist. Files of the same names are replaced.
+        folder: Where they are going to be, made if it is missing. Files of the same names are
+            replaced.
 
     Raises:
         OSError: If they cannot be written, in words of its own if the disk is full.
     """
-    with _explaining(folder), held_folder(folder, ".keras-kd-") as stage:
-        yield stage
-        names = sorted(os.listdir(stage))
-        for name in names:
-            files.sync(stage / name)
-        for name in names:
-            os.replace(stage / name, folder / name)
-        files.sync(folder)
+    with _explaining(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with held_folder(folder, ".keras-kd-") as stage:
+            yield stage
+            names = sorted(os.listdir(stage))
+            for name in names:
+                files.sync(stage / name)
+            for name in names:
+                os.replace(stage / name, folder / name)
+            files.sync(folder)
 
 
 def place(

@@ -1,9 +1,6 @@
 """Bad input found before any work starts: one clear error each."""
 
 import math
-import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,9 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.utils import archives
 from keras_kd.utils.data import are_arrays
-from keras_kd.utils.types import Data, Losses, PathLike, Shape, Tensor, Tensors
+from keras_kd.utils.types import Data, Losses, Shape, Tensor, Tensors
 from keras_kd.utils.values import is_number as is_number
 from keras_kd.utils.values import is_whole as is_whole
 from keras_kd.utils.values import known_keys as known_keys
@@ -344,32 +340,6 @@ def require_finite(array: np.ndarray, name: str) -> None:
         raise ValueError(
             f"{_quoted(name)} holds NaN or infinite values in {len(rows)} of {len(array)} rows, "
             f"the first is row {rows[0]}. Remove or repair them before training."
-        )
-
-
-def keras_file(path: PathLike) -> None:
-    """Raise unless `path` is a whole `.keras` archive that fits into memory."""
-    path = os.fspath(path)
-    problem = archives.file_problem(path)
-    if problem == "does not exist":
-        raise FileNotFoundError(f"There is no file `{path}`.")
-    if problem is not None:
-        raise ValueError(f"`{path}` {problem}. Pass the file that `model.save` wrote.")
-    try:
-        with archives.archive(path) as archive:
-            names = archive.namelist()
-            damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        raise ValueError(
-            f"`{path}` is no `.keras` file, or only a part of one: it is not a zip archive. Save "
-            "the model again with `model.save('name.keras')`."
-        ) from error
-    except (zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"`{path}` is no `.keras` file: it is damaged ({error}).") from error
-    if "config.json" not in names or damaged is not None:
-        raise ValueError(
-            f"`{path}` is no `.keras` file"
-            + (f": `{damaged}` in it is damaged." if damaged else ": it has no `config.json`.")
         )
 
 
