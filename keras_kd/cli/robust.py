@@ -165,12 +165,15 @@ def _names(text: str | None) -> Any:
 
 def _levels(text: str) -> list[int]:
     try:
-        return [int(word) for word in text.split(",")]
+        found = [int(word) for word in text.split(",")]
     except ValueError:
+        found = [0]
+    if not all(1 <= level <= 5 for level in found):
         raise ValueError(
             f"`--severities` are whole numbers from 1 to 5, separated by commas. Received: "
             f"--severities {text}."
-        ) from None
+        )
+    return found
 
 
 def _shapes(model: Any) -> dict[str, Shape]:
