@@ -189,7 +189,7 @@ def distill(
         "teacher_weight": teacher_weight,
     }
     recipes.check_weights(method, weights)
-    distill_training.check_student(student)
+    distill_training.check_student(student, inside=False)
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"`--learning-rate` is above 0. Received: {learning_rate!r}.")
     folder = outputs.folder_of(out, Path("runs") / inputs.slug(data))
@@ -204,7 +204,7 @@ def distill(
         beside=_WRITTEN,
     )
     for name in teacher:
-        teachers.check(name)
+        teachers.check(name, inside=False)
     outputs.check_file_to_write(save_config, "--save-config")
     if save_config is not None:
         # The package that writes it is missed now rather than after the training.
@@ -230,6 +230,10 @@ def distill(
         import_keras()
     with terminal.working():
         loaded = datasets.load_task(data, task, **asked)
+    # What is in the models comes behind what is in the data, and before Keras.
+    distill_training.check_student(student)
+    for name in teacher:
+        teachers.check(name)
     warm.prepare("convert")
     import_keras()
     with contextlib.ExitStack() as stack:

@@ -88,8 +88,9 @@ def export(
 
     DATA is a `.npz` file that holds `x` (and `y`: class numbers, or targets; and
     `sample_weight`), or one array for each input by its name. It may also be a data set, `digits`,
-    `tfds:NAME` or a `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`: then training images
-    calibrate and validation images evaluate.
+    `tfds:NAME` or a `.npz` file with `x_train` and `y_train` and maybe the same of `validation` and
+    `test`: then training rows calibrate and validation rows evaluate. Images of bytes are scaled
+    to [0, 1] for a model of images; all other rows are taken as they are.
 
     Exit code 0 if a file passed, 1 if none did, 2 for bad input.
     """

@@ -57,12 +57,13 @@ def first_rows(x: Any, count: int = 32) -> Any:
     return x[:count]
 
 
-def check_model_file(path: str, what: str) -> None:
+def check_model_file(path: str, what: str, *, inside: bool = True) -> None:
     """Refuse a path at which there is no `.keras` file, before Keras is imported.
 
     Args:
         path: Path of the file.
         what: What the errors call it, such as `"teacher"`.
+        inside: Whether to look into it.
 
     Raises:
         ValueError: If there is no such file, or one of another kind.
@@ -75,6 +76,8 @@ def check_model_file(path: str, what: str) -> None:
             f"The {what} `{path}` is no `.keras` file. {_ADVICE}; other formats load in Python and "
             "are saved again from there."
         )
+    if not inside:
+        return
     archives.keras_file(path, whole=False)
     with archives.archive(path) as found:
         names = found.namelist()

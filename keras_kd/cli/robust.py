@@ -67,8 +67,8 @@ def robust(
     """Attack and corrupt the inputs of a model or file, and say how often it is still right.
 
     DATA is a `.npz` file that holds `x` and `y`, or a data set, `digits`, `tfds:NAME` or a
-    `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`: then its test images are
-    attacked, and its validation images calibrate. Without `--epsilon` nothing is attacked.
+    `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`: then its test rows are
+    attacked, and its validation rows calibrate. Without `--epsilon` nothing is attacked.
 
     Exit code 0 if nothing contradicts the figures, 1 if a flag does, 2 for bad input.
     """

@@ -61,8 +61,12 @@ class NamedTeacher:
         return None
 
 
-def check(name: str) -> None:
+def check(name: str, *, inside: bool = True) -> None:
     """Refuse a name behind which there is no teacher, before Keras is imported.
+
+    Args:
+        name: As it was given.
+        inside: Whether to look into files.
 
     Raises:
         ValueError: If there is no such file, folder or estimator.
@@ -75,7 +79,7 @@ def check(name: str) -> None:
                 "`keras-kd cache write` wrote, or the file of a teacher."
             )
         return
-    if name in ESTIMATORS or _is_file(name):
+    if name in ESTIMATORS or _is_file(name, inside):
         return
     hint = did_you_mean(name, ESTIMATORS)
     raise ValueError(
@@ -103,15 +107,15 @@ def check_file(name: str, kinds: Sequence[str] = _FILES) -> None:
     )
 
 
-def _is_file(name: str) -> bool:
+def _is_file(name: str, inside: bool = True) -> bool:
     """Whether a teacher's file has this name; an error where there is none that can be read."""
     if name.endswith(".keras"):
-        inputs.check_model_file(name, "teacher")
+        inputs.check_model_file(name, "teacher", inside=inside)
         return True
     problem = archives.file_problem(name)
     if problem is not None and name.endswith(_FILES):
         raise ValueError(f"The teacher `{name}` {problem}. Pass the path of its file.")
-    if name.endswith(".npz"):
+    if name.endswith(".npz") and inside:
         _kind_of_answers(name, archives.names(name))
     return name.endswith(_FILES)
 

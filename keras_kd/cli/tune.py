@@ -94,7 +94,8 @@ def tune(
     space = _space(search or [])
     if space is not None:
         Space(space, own=False, classes=True, depth=True)
-    least = objectives(inputs.words(minimize))
+    least = inputs.words(minimize)
+    objectives(least)
     devices = [word for part in device or [] for word in inputs.words(part)]
     check_targets(devices)
     folder = outputs.folder_of(out, Path("runs") / f"search-{inputs.slug(data)}")
