@@ -98,13 +98,11 @@ def write_answers(
         )
     check_arguments(batch_size=batch_size, shard_size=shard_size, process_index=0, process_count=1)
     layout.require_dtype(dtype)
-    if vocabulary is not None:
-        whole = isinstance(vocabulary, int | np.integer) and not isinstance(vocabulary, bool)
-        if not whole or vocabulary < 1:
-            raise ValueError(
-                "`vocabulary` is the number of classes, a positive integer. Received: vocabulary="
-                f"{vocabulary!r}."
-            )
+    if vocabulary is not None and (not checks.is_whole(vocabulary) or vocabulary < 1):
+        raise ValueError(
+            "`vocabulary` is the number of classes, a positive integer. Received: vocabulary="
+            f"{vocabulary!r}."
+        )
     answers = GivenAnswers(kinds[0], given[kinds[0]], vocabulary, mask, binary, name, dtype)
     if not isinstance(name, str) or not name:
         raise TypeError(f"`name` is the name of the teacher. Received: name={name!r}.")

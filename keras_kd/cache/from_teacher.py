@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from keras_kd.cache import layout, shards, sources, writer
 from keras_kd.cache.answers import Answers
 from keras_kd.cache.layout import Manifest
@@ -160,8 +158,7 @@ def check_arguments(**given: Any) -> None:
         if value is None and name in ("top_k", "shard_size"):
             continue
         low = least.get(name, 1)
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < low:
+        if not checks.is_whole(value) or value < low:
             raise ValueError(f"`{name}` is an integer from {low}. Received: {name}={value!r}.")
     if given["process_index"] >= given["process_count"]:
         raise ValueError(

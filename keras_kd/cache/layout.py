@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_kd.utils import values
 from keras_kd.utils.folders import CACHE_FORMAT
 from keras_kd.utils.folders import MANIFEST as MANIFEST
 
@@ -212,7 +213,7 @@ def require_top_k(top_k: int | None, classes: int) -> None:
     """Raise `ValueError` unless there are `top_k` classes to store."""
     if top_k is None:
         return
-    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
+    if not values.is_whole(top_k) or top_k < 1:
         raise ValueError(
             f"`top_k` is the number of classes stored a sample, a positive integer, or None for "
             f"all. Received: top_k={top_k!r}."

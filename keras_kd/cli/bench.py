@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 import keras_kd.export
-from keras_kd.cli import options
+from keras_kd.cli import inputs, options
 from keras_kd.cli.console import Terminal
 from keras_kd.cli.report import check_target
+from keras_kd.export.staged_folder import written_together
 
 
 def bench(
@@ -36,14 +37,18 @@ def bench(
     Exit code 0 if every file was measured, 1 if one does not run, 2 for bad input.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
+    # The cheap checks come first: runtimes take seconds to import.
+    if model is not None:
+        inputs.check_model_file(model, "model")
     target = check_target(folder, out, ("bench.csv", "bench.json", "bench.png"))
     with terminal.working() as work:
         result = keras_kd.export.bench(folder, threads, model=model, seconds=seconds, progress=work)
-        written = [
-            result.save_csv(target / "bench.csv"),
-            result.save_json(target / "bench.json"),
-            result.save_png(target / "bench.png"),
-        ]
+        with written_together(target) as made:
+            written = [
+                result.save_csv(made / "bench.csv"),
+                result.save_json(made / "bench.json"),
+                result.save_png(made / "bench.png"),
+            ]
     names = ", ".join(path.name for path in written)
     terminal.result(result.to_dict(), result.table(terminal.width), "", f"{names} are in {target}.")
     raise typer.Exit(1 if any(row["error"] for row in result.rows()) else 0)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keras_kd.cache.layout import Manifest
+from keras_kd.cache import reader, storage
+from keras_kd.cache.layout import Manifest, require_dtype
 from keras_kd.cli import inputs, options, teachers
 from keras_kd.cli.console import Terminal, Work, import_keras
+from keras_kd.cli.stored_rows import are_images, shapes_of
 from keras_kd.utils.tables import fitted
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ def write(
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     teachers.check_file(teacher)
+    inputs.check_data(data, "--data")
+    require_dtype(dtype)
     asking: dict[str, Any] = {
         "top_k": top_k,
         "taps": tap or [],
@@ -122,7 +126,10 @@ def verify(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     if teacher is not None:
         teachers.check_file(teacher, (".keras", ".onnx", ".tflite"))
-    import_keras()
+    inputs.check_data(data, "--data")
+    reader.read_manifest(storage.folder(folder))
+    if teacher is not None or data is not None:
+        import_keras()
     import keras_kd.cache
 
     model = teachers.of_file(teacher) if teacher is not None else None
@@ -136,9 +143,6 @@ def verify(
 def info(folder: _Folder, as_json: options.Json = False) -> None:
     """Show what a cache holds, finished or not."""
     terminal = Terminal(as_json=as_json, quiet=True)
-    import_keras()
-    from keras_kd.cache import reader, storage
-
     manifest = reader.read_manifest(storage.folder(folder))
     terminal.result(_document(manifest), _table(manifest, terminal.width))
 
@@ -173,9 +177,9 @@ def _samples(data: str, model: keras.Model | None) -> Any:
     if names and set(names) <= set(arrays):
         return {name: arrays[name] for name in names} if len(names) > 1 else arrays[names[0]]
     if "x_train" in arrays:
-        x = arrays["x_train"]
-        # Rows of numbers are taken as they are, as `keras-kd distill` takes them.
-        return files.load(data).x_train if x.ndim in (3, 4) else x
+        shapes = {} if isinstance(model, Teacher) or model is None else shapes_of(model)
+        # Rows that are no images are taken as they are, as `keras-kd distill` takes them.
+        return files.load(data).x_train if are_images(arrays, shapes) else arrays["x_train"]
     raise ValueError(
         f"`{data}` holds {', '.join(f'`{name}`' for name in arrays) or 'no arrays'}. Store the "
         "teacher's inputs as `x`, by the names of its input layers"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +14,15 @@ from keras_kd import datasets
 from keras_kd.cli import inputs, options, outputs, trial
 from keras_kd.cli.console import Terminal, import_keras, native_silence
 from keras_kd.export.report.figures import percent
-from keras_kd.export.target import check_names_free
-from keras_kd.export.writing import replacing
+from keras_kd.export.staged_folder import made_aside
+from keras_kd.export.target import check_names_free, check_writable
+from keras_kd.export.writing import write_file
 from keras_kd.utils.tables import fitted
 
 if TYPE_CHECKING:
     import keras
+
+_WRITTEN = ("student.keras", "teacher.keras", "report.html", "demo.json")
 
 
 def demo(
@@ -62,7 +63,9 @@ def demo(
     folder = outputs.folder_of(out, Path("runs") / inputs.slug(data))
     # The cheap checks come first: Keras and its backend take seconds to import.
     keras_kd.export.check_folder(folder, overwrite)
-    check_names_free(folder, ("student.keras", "teacher.keras", "report.html", "demo.json"))
+    check_writable(folder)
+    check_names_free(folder, _WRITTEN)
+    inputs.check_data(data, "--data")
     if teacher is not None:
         inputs.check_model_file(teacher, "teacher")
     if data.startswith("tfds:"):
@@ -87,30 +90,25 @@ def demo(
         runs = trial.train_students(loaded, model, plan, work)
         kind, chosen = trial.best_run({name: runs[name] for name in ("plain", "distilled")})
         student = trial.restored(loaded, chosen)
-        report = keras_kd.export.export_model(
-            student,
-            folder,
-            calibration=loaded.x_train,
-            evaluation=(loaded.x_validation, loaded.y_validation),
-            labels=loaded.class_names,
-            name=inputs.slug(data),
-            history=chosen.history,
-            teacher=model,
-            overwrite=overwrite,
-            progress=inputs.stages(work, "export: "),
-        )
-        proof = keras_kd.export.verify(folder, progress=inputs.stages(work, "check again: "))
-        result = _result(loaded, plan, model, runs, kind, chosen, report, proof)
-        result["seconds"] = round(time.monotonic() - started, 1)
-        _write(folder / "student.keras", student.save)
-        _write(folder / "teacher.keras", model.save)
-        report.save_html(folder / "report.html")
-        _write(
-            folder / "demo.json",
-            lambda path: Path(path).write_text(
-                json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-            ),
-        )
+        with made_aside(folder, overwrite=overwrite, beside=_WRITTEN) as made:
+            report = keras_kd.export.export_model(
+                student,
+                made,
+                calibration=loaded.x_train,
+                evaluation=(loaded.x_validation, loaded.y_validation),
+                labels=loaded.class_names,
+                name=inputs.slug(data),
+                history=chosen.history,
+                teacher=model,
+                progress=inputs.stages(work, "export: "),
+            )
+            proof = keras_kd.export.verify(made, progress=inputs.stages(work, "check again: "))
+            result = _result(loaded, plan, model, runs, kind, chosen, report, proof)
+            result["seconds"] = round(time.monotonic() - started, 1)
+            student.save(made / "student.keras")
+            model.save(made / "teacher.keras")
+            report.save_html(made / "report.html")
+            write_file(made / "demo.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     terminal.result(
         {**result, "out": str(folder)}, table(result, terminal.width), "", *remarks(result, folder)
     )
@@ -131,12 +129,6 @@ def _introduction(
         f"{plan.batch_size} images a step; all labels, and {int(trial.labeled(data, 0).sum()):,}.",
     ]
     return "\n".join(lines)
-
-
-def _write(path: Path, writer: Callable[[str], Any]) -> None:
-    """Write a file under a temporary name beside it and rename it."""
-    with replacing(path) as temporary:
-        writer(os.fspath(temporary))
 
 
 def _result(

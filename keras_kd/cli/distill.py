@@ -26,9 +26,8 @@ from keras_kd.cli import (
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import checks, warm
 from keras_kd.export.checks import known_precisions
-from keras_kd.export.formats import registry
-from keras_kd.export.target import check_names_free, check_writable
-from keras_kd.export.writing import replacing, write_file
+from keras_kd.export.staged_folder import made_aside
+from keras_kd.export.writing import write_file
 
 _WRITTEN = ("student.keras", "distill.json", "distill.toml", "inputs.json", "report.html")
 _PRECISIONS = ", ".join(known_precisions())
@@ -190,21 +189,22 @@ def distill(
         "teacher_weight": teacher_weight,
     }
     recipes.check_weights(method, weights)
-    distill_training.check_student(student)
+    distill_training.check_student(student, inside=False)
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"`--learning-rate` is above 0. Received: {learning_rate!r}.")
     folder = outputs.folder_of(out, Path("runs") / inputs.slug(data))
     asked_formats, asked_precisions = inputs.words(formats), inputs.words(precisions)
-    keras_kd.export.check_folder(folder, overwrite)
-    check_writable(folder)
-    checks.names("formats", asked_formats, registry.names())
-    checks.check_precisions(asked_precisions, asked_formats)
-    checks.check_settings(max_drop, "size", 17, inputs.slug(data))
-    checks.check_packages(asked_formats)
-    files = checks.written(inputs.slug(data), asked_formats, asked_precisions)
-    check_names_free(folder, (*_WRITTEN, *files))
+    checks.asked(
+        folder,
+        asked_formats,
+        asked_precisions,
+        name=inputs.slug(data),
+        overwrite=overwrite,
+        max_drop=max_drop,
+        beside=_WRITTEN,
+    )
     for name in teacher:
-        teachers.check(name)
+        teachers.check(name, inside=False)
     outputs.check_file_to_write(save_config, "--save-config")
     if save_config is not None:
         # The package that writes it is missed now rather than after the training.
@@ -230,6 +230,10 @@ def distill(
         import_keras()
     with terminal.working():
         loaded = datasets.load_task(data, task, **asked)
+    # What is in the models comes behind what is in the data, and before Keras.
+    distill_training.check_student(student)
+    for name in teacher:
+        teachers.check(name)
     warm.prepare("convert")
     import_keras()
     with contextlib.ExitStack() as stack:
@@ -252,39 +256,38 @@ def distill(
                 model, teaching, loaded, plan, compiled, work, quiet=quiet
             )
             judges = distill_training.judges(loaded, model, inputs.words(metrics))
-            report = keras_kd.export.export_model(
-                model,
-                folder,
-                calibration=loaded.train.x,
-                evaluation=(loaded.validation.x, loaded.validation.y),
-                formats=asked_formats,
-                precisions=asked_precisions,
-                metrics=judges,
-                max_drop=max_drop,
-                labels=(loaded.class_names or None) if recipes.RECIPES[task].by_class else None,
-                normalization=(0, 255) if loaded.inputs.get("kind") == "images" else None,
-                name=inputs.slug(data),
-                history=history,
-                teacher=found[0].model if len(found) == 1 else None,
-                overwrite=overwrite,
-                progress=inputs.stages(work, "export: "),
-            )
-            proof = keras_kd.export.verify(folder, progress=inputs.stages(work, "check again: "))
-        result = distill_result.collect(loaded, model, found, report, proof)
-    result |= {
-        "method": method,
-        "choice": choice,
-        "plan": dataclasses.asdict(plan),
-        "settings": {name: value for name, value in given.items() if value is not None},
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    with replacing(folder / "student.keras") as temporary:
-        model.save(temporary)
-    report.save_html(folder / "report.html")
-    for name, content in (("distill.json", result), ("inputs.json", loaded.inputs)):
-        write_file(folder / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    with contextlib.suppress(ImportError):
-        config_file.save(folder / "distill.toml", given, given)
+            with made_aside(folder, overwrite=overwrite, beside=_WRITTEN) as made:
+                report = keras_kd.export.export_model(
+                    model,
+                    made,
+                    calibration=loaded.train.x,
+                    evaluation=(loaded.validation.x, loaded.validation.y),
+                    formats=asked_formats,
+                    precisions=asked_precisions,
+                    metrics=judges,
+                    max_drop=max_drop,
+                    labels=(loaded.class_names or None) if recipes.RECIPES[task].by_class else None,
+                    normalization=(0, 255) if loaded.inputs.get("kind") == "images" else None,
+                    name=inputs.slug(data),
+                    history=history,
+                    teacher=found[0].model if len(found) == 1 else None,
+                    progress=inputs.stages(work, "export: "),
+                )
+                proof = keras_kd.export.verify(made, progress=inputs.stages(work, "check again: "))
+                result = distill_result.collect(loaded, model, found, report, proof)
+                result |= {
+                    "method": method,
+                    "choice": choice,
+                    "plan": dataclasses.asdict(plan),
+                    "settings": {k: value for k, value in given.items() if value is not None},
+                    "seconds": round(time.monotonic() - started, 1),
+                }
+                model.save(made / "student.keras")
+                report.save_html(made / "report.html")
+                for name, document in (("distill.json", result), ("inputs.json", loaded.inputs)):
+                    write_file(made / name, json.dumps(document, indent=2, allow_nan=False) + "\n")
+                with contextlib.suppress(ImportError):
+                    config_file.save(made / "distill.toml", given, given)
     if save_config is not None:
         config_file.save(save_config, given, given)
     terminal.result(

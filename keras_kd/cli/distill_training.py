@@ -64,11 +64,12 @@ def make_plan(
     )
 
 
-def check_student(name: str) -> tuple[float, float] | None:
+def check_student(name: str, *, inside: bool = True) -> tuple[float, float] | None:
     """Refuse what names no student, before Keras is imported.
 
     Args:
         name: `FILE.keras`, `shrink:WIDTH` or `shrink:WIDTH,DEPTH`.
+        inside: Whether to look into a file.
 
     Returns:
         Width and depth, or `None` for a file.
@@ -77,7 +78,7 @@ def check_student(name: str) -> tuple[float, float] | None:
         ValueError: If it is neither.
     """
     if not name.startswith("shrink"):
-        inputs.check_model_file(name, "student")
+        inputs.check_model_file(name, "student", inside=inside)
         return None
     _, _, numbers = name.partition(":")
     try:

@@ -10,12 +10,12 @@ import typer
 import keras_kd.export
 from keras_kd.cli import inputs, options
 from keras_kd.cli.console import Terminal, import_keras
-from keras_kd.export import warm
+from keras_kd.export import checks, warm
 from keras_kd.export.checks import known_precisions
-from keras_kd.export.formats.device_table import check_targets
-from keras_kd.export.target import check_names_free
+from keras_kd.export.staged_folder import made_aside
 
 _PRECISIONS = ", ".join(known_precisions())
+_WRITTEN = ("report.html",)
 
 
 def export(
@@ -88,8 +88,9 @@ def export(
 
     DATA is a `.npz` file that holds `x` (and `y`: class numbers, or targets; and
     `sample_weight`), or one array for each input by its name. It may also be a data set, `digits`,
-    `tfds:NAME` or a `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`: then training images
-    calibrate and validation images evaluate.
+    `tfds:NAME` or a `.npz` file with `x_train` and `y_train` and maybe the same of `validation` and
+    `test`: then training rows calibrate and validation rows evaluate. Images of bytes are scaled
+    to [0, 1] for a model of images; all other rows are taken as they are.
 
     Exit code 0 if a file passed, 1 if none did, 2 for bad input.
     """
@@ -107,12 +108,23 @@ def export(
         raise ValueError(f"`{'--name' if name == '' else '--out'}` is empty. Leave it out.")
     folder = Path(out) if out is not None else Path("exported") / Path(student).stem
     pixels = _normalization(mean, std)
-    # The cheap check comes first: Keras and its backend take seconds to import.
-    keras_kd.export.check_folder(folder, overwrite)
-    check_names_free(folder, ("report.html",))
+    # The cheap checks come first: Keras and its backend take seconds to import.
     inputs.check_model_file(student, "model")
+    inputs.check_data(calibration, "--calibration")
+    inputs.check_data(evaluation, "--evaluation")
     targets = [word for part in target or [] for word in _words(part)]
-    check_targets(targets)
+    asked = checks.asked(
+        folder,
+        _words(formats),
+        _words(precisions),
+        name=name or Path(student).stem,
+        overwrite=overwrite,
+        max_drop=max_drop,
+        objective=objective,
+        batch=batch,
+        targets=targets,
+        beside=_WRITTEN,
+    )
     # The converter imports TensorFlow at the same time.
     warm.prepare("convert")
     import_keras()
@@ -127,12 +139,15 @@ def export(
                 given[role] = x
             else:
                 given[role] = (x, y, inputs.read_weights(path, model))
-    with terminal.working() as work:
+    with (
+        terminal.working() as work,
+        made_aside(folder, overwrite=overwrite, beside=_WRITTEN) as made,
+    ):
         report = keras_kd.export.export_model(
             model,
-            folder,
-            formats=_words(formats),
-            precisions=_words(precisions),
+            made,
+            formats=asked.formats,
+            precisions=asked.precisions,
             max_drop=max_drop,
             metrics=None if metrics is None else _words(metrics),
             objective=objective,
@@ -140,13 +155,13 @@ def export(
             normalization=pixels,
             sparse=sparse,
             batch=batch,
-            targets=targets,
+            targets=asked.targets,
             name=name or Path(student).stem,
-            overwrite=overwrite,
             progress=work,
             **given,
         )
-        report.save_html(folder / "report.html")
+        report.save_html(made / "report.html")
+    report = keras_kd.export.Report.load(folder)
     terminal.result(
         report.to_dict(),
         report.table(terminal.width),

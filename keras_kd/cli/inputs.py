@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_kd import datasets
+from keras_kd.cli.stored_rows import are_images, are_splits, shapes_of, split
 from keras_kd.datasets import files
+from keras_kd.datasets.task_data import count as rows_in
 from keras_kd.utils import archives
 from keras_kd.utils.types import Tensors
 
@@ -55,12 +57,13 @@ def first_rows(x: Any, count: int = 32) -> Any:
     return x[:count]
 
 
-def check_model_file(path: str, what: str) -> None:
+def check_model_file(path: str, what: str, *, inside: bool = True) -> None:
     """Refuse a path at which there is no `.keras` file, before Keras is imported.
 
     Args:
         path: Path of the file.
         what: What the errors call it, such as `"teacher"`.
+        inside: Whether to look into it.
 
     Raises:
         ValueError: If there is no such file, or one of another kind.
@@ -73,6 +76,41 @@ def check_model_file(path: str, what: str) -> None:
             f"The {what} `{path}` is no `.keras` file. {_ADVICE}; other formats load in Python and "
             "are saved again from there."
         )
+    if not inside:
+        return
+    archives.keras_file(path, whole=False)
+    with archives.archive(path) as found:
+        names = found.namelist()
+        try:
+            about = json.loads(found.read("metadata.json")) if "metadata.json" in names else {}
+            version = str(about.get("keras_version", ""))
+        except (ValueError, AttributeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"`{path}` has a damaged `metadata.json`. {_ADVICE}.") from error
+    if version.startswith("2."):
+        raise ValueError(
+            f"The {what} `{path}` was written by tf_keras {version} (Keras 2), which Keras 3 "
+            "cannot read. Rebuild the model with Keras 3, copy its weights and save it again."
+        )
+
+
+def check_data(name: str | None, option: str) -> None:
+    """Refuse a name behind which there are no data, before Keras is imported.
+
+    Args:
+        name: Of a data set, or the path of a `.npz` file; `None` where none was given.
+        option: What gave it.
+
+    Raises:
+        ValueError: If there is no such set or file, or the file is no `.npz` file.
+    """
+    if name is None:
+        return
+    if not name:
+        raise ValueError(f"`{option}` is empty. Name a data set or a `.npz` file.")
+    if name.endswith(".npz"):
+        archives.names(name)
+    else:
+        datasets.images.check_name(name)
 
 
 def load_model(path: str, what: str) -> Any:
@@ -92,21 +130,7 @@ def load_model(path: str, what: str) -> Any:
     check_model_file(path, what)
     import keras
 
-    from keras_kd.utils import checks
-
-    checks.keras_file(path)
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        try:
-            about = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
-            version = str(about.get("keras_version", ""))
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"`{path}` has a damaged `metadata.json`. {_ADVICE}.") from error
-    if version.startswith("2."):
-        raise ValueError(
-            f"The {what} `{path}` was written by tf_keras {version} (Keras 2), which Keras 3 "
-            "cannot read. Rebuild the model with Keras 3, copy its weights and save it again."
-        )
+    archives.keras_file(path)
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
@@ -199,8 +223,9 @@ def read_samples(path: str, role: str, model: keras.Model) -> tuple[Any, Any, st
     """Read inputs, and labels if there are any, for a model.
 
     A `.npz` file holds `x` and maybe `y`; or one array for each input of the model by its name, and
-    maybe `y` or one array for each output; or it is a data set with `x_train` and the rest. Of a
-    data set the calibration takes training images and the evaluation validation images.
+    maybe `y` or one array for each output; or it is a data set with `x_train` and the rest, see
+    `stored_rows`. Of a data set the calibration takes training rows and the evaluation validation
+    rows.
 
     Args:
         path: Path of the file, or the name of a data set.
@@ -220,7 +245,8 @@ def read_samples(path: str, role: str, model: keras.Model) -> tuple[Any, Any, st
     if not path.endswith(".npz"):
         return _of_dataset(path, role)
     arrays = files.read(path)
-    inputs = [tensor.name for tensor in model.inputs or []]
+    shapes = shapes_of(model)
+    inputs = list(shapes)
     outputs = keras.tree.flatten(output_template(model))
     # The names of several inputs say more than an `x` among them.
     named = len(inputs) > 1 and set(inputs) <= set(arrays)
@@ -233,8 +259,14 @@ def read_samples(path: str, role: str, model: keras.Model) -> tuple[Any, Any, st
         y = None if "y" in inputs else arrays.get("y")
         if y is None and outputs and set(outputs) <= set(arrays):
             y = {name: arrays[name] for name in outputs}
-    elif "x_train" in arrays:
-        return _of_dataset(path, role)
+    elif are_splits(arrays, shapes):
+        if are_images(arrays, shapes):
+            return _of_dataset(path, role)
+        part = "train" if role == "calibration" else "validation"
+        x, y = split(path, arrays, shapes, part, tuple(map(str, outputs)))
+        kind = "training" if part == "train" else part
+        note = f"{role.capitalize()}: {rows_in(x):,} {kind} rows of {path}."
+        return x, None if role == "calibration" else y, note
     else:
         wanted = " and ".join(f"`{name}`" for name in inputs) or "one array an input"
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,9 @@ import typer
 
 from keras_kd.cli import inputs, options, outputs
 from keras_kd.cli.console import Terminal, Work, import_keras
+from keras_kd.export.staged_folder import written_together
+from keras_kd.export.target import check_names_free, check_writable
+from keras_kd.export.writing import write_file
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Logs
 
@@ -27,6 +30,8 @@ _METHODS = {
     "elastic-weights": "ElasticWeights",
 }
 """Names on the command line, and the classes."""
+
+_WRITTEN = ("model.keras", "report.html", "report.json")
 
 
 def lifelong(
@@ -82,12 +87,14 @@ def lifelong(
             raise ValueError(f"`--{name}` is positive. Received: {value}.")
     folder = outputs.folder_of(out, Path("runs") / f"{Path(student).stem}-lifelong")
     inputs.check_model_file(student, "model")
+    inputs.check_data(data, "--data")
+    check_writable(folder)
+    check_names_free(folder, _WRITTEN)
     import_keras()
     import keras
 
     import keras_kd.datasets
     from keras_kd import lifelong as methods
-    from keras_kd.utils import files
 
     model = inputs.load_model(student, "model")
     found = keras_kd.datasets.load(data)
@@ -113,15 +120,11 @@ def lifelong(
                 callbacks=[_progress(work, f"{task.name} ({i + 1}/{len(stream)})", epochs)],
             )
     report = learner.report(known_task=known_task)
-    os.makedirs(folder, exist_ok=True)
-    with files.replacing_by_name(folder / "model.keras") as temporary:
-        learner.model.save(temporary)
     document = report.to_dict()
-    with files.replacing(folder / "report.json") as file:
-        import json
-
-        file.write((json.dumps(document, indent=2) + "\n").encode())
-    report.save_html(folder / "report.html")
+    with written_together(folder) as made:
+        learner.model.save(made / "model.keras")
+        write_file(made / "report.json", json.dumps(document, indent=2) + "\n")
+        report.save_html(made / "report.html")
     terminal.result(
         document,
         report.table(terminal.width),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,8 @@ import typer
 import keras_kd.export
 from keras_kd.cli import options, outputs
 from keras_kd.cli.console import Terminal
-from keras_kd.export.target import check_names_free
+from keras_kd.export.staged_folder import written_together
+from keras_kd.export.target import check_names_free, check_writable
 
 
 def report(
@@ -36,8 +36,8 @@ def report(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     target = check_target(folder, out, ("report.html", "card.md"))
     known = keras_kd.export.Report.load(folder)
-    with terminal.working():
-        names = [known.save_html(target / "report.html"), known.save_card(target / "card.md")]
+    with terminal.working(), written_together(target) as made:
+        names = [known.save_html(made / "report.html"), known.save_card(made / "card.md")]
     document = known.to_dict()
     texts = [known.table(terminal.width), ""]
     if layers:
@@ -49,7 +49,7 @@ def report(
 
 
 def check_target(folder: str, out: str | None, names: Sequence[str]) -> Path:
-    """Return the folder to write to, the export's own by default, made if it is missing.
+    """Return the folder to write to, the export's own by default.
 
     Args:
         folder: The export.
@@ -57,7 +57,7 @@ def check_target(folder: str, out: str | None, names: Sequence[str]) -> Path:
         names: What is going to be written there.
 
     Returns:
-        A folder that can be written to.
+        A folder that can be written to, and that may not be there yet.
 
     Raises:
         ValueError: If there is no manifest in `folder`.
@@ -67,10 +67,6 @@ def check_target(folder: str, out: str | None, names: Sequence[str]) -> Path:
     # Before anything is made or measured.
     keras_kd.export.Report.load(folder)
     target = outputs.folder_of(out, Path(folder))
-    target.mkdir(parents=True, exist_ok=True)
-    if not os.access(target, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"The folder `{target}` cannot be written to. Choose another one with `--out`."
-        )
+    check_writable(target)
     check_names_free(target, names)
     return target

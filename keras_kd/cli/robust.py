@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_kd.cli import inputs, options, outputs
+from keras_kd.cli import inputs, options, outputs, stored_rows
 from keras_kd.cli.console import Terminal, import_keras
+from keras_kd.export.loaded import LoadedModel, find
+from keras_kd.utils.types import Shape
 
 
 def robust(
@@ -65,8 +67,8 @@ def robust(
     """Attack and corrupt the inputs of a model or file, and say how often it is still right.
 
     DATA is a `.npz` file that holds `x` and `y`, or a data set, `digits`, `tfds:NAME` or a
-    `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`: then its test images are
-    attacked, and its validation images calibrate. Without `--epsilon` nothing is attacked.
+    `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`: then its test rows are
+    attacked, and its validation rows calibrate. Without `--epsilon` nothing is attacked.
 
     Exit code 0 if nothing contradicts the figures, 1 if a flag does, 2 for bad input.
     """
@@ -83,8 +85,13 @@ def robust(
     # The cheap checks come first: Keras and its backend take seconds to import.
     if file.endswith(".keras"):
         inputs.check_model_file(file, "model")
+    else:
+        find(file)
     if twin is not None:
         inputs.check_model_file(twin, "twin")
+    inputs.check_data(data, "--data")
+    inputs.check_data(calibrate_on, "--calibrate-on")
+    within, names, levels = _bounds(bounds), _names(corruptions), _levels(severities)
     import_keras()
     import keras_kd.export
     from keras_kd.robust import L2, Linf, evaluate
@@ -92,11 +99,12 @@ def robust(
     threat = None
     if radius is not None:
         kind = Linf if norm == "linf" else L2
-        threat = kind(radius, length, steps, restarts, _bounds(bounds))
+        threat = kind(radius, length, steps, restarts, within)
     model = (
         inputs.load_model(file, "model") if file.endswith(".keras") else keras_kd.export.load(file)
     )
-    x, y = _labeled(data, "test")
+    shapes = _shapes(model)
+    x, y = _labeled(data, "test", shapes)
     x, y = (x[:samples], y[:samples]) if samples else (x, y)
     with terminal.working() as work:
         report = evaluate(
@@ -104,10 +112,12 @@ def robust(
             x,
             y,
             threat,
-            corruptions=_names(corruptions),
-            severities=_levels(severities),
+            corruptions=names,
+            severities=levels,
             second_opinion=second_opinion,
-            calibrate_on=None if calibrate_on is None else _labeled(calibrate_on, "validation"),
+            calibrate_on=None
+            if calibrate_on is None
+            else _labeled(calibrate_on, "validation", shapes),
             twin=None if twin is None else inputs.load_model(twin, "twin"),
             queries=queries,
             seed=seed,
@@ -155,15 +165,25 @@ def _names(text: str | None) -> Any:
 
 def _levels(text: str) -> list[int]:
     try:
-        return [int(word) for word in text.split(",")]
+        found = [int(word) for word in text.split(",")]
     except ValueError:
+        found = [0]
+    if not all(1 <= level <= 5 for level in found):
         raise ValueError(
             f"`--severities` are whole numbers from 1 to 5, separated by commas. Received: "
             f"--severities {text}."
-        ) from None
+        )
+    return found
 
 
-def _labeled(path: str, split: str) -> tuple[Any, Any]:
+def _shapes(model: Any) -> dict[str, Shape]:
+    """Shapes of the inputs by name, of a Keras model or an exported file."""
+    if isinstance(model, LoadedModel):
+        return {row["name"]: tuple(row["shape"][1:]) for row in model.inputs}
+    return stored_rows.shapes_of(model)
+
+
+def _labeled(path: str, part: str, shapes: dict[str, Shape]) -> tuple[Any, Any]:
     """Inputs and labels of a `.npz` file, or of a split of a data set."""
     from keras_kd import datasets
     from keras_kd.datasets import files
@@ -172,12 +192,13 @@ def _labeled(path: str, split: str) -> tuple[Any, Any]:
         arrays = files.read(path)
         if "x" in arrays and "y" in arrays:
             return arrays["x"], arrays["y"]
-        if "x_train" not in arrays:
-            raise ValueError(
-                f"`{path}` holds {', '.join(f'`{name}`' for name in arrays) or 'no arrays'}. Store "
-                "`x` and `y`, or `x_train`, `y_train`, `x_test` and `y_test`."
-            )
+        if stored_rows.are_splits(arrays, shapes):
+            return stored_rows.split(path, arrays, shapes, part)
+        raise ValueError(
+            f"`{path}` holds {', '.join(f'`{name}`' for name in arrays) or 'no arrays'}. Store "
+            "`x` and `y`, or `x_train`, `y_train`, `x_test` and `y_test`."
+        )
     found = datasets.load(path)
-    if split == "test":
+    if part == "test":
         return found.x_test, found.y_test
     return found.x_validation, found.y_validation

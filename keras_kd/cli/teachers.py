@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from keras_kd.cli import inputs, recipes
 from keras_kd.cli.console import native_silence
 from keras_kd.datasets import TaskData, files
 from keras_kd.datasets.task_data import rows_of
-from keras_kd.utils import archives
+from keras_kd.utils import archives, folders
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Array
 
@@ -61,14 +61,25 @@ class NamedTeacher:
         return None
 
 
-def check(name: str) -> None:
+def check(name: str, *, inside: bool = True) -> None:
     """Refuse a name behind which there is no teacher, before Keras is imported.
+
+    Args:
+        name: As it was given.
+        inside: Whether to look into files.
 
     Raises:
         ValueError: If there is no such file, folder or estimator.
     """
     # An empty path is the folder that the command runs in.
-    if name in ESTIMATORS or (name and Path(name).is_dir()) or _is_file(name):
+    if name and Path(name).is_dir():
+        if folders.holds(name) != "cache":
+            raise ValueError(
+                f"The folder `{name}` holds no cache of a teacher's answers. Pass one that "
+                "`keras-kd cache write` wrote, or the file of a teacher."
+            )
+        return
+    if name in ESTIMATORS or _is_file(name, inside):
         return
     hint = did_you_mean(name, ESTIMATORS)
     raise ValueError(
@@ -96,14 +107,16 @@ def check_file(name: str, kinds: Sequence[str] = _FILES) -> None:
     )
 
 
-def _is_file(name: str) -> bool:
+def _is_file(name: str, inside: bool = True) -> bool:
     """Whether a teacher's file has this name; an error where there is none that can be read."""
     if name.endswith(".keras"):
-        inputs.check_model_file(name, "teacher")
+        inputs.check_model_file(name, "teacher", inside=inside)
         return True
     problem = archives.file_problem(name)
     if problem is not None and name.endswith(_FILES):
         raise ValueError(f"The teacher `{name}` {problem}. Pass the path of its file.")
+    if name.endswith(".npz") and inside:
+        _kind_of_answers(name, archives.names(name))
     return name.endswith(_FILES)
 
 
@@ -226,7 +239,7 @@ def _from_answers(name: str, data: TaskData, stack: contextlib.ExitStack) -> Nam
     return NamedTeacher(name, keras_kd.teachers.CachedTeacher(cache), answers=whole)
 
 
-def _kind_of_answers(name: str, arrays: dict[str, Any]) -> str:
+def _kind_of_answers(name: str, arrays: Collection[str]) -> str:
     kinds = [kind for kind in ("logits", "probabilities", "log_probabilities") if kind in arrays]
     if len(kinds) != 1 or ("indices" in arrays) != (kinds[0] == "log_probabilities"):
         raise ValueError(

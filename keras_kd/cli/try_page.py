@@ -27,6 +27,7 @@ from keras_kd.export import manifest
 from keras_kd.export.report.scorecard import Scorecard, labels_of
 from keras_kd.export.signature import Arrays, Signature, is_symbolic, pack
 from keras_kd.export.verification import output_meaning, reverify
+from keras_kd.utils.values import misfit
 
 if TYPE_CHECKING:
     import keras
@@ -315,7 +316,11 @@ class Teacher:
                 raise ValueError(
                     f"Input `{info.name}` must be a flat list of {math.prod(shape)} numbers."
                 )
-            feed[info.name] = x.reshape(1, *shape).astype(self._export.inputs[info.name].dtype)
+            dtype = self._export.inputs[info.name].dtype
+            reason = misfit(x, dtype)
+            if reason is not None:
+                raise ValueError(f"Input `{info.name}` is of {dtype}, and {reason}.")
+            feed[info.name] = x.reshape(1, *shape).astype(dtype)
         with self._lock:
             start = time.perf_counter()
             answers = self._run(feed)

@@ -15,9 +15,11 @@ from keras_kd.cli import inputs, options, outputs
 from keras_kd.cli.console import Terminal, Work, import_keras
 from keras_kd.export.formats.device_table import check_targets
 from keras_kd.export.report.export_report import Report
+from keras_kd.export.staged_folder import written_together
+from keras_kd.export.target import check_writable
 from keras_kd.search.budget import Budget
-from keras_kd.search.space import METHODS, PRECISIONS, Choice, Float, Log
-from keras_kd.search.study import OBJECTIVES
+from keras_kd.search.space import METHODS, PRECISIONS, Choice, Float, Log, Space
+from keras_kd.search.study import OBJECTIVES, objectives
 from keras_kd.utils.escaping import plain
 
 _RANGES = {
@@ -90,19 +92,27 @@ def tune(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     budget = Budget(minutes, max_bytes, max_latency_ms, trials)
     space = _space(search or [])
+    if space is not None:
+        Space(space, own=False, classes=True, depth=True)
+    least = inputs.words(minimize)
+    objectives(least)
     devices = [word for part in device or [] for word in inputs.words(part)]
     check_targets(devices)
     folder = outputs.folder_of(out, Path("runs") / f"search-{inputs.slug(data)}")
     # The cheap checks come first: Keras and its backend take seconds to import.
     inputs.check_model_file(teacher, "teacher")
-    import_keras()
-    model = inputs.load_model(teacher, "teacher")
+    inputs.check_data(data, "--data")
+    check_writable(folder)
+    if data.startswith("tfds:"):
+        import_keras()
     with terminal.working():
         loaded = datasets.load(
             data,
             data_dir=data_dir,
             image_size=None if image_size is None else (image_size, image_size),
         )
+    import_keras()
+    model = inputs.load_model(teacher, "teacher")
     inputs.check_classifier(model, "teacher", loaded)
     terminal.note(_introduction(loaded, budget, folder))
     from keras_kd.search.tuner import tune as run
@@ -117,7 +127,7 @@ def tune(
             (loaded.x_train, loaded.y_train),
             (loaded.x_validation, loaded.y_validation),
             space=space,
-            minimize=inputs.words(minimize),
+            minimize=least,
             device=devices,
             budget=budget,
             seeds=seeds,
@@ -130,14 +140,15 @@ def tune(
             progress=_told(work),
             verbose=0,
         )
-        if study.best is not None:
-            study.save_config(folder / "best.toml")
-            work("distill", 0, 1, "by keras-kd distill --config best.toml")
-            _distilled(study, loaded)
-            work("distill", 1, 1)
-        if study.rows():
-            study.save_html(folder / "search.html")
-            study.plot(folder / "front.png")
+        with written_together(folder) as made:
+            if study.best is not None:
+                config_file = study.save_config(made / "best.toml")
+                work("distill", 0, 1, "by keras-kd distill --config best.toml")
+                _distilled(study, loaded, config_file)
+                work("distill", 1, 1)
+            if study.rows():
+                study.save_html(made / "search.html")
+                study.plot(made / "front.png")
     texts = [study.table(terminal.width)]
     if study.best is not None:
         texts += [
@@ -149,8 +160,13 @@ def tune(
     raise typer.Exit(0 if study.best is not None else 1)
 
 
-def _distilled(study: Any, data: datasets.Dataset) -> None:
+def _distilled(study: Any, data: datasets.Dataset, config: Path) -> None:
     """Make the file as `keras-kd distill --config best.toml` makes it, wherever that is called.
+
+    Args:
+        study: What the search found.
+        data: Its validation rows judge the file.
+        config: What is going to be `best.toml`.
 
     Raises:
         ValueError: If that fails.
@@ -160,7 +176,7 @@ def _distilled(study: Any, data: datasets.Dataset) -> None:
     from keras_kd.search.files import latencies
 
     out = study.folder / "distilled"
-    words = ["distill", "--config", str(study.folder / "best.toml"), "--out", str(out)]
+    words = ["distill", "--config", str(config), "--out", str(out)]
     ended = subprocess.run(
         [sys.executable, "-P", "-m", "keras_kd", *words, "--overwrite", "--json", "--quiet"],
         capture_output=True,

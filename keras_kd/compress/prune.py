@@ -16,6 +16,7 @@ from keras_kd.models.folding import require_built
 from keras_kd.models.graph import Graph, copy_built, rebuild
 from keras_kd.models.weight_wrapper import WeightWrapper, effective_weights, kernels
 from keras_kd.utils.types import Shape, Tensor
+from keras_kd.utils.values import is_whole
 
 PATTERNS = (None, "2:4", "channels")
 
@@ -383,7 +384,7 @@ def _table(
         ("end_step", end_step),
         ("frequency", frequency),
     ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or int(value) < least:
+        if not is_whole(value) or int(value) < least:
             raise ValueError(
                 f"`{name}` must be an integer of at least {least}. Received: {value!r}."
             )

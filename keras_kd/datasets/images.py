@@ -53,8 +53,21 @@ def load(
             )
     if text == "digits":
         return digits.load()
-    if text.endswith(".npz"):
-        return files.load(text)
+    check_name(text)
+    return files.load(text)
+
+
+def check_name(text: str) -> None:
+    """Refuse what names no data set.
+
+    Args:
+        text: `digits`, `tfds:NAME` or a path that ends in `.npz`, at which there may be nothing.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if text == "digits" or text.startswith("tfds:") or text.endswith(".npz"):
+        return
     hint = (
         "It is a file: only `.npz` files are read, with the arrays `x_train`, `y_train`, "
         "`x_test` and `y_test`."

@@ -105,7 +105,7 @@ def _split(path: str, arrays: dict[str, Any], end: str, notes: list[str]) -> Raw
             f"`{path}` holds `y{end}` and no inputs for it. Store `x{end}`, or an array "
             f"`NAME{end}` for each input of the model."
         )
-    made = {name: _ready(array, notes) for name, array in found.items()}
+    made = {name: ready(array, notes) for name, array in found.items()}
     label = f"y{end}"
     return Raw(
         made.get("x", made),
@@ -169,7 +169,13 @@ def _dtype(x: Inputs, name: str) -> str:
     return "nothing of that name" if array is None else str(array.dtype)
 
 
-def _ready(array: np.ndarray, notes: list[str]) -> Any:
+def ready(array: np.ndarray, notes: list[str]) -> Any:
+    """Return images of unsigned bytes with a channel axis and scaled; all else as it is.
+
+    Args:
+        array: Of one input, `(samples, ...)`.
+        notes: Takes sentences on what was changed.
+    """
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         return array
     if array.ndim == 3:

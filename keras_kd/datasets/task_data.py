@@ -196,21 +196,7 @@ def assemble(
         splits[split] = Rows(x, y, index, tuple(held), groups)
     names = _names(task, labels["train"], class_names, name)
     _check_together(name, task, splits, given, names)
-    for split, fraction in (("test", TEST_FRACTION), ("validation", VALIDATION_FRACTION)):
-        if split in splits:
-            continue
-        rows = splits["train"]
-        chosen = _chosen(task, rows, fraction)
-        if not chosen.any() or chosen.all():
-            raise ValueError(
-                f"`{name}` has no {split} split and too few training rows to take one from: "
-                f"{len(rows):,}. Add rows, or pass a {split} file."
-            )
-        splits[split], splits["train"] = taken(rows, chosen), taken(rows, ~chosen)
-        said.append(
-            f"There is no {split} split: {int(chosen.sum()):,} training rows were taken for it "
-            "with a fixed seed."
-        )
+    divide(name, task, splits, said)
     data = TaskData(
         name,
         task,
@@ -231,6 +217,35 @@ def assemble(
         note = f"{without:,} of {len(data.train):,} training rows have no label and learn from the "
         data = dataclasses.replace(data, notes=(*data.notes, f"{note}teacher alone."))
     return data
+
+
+def divide(name: str, task: str, splits: dict[str, Rows], said: list[str]) -> None:
+    """Take the splits that are missing from the training rows.
+
+    Args:
+        name: What the errors call the data.
+        task: One of `TASKS`.
+        splits: `"train"`, and what there is of `"validation"` and `"test"`; changed in place.
+        said: Takes sentences on what was taken.
+
+    Raises:
+        ValueError: If there are too few rows.
+    """
+    for split, fraction in (("test", TEST_FRACTION), ("validation", VALIDATION_FRACTION)):
+        if split in splits:
+            continue
+        rows = splits["train"]
+        chosen = _chosen(task, rows, fraction)
+        if not chosen.any() or chosen.all():
+            raise ValueError(
+                f"`{name}` has no {split} split and too few training rows to take one from: "
+                f"{len(rows):,}. Add rows, or pass a {split} file."
+            )
+        splits[split], splits["train"] = taken(rows, chosen), taken(rows, ~chosen)
+        said.append(
+            f"There is no {split} split: {int(chosen.sum()):,} training rows were taken for it "
+            "with a fixed seed."
+        )
 
 
 def check_task(task: str) -> None:

@@ -243,8 +243,7 @@ def _class_weights(given: object, pairing: Pairing) -> None:
         # One unit tells two classes apart.
         classes = 2 if shapes[0][-1] == 1 else shapes[0][-1]
     for key, value in given.items():
-        whole = isinstance(key, int | np.integer) and not isinstance(key, bool)
-        if not whole or key < 0 or (classes is not None and key >= classes):
+        if not checks.is_whole(key) or key < 0 or (classes is not None and key >= classes):
             known = f" of 0 to {classes - 1}" if classes is not None else ""
             raise ValueError(f"{advice} Received: the key {key!r}, which is no class{known}.")
         if not checks.is_number(value) or not 0 <= value < math.inf:

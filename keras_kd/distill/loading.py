@@ -9,7 +9,7 @@ import keras
 from keras_kd.distill.distiller import Distiller
 from keras_kd.distill.memory import MODES
 from keras_kd.teachers.base import TeacherLike
-from keras_kd.utils import checks
+from keras_kd.utils import archives, checks
 from keras_kd.utils.types import PathLike
 
 
@@ -50,7 +50,7 @@ def load_distiller(
     """
     checks.one_of("teacher_answers", teacher_answers, MODES)
     checks.functions(teacher_inputs=teacher_inputs, student_inputs=student_inputs)
-    checks.keras_file(path)
+    archives.keras_file(path)
     loaded = _loaded(path, custom_objects)
     if not isinstance(loaded, Distiller):
         raise ValueError(

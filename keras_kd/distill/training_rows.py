@@ -29,6 +29,24 @@ class Rows:
         """Number of samples."""
         return len(keras.tree.flatten(self.x)[0])
 
+    def fit(self, model: keras.Model, batch_size: int, epochs: int, **more: Any) -> None:
+        """Train a model on these rows.
+
+        Args:
+            model: A compiled model.
+            batch_size: Rows a step.
+            epochs: Passes over the rows.
+            **more: More keywords of `fit`.
+        """
+        model.fit(
+            self.x,
+            self.y,
+            sample_weight=self.weight,
+            batch_size=batch_size,
+            epochs=epochs,
+            **more,
+        )
+
     def taken(self, rows: np.ndarray) -> Rows:
         """Return these rows.
 

@@ -116,14 +116,8 @@ class Setting:
         )
         # Whatever the layers drew, the rows come in the same order.
         keras.utils.set_random_seed(seed)
-        distiller.fit(
-            self.train.x,
-            self.train.y,
-            sample_weight=self.train.weight,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            **{"verbose": 0, **self.fitted_with},
-        )
+        fitted_with = {"verbose": 0, **self.fitted_with}
+        self.train.fit(distiller, self.batch_size, self.epochs, **fitted_with)
         answers = answered(distiller, self.validation.x)
         return errors_of(student, answers, self.validation, self.hard, refine=True), student
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_kd.export import manifest
 from keras_kd.export.arguments import check_name
 from keras_kd.export.formats import registry
+from keras_kd.export.formats.device_table import check_targets
+from keras_kd.export.target import check_folder, check_names_free, check_writable
 from keras_kd.utils.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -28,6 +32,70 @@ LEARNED = ("int8", "uint8")
 
 OPSETS = range(13, 19)
 """ONNX operator sets that tf2onnx writes and that per-channel quantization can live in."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What an export is asked to make, checked and without repetition.
+
+    Args:
+        formats: Names of formats.
+        precisions: Names of precisions.
+        targets: Names of runtimes that the best file must run in.
+    """
+
+    formats: list[str]
+    precisions: list[str]
+    targets: list[str]
+
+
+def asked(
+    folder: Path,
+    formats: Sequence[str],
+    precisions: Sequence[str],
+    *,
+    name: str,
+    overwrite: bool,
+    max_drop: float | None = 0.01,
+    objective: str = "size",
+    opset: int = 17,
+    batch: int | None = None,
+    targets: Sequence[str] | str | None = None,
+    beside: Sequence[str] = (),
+) -> Asked:
+    """Check all of an export that is told without its model and its data.
+
+    Args:
+        folder: Where it goes.
+        formats: See `export_model`, as for all that follows.
+        precisions: The same.
+        name: The same.
+        overwrite: The same.
+        max_drop: The same.
+        objective: The same.
+        opset: The same.
+        batch: The same.
+        targets: The same.
+        beside: Names of files that are going to lie beside it.
+
+    Returns:
+        What is to be made.
+
+    Raises:
+        ImportError: If a package is missing.
+        OSError: If the folder cannot be written, or may not be.
+        TypeError: If an argument is of another type.
+        ValueError: If an argument cannot be used.
+    """
+    known = names("formats", formats, registry.names())
+    found = Asked(known, check_precisions(precisions, known), check_targets(targets))
+    check_settings(max_drop, objective, opset, name)
+    check_batch(batch)
+    check_packages(known)
+    check_folder(folder, overwrite)
+    check_writable(folder)
+    check_names_free(folder, (*beside, *written(name, known, found.precisions)))
+    return found
 
 
 def names(what: str, values: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_kd.export import arguments, checks, jobs, manifest, warm
 from keras_kd.export.checks import PRECISIONS
-from keras_kd.export.formats import device_table, registry
+from keras_kd.export.formats import registry
 from keras_kd.export.formats.base import Format
 from keras_kd.export.jobs import Progress
 from keras_kd.export.mixed import quietly, try_mixed
@@ -35,7 +35,6 @@ from keras_kd.export.signature import Arrays, is_symbolic
 from keras_kd.export.source import data
 from keras_kd.export.source.data import CALIBRATION_SAMPLES
 from keras_kd.export.staged_folder import place, staging
-from keras_kd.export.target import check_folder, check_names_free, check_writable
 from keras_kd.export.tensor_names import layer_names
 from keras_kd.export.verification import acceptance
 from keras_kd.export.verification.keras_answers import (
@@ -176,16 +175,20 @@ def export_model(
     arguments.check_progress(progress)
     arguments.check_switches(mixed=mixed, sparse=sparse, allow_flex=allow_flex, overwrite=overwrite)
     tell = progress or (lambda stage, done, total: None)
-    formats = checks.names("formats", formats, registry.names())
-    precisions = checks.check_precisions(precisions, formats)
-    checks.check_settings(max_drop, objective, opset, name)
-    checks.check_batch(batch)
-    wanted = device_table.check_targets(targets)
-    checks.check_packages(formats)
     target = Path(folder)
-    check_folder(target, overwrite)
-    check_writable(target)
-    check_names_free(target, checks.written(name, formats, precisions))
+    asked = checks.asked(
+        target,
+        formats,
+        precisions,
+        name=name,
+        overwrite=overwrite,
+        max_drop=max_drop,
+        objective=objective,
+        opset=opset,
+        batch=batch,
+        targets=targets,
+    )
+    formats, precisions, wanted = asked.formats, asked.precisions, asked.targets
     class_names = arguments.check_labels(labels)
     curves = arguments.read_history(history)
     check_teacher(teacher)

@@ -15,6 +15,7 @@ from keras_kd.export.formats.base import Borders, Runtime
 from keras_kd.export.signature import Arrays
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Tensors
+from keras_kd.utils.values import misfit
 
 _BATCH = 64
 """Samples that a file with a free batch is given at once: memory stays bounded."""
@@ -51,18 +52,8 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, integers: bool = Fal
     number("threads", threads, whole=True)
     if threads < 1:
         raise ValueError(f"`threads` must be positive. Received: threads={threads!r}.")
-    given = Path(path)
-    if given.is_dir():
-        given = _best(given)
-    if not given.is_file():
-        raise FileNotFoundError(
-            f"The exported file `{given}` does not exist. Pass a `.tflite` or `.onnx` file, or the "
-            "folder that `keras_kd.export` wrote."
-        )
-    try:
-        fmt = registry.of_file(given)
-    except ValueError as error:
-        raise ValueError(f"{error} A `.keras` file loads with `keras.saving.load_model`.") from None
+    given = find(path)
+    fmt = registry.of_file(given)
     try:
         outside = fmt.outside(given)
         runtime = fmt.open(given, int(threads))
@@ -82,6 +73,35 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, integers: bool = Fal
     if outside:
         raise ValueError(f"`{given}` {outside}. Save it with its weights inside.")
     return LoadedModel(given, runtime, integers, borders)
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """Find the file that is to be loaded, without loading it.
+
+    Args:
+        path: As for `load`.
+
+    Returns:
+        The file: of a folder its best one, which is the one that was exported.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ManifestError: If the folder holds no export, or its best file is not the exported one.
+        ValueError: If the file is of no known format, or no file of the folder passed its check.
+    """
+    given = Path(path)
+    if given.is_dir():
+        given = _best(given)
+    if not given.is_file():
+        raise FileNotFoundError(
+            f"The exported file `{given}` does not exist. Pass a `.tflite` or `.onnx` file, or the "
+            "folder that `keras_kd.export` wrote."
+        )
+    try:
+        registry.of_file(given)
+    except ValueError as error:
+        raise ValueError(f"{error} A `.keras` file loads with `keras.saving.load_model`.") from None
+    return given
 
 
 class LoadedModel:
@@ -240,31 +260,13 @@ class LoadedModel:
                     f"Input `{row['name']}` holds NaN or infinite values, which {dtype} cannot "
                     f"hold, as `{self.path.name}` would have to."
                 )
-            return array.astype(np.float32)
-        if dtype.kind in "iu":
-            self._check_whole(array, row, dtype)
-        if dtype.kind == "b" and array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
+        given = np.dtype(np.float32) if "scale" in row else dtype
+        reason = misfit(array, given)
+        if reason is not None:
             raise ValueError(
-                f"Input `{row['name']}` of `{self.path.name}` takes yes and no, and holds values "
-                "that are neither 0 nor 1."
+                f"Input `{row['name']}` of `{self.path.name}` takes {dtype}, and {reason}."
             )
-        return array.astype(dtype, copy=False)
-
-    def _check_whole(self, array: np.ndarray, row: dict[str, Any], dtype: np.dtype[Any]) -> None:
-        if array.size == 0:
-            return
-        limits = np.iinfo(dtype)
-        if array.dtype.kind == "f" and not bool(np.all(array == np.round(array))):
-            raise ValueError(
-                f"Input `{row['name']}` of `{self.path.name}` takes {dtype}, and holds values that "
-                "are not whole."
-            )
-        low, high = array.min(), array.max()
-        if low < limits.min or high > limits.max:
-            raise ValueError(
-                f"Input `{row['name']}` of `{self.path.name}` takes {dtype}, and holds values from "
-                f"{low} to {high}."
-            )
+        return array.astype(given, copy=False)
 
     def _run(self, feed: Arrays, count: int) -> Arrays:
         fixed = next((row["shape"][0] for row in self.inputs if row["shape"]), None)

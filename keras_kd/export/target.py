@@ -14,6 +14,7 @@ from keras_kd.utils import files, folders
 
 _LENGTH = 16
 _ASIDE = re.compile(rf"(.+\.([0-9a-f]{{{_LENGTH}}}))\.[a-z0-9_]+")
+_REPLACED = ".replaced"
 
 
 def check_folder(target: Path, overwrite: bool) -> None:
@@ -95,6 +96,23 @@ def aside(name: str, sha256: str) -> str:
     return f"{path.stem}.{sha256[:_LENGTH]}{path.suffix}"
 
 
+def as_replaced(name: str, sha256: str) -> str:
+    """Return the name under which a file steps aside for another one that takes its own."""
+    path = Path(name)
+    return aside(f"{path.stem}{_REPLACED}{path.suffix}", sha256)
+
+
+def name_of(name: str) -> tuple[str, bool]:
+    """Return a file's own name from that of a while, and whether it stepped aside.
+
+    Args:
+        name: As `aside` or `as_replaced` gave it.
+    """
+    path = Path(name)
+    stem = path.stem[: -_LENGTH - 1]
+    return stem.removesuffix(_REPLACED) + path.suffix, stem.endswith(_REPLACED)
+
+
 def left_behind(target: Path) -> set[str]:
     """Return the files that a killed export brought in: their names say a part of a hash.
 
@@ -115,5 +133,7 @@ def left_behind(target: Path) -> set[str]:
 
 def _holds_something(target: Path) -> bool:
     names = {name for name in os.listdir(target) if not LOCK.fullmatch(name)}
-    # Without a manifest they belong to an export that was killed before it had one.
-    return bool(names) and (manifest.FILE in names or bool(names - left_behind(target)))
+    # Without a manifest they belong to an export that was killed before it had one, but for what
+    # stepped aside for it.
+    left = {name for name in left_behind(target) if not name_of(name)[1]}
+    return bool(names) and (manifest.FILE in names or bool(names - left))

@@ -312,7 +312,7 @@ class Federation:
 
 def _clients(clients: Any) -> tuple[list[Callable[[], Any]], int]:
     advice = "Pass a list of functions that each make one: `clients=[make_a, make_b]`."
-    if isinstance(clients, int | np.integer) and not isinstance(clients, bool):
+    if checks.is_whole(clients):
         return [], checks.whole("clients", clients)
     if not isinstance(clients, Sequence) or isinstance(clients, str):
         raise TypeError(f"`clients` is a list of functions. Received: {clients!r}. {advice}")

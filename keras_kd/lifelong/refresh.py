@@ -528,8 +528,7 @@ def _put_in_service(
 
     target = deployed.resolve()
     staged = target.parent / f".{target.name}.refresh"
-    # What a run that was killed has left: a copy, or the folder that it has replaced.
-    shutil.rmtree(staged, ignore_errors=True)
+    _keep_replaced(staged, target, previous)
     shutil.copytree(candidate, staged)
     replaced = {*staged_folder.first_names(content), manifest.FILE}
     for path in target.iterdir():
@@ -550,6 +549,41 @@ def _put_in_service(
         os.replace(link, deployed)
         files.sync(deployed.parent)
         return
+    with files.replacing(_copy_of(previous)) as file:
+        file.write(str(staged.stat().st_ino).encode())
     files.exchange(staged, target)
-    shutil.rmtree(previous, ignore_errors=True)
-    shutil.move(staged, previous)
+    _keep_replaced(staged, target, previous)
+
+
+def _copy_of(previous: Path) -> Path:
+    """The file that tells the copy which goes into service from the folder that comes out of it."""
+    return previous.with_name(f".{previous.name}.copy")
+
+
+def _keep_replaced(staged: Path, target: Path, previous: Path) -> None:
+    """Keep the folder that was replaced as `previous`; a copy that never replaced one goes."""
+    copy = _copy_of(previous)
+    if (
+        staged.is_dir()
+        and copy.exists()
+        and copy.read_text() != str(staged.stat().st_ino)
+        # A run that was killed here ships the same files once more.
+        and _exported_files(staged) != _exported_files(target)
+    ):
+        # It may go to another disk, which takes its time.
+        kept = previous.with_name(f".{previous.name}")
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(staged, kept, symlinks=True)
+        shutil.rmtree(previous, ignore_errors=True)
+        os.rename(kept, previous)
+        files.sync(previous.parent)
+    shutil.rmtree(staged, ignore_errors=True)
+    files.remove(copy)
+
+
+def _exported_files(folder: Path) -> dict[str, str]:
+    """Names and hashes of the models of an export."""
+    from keras_kd.export import manifest
+
+    artifacts = manifest.read(folder)["artifacts"]
+    return {each.file: each.sha256 for row in artifacts for each in manifest.files_of(row)}

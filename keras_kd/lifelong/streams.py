@@ -392,16 +392,13 @@ def _require_seed(seed: object) -> None:
 
 def _groups(tasks: object) -> list[list[int]] | None:
     """The classes of each task where they are listed, `None` where tasks are counted."""
-    if isinstance(tasks, int | np.integer) and not isinstance(tasks, bool):
+    if checks.is_whole(tasks):
         return None
     listed = tasks.tolist() if isinstance(tasks, np.ndarray) else tasks
     groups: list[Any] = list(listed) if isinstance(listed, list | tuple) else [None]
     groups = [group.tolist() if isinstance(group, np.ndarray) else group for group in groups]
-    whole = (int, np.integer)
     if not all(
-        isinstance(group, list | tuple)
-        and all(isinstance(label, whole) and not isinstance(label, bool) for label in group)
-        for group in groups
+        isinstance(group, list | tuple) and all(map(checks.is_whole, group)) for group in groups
     ):
         raise TypeError(
             "`tasks` is how many there are, or the classes of each, as `[[0, 1], [2, 3]]`. "

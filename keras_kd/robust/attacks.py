@@ -19,7 +19,7 @@ from keras_kd import backends
 from keras_kd.robust import formulas, square
 from keras_kd.robust.classifier import Classifier, FileClassifier, in_batches, labels_of
 from keras_kd.robust.threats import Threat, require_threat
-from keras_kd.utils import checks
+from keras_kd.utils import archives, checks
 from keras_kd.utils.types import Tensor
 
 KINDS = ("fgsm", "pgd", "square")
@@ -161,7 +161,7 @@ def classifier_of(
     checks.logits_flags(from_logits)
     if isinstance(model, str | Path):
         if str(model).endswith(".keras"):
-            checks.keras_file(model)
+            archives.keras_file(model)
             loaded = keras.saving.load_model(model, compile=False, safe_mode=True)
             return Classifier(loaded, rows, from_logits)
         model = load(model)

@@ -126,8 +126,7 @@ def corrupt(
 
 def require_severity(severity: object) -> int:
     """A severity, or `ValueError`."""
-    whole = isinstance(severity, int | np.integer) and not isinstance(severity, bool)
-    if not whole or severity not in SEVERITIES:
+    if not checks.is_whole(severity) or severity not in SEVERITIES:
         raise ValueError(f"`severity` is 1, 2, 3, 4 or 5. Received: severity={severity!r}.")
     return int(severity)
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from keras_kd.utils.values import is_number
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def require_limit(name: str, value: object, whose: str) -> None:
     """
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if not is_number(value):
         raise TypeError(f"`{name}` of {whose} is a number. Received: {name}={value!r}.")
     if not 0 < value < math.inf:
         raise ValueError(

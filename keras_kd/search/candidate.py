@@ -97,12 +97,10 @@ class Trainer:
         )
         keras.utils.set_random_seed(seed)
         watch = _Rungs(self, student, keeps_on)
-        distiller.fit(
-            self.train.x,
-            self.train.y,
-            sample_weight=self.train.weight,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
+        self.train.fit(
+            distiller,
+            self.batch_size,
+            self.epochs,
             verbose=self.verbose,
             callbacks=[watch, *(keras.tree.flatten(self.callbacks) if self.callbacks else [])],
         )

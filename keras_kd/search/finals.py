@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd.export.scratch import working_folder
+from keras_kd.export.staged_folder import made_aside
 from keras_kd.export.writing import write_file
 from keras_kd.search import record
 from keras_kd.search.budget import Budget
@@ -24,6 +25,7 @@ from keras_kd.utils import archives, files, paired
 
 WINNER, PLAIN, DEFAULTS = "winner", "plain", "defaults"
 ROLES = (WINNER, PLAIN, DEFAULTS)
+STUDENT = "student.keras"
 
 Say = Callable[[str, int, int, str], None]
 
@@ -289,7 +291,11 @@ class Finals:
         write_file(self._path(role, seed, "json"), json.dumps(said) + "\n")
 
     def _export(self, role: str, seed: int) -> dict[str, Any]:
-        """Export the student of a run in full, with labels, into `best`."""
+        """Export the student of a run in full, with labels, into a folder of that run.
+
+        The file of the best student before stays what the result on disk says of it, until that
+        names the new one.
+        """
         values = self.values[role]
         student = self.trainer.student(values, seed)
         twin = next(
@@ -297,20 +303,21 @@ class Finals:
         )
         arrays = archives.arrays(self._path(twin, seed, "npz"))
         student.set_weights([arrays[f"w{i}"] for i in range(len(arrays))])
-        target = self.folder / "best"
+        target = self._path(role, seed, "npz").with_suffix("")
         held = self.trainer.validation
         evaluation = (held.x, held.y) if held.weight is None else (held.x, held.y, held.weight)
-        report = self.exporter.report(
-            student, target, str(values["precision"]), evaluation, overwrite=True
-        )
-        # Whatever cannot be saved is made by the user's own function again.
-        with (
-            contextlib.suppress(ValueError, TypeError),
-            files.replacing_by_name(target / "student.keras") as name,
-        ):
-            student.save(name)
-        made = report.artifacts[0]
-        return {"file": str(Path("best") / (made.file or "")), "bytes": made.bytes}
+        with made_aside(target, overwrite=True, beside=(STUDENT,)) as made:
+            precision = str(values["precision"])
+            report = self.exporter.report(student, made, precision, evaluation)
+            # Whatever cannot be saved is made by the user's own function again.
+            with (
+                contextlib.suppress(ValueError, TypeError),
+                files.replacing_by_name(made / STUDENT) as name,
+            ):
+                student.save(name)
+        first = report.artifacts[0]
+        file = target.relative_to(self.folder) / (first.file or "")
+        return {"file": file.as_posix(), "bytes": first.bytes}
 
     def _path(self, role: str, seed: int, suffix: str) -> Path:
         told = json.dumps(self.values[WINNER], sort_keys=True)

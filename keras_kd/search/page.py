@@ -12,6 +12,7 @@ from keras_kd.export.report import plots
 from keras_kd.export.report.pages import filled
 from keras_kd.export.report.plots import empty_figure, literally, svg
 from keras_kd.utils.escaping import plain
+from keras_kd.utils.values import is_number
 
 
 class Shown(Protocol):
@@ -118,7 +119,7 @@ def _places(values: list[Any]) -> list[float]:
     """Heights in [0, 1]: numbers by their order of magnitude where it differs, names in turn."""
     if not values:
         return []
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+    if not all(map(is_number, values)):
         known = list(dict.fromkeys(map(str, values)))
         return [known.index(str(v)) / max(len(known) - 1, 1) for v in values]
     array = np.asarray(values, "float64")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from keras_kd.utils.values import is_number, known_keys
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class Space:
             ranges["precision"] = Choice(*precisions)
         known = [name for name in DEFAULTS if not (own and name in ("width", "depth"))]
         if not own:
-            _require_names(ranges, known, "space")
+            known_keys(ranges, known, "space")
         for name, found in ranges.items():
             if name in DEFAULTS:
                 _require_known(name, found, classes)
@@ -289,24 +291,16 @@ def _require_known(name: str, found: Range, classes: bool) -> None:
         known = PRECISIONS if name == "precision" else METHODS if classes else METHODS[:2]
         if not isinstance(found, Choice):
             raise TypeError(f"`{name}` is a choice of names. Received: {found!r}.")
-        _require_names(map(str, found.options), known, f"space[{name!r}]")
+        known_keys(map(str, found.options), known, f"space[{name!r}]")
         return
     low, high, closed = _LIMITS[name]
     for value in (found.low, found.high) if isinstance(found, Float) else found.options:
-        within = isinstance(value, int | float) and not isinstance(value, bool)
-        if not within or not (low <= value <= high) or (value == low and not closed):
+        if not is_number(value) or not (low <= value <= high) or (value == low and not closed):
             raise ValueError(
                 f"`{name}` lies {'at least at' if closed else 'above'} {low:g}"
                 f"{f' and at most at {high:g}' if math.isfinite(high) else ''}. Received: "
                 f"{name}={value!r} in the space."
             )
-
-
-def _require_names(given: Iterable[str], known: Sequence[str], argument: str) -> None:
-    # Keras is imported for it, and the command line reads its options before that.
-    from keras_kd.utils import checks
-
-    checks.known_keys(given, known, argument)
 
 
 def _require_range(low: float, high: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,37 @@ from keras_kd.search import record
 from keras_kd.utils import archives
 from keras_kd.utils.escaping import plain
 from keras_kd.utils.tables import fitted
+from keras_kd.utils.values import known_keys
 
 OBJECTIVES = ("error", "bytes", "latency_ms")
 
 _RESULT = "result.json"
 _VALUES = ("method", "temperature", "alpha", "learning_rate", "width", "depth", "precision")
+
+
+def objectives(given: Iterable[str] | str) -> tuple[str, ...]:
+    """What is minimized, without repetition.
+
+    Args:
+        given: What was passed as `minimize`.
+
+    Raises:
+        TypeError: If they are no names.
+        ValueError: If there is none, one twice, or an unknown one.
+    """
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"`minimize` lists objectives of {', '.join(OBJECTIVES)}. Received: minimize={given!r}."
+        )
+    names = ["latency_ms" if name == "latency" else name for name in names]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"`minimize` names different objectives of {', '.join(OBJECTIVES)}. Received: "
+            f"minimize={given!r}."
+        )
+    known_keys(map(str, names), OBJECTIVES, "minimize")
+    return tuple(names)
 
 
 class Study:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -14,8 +14,6 @@ import numpy as np
 from keras_kd.distill import label_checks
 from keras_kd.distill.training_rows import Rows, read
 from keras_kd.models import meaning, output_kinds
-from keras_kd.search.study import OBJECTIVES
-from keras_kd.utils import checks
 from keras_kd.utils.types import Data, Losses
 
 LEARNING_RATE = 5e-3
@@ -209,31 +207,6 @@ def require_labels(student: keras.Model, hard: Losses, shapes: Sequence[Any], **
     expected = [label_checks.Expected(loss, tuple(shapes[0]), None, student.name)]
     for name, each in rows.items():
         label_checks.require(expected, each.y, None, f"`y` of `{name}`")
-
-
-def objectives(given: Iterable[str] | str) -> tuple[str, ...]:
-    """What is minimized, without repetition.
-
-    Args:
-        given: What was passed as `minimize`.
-
-    Raises:
-        TypeError: If they are no names.
-        ValueError: If there is none, one twice, or an unknown one.
-    """
-    names = [given] if isinstance(given, str) else given
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(
-            f"`minimize` lists objectives of {', '.join(OBJECTIVES)}. Received: minimize={given!r}."
-        )
-    names = ["latency_ms" if name == "latency" else name for name in names]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"`minimize` names different objectives of {', '.join(OBJECTIVES)}. Received: "
-            f"minimize={given!r}."
-        )
-    checks.known_keys(map(str, names), OBJECTIVES, "minimize")
-    return tuple(names)
 
 
 def of_command(told: str | None, shape: tuple[int, ...]) -> str:

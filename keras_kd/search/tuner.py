@@ -29,7 +29,7 @@ from keras_kd.search.candidate import Trainer
 from keras_kd.search.files import Exporter, Weighed
 from keras_kd.search.halving import goes_on
 from keras_kd.search.space import TRAINING, Space
-from keras_kd.search.study import Study
+from keras_kd.search.study import Study, objectives
 from keras_kd.students.shrink import shrink
 from keras_kd.teachers.base import TeacherLike
 from keras_kd.utils import archives, checks, files
@@ -201,7 +201,7 @@ class Search:
         shares: bool = False,
     ) -> None:
         _require_packages()
-        self.minimize = task.objectives(minimize)
+        self.minimize = objectives(minimize)
         for name, given in (("config", config), ("export", export)):
             if given is not None and not isinstance(given, Mapping):
                 raise TypeError(f"`{name}` is a dict. Received: {name}={given!r}.")

@@ -126,6 +126,41 @@ def archive(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
         yield found
 
 
+def keras_file(path: str | os.PathLike[str], *, whole: bool = True) -> None:
+    """Raise unless `path` is a `.keras` archive that fits into memory.
+
+    Args:
+        path: Path of the file.
+        whole: Whether to read all of it, which finds what is damaged.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If it is no such archive.
+    """
+    path = os.fspath(path)
+    problem = file_problem(path)
+    if problem == "does not exist":
+        raise FileNotFoundError(f"There is no file `{path}`.")
+    if problem is not None:
+        raise ValueError(f"`{path}` {problem}. Pass the file that `model.save` wrote.")
+    try:
+        with archive(path) as found:
+            names = found.namelist()
+            damaged = found.testzip() if whole else None
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"`{path}` is no `.keras` file, or only a part of one: it is not a zip archive. Save "
+            "the model again with `model.save('name.keras')`."
+        ) from error
+    except (zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"`{path}` is no `.keras` file: it is damaged ({error}).") from error
+    if "config.json" not in names or damaged is not None:
+        raise ValueError(
+            f"`{path}` is no `.keras` file"
+            + (f": `{damaged}` in it is damaged." if damaged else ": it has no `config.json`.")
+        )
+
+
 def require_bounded(found: zipfile.ZipFile, path: str, size: int) -> None:
     """Refuse an archive by what its directory declares, before a byte is unpacked.
 
@@ -181,16 +216,35 @@ def arrays(
             pickled objects, or declares more than may be unpacked.
     """
     path = os.fspath(path)
+    with _npz(path) as found:
+        names = {name.removesuffix(".npy"): name for name in found.namelist()}
+        if check is not None:
+            check(list(names))
+        return {name: _array(path, found, member) for name, member in names.items()}
+
+
+def names(path: str | os.PathLike[str]) -> list[str]:
+    """Return the names of the arrays of a `.npz` file, of which none is read.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        ValueError: As for `arrays`, as far as the directory of the file tells.
+    """
+    with _npz(os.fspath(path)) as found:
+        return [name.removesuffix(".npy") for name in found.namelist()]
+
+
+@contextlib.contextmanager
+def _npz(path: str) -> Iterator[zipfile.ZipFile]:
     problem = file_problem(path)
     if problem is not None:
         raise ValueError(f"`{path}` {problem}. Expected the path of a `.npz` file.")
     try:
         # Not by `np.load`, which would also take a bare `.npy` or a pickle.
         with archive(path) as found:
-            names = {name.removesuffix(".npy"): name for name in found.namelist()}
-            if check is not None:
-                check(list(names))
-            return {name: _array(path, found, member) for name, member in names.items()}
+            yield found
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(
             f"`{path}` is not a readable `.npz` file: it is truncated or of another format. "

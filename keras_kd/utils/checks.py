@@ -1,41 +1,22 @@
 """Bad input found before any work starts: one clear error each."""
 
 import math
-import os
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.utils import archives
 from keras_kd.utils.data import are_arrays
-from keras_kd.utils.errors import did_you_mean
-from keras_kd.utils.types import Data, Losses, PathLike, Shape, Tensor, Tensors
-
-
-def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> None:
-    """Raise `ValueError` for a key that is not known, with close matches."""
-    for key in given:
-        if key not in known:
-            hint = did_you_mean(key, known, quote="'")
-            raise ValueError(
-                f"`{argument}` has the unknown key {key!r}. Expected "
-                f"{', '.join(repr(k) for k in known) or 'no keys'}.{hint}"
-            )
-
-
-def one_of(argument: str, given: object, known: Sequence[str]) -> None:
-    """Raise `ValueError` for a choice that there is not, with close matches."""
-    if given not in known:
-        hint = did_you_mean(given, known, quote="'")
-        raise ValueError(
-            f"`{argument}` is one of {', '.join(map(repr, known))}. Received: "
-            f"{argument}={given!r}.{hint}"
-        )
+from keras_kd.utils.types import Data, Losses, Shape, Tensor, Tensors
+from keras_kd.utils.values import is_number as is_number
+from keras_kd.utils.values import is_whole as is_whole
+from keras_kd.utils.values import known_keys as known_keys
+from keras_kd.utils.values import number as number
+from keras_kd.utils.values import one_of as one_of
+from keras_kd.utils.values import positive as positive
+from keras_kd.utils.values import whole as whole
 
 
 def objective(loss: Losses, distillation_loss: object, distills: bool) -> None:
@@ -54,74 +35,10 @@ def objective(loss: Losses, distillation_loss: object, distills: bool) -> None:
         )
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a single number of Python or NumPy, and no boolean."""
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
 def _number(name: str, value: object) -> None:
     """Raise `TypeError` unless `value` is a single number."""
     if not is_number(value):
         raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
-
-
-def number(name: str, value: object, least: float = -math.inf) -> float:
-    """Return a finite number, or raise.
-
-    Args:
-        name: What the message calls it.
-        value: What was passed.
-        least: The least that it may be.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not finite, or smaller.
-    """
-    if not is_number(value):
-        raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
-    if not math.isfinite(value):
-        raise ValueError(f"`{name}` is finite. Received: {name}={value!r}.")
-    if value < least:
-        raise ValueError(f"`{name}` is at least {least:g}. Received: {name}={value!r}.")
-    return float(value)
-
-
-def positive(name: str, value: object, advice: str = "") -> float:
-    """Return a finite number above 0, or raise.
-
-    Args:
-        name: What the message calls it.
-        value: What was passed.
-        advice: What the message says beside.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not finite or not above 0.
-    """
-    found = number(name, value)
-    if found <= 0:
-        beside = f": {advice}" if advice else ""
-        raise ValueError(f"`{name}` is greater than 0{beside}. Received: {name}={value!r}.")
-    return found
-
-
-def whole(name: str, value: object, least: int = 1) -> int:
-    """Return a whole number of at least `least`, or raise.
-
-    Args:
-        name: What the message calls it.
-        value: What was passed.
-        least: The least that it may be.
-
-    Raises:
-        TypeError: If it is no whole number.
-        ValueError: If it is smaller.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"`{name}` is a whole number. Received: {name}={value!r}.")
-    if value < least:
-        raise ValueError(f"`{name}` is at least {least}. Received: {name}={value!r}.")
-    return int(value)
 
 
 def temperature(value: float) -> None:
@@ -423,32 +340,6 @@ def require_finite(array: np.ndarray, name: str) -> None:
         raise ValueError(
             f"{_quoted(name)} holds NaN or infinite values in {len(rows)} of {len(array)} rows, "
             f"the first is row {rows[0]}. Remove or repair them before training."
-        )
-
-
-def keras_file(path: PathLike) -> None:
-    """Raise unless `path` is a whole `.keras` archive that fits into memory."""
-    path = os.fspath(path)
-    problem = archives.file_problem(path)
-    if problem == "does not exist":
-        raise FileNotFoundError(f"There is no file `{path}`.")
-    if problem is not None:
-        raise ValueError(f"`{path}` {problem}. Pass the file that `model.save` wrote.")
-    try:
-        with archives.archive(path) as archive:
-            names = archive.namelist()
-            damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        raise ValueError(
-            f"`{path}` is no `.keras` file, or only a part of one: it is not a zip archive. Save "
-            "the model again with `model.save('name.keras')`."
-        ) from error
-    except (zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"`{path}` is no `.keras` file: it is damaged ({error}).") from error
-    if "config.json" not in names or damaged is not None:
-        raise ValueError(
-            f"`{path}` is no `.keras` file"
-            + (f": `{damaged}` in it is damaged." if damaged else ": it has no `config.json`.")
         )
 
 

@@ -263,18 +263,6 @@ def test_an_interrupted_training_writes_nothing(run, tmp_path, image_file, monke
     assert not any(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_no_temporary_file(tmp_path):
-    def full(path):
-        Path(path).write_text("half")
-        raise OSError(28, "No space left on device")
-
-    (tmp_path / "student.keras").write_text("earlier")
-    with pytest.raises(OSError, match="disk is full"):
-        demo._write(tmp_path / "student.keras", full)
-    assert [path.name for path in tmp_path.iterdir()] == ["student.keras"]
-    assert (tmp_path / "student.keras").read_text() == "earlier"
-
-
 def heeds_control_c():
     """A shell that starts the tests in the background lets its children ignore the signal."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_kd.lifelong.report import Report
+
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
@@ -17,7 +19,11 @@ def student(tmp_path_factory):
     return path
 
 
-def test_learns_and_reports(run, student, tmp_path):
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_learns_and_reports(run, student, tmp_path, monkeypatch):
     arguments = ("lifelong", student, "--tasks", 2, "--method", "replay", "--memory", 50)
     arguments += ("--batch-size", 256, "--json", "--quiet")
     code, out, err = run(*arguments)
@@ -36,6 +42,16 @@ def test_learns_and_reports(run, student, tmp_path):
     assert code == 2
     assert "holds another training" in err
     assert json.loads((folder / "report.json").read_text()) == document
+
+    # Stopped between two of its files, it leaves those of the run before.
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(Report, "save_html", killed)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(Killed):
+        run(*arguments)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(

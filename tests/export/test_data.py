@@ -100,11 +100,15 @@ def test_unusable_data_is_refused(value, message):
         ({"y": X}, "not an input of the model"),
         ([X, X], r"2 array\(s\) and the model 1 input"),
         (X.astype(str), "numbers are needed"),
+        (np.where(X > 0.9, 1e39, X.astype("float64")), r"`x` holds 1e\+39, more than float32"),
+        ({"ids": np.full((10, 5), 2**31), "x": X}, r"`ids` holds values from .*model takes int32"),
+        ({"ids": np.full((10, 5), 0.5), "x": X}, "`ids` holds values that are not whole"),
+        ({"ids": np.full((10, 5), np.nan), "x": X}, "`ids` holds values that are not whole"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(x, message):
     with pytest.raises(ValueError, match=message):
-        data.by_name(x, ONE, "calibration")
+        data.by_name(x, TWO if isinstance(x, dict) and "ids" in x else ONE, "calibration")
 
 
 def test_missing_and_misspelled_inputs_are_named():

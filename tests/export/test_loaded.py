@@ -151,6 +151,11 @@ def test_a_folder_gives_its_best_file(report, blobs):
         ({}, ValueError, r"\['image'\] .* are missing"),
         (np.full((2, 8, 8, 1), "x"), TypeError, "numbers are needed"),
         (np.full((2, 8, 8, 1), np.nan), ValueError, "NaN or infinite"),
+        (
+            np.full((2, 8, 8, 1), 1e300),
+            ValueError,
+            r"`image` .* int8, and holds 1e\+300, more than",
+        ),
         ([[1, 2], [3]], ValueError, "is no array"),
     ],
 )
@@ -170,10 +175,16 @@ def test_whole_numbers_do_not_wrap(pair, fmt):
     for words, message in (
         (x[0].astype("int64") + 2**40, "takes int32, and holds values from"),
         (x[0] + 0.5, "not whole"),
-        (np.full(x[0].shape, np.nan), "not whole"),
+        (np.full(x[0].shape, np.nan), "not whole, such as nan"),
+        (np.full(x[0].shape, np.inf), "from inf to inf"),
+        # The greatest int32 is no float32: what stands for it is one more, and would wrap.
+        (np.full(x[0].shape, 2**31, "float32"), "takes int32, and holds values from"),
+        (np.full(x[0].shape, -1.5, "float16"), "not whole, such as -1.5"),
     ):
         with pytest.raises(ValueError, match=message):
             loaded([words, x[1]])
+    with pytest.raises(ValueError, match=r"`age` of .* takes float32, and holds -1e\+39, more"):
+        loaded([x[0], np.where(x[1] > 1, -1e39, x[1].astype("float64"))])
     with pytest.raises(ValueError, match="cannot compute these inputs.*rows that there are"):
         loaded([x[0] + 20, x[1]])
     with pytest.raises(ValueError, match="differ in length"):

@@ -16,6 +16,7 @@ import pytest
 from keras_kd.export import manifest, scratch, staged_folder, target
 
 DIGITS = Path(__file__).parents[2] / "exported" / "digits"
+BESIDE = ("student.keras", "distill.toml")
 STEPS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
 
 
@@ -37,15 +38,20 @@ def staged(folder, suffix, precisions):
     (folder / "evaluation.npz").write_bytes(f"samples {suffix}".encode())
     content["evaluation"]["sha256"] = manifest.digest(folder / "evaluation.npz")
     content["best"] = content["artifacts"][0]["file"]
+    (folder / "student.keras").write_text(f"student {suffix}")
+    if suffix == "old":
+        (folder / "distill.toml").write_text("options old")
     content["settings"]["opset"] = 17 if suffix == "old" else 18
     return {key: value for key, value in content.items() if key != "seal"}
 
 
-def which(folder):
+def which(folder, beside=BESIDE):
     """`"old"` or `"new"`, after every file has been compared with the manifest."""
     content = manifest.read(folder)
     manifest.check_files(folder, content)
-    texts = {(folder / name).read_text().split()[1] for name in staged_folder.first_names(content)}
+    beside = [name for name in beside if (folder / name).exists()]
+    names = [*staged_folder.first_names(content), *beside]
+    texts = {(folder / name).read_text().split()[1] for name in names}
     assert len(texts) == 1
     (suffix,) = texts
     assert content["settings"]["opset"] == (17 if suffix == "old" else 18)
@@ -92,32 +98,47 @@ def test_every_moment_finds_a_whole_export(tmp_path, monkeypatch, earlier, after
             goal.mkdir()
         if earlier == "old":
             content = staged(folder / "first", "old", ["int8", "float16"])
-            staged_folder.place(folder / "first", goal, content, overwrite=False)
+            staged_folder.place(folder / "first", goal, content, overwrite=False, beside=BESIDE)
             assert which(goal) == "old"
         if earlier in ("old", "foreign"):
             (goal / "notes.txt").write_text("mine")
         if earlier == "foreign":
             (goal / "m_int8.tflite").write_text("somebody's")
+            (goal / "student.keras").write_text("somebody's")
         content = staged(folder / "second", "new", ["int8", "float32"])
         ended = False
         overwrite = earlier in ("old", "foreign")
         with stop_at(monkeypatch, step, after, clear), contextlib.suppress(Killed):
-            staged_folder.place(folder / "second", goal, content, overwrite=overwrite)
+            staged_folder.place(
+                folder / "second", goal, content, overwrite=overwrite, beside=BESIDE
+            )
             ended = True
         if earlier == "old":
-            assert which(goal) in ("old", "new")
+            suffix = which(goal)
+            kept = [path.read_text() for path in goal.glob("student.*")]
+            assert f"student {suffix}" in kept
+            assert not (clear or ended) or (goal / "student.keras").exists()
         elif (goal / manifest.FILE).exists():
             assert which(goal) == "new"
         elif earlier == "foreign":
             assert (goal / "m_int8.tflite").read_text() == "somebody's"
+            assert "somebody's" in [path.read_text() for path in goal.glob("student.*")]
         elif clear and not ended:
             assert not goal.exists() or list(goal.iterdir()) == []
-        # The next export finds nothing in its way and leaves nothing of this one.
+        whole = which(goal) if (goal / manifest.FILE).exists() else ""
+        # The next export finds nothing in its way and leaves nothing of this one. One that has no
+        # student leaves that of the export before as it is, like all that is not its own.
         content = staged(folder / "third", "new", ["int8", "float32"])
         again = earlier in ("old", "foreign") or (goal / manifest.FILE).exists()
+        (folder / "third" / "student.keras").unlink()
         staged_folder.place(folder / "third", goal, content, overwrite=again)
-        assert which(goal) == "new"
+        if whole or earlier == "foreign":
+            kept = (goal / "student.keras").read_text()
+            assert kept == (f"student {whole}" if whole else "somebody's")
+        assert which(goal, beside=()) == "new"
         names = {"m_int8.tflite", "m_float32.tflite", "evaluation.npz", manifest.FILE}
+        names |= {"student.keras"} if whole or earlier == "foreign" else set()
+        names |= {"distill.toml"} if whole == "old" else set()
         names |= {"notes.txt"} if earlier in ("old", "foreign") else set()
         assert set(os.listdir(goal)) == names
         shutil.rmtree(folder)
@@ -169,6 +190,20 @@ def test_a_link_at_the_place_of_a_lock_is_not_followed(tmp_path):
         pass
     assert precious.read_bytes() == scratch._MARK
     assert (tmp_path / ".out-0123456789ab").is_dir()
+
+
+@pytest.mark.parametrize("make", [staged_folder.made_aside, staged_folder.written_together])
+def test_a_full_disk_leaves_what_was_there(tmp_path, make):
+    goal = tmp_path / "out"
+    goal.mkdir()
+    (goal / "student.keras").write_text("earlier")
+    more = {"overwrite": True, "beside": BESIDE} if make is staged_folder.made_aside else {}
+    with pytest.raises(OSError, match="disk is full"), make(goal, **more) as made:
+        made.mkdir(exist_ok=True)
+        (made / "student.keras").write_text("half")
+        raise OSError(28, "No space left on device")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "student.keras"]
+    assert (goal / "student.keras").read_text() == "earlier"
 
 
 def test_two_exports_into_one_folder_are_one_and_an_error(tmp_path):

@@ -127,6 +127,35 @@ def test_killed_before_the_rename(service, tmp_path, monkeypatch):
     assert os.listdir(service.parent) == ["digits"]
 
 
+def test_killed_after_the_rename(service, tmp_path, monkeypatch):
+    from keras_kd.lifelong.refresh import _put_in_service
+
+    before, candidate = contents(service), tmp_path / "candidate"
+    shutil.copytree(DIGITS, candidate)
+    content = manifest.read(candidate)
+    gone = content["artifacts"].pop()
+    content["best"] = content["artifacts"][0]["file"]
+    manifest.write({k: v for k, v in content.items() if k != "seal"}, candidate / manifest.FILE)
+    (candidate / gone["file"]).unlink()
+    exchange = files.exchange
+
+    def killed(*arguments):
+        exchange(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "exchange", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _put_in_service(candidate, service, manifest.read(service), tmp_path / "previous")
+    # The same is shipped again: what was in service before it is kept, and no copy of the new one.
+    for _ in range(2):
+        _put_in_service(candidate, service, manifest.read(service), tmp_path / "previous")
+        assert contents(tmp_path / "previous") == before
+        assert contents(service) == {**contents(candidate), "NOTES.txt": b"ours"}
+    assert os.listdir(service.parent) == ["digits"]
+    assert sorted(os.listdir(tmp_path)) == ["candidate", "previous", "service"]
+
+
 def test_exchange(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import types
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -452,6 +455,45 @@ def test_the_verdict_is_the_paired_bound():
     role, told = finals.decide({"winner": plain, "plain": plain, "defaults": plain}, False)
     assert role == "plain"
     assert told.startswith("keep plain training")
+
+
+def test_the_best_file_stays_until_the_result_names_another(tmp_path, monkeypatch):
+    digits = Path(__file__).parents[2] / "exported" / "digits"
+    student = mlp(width=3, name="student")
+    weights = {f"w{i}": array for i, array in enumerate(student.get_weights())}
+
+    def report(student, folder, *_):
+        shutil.copytree(digits, folder)
+        return kd.export.Report.load(folder)
+
+    trainer = types.SimpleNamespace(
+        student=lambda values, seed: student,
+        validation=types.SimpleNamespace(x=VALIDATION[0], y=VALIDATION[1], weight=None),
+    )
+    exporter = types.SimpleNamespace(report=report)
+
+    def exported(width):
+        values = {"width": width, "precision": "float32"}
+        runs = finals.Finals(tmp_path, trainer, exporter, 2, values)
+        path = runs._path(finals.WINNER, 1, "npz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **weights)
+        return tmp_path / runs._export(finals.WINNER, 1)["file"]
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    first = exported(0.5)
+    before = {path.name: path.read_bytes() for path in first.parent.iterdir()}
+    assert "student.keras" in before
+    second = exported(0.75)
+    monkeypatch.setattr(keras.Model, "save", killed)
+    # Another search of the folder, and the same one again.
+    for width in (1.0, 0.5):
+        with pytest.raises(KeyboardInterrupt):
+            exported(width)
+    assert second.parent != first.parent
+    assert {path.name: path.read_bytes() for path in first.parent.iterdir()} == before
 
 
 def test_a_search_from_end_to_end(teacher, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 from keras_kd import datasets
 from keras_kd.cli import inputs
-from keras_kd.utils import archives, checks, folders
+from keras_kd.utils import archives, folders
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no FIFOs")
 
@@ -67,7 +67,7 @@ def readers(path):
     """All that read a `.npz` or `.keras` file from outside."""
     if path.suffix == ".npz":
         return [lambda: archives.arrays(path), lambda: datasets.load(str(path))]
-    return [lambda: checks.keras_file(path), lambda: inputs.load_model(str(path), "teacher")]
+    return [lambda: archives.keras_file(path), lambda: inputs.load_model(str(path), "teacher")]
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".keras"])
@@ -185,7 +185,7 @@ def test_what_is_no_file_is_never_opened(tmp_path, monkeypatch):
         for read in (
             lambda path=path: archives.arrays(path),
             lambda path=path: archives.read_bytes(path),
-            lambda path=path: checks.keras_file(path),
+            lambda path=path: archives.keras_file(path),
             lambda path=path: inputs.check_model_file(str(path), "teacher"),
         ):
             with pytest.raises(ValueError, match=reason):

@@ -12,6 +12,7 @@ from keras_kd.export.signature import Arrays, Signature, TensorInfo
 from keras_kd.utils import archives
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Data, Tensors
+from keras_kd.utils.values import misfit
 
 CALIBRATION_SAMPLES = 512
 """Samples used for calibration: ranges settle after a few hundred, and each costs one inference."""
@@ -296,6 +297,12 @@ def _checked(array: np.ndarray, info: TensorInfo, what: str) -> np.ndarray:
         raise ValueError(
             f"The {what} data for input `{info.name}` has samples of shape {got}, the model takes "
             f"{want}. Resize the data, or batch the dataset if the batch dimension is missing."
+        )
+    reason = misfit(array, info.dtype)
+    if reason is not None:
+        raise ValueError(
+            f"The {what} data for input `{info.name}` {reason}; the model takes {info.dtype}. "
+            "Remove or mend such values."
         )
     array = np.ascontiguousarray(array.astype(info.dtype, copy=False))
     if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -71,7 +71,10 @@ def bench(
             f"`threads` is at most {_MOST_THREADS}: runtimes start each of them, busy or not. "
             f"Received: threads={threads!r}; this machine has {os.cpu_count()} processors."
         )
-    folder = Path(folder)
+    folder, path = Path(folder), Path(model or "")
+    if model is not None:
+        # Before the files are hashed, and looked into by packages that take their time to import.
+        _check_model(path)
     content = manifest.read(folder)
     manifest.check_files(folder, content)
     sample = str((folder / content["evaluation"]["file"]).resolve())
@@ -93,8 +96,6 @@ def bench(
         if row["file"] is not None
     ]
     if model is not None:
-        path = Path(model)
-        _check_model(path)
         tasks.insert(0, {"id": "keras", "path": str(path.resolve()), "bytes": path.stat().st_size})
     rows: list[dict[str, Any]] = []
     if model is None:
