@@ -147,6 +147,11 @@ def tensorflow_lite(file: TFLiteFile, version: tuple[int, int]) -> str:
             return f"no: {operator.name} version {operator.version}, newer than is known here"
         if first > version:
             return "no: {} version {}, since {}.{}".format(operator.name, operator.version, *first)
+        typed = operator_versions.TYPES_SINCE.get((operator.name, operator.first), first)
+        if typed > version:
+            return "no: {} of {}, known to run since {}.{}".format(
+                operator.name, operator.first, *typed
+            )
     if file.sparse and version < _SPARSE:
         return "no: sparse weights, on which 2.14 crashed"
     return file.rounding()
