@@ -120,7 +120,6 @@ SINCE: dict[str, str] = {
 TYPES_SINCE: dict[tuple[str, str], tuple[int, int]] = {
     ("DIV", "INT8"): (2, 21),
     ("GELU", "INT16"): (2, 21),
-    ("SQUARED_DIFFERENCE", "INT16"): (2, 21),
     ("TILE", "INT16"): (2, 21),
 }
 """The first TensorFlow Lite of which it is known that an operator computes a type of its first
