@@ -23,7 +23,8 @@ x = rng.normal(size=(200, 1, 8, 4)).astype("float32")
 
 
 def apart(reduce, integers):
-    model = tf.function(lambda v: reduce(v, 1)).get_concrete_function(tf.TensorSpec((1, 8, 4)))
+    model = tf.function(lambda v: reduce(v, 1), autograph=False)
+    model = model.get_concrete_function(tf.TensorSpec((1, 8, 4)))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([model])
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([row] for row in x)
