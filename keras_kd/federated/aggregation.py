@@ -104,4 +104,8 @@ def sharpened(probabilities: Array, temperature: float, known: Array | None = No
     Reference:
         - [Itahara et al., 2020](https://arxiv.org/abs/2008.06180), equation 9
     """
-    return softmax(np.asarray(probabilities, "float64") / temperature, known)
+    p = np.asarray(probabilities, "float64")
+    # From the largest on: a very low temperature would make infinities of the shares themselves.
+    top = (p if known is None else np.where(known, p, -np.inf)).max(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):
+        return softmax((p - top) / temperature, known)

@@ -104,8 +104,9 @@ class Kind(NamedTuple):
 
     Attributes:
         arrays: Its arrays.
-        numbers: Types of its numbers: `"int"`, `"float"`, `"ints"`, `"word"`, `"names"`; with a
-            question mark where a packet may lack it.
+        numbers: Types of its numbers: `"int"`, `"float"`, `"ints"`, `"word"`, `"names"`;
+            `"count"`, an integer from 0 to 2**31 - 1, `"share"`, in [0, 1], and `"cost"`, from 0
+            on; with a question mark where a packet may lack it.
     """
 
     arrays: dict[str, Record]
@@ -149,25 +150,26 @@ UP = {
             "order": Record("int32", ("own",)),
             "has": Record("uint8", ("own",), optional=True),
         },
-        {"number": "int", "inputs": "ints", "public": "int"},
+        # `names` is a checksum: two clients that name other classes can be told apart by it.
+        {"number": "count", "inputs": "ints", "public": "int", "names": "count?"},
     ),
     "answers": Kind(
         {
             "rows": Record("int32", ("queries",)),
             "answers": Record("float16", ("queries", "classes")),
         },
-        {"round": "int", "epsilon": "float?"},
+        {"round": "count", "epsilon": "cost?"},
     ),
     # No more answers, since they would cost more privacy than was agreed.
-    "spent": Kind({}, {"round": "int", "epsilon": "float"}),
+    "spent": Kind({}, {"round": "count", "epsilon": "cost"}),
     # Accuracies, which are left out where noise protects the answers.
     "report": Kind(
         {},
-        {"round": "int", "before": "float?", "alone": "float?", "after": "float?", "kept": "int?",
-         "epsilon": "float?"},
+        {"round": "count", "before": "share?", "alone": "share?", "after": "share?", "kept": "int?",
+         "epsilon": "cost?"},
     ),
     # The name of an exception's class; its words, which may hold data, stay with the client.
-    "failed": Kind({}, {"round": "int", "error": "word", "number": "int?"}),
+    "failed": Kind({}, {"round": "count", "error": "word", "number": "count?"}),
 }  # fmt: skip
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
@@ -232,8 +234,12 @@ def _is(value: Any, wanted: str) -> bool:
     # Of exactly these types: what derives from one of them could carry more.
     if wanted == "int":
         return type(value) is int
-    if wanted == "float":
-        return type(value) is float and not math.isnan(value)
+    if wanted == "count":
+        return type(value) is int and 0 <= value < 2**31
+    if wanted in ("float", "share", "cost"):
+        low = 0.0 if wanted != "float" else -math.inf
+        high = 1.0 if wanted == "share" else math.inf
+        return type(value) is float and low <= value <= high
     if wanted == "word":
         return type(value) is str and _WORD.fullmatch(value) is not None
     if type(value) is not list:

@@ -131,6 +131,13 @@ class Federation:
                 "Clients that come by themselves do not tell what the student is to be. Pass "
                 "`student=`, a built `keras.Model`."
             )
+        scheduled = student is not None and _is_scheduled(student)
+        if scheduled and self.method.patience is not None:
+            raise ValueError(
+                f"`{type(self.method).__name__}` lets the learning rate of the student fall anew "
+                "in each round, and the optimizer of the student has a schedule of its own. "
+                "Compile the student with a number as `learning_rate`."
+            )
         self._student = student
         self._names = names_of(classes)
         if self._names is not None and len(set(self._names)) < len(self._names):
@@ -325,6 +332,14 @@ def _clients(clients: Any) -> tuple[list[Callable[[], Any]], int]:
                 f"{type(make).__name__}. {advice}"
             )
     return list(clients), len(clients)
+
+
+def _is_scheduled(student: keras.Model) -> bool:
+    """Whether the learning rate of a compiled student follows a schedule."""
+    if not getattr(student, "compiled", False) or student.optimizer is None:
+        return False
+    # A schedule is a dict there, a number is one.
+    return isinstance(student.optimizer.get_config().get("learning_rate"), dict)
 
 
 def _instance(name: str, given: Any, kind: type, example: str) -> Any:

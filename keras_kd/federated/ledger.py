@@ -7,6 +7,7 @@ low. Federations that follow one another in one folder share it. Imports `privac
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -37,8 +38,13 @@ class Ledger:
             said = json.loads(archives.read_bytes(self.path))
             if said["version"] != _VERSION:
                 raise ValueError("it is of another version")
-            self.releases = list(said["releases"])
-            self._multipliers()
+            if not isinstance(said["releases"], list):
+                raise ValueError("its releases are no list")
+            self.releases = said["releases"]
+            for multiplier in self._multipliers():
+                # Of what is no number, no epsilon would ever be beyond a limit.
+                if not (0 < multiplier < math.inf):
+                    raise ValueError(f"a release has the noise multiplier {multiplier}")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The ledger `{self.path}` cannot be read ({error}), so that nobody knows what "

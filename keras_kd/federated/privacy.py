@@ -3,11 +3,12 @@
 What is protected is a client, all of its rows together: replacing all of them moves each of its `Q`
 answers, rows of probabilities, by at most `sqrt(2)`, so that the sensitivity of `Q` answers is
 `sqrt(2 Q)`. The client itself adds the noise, before its answers cross, so that it needs to trust
-nobody. dp-accounting counts; `ledger` keeps the count. Imports `methods`' checks of numbers.
+nobody. dp-accounting counts; `ledger` keeps the count. Imports `aggregation`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_kd.federated.aggregation import RULES
 from keras_kd.utils import checks
 
 Array = Any
@@ -151,8 +153,23 @@ def tolerable(classes: int) -> float:
     return low
 
 
-# A median of normal values varies more than their mean; a trimmed mean lies between the two.
-_RULES = {"mean": 1.0, "median": math.sqrt(math.pi / 2.0), "trimmed": 1.0}
+@functools.cache
+def varies(rule: str, clients: int) -> float:
+    """How much more the joined noise of clients varies than its mean would: a ratio of deviations.
+
+    A median of normal values varies by 1.16 times as much as their mean where there are three, and
+    by 1.25 where there are many; a trimmed mean of many by 1.06. Drawn, within one per cent.
+
+    Args:
+        rule: A name of `aggregation.RULES`.
+        clients: How many are joined.
+    """
+    if rule == "mean" or clients < 3:
+        return 1.0
+    # Beyond so many clients it changes no more.
+    n = min(clients, 101)
+    drawn = np.random.default_rng(0).normal(size=(n, 20_000))
+    return float(RULES[rule](drawn).std() * math.sqrt(n))
 
 
 def require_audible(
@@ -171,7 +188,7 @@ def require_audible(
         ValueError: With the arithmetic, and what would be needed.
     """
     z, of_all = privacy.noise_multiplier, sensitivity(queries)
-    joined = z * of_all * _RULES[rule] / math.sqrt(clients)
+    joined = z * of_all * varies(rule, clients) / math.sqrt(clients)
     limit = tolerable(classes)
     if joined <= limit:
         return

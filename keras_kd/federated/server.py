@@ -99,6 +99,8 @@ class Server:
         self._told: Array = np.zeros(0, "int32")
         self._clients: dict[int, _Known] = {}
         self._refused: dict[int, str] = {}
+        # Of the first client that names its classes: its number, and the checksum of the names.
+        self._named: tuple[int, int] | None = None
         self._optimizer: list[Array] = []
 
     # ------------------------------------------------------------------------ greeting
@@ -167,6 +169,8 @@ class Server:
                 self._blame(node, packet, why)
                 continue
             number, misfit = int(packet.numbers["number"]), self._misfit(packet)
+            if misfit is None and "names" in packet.numbers and self.plan.names is None:
+                misfit = self._named_otherwise(number, packet.numbers["names"])
             if misfit is None and any(c.number == number for c in self._clients.values()):
                 misfit = "has the number of another one: give each its own `partition-id`"
             if misfit is not None:
@@ -207,7 +211,21 @@ class Server:
         has = packet.arrays.get("has")
         if has is not None and has.shape != (classes,):
             return f"tells of {len(has)} classes, and there are {classes}"
+        if has is not None and not has.any():
+            return "has rows of none of the classes, so that its answers say nothing"
         return None
+
+    def _named_otherwise(self, number: int, names: int) -> str | None:
+        """Whether a client names its classes as others do, where the server names none."""
+        if self._named is None:
+            self._named = number, names
+        first, wanted = self._named
+        if names == wanted:
+            return None
+        return (
+            f"names other classes, or in another order, than client {first}. Order its outputs and "
+            "labels as there, and pass `classes=` to the federation, which then says what differs"
+        )
 
     # ------------------------------------------------------------------------ rounds
 
@@ -237,7 +255,7 @@ class Server:
         """
         self.prepare()
         # Links number their clients anew.
-        self._clients, self._refused = {}, {}
+        self._clients, self._refused, self._named = {}, {}, None
         self._greet_new(link)
         if not self._clients:
             raise RuntimeError(f"No client could be greeted. {self._reasons()}")

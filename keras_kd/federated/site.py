@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import traceback
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -187,9 +188,11 @@ class Site:
             arrays["has"] = has
         number = self.place.number if self.place.number >= 0 else int(said["number"])
         same = int(public.identity == list(said["public"]))
-        return Packet(
-            "hello", arrays, {"number": number, "inputs": learner.shape_of_rows, "public": same}
-        )
+        numbers = {"number": number, "inputs": learner.shape_of_rows, "public": same}
+        if client.classes is not None:
+            told = json.dumps(client.classes).encode()
+            numbers["names"] = zlib.crc32(told) & 0x7FFFFFFF
+        return Packet("hello", arrays, numbers)
 
     # ------------------------------------------------------------------------ rounds
 

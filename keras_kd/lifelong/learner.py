@@ -117,6 +117,12 @@ class Learner:
                 stacklevel=2,
             )
             memory = None
+        inputs = getattr(model, "inputs", None) or []
+        if len(inputs) > 1:
+            raise ValueError(
+                f"The model `{model.name}` has {len(inputs)} inputs, and the rows of a stream are "
+                "one array. Give it one input, and take it apart inside."
+            )
         self._given = known_classes(classes, method)
         self.method, self.memory = method, memory
         self.seed = checks.whole("seed", seed, 0)

@@ -332,7 +332,7 @@ def _rows(
             f"{type(y).__name__}. A stream is cut by rows, so that datasets and dicts of inputs "
             "have to be turned into one array each."
         )
-    x, y = np.asarray(x), np.asarray(y)
+    x, y = checks.as_array(x), checks.as_array(y)
     if x.ndim < 2 or x.dtype.kind not in "biuf":
         raise ValueError(
             f"`{x_name}` has shape {x.shape} and dtype {x.dtype}, and rows of numbers, "
@@ -366,7 +366,7 @@ def _rows(
 
 
 def _domains(domain: Array, count: int, name: str) -> Array:
-    domain = np.asarray(domain)
+    domain = checks.as_array(domain)
     if domain.ndim != 1 or len(domain) != count:
         raise ValueError(
             f"`{name}` tells the domain of each of the {count} rows. Received: shape "
@@ -378,6 +378,12 @@ def _domains(domain: Array, count: int, name: str) -> Array:
         raise TypeError(f"`{name}` holds numbers or strings. Received: dtype {domain.dtype}.")
     if domain.dtype.kind == "f":
         require_finite(domain, name)
+        if (domain != np.round(domain)).any():
+            raise ValueError(
+                f"`{name}` holds {len(np.unique(domain))} different values between whole numbers, "
+                "each of which would be a task of its own. Cut it into parts first, as with "
+                "`np.digitize`."
+            )
     return domain
 
 

@@ -118,10 +118,12 @@ def attack(
     checks.whole("seed", seed, 0)
     checks.whole("batch_size", batch_size)
     checks.whole("queries", queries)
-    x = np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
+    x = checks.as_array(x)
     threat.require(x)
     x = x.astype("float32")
     classifier = classifier_of(model, x[:32], from_logits)
+    if isinstance(classifier, Classifier):
+        classifier.require_attackable()
     if isinstance(classifier, FileClassifier) and kind != "square":
         raise ValueError(
             f"An exported file has no gradients for {kind!r}. Attack it with `kind='square'`, or "
@@ -154,7 +156,7 @@ def classifier_of(
     Args:
         model: A `keras.Model`, an exported file or its path, or that of a `.keras` file.
         rows: A few inputs.
-        from_logits: Whether a Keras model returns logits; `None` finds out.
+        from_logits: Whether it returns logits; `None` finds out.
     """
     from keras_kd.export.loaded import LoadedModel, load
 
@@ -166,7 +168,7 @@ def classifier_of(
             return Classifier(loaded, rows, from_logits)
         model = load(model)
     if isinstance(model, LoadedModel):
-        return FileClassifier(model, rows)
+        return FileClassifier(model, rows, from_logits)
     return Classifier(model, rows, from_logits)
 
 

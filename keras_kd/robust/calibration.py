@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_kd.models.graph import Graph, is_graph
 from keras_kd.robust.classifier import Classifier, labels_of
@@ -101,7 +100,7 @@ def reliability(
 
 
 def _probabilities(values: np.ndarray) -> np.ndarray:
-    p = np.asarray(ops.convert_to_numpy(values) if ops.is_tensor(values) else values, "float64")
+    p = checks.as_array(values).astype("float64")
     if p.ndim == 1 or (p.ndim == 2 and p.shape[1] == 1):
         p = p.reshape(-1, 1)
         p = np.concatenate([1 - p, p], axis=1)
@@ -233,7 +232,7 @@ def calibrate(model: keras.Model, x: Tensor, y: np.ndarray | None, batch_size: i
     Reference:
         - [Guo et al., 2017](https://arxiv.org/abs/1706.04599), section 4.2
     """
-    rows = np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
+    rows = checks.as_array(x)
     if not len(rows):
         raise ValueError("`x` has no rows to calibrate on.")
     checks.require_finite(rows, "x")

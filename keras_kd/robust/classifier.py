@@ -19,6 +19,7 @@ from keras_kd.distill import hooks
 from keras_kd.models import meaning
 from keras_kd.models.model_reader import Reader
 from keras_kd.robust.formulas import two_sided
+from keras_kd.utils import checks
 from keras_kd.utils.checks import require_model
 from keras_kd.utils.types import Tensor
 
@@ -58,6 +59,7 @@ class Classifier:
                 f"Robustness is measured on models with one input, and `{self.name}` has "
                 f"{len(inputs)}. Wrap it in a model of the input that is attacked."
             )
+        _require_shape(inputs[0], rows, self.name)
         self._reader, self.probabilities = _reader(model, rows, from_logits)
         shapes = self._reader.shapes or []
         if len(shapes) > 1:
@@ -81,6 +83,16 @@ class Classifier:
         self.classes = max(2, self.units)
         self._program = backends.program(self.logits, [model])
 
+    def require_attackable(self) -> None:
+        """Raise `TypeError` where the model reads whole numbers, which no small step changes."""
+        flat = keras.tree.flatten(getattr(self.model, "inputs", None) or [])
+        if flat and not keras.backend.is_float_dtype(flat[0].dtype):
+            raise TypeError(
+                f"An attack moves inputs by small steps, and `{self.name}` reads {flat[0].dtype}, "
+                "which rounds them off. Attack a model of its layers with a float input, such as "
+                "the embedded words or the pixels before they are rounded."
+            )
+
     def logits(self, x: Tensor) -> Tensor:
         """The logits of a batch in inference mode, `(batch, classes)`."""
         units = (meaning.INDEPENDENT,) if self.units == 1 else ()
@@ -89,6 +101,21 @@ class Classifier:
     def predict(self, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """The logits of many rows, float32 `(rows, classes)`."""
         return in_batches(self._program, batch_size, x)
+
+
+def _require_shape(declared: Any, rows: np.ndarray, name: str) -> None:
+    """Raise `ValueError` for rows of another shape than the input has, where it is known."""
+    wanted = getattr(declared, "shape", None)
+    if wanted is None:
+        return
+    given = tuple(np.shape(rows))
+    if len(given) != len(wanted) or any(
+        size not in (None, found) for size, found in zip(wanted[1:], given[1:])
+    ):
+        raise ValueError(
+            f"`{name}` reads inputs of shape {tuple(wanted)}, and `x` has rows of shape "
+            f"{given[1:]}."
+        )
 
 
 def _reader(model: keras.Model, rows: np.ndarray, from_logits: bool | None) -> tuple[Reader, bool]:
@@ -113,6 +140,7 @@ class FileClassifier:
     Args:
         file: What `keras_kd.export.load` returned.
         rows: A few inputs.
+        from_logits: Whether its answers are logits; `None` judges by those to `rows`.
 
     Attributes:
         classes: How many classes there are.
@@ -122,7 +150,7 @@ class FileClassifier:
         ValueError: If it has several inputs or outputs, or other outputs than classes.
     """
 
-    def __init__(self, file: Any, rows: np.ndarray) -> None:
+    def __init__(self, file: Any, rows: np.ndarray, from_logits: bool | None = None) -> None:
         self.file = file
         self.name = str(file.path.name)
         if len(file.inputs) != 1 or len(file.outputs) != 1:
@@ -141,7 +169,13 @@ class FileClassifier:
         low, high, sums = answers.min(), answers.max(), answers.sum(axis=1)
         # Sums of int8 probabilities are off by half a step a class.
         even = self.units == 1 or bool(np.all(np.abs(sums - 1) <= 0.02 + self.units / 512))
-        self.probabilities = bool(low >= 0 and high <= 1 + 1e-3 and even)
+        alike = bool(low >= 0 and high <= 1 + 1e-3 and even)
+        if from_logits is False and not alike:
+            raise ValueError(
+                f"`{self.name}` answers with values from {low:.4g} to {high:.4g}, which are no "
+                "probabilities. Leave out `from_logits=False`."
+            )
+        self.probabilities = alike if from_logits is None else not from_logits
 
     def predict(self, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """The logits of many rows, float32 `(rows, classes)`."""
@@ -194,12 +228,12 @@ def labels_of(y: np.ndarray | None, rows: int, classes: int, name: str = "y") ->
         ValueError: If their number, shape or values do not fit.
     """
     named = name if "`" in name else f"`{name}`"
-    array = np.asarray(ops.convert_to_numpy(y) if ops.is_tensor(y) else y)
+    array = checks.as_array(y)
     if array.dtype.kind not in "biuf":
         what = "None" if y is None else f"dtype {array.dtype}"
         raise ValueError(f"{named} holds class numbers. Received: {what}.")
     if array.ndim == 2 and array.shape[1] == classes and classes > 1:
-        array = array.argmax(axis=1)
+        array = of_one_hot(array, named)
     elif array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or len(array) != rows:
@@ -216,6 +250,22 @@ def labels_of(y: np.ndarray | None, rows: int, classes: int, name: str = "y") ->
             f"classes, 0 to {classes - 1}."
         )
     return numbers
+
+
+def of_one_hot(array: np.ndarray, named: str) -> np.ndarray:
+    """Class numbers of one-hot rows, or `ValueError` where a row names no class, or several.
+
+    Args:
+        array: `(rows, classes)`.
+        named: What the message calls it.
+    """
+    odd = np.flatnonzero(((array != 0) & (array != 1)).any(axis=1) | (array.sum(axis=1) != 1))
+    if len(odd):
+        raise ValueError(
+            f"{named} has {array.shape[1]} columns, and {len(odd)} of {len(array)} rows are not "
+            f"one-hot, a single 1 among zeros; the first is row {odd[0]}: {array[odd[0]].tolist()}."
+        )
+    return np.asarray(array.argmax(axis=1))
 
 
 # --------------------------------------------------------------------------- a distiller's models

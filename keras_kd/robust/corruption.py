@@ -95,7 +95,7 @@ def corrupt(
     function = KINDS[kind][name]
     if kind == "text":
         return _texts(x, function, severity, seed)
-    array = np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
+    array = checks.as_array(x)
     ranks = (3, 4) if kind == "image" else (2, 3)
     if array.dtype.kind not in "fiu" or array.ndim not in ranks:
         wanted = (
@@ -221,7 +221,15 @@ def _bounds(array: np.ndarray, kind: str, bounds: Sequence[float] | None) -> tup
 
 def _texts(x: Tensor, function: Callable[..., str], severity: int, seed: int) -> Any:
     given = np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
-    texts = [t.decode() if isinstance(t, bytes) else t for t in given.ravel().tolist()]
+    try:
+        texts = [t.decode() if isinstance(t, bytes) else t for t in given.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Texts in bytes are UTF-8: {error}. Decode them as they are.") from error
+    if isinstance(x, list | tuple) and given.ndim > 1:
+        raise TypeError(
+            f"Texts are a list of strings. Received: lists within a list, shape {given.shape}. "
+            "Pass an array to keep its shape."
+        )
     if isinstance(x, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError(
             "Texts are a list or an array of strings. Received: "

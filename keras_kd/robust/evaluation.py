@@ -21,7 +21,7 @@ from keras_kd.robust import second_opinion as other_library
 from keras_kd.robust.attacks import classifier_of, white_box
 from keras_kd.robust.classifier import Classifier, FileClassifier, labels_of
 from keras_kd.robust.report import RobustReport
-from keras_kd.robust.threats import Threat, require_threat
+from keras_kd.robust.threats import Threat, interval, require_threat
 from keras_kd.utils import checks
 from keras_kd.utils.types import Tensor
 
@@ -35,6 +35,8 @@ _DOUBTED = 200
 _STRONGER = 0.002
 """Share of the rows by which a weaker attack may be ahead by chance, as in AutoAttack; of few rows
 one row is more, and is chance as well."""
+_ALIKE = 0.95
+"""Share of the rows on which a file and its twin decide alike; int8 changes fewer as a rule."""
 _APART = 0.02
 """Share of the rows by which two libraries may differ."""
 
@@ -50,6 +52,7 @@ def evaluate(
     second_opinion: str | None = None,
     calibrate_on: object = None,
     twin: object = None,
+    bounds: tuple[float, float] | None = None,
     queries: int = 500,
     seed: int = 0,
     batch_size: int = 256,
@@ -75,6 +78,8 @@ def evaluate(
         calibrate_on: Held-out `(x, y)`: by which temperature the model would be calibrated, and how
             well. `calibrate` makes that model.
         twin: Of an exported file the Keras model that it was made from.
+        bounds: Least and greatest value of an input, for the corruptions where no threat says them.
+            Defaults to those of `corrupt`.
         queries: Answers that the square attack may ask for, for each row.
         seed: Of attacks, corruptions and the bootstrap.
         batch_size: Rows at once.
@@ -102,6 +107,7 @@ def evaluate(
     """
     checks.whole("queries", queries)
     run = _Evaluation(model, x, y, threat, seed, batch_size, from_logits, progress)
+    run.take_bounds(bounds)
     names = corruption.chosen(corruptions, run.x, run.content["bounds"])
     levels = _severities(severities)
     other_library.require(second_opinion)
@@ -163,7 +169,7 @@ class _Evaluation:
         from_logits: bool | None,
         progress: Progress | None,
     ) -> None:
-        x = np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
+        x = checks.as_array(x)
         if not len(x):
             raise ValueError("`x` has no rows to evaluate on.")
         if x.dtype.kind not in "fiu":
@@ -181,6 +187,8 @@ class _Evaluation:
         self.progress = progress or (lambda stage, done, total: None)
         self.it = classifier_of(model, self.x[:32], from_logits)
         self.labels = labels_of(y, len(x), self.it.classes)
+        if threat is not None and isinstance(self.it, Classifier):
+            self.it.require_attackable()
         self.twin: Classifier | None = self.it if isinstance(self.it, Classifier) else None
         self.content: dict[str, Any] = {
             "name": self.it.name,
@@ -193,6 +201,17 @@ class _Evaluation:
             "corrupted": {},
             "flags": [],
         }
+
+    def take_bounds(self, bounds: object) -> None:
+        """The range of the inputs, where it was given."""
+        given, own = interval(bounds), self.content["bounds"]
+        if given is not None and own is not None and list(given) != own:
+            raise ValueError(
+                f"`bounds={given}` are not those of the threat, {tuple(own)}. Leave out one of "
+                "them."
+            )
+        if given is not None:
+            self.content["bounds"] = list(given)
 
     def _bounds(self) -> list[float] | None:
         if self.threat is not None and self.threat.bounds is not None:
@@ -211,11 +230,19 @@ class _Evaluation:
                 f"`twin` is the Keras model that `{self.it.name}` was made from, with its "
                 f"{self.it.classes} classes."
             )
+        if self.threat is not None:
+            found.require_attackable()
         agree = self._says(found, self.x) == self._says(self.it, self.x)
         if agree.mean() < 0.5:
             raise ValueError(
                 f"`twin` decides as `{self.it.name}` does on {100 * agree.mean():.0f} % of the "
                 "rows only. It is not the model that the file was made from."
+            )
+        if agree.mean() < _ALIKE:
+            self._flag(
+                f"`twin` decides as the file does on {100 * agree.mean():.1f} % of the rows only: "
+                "it may not be the model that the file was made from, and what is found on it "
+                "transfers less."
             )
         self.twin = found
 

@@ -1,10 +1,13 @@
-"""Labels made wrong on purpose, to see what a training makes of them. May import: NumPy."""
+"""Labels made wrong on purpose, to see what a training makes of them.
+
+May import: NumPy, `classifier`.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-from keras import ops
 
+from keras_kd.robust.classifier import of_one_hot
 from keras_kd.utils import checks
 
 _KINDS = ("symmetric", "pairs")
@@ -50,7 +53,7 @@ def noisy_labels(
         raise ValueError(f"`rate` is a share in [0, 1]. Received: rate={rate!r}.")
     checks.one_of("kind", kind, _KINDS)
     checks.whole("seed", seed, 0)
-    given = np.asarray(ops.convert_to_numpy(y) if ops.is_tensor(y) else y)
+    given = checks.as_array(y)
     if given.dtype.kind not in "biuf" or not given.ndim:
         raise ValueError(
             f"`y` holds class numbers from 0, or one-hot rows. Received: {given.dtype}, shape "
@@ -59,7 +62,7 @@ def noisy_labels(
     if not len(given):
         return given.copy()
     one_hot = given.ndim == 2 and given.shape[1] > 1
-    labels = given.argmax(axis=1) if one_hot else given.reshape(len(given), -1)
+    labels = of_one_hot(given, "`y`") if one_hot else given.reshape(len(given), -1)
     if not one_hot and labels.shape[1:] != (1,):
         raise ValueError(f"`y` holds one class number a row. Received: shape {given.shape}.")
     labels = np.asarray(labels).reshape(-1)
@@ -77,6 +80,12 @@ def noisy_labels(
             f"There are at least {max(found, 2)} classes, since another one than its own is given "
             f"to a row. Received: classes={classes!r}."
         )
+    if given.dtype.kind in "iu" and count - 1 > np.iinfo(given.dtype).max and not one_hot:
+        raise ValueError(
+            f"Class {count - 1} does not fit into {given.dtype}. Pass `y.astype('int64')`."
+        )
+    if given.dtype.kind == "b" and count > 2 and not one_hot:
+        raise ValueError(f"`y` is yes and no, and `classes={count}`. Pass `y.astype('int64')`.")
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(numbers))
     shift = np.ones(len(numbers), "int64")

@@ -338,6 +338,12 @@ def interval(bounds: object) -> tuple[float, float] | None:
             "`bounds` are the least and the greatest value of an input, as `(0, 1)`, or `None`. "
             f"Received: bounds={bounds!r}."
         )
+    if any(np.ndim(value) for value in bounds):
+        raise TypeError(
+            "`bounds` are two numbers, the same for all channels. Where channels have bounds of "
+            "their own, let the model scale them inside, and attack what comes before. Received: "
+            f"bounds={bounds!r}."
+        )
     low, high = (checks.number("bounds", value) for value in bounds)
     if low >= high:
         raise ValueError(f"The first of the `bounds` is the lesser. Received: bounds={bounds!r}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import math
@@ -42,13 +43,18 @@ def rows_of(data: Data, name: str) -> Rows:
             )
         x, y, weight = (*data, None)[:3]
         x, y = (part if hasattr(part, "__array__") else _arrays(part) for part in (x, y))
-        return read(x, y, {"sample_weight": weight}, f"`{name}`")[0]
+        return _listed(read(x, y, {"sample_weight": weight}, f"`{name}`")[0])
     if data is None or hasattr(data, "__array__") or isinstance(data, dict | list):
         raise TypeError(
             f"`{name}` is `(x, y)`, `(x, y, sample_weight)` or a dataset of batches. Received: "
             f"{name} of type {type(data).__name__}."
         )
-    return read(data, None, {}, f"`{name}`")[0]
+    return _listed(read(data, None, {}, f"`{name}`")[0])
+
+
+def _listed(rows: Rows) -> Rows:
+    # An export takes a tuple for inputs and labels.
+    return dataclasses.replace(rows, x=list(rows.x)) if isinstance(rows.x, tuple) else rows
 
 
 def _arrays(part: Any) -> Any:
@@ -107,17 +113,37 @@ def hard_loss(student: keras.Model, rows: Rows) -> Any:
     if units == 1 and labels.shape[1:] in ((), shape[1:]):
         if binary and (whole or ends[0].kind == "sigmoid"):
             return keras.losses.BinaryCrossentropy(from_logits=logits)
-        return keras.losses.MeanSquaredError()
+        if not binary:
+            return keras.losses.MeanSquaredError()
+        raise ValueError(
+            "The labels are all 0.0 and 1.0, and the student ends in one unit without a sigmoid: "
+            "nothing says whether it decides or answers a number. Pass "
+            '`loss=keras.losses.BinaryCrossentropy(from_logits=True)` or `loss="mse"`, or compile '
+            "the student."
+        )
     if of_rows and binary and ends[0].kind != "sigmoid" and bool((labels.sum(-1) == 1).all()):
         return keras.losses.CategoricalCrossentropy(from_logits=logits)
     if of_rows and binary:
         return keras.losses.BinaryCrossentropy(from_logits=logits)
+    if of_rows and labels.dtype.kind == "f" and units > 1 and _are_shares(labels):
+        if ends[0].kind == "softmax":
+            return keras.losses.CategoricalCrossentropy()
+        raise ValueError(
+            "The labels of each row sum to 1, and the student does not end in a softmax: nothing "
+            "says whether they are probabilities of classes or numbers. Pass "
+            '`loss=keras.losses.CategoricalCrossentropy(from_logits=True)` or `loss="mse"`, or '
+            "compile the student."
+        )
     if of_rows and labels.dtype.kind == "f":
         return keras.losses.MeanSquaredError()
     raise ValueError(
         f"Nothing says which loss compares outputs of shape {shape} with labels of shape "
         f"{labels.shape} and dtype {labels.dtype}. Pass `loss=`, or compile the student."
     )
+
+
+def _are_shares(labels: np.ndarray) -> bool:
+    return bool(labels.min() >= 0 and np.allclose(labels.sum(-1), 1.0, atol=1e-3))
 
 
 def epochs_for(rows: int) -> int:

@@ -324,7 +324,17 @@ def may_be_one(one: Shape, other: Shape) -> bool:
 
 
 def as_array(leaf: Tensor) -> np.ndarray:
-    """An array of NumPy of an array or tensor, wherever that lies."""
+    """An array of NumPy of an array or tensor, wherever that lies.
+
+    Raises:
+        ValueError: If values of it are masked, which a plain array would show again.
+    """
+    if np.ma.is_masked(leaf):
+        hidden = int(np.ma.getmaskarray(leaf).sum())
+        raise ValueError(
+            f"{hidden} values of an array of shape {np.shape(leaf)} are masked, and what lies "
+            "under the mask is no value. Fill them (`array.filled(...)`), or leave those rows out."
+        )
     return np.asarray(ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else leaf)
 
 

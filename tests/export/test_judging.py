@@ -375,3 +375,23 @@ def test_results_beyond_float16_are_flagged_where_they_are_right_here(tmp_path):
         (flag,) = [flag for flag in file.flags if "float16 ends at 65,504" in flag]
         assert "`large`" in flag
         assert "infinite on GPUs" in flag
+
+
+@pytest.mark.parametrize(
+    ("noise", "operators", "precision", "status"),
+    [
+        (0.3, {"SUM": 1}, "int16x8", "failed"),
+        (0.3, {"MEAN": 1}, "int16x8", "passed"),
+        (0.3, {"SUM": 1}, "int8", "passed"),
+        (0.01, {"SUM": 1}, "int16x8", "passed"),
+    ],
+)
+def test_sums_of_16_bit_integers_that_lose_their_rows_fail(noise, operators, precision, status):
+    drawn = np.random.default_rng(3)
+    values = drawn.normal(size=(200, 3)).astype("float32")
+    after = values + noise * drawn.normal(size=values.shape).astype("float32")
+    row, before = rows(before=values, after=after, kind="values", precision=precision)
+    row["contents"]["operators"] = operators
+    found, reason = judge(row, before, None)
+    assert found == status
+    assert ("SUM" in reason) == (status == "failed")

@@ -109,6 +109,71 @@ def test_what_pnnx_writes_and_ncnn_does_not_load(middle, wanted, tmp_path):
     assert answers["ncnn"] == wanted
 
 
+def graph_file(path, nodes, constants, shape, out):
+    """An ONNX file of a few nodes from `x` to `y`."""
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
+        "g",
+        [info("x", 1, shape)],
+        [info("y", 1, out)],
+        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    onnx.save(onnx.helper.make_model(graph, ir_version=8), path)
+    return registry.get("onnx").runtimes(path, (), None, ())
+
+
+REPEATED = {"n": [1, 3, 1], "w": np.ones((8, 5), "float32"), "f": [1, 24]}
+TO_THE_END = {"a": [0, 1], "e": [10**9, 10**9], "axes": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "batch", "wanted"),
+    [
+        (
+            [("Tile", ["x", "n"], ["t"]), ("MatMul", ["t", "w"], ["y"])],
+            REPEATED,
+            1,
+            "no: a product",
+        ),
+        ([("Expand", ["x", "n"], ["t"]), ("MatMul", ["t", "w"], ["y"])], REPEATED, 1, "no: a prod"),
+        (
+            [
+                ("Tile", ["x", "n"], ["t"]),
+                ("Reshape", ["t", "f"], ["r"]),
+                ("Gemm", ["r", "w"], ["y"]),
+            ],
+            REPEATED,
+            1,
+            "no: a product of what Tile or Expand repeats, computed wrongly or refused",
+        ),
+        (
+            [("Tile", ["x", "n"], ["t"]), ("Relu", ["t"], ["r"]), ("MatMul", ["r", "w"], ["y"])],
+            REPEATED,
+            1,
+            "yes",
+        ),
+        ([("Slice", ["x", "a", "e", "axes"], ["y"])], TO_THE_END, "batch", "no: Slice to the end"),
+        ([("Slice", ["x", "a", "e", "axes"], ["y"])], TO_THE_END, 1, "yes"),
+        (
+            [("ReverseSequence", ["x", "n"], ["y"], {"batch_axis": 1, "time_axis": 0})],
+            REPEATED,
+            1,
+            "no: ReverseSequence",
+        ),
+    ],
+)
+def test_what_tract_refuses_or_computes_wrongly(tmp_path, nodes, constants, batch, wanted):
+    answers = graph_file(tmp_path / "m.onnx", nodes, constants, [batch, 1, 8], None)
+    assert answers["tract"].startswith(wanted)
+
+
+def test_ncnn_computes_sums_wrongly(tmp_path):
+    nodes = [("ReduceSum", ["x", "axes"], ["y"])]
+    answers = graph_file(tmp_path / "m.onnx", nodes, {"axes": [1]}, [1, 3, 8], None)
+    assert answers["ncnn"] == "no: ReduceSum, computed wrongly in some files"
+
+
 def operator(name, **options):
     settings = SimpleNamespace(**options)
     return SimpleNamespace(

@@ -60,6 +60,15 @@ INT8, ANSWER8 = tensor(KINDS.INT8, (1, 8), 1), tensor(KINDS.INT8, (1, 4), 1)
         ("DEQUANTIZE", [tensor(KINDS.INT4, (4, 8), 4)], tensor(KINDS.FLOAT32, (4, 8)), 6, "2.18.0"),
         ("DEQUANTIZE", [tensor(KINDS.FLOAT16, (4, 8))], tensor(KINDS.FLOAT32, (4, 8)), 3, "1.15.0"),
         ("SOFTMAX", [tensor(KINDS.INT16, (1, 4), 1)], tensor(KINDS.INT16, (1, 4), 1), 3, "2.3.0"),
+        # No version tells of these types, which 2.14 loads and does not run.
+        ("DIV", [INT8, INT8], INT8, 1, "2.21.0"),
+        ("DIV", [X, X], X, 1, "1.6.0"),
+        (
+            "TILE",
+            [tensor(KINDS.INT16, (1, 4), 1), tensor(KINDS.INT32, (2,))],
+            tensor(KINDS.INT16, (1, 8), 1),
+            *(1, "2.21.0"),
+        ),
         (
             "TRANSPOSE",
             [tensor(KINDS.FLOAT32, (1, 2, 3, 4, 5, 6)), tensor(KINDS.INT32, (6,))],

@@ -69,6 +69,15 @@ def test_entropy_reduction_is_a_softmax_of_probabilities():
     assert not found[:, 3].any()
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 1e-320])
+def test_entropy_reduction_of_any_temperature_is_finite(temperature):
+    shares = np.array([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2]])
+    found = aggregation.sharpened(shares, temperature)
+    np.testing.assert_allclose(found, [[1, 0, 0], [0.5, 0.5, 0]], atol=1e-12)
+    found = aggregation.sharpened(shares, temperature, np.array([False, True, True]))
+    np.testing.assert_allclose(found, [[0, 1, 0], [0, 1, 0]], atol=1e-12)
+
+
 def test_what_is_sent_is_logits_or_probabilities():
     z = rng.normal(size=(3, 4)).astype("float32")
     np.testing.assert_array_equal(federated.FedMD().answer(z), z)
@@ -177,6 +186,19 @@ def test_noise_that_drowns_the_answers_is_refused_with_the_arithmetic():
         privacy.require_audible(noise, just, 10, 10, "median")
 
 
+@pytest.mark.parametrize("clients", [1, 2, 3, 5, 40])
+@pytest.mark.parametrize("rule", ["mean", "median", "trimmed"])
+def test_how_much_noise_a_rule_leaves(rule, clients):
+    drawn = np.random.default_rng(5).normal(size=(40_000, clients))
+    joined = {
+        "mean": drawn.mean(1),
+        "median": np.median(drawn, 1),
+        "trimmed": scipy.stats.trim_mean(drawn, 0.2 if clients > 4 else (clients > 2) * 0.34, 1),
+    }[rule]
+    left = joined.std() * math.sqrt(clients)
+    assert privacy.varies(rule, clients) == pytest.approx(left, rel=0.02)
+
+
 def exact_epsilon(noise_multiplier, releases, delta):
     """Of Gaussian noise, by Balle and Wang, 2018, theorem 8."""
     mu, norm = math.sqrt(releases) / noise_multiplier, scipy.stats.norm
@@ -237,7 +259,19 @@ def test_a_ledger_is_written_before_it_counts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", '{"version": 9, "releases": []}', '{"version": 1, "releases": [{}]}']
+    "text",
+    [
+        "",
+        "{}",
+        '{"version": 9, "releases": []}',
+        '{"version": 1, "releases": [{}]}',
+        '{"version": 1, "releases": {}}',
+        # Each of these would have cost nothing.
+        *(
+            f'{{"version": 1, "releases": [{{"noise_multiplier": {value}}}]}}'
+            for value in ("NaN", "Infinity", "0", "-1")
+        ),
+    ],
 )
 def test_a_damaged_ledger_is_no_empty_one(tmp_path, text):
     (tmp_path / ledger.FILE).write_text(text)

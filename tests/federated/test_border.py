@@ -43,6 +43,12 @@ def test_what_is_on_the_list_may_cross():
         (Packet("failed", {}, {"round": 1, "error": "patient 3 has"}), "`error` may not"),
         (Packet("failed", {}, {"round": 1, "error": b"x"}), "`error` may not"),
         (Packet("report", {}, {"round": 1, "after": float("nan")}), "`after` may not"),
+        (Packet("report", {}, {"round": 1, "after": 1.5}), "`after` may not"),
+        (Packet("report", {}, {"round": 1, "alone": float("inf")}), "`alone` may not"),
+        (Packet("report", {}, {"round": 1, "epsilon": -3.0}), "`epsilon` may not"),
+        (Packet("spent", {}, {"round": 1, "epsilon": -0.5}), "`epsilon` may not"),
+        (Packet("report", {}, {"round": 2**40}), "`round` may not"),
+        (Packet("hello", {}, {"number": -5, "inputs": [1], "public": 1}), "`number` may not"),
         (Packet("hello", {}, {"number": 0, "inputs": [1] * 99, "public": 1}), "`inputs`"),
     ],
 )  # fmt: skip

@@ -311,6 +311,13 @@ def test_too_much_noise_is_refused_before_anything_is_asked(tmp_path, monkeypatc
 # ------------------------------------------------------------------------ bad input
 
 
+def scheduled():
+    found = model("logits")
+    rate = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    found.compile(keras.optimizers.Adam(rate), "mse")
+    return found
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
@@ -336,6 +343,9 @@ def test_too_much_noise_is_refused_before_anything_is_asked(tmp_path, monkeypatc
         ({"classes": "abcd"}, TypeError, "`classes` lists the names"),
         ({"method": 0}, TypeError, "`method` is one like"),
         ({"engine": ""}, TypeError, "`engine` is one like"),
+        ({"public": np.ones((9, 4))}, ValueError, "one row 9 times"),
+        ({"public": np.ma.masked_less(public(), 0)}, ValueError, "are masked"),
+        ({"method": federated.FedDF(), "student": scheduled()}, ValueError, "a schedule of its"),
     ],
 )
 def test_bad_arguments_get_one_clear_error(arguments, error, match):
@@ -377,6 +387,7 @@ def other_client(**changed):
         ({"y": np.zeros((30, 4))}, ValueError, "argmax"),
         ({"y": np.zeros(29, int)}, ValueError, "29"),
         ({"y": np.full(30, -1)}, ValueError, "from zero"),
+        ({"y": np.ma.masked_equal(np.arange(30) % 4, 2)}, ValueError, "7 values.*are masked"),
         ({"validation_split": 1.0}, ValueError, "validation_split"),
         ({"validation_data": 3}, TypeError, "pair"),
         ({"epochs": 0}, ValueError, "epochs"),
@@ -412,6 +423,14 @@ def test_clients_that_do_not_fit_together(tmp_path, make, match):
     assert not list(tmp_path.glob("*.npz")) or [p.name for p in tmp_path.glob("*.npz")] == [
         "public.npz"
     ]
+
+
+def test_clients_that_name_their_classes_otherwise_are_told_apart(tmp_path):
+    # The federation names none, so that nobody else would compare them.
+    makes = [other_client(classes=list(names)) for names in ("abcd", "abcd", "bacd")]
+    federation = federated.Federation(makes, public(), folder=tmp_path, student=model("logits"))
+    with pytest.raises(ValueError, match="client 2 names other classes.*than client 0"):
+        federation.fit(1, 10, verbose=0)
 
 
 @pytest.mark.parametrize(

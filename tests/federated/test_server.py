@@ -213,6 +213,8 @@ def test_nobody_answers(tmp_path):
         ({"inputs": [3, 1]}, "reads rows of shape"),
         ({"public": 0}, "other public rows"),
         ({"number": 0}, "partition-id"),
+        # Nothing would be left to join, and 0 / 0 is NaN.
+        ({"has": np.zeros(4, "uint8")}, "rows of none of the classes"),
     ],
 )
 def test_clients_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, change, match):

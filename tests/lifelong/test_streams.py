@@ -80,6 +80,9 @@ def test_by_domain_and_by_task():
         (lambda x, y: Stream.by_task([(x, y)], test=3), "list of `.x_test, y_test.`"),
         (lambda x, y: Stream.by_class(x, y, 3, seed=-1), "`seed` is at least 0"),
         (lambda x, y: Stream.by_domain(x, y, np.where(y > 3, np.nan, y)), "`domain` holds NaN"),
+        (lambda x, y: Stream.by_domain(x, y, x[:, 0]), "values between whole numbers"),
+        (lambda x, y: Stream.by_class(x, np.ma.masked_equal(y, 1)), "are masked"),
+        (lambda x, y: Stream.by_domain(x, y, np.ma.masked_equal(y % 3, 1)), "are masked"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(make, message):

@@ -242,6 +242,11 @@ BAD = {
     "steps 0": (lambda: kd.robust.Linf(0.1, steps=0), ValueError, "at least 1"),
     "restarts 0": (lambda: kd.robust.Linf(0.1, restarts=0), ValueError, "at least 1"),
     "bounds turned": (lambda: kd.robust.Linf(0.1, bounds=(1, 0)), ValueError, "lesser"),
+    "bounds of channels": (
+        lambda: kd.robust.Linf(0.1, bounds=((0, 0), (1, 1))),
+        TypeError,
+        "the same for all channels",
+    ),
     "bounds one": (lambda: kd.robust.Linf(0.1, bounds=1), TypeError, "bounds"),
 }
 
@@ -251,6 +256,11 @@ def test_a_bad_threat_is_refused(name):
     make, kind, words = BAD[name]
     with pytest.raises(kind, match=words):
         make()
+
+
+def words_model():
+    words = keras.Input((FEATURES,), dtype="int32")
+    return keras.Model(words, layers.Dense(3)(layers.Flatten()(layers.Embedding(5, 2)(words))))
 
 
 @pytest.mark.parametrize(
@@ -263,6 +273,13 @@ def test_a_bad_threat_is_refused(name):
         ({"x": np.full((24, 6), np.nan, "float32")}, ValueError, "NaN"),
         ({"y": np.zeros(5, int)}, ValueError, "class number for each"),
         ({"y": np.full(24, CLASSES)}, ValueError, "classes"),
+        # A row without a label, and one of several, would have been class 0.
+        ({"y": np.zeros((24, CLASSES))}, ValueError, "24 of 24 rows are not one-hot"),
+        ({"y": np.ones((24, CLASSES), int)}, ValueError, "not one-hot"),
+        ({"y": np.ma.masked_equal(np.arange(24) % 2, 0)}, ValueError, "12 values.*are masked"),
+        ({"x": np.zeros((24, 5), "float32")}, ValueError, "reads inputs of shape"),
+        ({"x": np.zeros(24, "float32")}, ValueError, "reads inputs of shape"),
+        ({"model": words_model()}, TypeError, "reads int32, which rounds them off"),
         ({"y": None, "targeted": True}, ValueError, "needs `y`"),
         ({"kind": "square", "queries": 0}, ValueError, "queries"),
         ({"queries": 2.5}, TypeError, "queries"),

@@ -180,6 +180,13 @@ def test_noisy_labels():
         ({"y": np.array([0.5, 1.0])}, "class numbers"),
         ({"y": np.array(["a", "b"])}, "class numbers"),
         ({"y": np.eye(5)[y], "classes": 7}, "5 columns"),
+        # Labels of tokens, several labels and none were taken for one-hot rows.
+        ({"y": y.reshape(-1, 4)}, "not one-hot"),
+        ({"y": np.ones((9, 3))}, "not one-hot"),
+        ({"y": np.zeros((9, 3))}, "not one-hot"),
+        ({"y": y.astype("uint8"), "classes": 300}, "Class 299 does not fit into uint8"),
+        ({"y": y > 2, "classes": 3}, "yes and no"),
+        ({"y": np.ma.masked_equal(y, 2)}, "are masked"),
         ({"seed": -1}, "seed"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -263,6 +270,8 @@ def test_bytes_and_other_bounds(images):
         ({"x": x[0, 0]}, TypeError, "height"),
         ({"name": "typos"}, TypeError, "strings"),
         ({"bounds": (1, 0)}, ValueError, "lesser"),
+        ({"name": "typos", "x": [b"\xff"]}, ValueError, "UTF-8"),
+        ({"name": "typos", "x": [["ab"], ["cd"]]}, TypeError, "lists within a list"),
     ):
         with pytest.raises(kind, match=words):
             kd.robust.corrupt(**{"x": x, "name": "contrast", **bad})

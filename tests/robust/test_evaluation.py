@@ -303,6 +303,15 @@ def test_calibration_reaches_the_int8_file(model, digits, tmp_path):
     assert abs(reports[1].clean - reports[0].clean) < 0.03
 
 
+def test_corruptions_without_a_threat_have_bounds_of_their_own(model, digits):
+    x, y = digits.x_test[:20], digits.y_test[:20]
+    given = {"corruptions": "contrast", "severities": 2}
+    usual = kd.robust.evaluate(model, x, y, **given)
+    wide = keras.Sequential([keras.Input(x.shape[1:]), layers.Rescaling(1 / 255), model])
+    same = kd.robust.evaluate(wide, 255 * x, y, bounds=(0, 255), **given)
+    assert same.corrupted == usual.corrupted
+
+
 def test_bad_input_is_refused(model, digits):
     x, y = digits.x_test[:20], digits.y_test[:20]
     threat = kd.robust.Linf(0.1)
@@ -320,6 +329,7 @@ def test_bad_input_is_refused(model, digits):
             ValueError,
             "outside of the bounds",
         ),
+        ({"bounds": (0, 2)}, ValueError, "not those of the threat"),
         ({"queries": 0}, ValueError, "queries"),
         ({"seed": -1}, ValueError, "seed"),
         ({"batch_size": 0}, ValueError, "batch_size"),

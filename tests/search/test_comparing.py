@@ -8,6 +8,7 @@ from sklearn import metrics
 
 from keras_kd.distill.method_choice import Method, MethodChoice
 from keras_kd.distill.row_errors import RowErrors, row_errors, row_weights
+from keras_kd.search import task
 from keras_kd.utils import paired
 
 rng = np.random.default_rng(0)
@@ -368,3 +369,35 @@ def test_a_method_that_knows_less_is_not_chosen_for_being_lucky():
     found = MethodChoice([plain, of_rows("dist", runs(right, base - 1, base + 0.2))], False)
     assert found.best == "plain"
     assert "a log loss that is higher by 0.2" in found.verdict
+
+
+drawn = np.random.default_rng(11)
+
+
+@pytest.mark.parametrize(
+    ("labels", "end", "wanted"),
+    [
+        (drawn.dirichlet(np.ones(3), 9), "softmax", keras.losses.CategoricalCrossentropy),
+        (drawn.dirichlet(np.ones(3), 9), None, "probabilities of classes or numbers"),
+        (drawn.normal(size=(9, 3)), None, keras.losses.MeanSquaredError),
+        (drawn.integers(0, 2, (9, 1)).astype("float32"), None, "decides or answers a number"),
+        (drawn.integers(0, 2, 9).astype("float32"), "sigmoid", keras.losses.BinaryCrossentropy),
+        (drawn.integers(0, 2, 9), None, keras.losses.BinaryCrossentropy),
+        (drawn.random(9), None, keras.losses.MeanSquaredError),
+    ],
+)
+def test_a_loss_that_labels_and_output_do_not_tell_is_asked_for(labels, end, wanted):
+    units = 1 if labels.ndim == 1 else labels.shape[1]
+    student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(units, activation=end)])
+    rows = task.rows_of((np.zeros((9, 4), "float32"), labels), "train")
+    if isinstance(wanted, str):
+        with pytest.raises(ValueError, match=wanted):
+            task.hard_loss(student, rows)
+    else:
+        assert type(task.hard_loss(student, rows)) is wanted
+
+
+def test_a_tuple_of_inputs_is_read_as_a_list_of_them():
+    # In an export a tuple is inputs and labels.
+    x = (np.zeros((4, 2)), np.ones((4, 3)))
+    assert isinstance(task.rows_of((x, np.arange(4)), "train").x, list)

@@ -226,6 +226,29 @@ def test_latencies_within_the_noise_are_the_same(low, high, front):
     assert finals.front(records, ("error", "latency_ms"), timed) == front
 
 
+def test_where_the_best_is_too_slow_when_timed_again_the_next_best_is_taken(monkeypatch, tmp_path):
+    def trial(slot, error):
+        file = {"bytes": 9, "latency_ms": 1.0, "low_ms": 1.0, "refused": {}}
+        return journal.Record(slot, "", {}, "done", {"error": error, "file": file, "excess": {}})
+
+    again = {"0": 5.0, "1": 5.0, "2": 1.0}
+
+    def timed(paths, rows):
+        return [Times(*[again[path.stem]] * 3) for path in paths]
+
+    monkeypatch.setattr(finals, "latencies", timed)
+    records = [trial(0, 0.1), trial(1, 0.2), trial(2, 0.3)]
+    exporter = type("", (), {"validation": None})
+    budget = Budget(None, latency_ms=2.0, trials=3)
+    found = finals.winner(tmp_path, records, ("error",), budget, exporter)
+    assert (found["slot"], found["front"]) == (2, [2])
+    again["2"] = 5.0
+    found = finals.winner(tmp_path, records, ("error",), budget, exporter)
+    assert found["values"] is None
+    assert found["verdict"].startswith("not reachable")
+    assert "5 ms of 2" in found["verdict"]
+
+
 def test_the_front_holds_what_nothing_beats_in_everything(stubs, tmp_path):
     study = tune(
         stubs, tmp_path / "s", minimize=("error", "latency"), budget=Budget(None, trials=12)

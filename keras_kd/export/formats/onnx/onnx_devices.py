@@ -26,6 +26,7 @@ class ONNXFile:
 
     def __init__(self, path: Path, steps: float | None) -> None:
         import onnx
+        import onnx.numpy_helper
 
         model = onnx.load(str(path))
         self.steps = steps
@@ -37,6 +38,11 @@ class ONNXFile:
         self.nodes = list(_nodes(model.graph))
         self.made = {name: node for node in self.nodes for name in node.output}
         self.types = {entry.name: int(entry.data_type) for entry in model.graph.initializer}
+        self._whole = {
+            entry.name: onnx.numpy_helper.to_array(entry).reshape(-1).tolist()
+            for entry in model.graph.initializer
+            if entry.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+        }
         self.kinds = {node.op_type for node in self.nodes}
         self.contributed = sorted(
             {node.op_type for node in self.nodes if node.domain not in ("", "ai.onnx")}
@@ -88,6 +94,27 @@ class ONNXFile:
             for node in self.nodes
             if len(node.input) > 1
         )
+
+    def repeated_products(self) -> bool:
+        """Whether a product reads what was repeated, as it is or only moved."""
+        for node in self.nodes:
+            if node.op_type in ("MatMul", "Gemm", "MatMulNBits"):
+                sources = (self.source(name, _MOVERS) for name in node.input[:2])
+                if any(each is not None and each.op_type in ("Tile", "Expand") for each in sources):
+                    return True
+        return False
+
+    def slices_of_a_free_batch(self) -> bool:
+        """Whether a Slice takes the batch to an end that stands for any size."""
+        for node in self.nodes:
+            if not self.free or node.op_type != "Slice":
+                continue
+            ends = self._whole.get(node.input[2], [])
+            named = self._whole.get(node.input[3], []) if len(node.input) > 3 else []
+            axes = named or list(range(len(ends)))
+            if any(axis == 0 and end == _TO_THE_END for axis, end in zip(axes, ends)):
+                return True
+        return False
 
     def both_ways(self) -> bool:
         """Whether a recurrent layer reads its input from both ends."""
@@ -171,8 +198,13 @@ def tract(file: ONNXFile) -> str:
     lacking = [name for name in file.contributed if name != "MatMulNBits"]
     if lacking:
         return f"no: {', '.join(lacking)}"
-    if "Loop" in file.kinds:
-        return "no: Loop"
+    missing = sorted(file.kinds & {"Loop", "ReverseSequence"})
+    if missing:
+        return f"no: {', '.join(missing)}"
+    if file.repeated_products():
+        return "no: a product of what Tile or Expand repeats, computed wrongly or refused"
+    if file.slices_of_a_free_batch():
+        return "no: Slice to the end of a free batch (batch=1 runs)"
     if file.quantized_softmax():
         return "no: a quantized Softmax, computed wrongly"
     if file.computed_reshapes():
@@ -199,7 +231,9 @@ def ncnn(file: ONNXFile) -> str:
         return "no: an LSTM or GRU in both directions"
     unseen = sorted(file.kinds - _NCNN)
     if unseen:
-        return f"no: {', '.join(unseen)}, not seen to run"
+        wrong = sorted(_NCNN_WRONG.intersection(unseen))
+        told = "computed wrongly in some files" if wrong else "not seen to run"
+        return f"no: {', '.join(wrong or unseen)}, {told}"
     return "only batch 1" if file.free else "yes"
 
 
@@ -219,6 +253,9 @@ OPENVINO_INT8 = (
 
 _MOVERS = frozenset(MOVERS)
 
+# What tf2onnx writes for a slice of -1 elements, all that there are.
+_TO_THE_END = 1_000_000_000
+
 # What students of `make runtimes` that ran there are made of: pnnx writes the rest down, too, and
 # ncnn then does not load it.
 _NCNN = frozenset(
@@ -229,6 +266,9 @@ _NCNN = frozenset(
         *("Softmax", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
     }
 )
+
+# It loads these, and a normalization that is made of them is a quarter of its range off.
+_NCNN_WRONG = frozenset({"Min", "ReduceSum"})
 
 # Behind these nothing is left of how their inputs lay.
 _PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulNBits", "LSTM", "GRU")

@@ -116,3 +116,12 @@ SINCE: dict[str, str] = {
     "WHILE": "1.15",
     "ZEROS_LIKE": "1.12",
 }
+
+TYPES_SINCE: dict[tuple[str, str], tuple[int, int]] = {
+    ("DIV", "INT8"): (2, 21),
+    ("GELU", "INT16"): (2, 21),
+    ("TILE", "INT16"): (2, 21),
+}
+"""The first TensorFlow Lite of which it is known that an operator computes a type of its first
+input, where no version of the operator says so: 2.14 loads such files and stops when it runs them.
+"""

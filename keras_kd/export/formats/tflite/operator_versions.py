@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from keras_kd.export.formats.tflite.known_since import SINCE
+from keras_kd.export.formats.tflite.known_since import SINCE, TYPES_SINCE
 
 _METADATA = b"min_runtime_version"
 # The size that TensorFlow gives the text, whatever its length.
@@ -135,6 +135,8 @@ def minimum(model: Any) -> tuple[tuple[int, int], list[str]]:
     least, unknown = (1, 5), set()
     for operator in operators(model):
         found = since(operator.name, operator.version)
+        if found is not None:
+            found = max(found, TYPES_SINCE.get((operator.name, operator.first), found))
         if found is None:
             unknown.add(operator.name)
         else:

@@ -13,6 +13,7 @@ from typing import Any
 from keras_kd.export.formats.onnx.onnx_devices import OPENVINO_INT8
 from keras_kd.export.formats.tflite import operator_versions
 from keras_kd.export.formats.tflite.contents import read
+from keras_kd.export.formats.tflite.known_since import TYPES_SINCE
 from keras_kd.export.formats.tflite.operator_versions import Operator
 
 # Where a size comes from that an operator takes as an input.
@@ -147,6 +148,11 @@ def tensorflow_lite(file: TFLiteFile, version: tuple[int, int]) -> str:
             return f"no: {operator.name} version {operator.version}, newer than is known here"
         if first > version:
             return "no: {} version {}, since {}.{}".format(operator.name, operator.version, *first)
+        typed = TYPES_SINCE.get((operator.name, operator.first), first)
+        if typed > version:
+            return "no: {} of {}, known to run since {}.{}".format(
+                operator.name, operator.first, *typed
+            )
     if file.sparse and version < _SPARSE:
         return "no: sparse weights, on which 2.14 crashed"
     return file.rounding()
