@@ -37,8 +37,13 @@ def execute(script, timeout=600):
     """Run a script's cells in a fresh kernel and return the notebook with its outputs."""
     notebook = jupytext.read(script)
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # What a cell prints arrives in pieces, others in every run: it is put together again.
     client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": FOLDER}},
+        coalesce_streams=True,
     )
     client.execute(env=environment)
     for number, cell in enumerate(notebook.cells):
