@@ -307,8 +307,8 @@ def check_image_size(image_size: object) -> None:
     """Raise `ValueError` unless it is `None` or `(height, width)`."""
     if image_size is None:
         return
-    pair = isinstance(image_size, tuple | list) and len(image_size) == 2
-    if not pair or not all(map(is_size, image_size)):
+    sizes = list(image_size) if isinstance(image_size, tuple | list) else []
+    if len(sizes) != 2 or not all(is_size(size) for size in sizes):
         raise ValueError(
             f"`image_size` is {image_size!r}, but it is (height, width) in pixels, both at least "
             "1. For example `image_size=(32, 32)`."

@@ -101,7 +101,8 @@ def member(seed):
     def make():
         model = net(2)
         model.compile("adam", loss)
-        return kd.federated.Client(model, np.random.default_rng(seed).random((12, 6), "float32"), y[:12])
+        rows = np.random.default_rng(seed).random((12, 6), "float32")
+        return kd.federated.Client(model, rows, y[:12])
     return make
 federation = kd.federated.Federation(
     [member(0), member(1)],
