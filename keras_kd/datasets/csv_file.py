@@ -116,9 +116,10 @@ def load(
 
     The inputs are one row of numbers, columns in the order of the file: a column of numbers is one
     of them, a column of texts is a category, with one number for each of its values in the training
-    file in alphabetical order, 1 where the cell holds it and 0 elsewhere. Numbers have a point before
-    their decimals: columns of `0,5`, `12%` or `$3` are refused unless named as categories. With `text` they are the
-    numbers of the words of that one column instead, and all others are left out.
+    file in alphabetical order, 1 where the cell holds it and 0 elsewhere. Numbers have a point
+    before their decimals: columns of `0,5`, `12%` or `$3` are refused unless they are named as
+    categories. With `text` the inputs are the numbers of the words of that one column instead, and
+    all others are left out.
 
     Classes are numbered in alphabetical order, or as numbers if they are whole numbers; whole
     numbers from 0 on are class numbers as they stand.
