@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 # What TensorFlow's C++ side writes before anyone can ask it not to.
 NOISE = re.compile(
     r"^(WARNING: All log messages|[IWE]0000 |.*TF-TRT|INFO: Created|To enable the following"
-    r"|WARNING:tensorflow:\d+ out of the last|TqdmWarning: IProgress).*\n?",
+    r"|WARNING:tensorflow:\d+ out of the last|TqdmWarning: IProgress|findfont: ).*\n?",
     re.M,
 )
 
