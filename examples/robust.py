@@ -231,7 +231,7 @@ print(of_file.table())
 #   `PGDTraining` first.
 # - **A teacher that is not robust** was expected to be worse, as the warning says and as papers
 #   have measured. Here its student is not: what holds it up are the attacked images.
-# - **Robustness is not free**: the plain student has 6 to 9 points more on clean images, and is no
+# - **Robustness is not free**: the plain student has 6 to 10 points more on clean images, and is no
 #   worse on corrupted ones. It keeps one decision in two hundred under attack.
 # - **Robust students are less sure than they are right**, calibration errors of 12 to 17 % against
 #   4 %: `calibrate` brings the one that was exported to 8 % on these rows.
