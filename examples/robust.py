@@ -18,7 +18,8 @@
 # trained plainly, and trained on attacked images without a teacher. Then all of them, and the int8
 # file, are attacked, corrupted, and asked how sure they are.
 #
-# Needed: `pip install "keras_kd[all]"`. The full run takes about a minute and a half of processor time.
+# Needed: `pip install "keras_kd[all]"`. The full run takes a minute and a half of processor
+# time.
 
 # %%
 import os
