@@ -21,13 +21,13 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# pyright on the user's program that mypy reads too; it brings its own Node.js where there is none.
+# pyright on the user's programs that mypy reads too, with a Node.js from the package index.
 types: $(VENV)/.test .venv-types/.done
 	.venv-types/bin/pyright --pythonpath $(BIN)/python
 
 .venv-types/.done:
 	$(PYTHON) -m venv .venv-types
-	.venv-types/bin/python -m pip install --quiet pyright==1.1.414
+	.venv-types/bin/python -m pip install --quiet 'pyright[nodejs]==1.1.414'
 	@touch $@
 
 # A hundred bad inputs and fifty kills at random points; SEED=... tries others.

@@ -1,7 +1,7 @@
 """Pages of the site that are made when it is built: from `findings/`, `examples/` and the root.
 
-MkDocs calls `on_config` and `on_files`. What is listed is what lies there, so that a new script or
-a new notebook is on the site without a line anywhere.
+MkDocs calls the functions that begin with `on_`. What is listed is what lies there, so that a new
+script or a new notebook is on the site without a line anywhere.
 """
 
 import atexit
@@ -153,3 +153,10 @@ def on_files(files, config):
     for file in notebook_pages(config):
         files.append(file)
     return files
+
+
+def on_page_markdown(markdown, page, **_):
+    """Keep a mean and its deviation on one line, and give a page without sections all the width."""
+    if "\n## " not in markdown and "\n:::" not in markdown:
+        page.meta["hide"] = ["toc"]
+    return markdown.replace(" ± ", "\u00a0±\u00a0")

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 # What TensorFlow's C++ side writes before anyone can ask it not to.
 NOISE = re.compile(
     r"^(WARNING: All log messages|[IWE]0000 |.*TF-TRT|INFO: Created|To enable the following"
-    r"|WARNING:tensorflow:\d+ out of the last|TqdmWarning: IProgress).*\n?",
+    r"|WARNING:tensorflow:\d+ out of the last|TqdmWarning: IProgress|findfont: ).*\n?",
     re.M,
 )
 
@@ -37,8 +37,13 @@ def execute(script, timeout=600):
     """Run a script's cells in a fresh kernel and return the notebook with its outputs."""
     notebook = jupytext.read(script)
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # What a cell prints arrives in pieces, others in every run: it is put together again.
     client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": FOLDER}},
+        coalesce_streams=True,
     )
     client.execute(env=environment)
     for number, cell in enumerate(notebook.cells):

@@ -101,8 +101,9 @@ print(f"{np.mean(tagged == 0):.1%} of the training tokens are O")
 # %% [markdown]
 # ## What the models read
 #
-# Word numbers alone say nothing of a word that no training sentence has, and in WNUT-17's test
-# sentences 76 % of the tokens of entities are such words, of the others 23 %. Letters do. The
+# A word that the training sentences do not have at least twice gets no number of its own. In
+# WNUT-17's test sentences 76 % of the tokens of entities are such words, of the others 23 %, and
+# word numbers alone say nothing of them. Letters do. The
 # *shape* of a token is what remains when capitals become `X`, small letters `x`, digits `d`, and
 # repetitions go: `McDonald's` is `XxXx'x`. The student reads words and shapes. The teacher reads
 # the letters themselves as well.

@@ -17,8 +17,7 @@
 # the old ones almost altogether. `kd.lifelong` trains one student on task after task and lets it
 # learn from what it said before: distillation, with the past self as the teacher.
 #
-# Needed: `pip install "keras_kd[all]"`. The full run takes about a minute and a half of processor
-# time.
+# Needed: `pip install "keras_kd[all]"`. The full run takes about a minute of processor time.
 
 # %%
 import os

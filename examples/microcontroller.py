@@ -18,7 +18,7 @@
 # (quantization-aware, still under the teacher), exported for one image at a time, and looked up in
 # the table of devices.
 #
-# Needed: `pip install "keras_kd[all]"`. The full run takes about three minutes of processor time.
+# Needed: `pip install "keras_kd[all]"`. The full run takes about a minute of processor time.
 
 # %%
 import os

@@ -17,7 +17,7 @@
 # same model, data and steps. The first half is about `keras.distillation`, which comes with Keras;
 # the second about TensorFlow Model Optimization (TFMOT), which does not take Keras 3 models.
 #
-# Needed: `pip install "keras_kd[all]"`. The full run takes about two minutes of processor time.
+# Needed: `pip install "keras_kd[all]"`. The full run takes about three minutes of processor time.
 
 # %%
 import os

@@ -231,6 +231,8 @@ print(f"int8 file: {right_answers / len(digits.y_test):.1%} of the test images")
 # ## Where to go next
 #
 # - Text, speech, tables, ranking and more: the other notebooks in this folder.
+# - Does the teacher help at all? `compile(..., distillation_loss="auto")` tries methods on rows
+#   that it holds out, and keeps plain training unless another is better beyond chance.
 # - Transfer inner layers too: `distillation_loss=[kd.losses.SoftTargets(),
 #   kd.Transfer(kd.losses.Hint(), teacher="pool3", student="pool1", projector="auto")]`.
 # - The same from the shell: `keras-kd demo`, and `keras-kd verify FOLDER` for files you were

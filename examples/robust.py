@@ -18,7 +18,8 @@
 # trained plainly, and trained on attacked images without a teacher. Then all of them, and the int8
 # file, are attacked, corrupted, and asked how sure they are.
 #
-# Needed: `pip install "keras_kd[all]"`. The full run takes about three minutes of processor time.
+# Needed: `pip install "keras_kd[all]"`. The full run takes a minute and a half of processor
+# time.
 
 # %%
 import os
@@ -231,7 +232,7 @@ print(of_file.table())
 #   `PGDTraining` first.
 # - **A teacher that is not robust** was expected to be worse, as the warning says and as papers
 #   have measured. Here its student is not: what holds it up are the attacked images.
-# - **Robustness is not free**: the plain student has 6 to 9 points more on clean images, and is no
+# - **Robustness is not free**: the plain student has 6 to 10 points more on clean images, and is no
 #   worse on corrupted ones. It keeps one decision in two hundred under attack.
 # - **Robust students are less sure than they are right**, calibration errors of 12 to 17 % against
 #   4 %: `calibrate` brings the one that was exported to 8 % on these rows.

@@ -302,7 +302,7 @@ print(f"{report.best.file}: {right:.1%} of the test recordings")
 #   nothing. Most of a file are the 66,048 numbers of the Fourier kernels; an app that has a
 #   transform of its own can export the student alone, whose input is the power.
 # - **Standardized soft targets** at alpha 0.5 are below the plain student, and the defaults are
-#   1.6 points above it. With alpha 0.1 and a temperature of 4 it is 3.5 points. Probably half of
+#   1.2 points above it. With alpha 0.1 and a temperature of 4 it is 3.7 points. Probably half of
 #   the weight is too much for the labels of so few rows, where the teacher is nearly always right
 #   (99.3 %).
 # - **Keras's layer in the file.** `keras.layers.MelSpectrogram` computes the same, as shown

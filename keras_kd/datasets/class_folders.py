@@ -122,17 +122,21 @@ def _require(root: Path, kind: Kind) -> None:
 def _paths(root: Path, kind: Kind, notes: list[str], least: int) -> dict[str, list[Path]]:
     _require(root, kind)
     found: dict[str, list[Path]] = {}
-    others = 0
+    others: list[Path] = []
     for place in sorted(root.iterdir()):
         if not place.is_dir() or place.name.startswith("."):
-            others += place.is_file() and not place.name.startswith(".")
+            others += [place] if place.is_file() and not place.name.startswith(".") else []
             continue
-        paths = [path for path in sorted(place.iterdir()) if path.suffix.lower() in kind.suffixes]
-        others += sum(path.is_file() for path in place.iterdir()) - len(paths)
+        inside = sorted(place.iterdir())
+        paths = [path for path in inside if path.suffix.lower() in kind.suffixes]
+        spare = [path for path in inside if path.is_file() and path not in paths]
+        others += spare
         if not paths:
+            instead = f", but {_ends(spare)}" if spare else ""
             raise ValueError(
-                f"`{place}` holds no {kind.files} ({', '.join(kind.suffixes)}). Remove the folder, "
-                f"or put {kind.files} of the class in."
+                f"`{place}` holds no {kind.files} ({', '.join(kind.suffixes)}){instead}. Remove "
+                f"the folder, or put {kind.files} of the class in. A folder holds images or "
+                "recordings, and not both."
             )
         found[place.name] = paths
     if len(found) < 2 and least > 1:
@@ -142,5 +146,14 @@ def _paths(root: Path, kind: Kind, notes: list[str], least: int) -> dict[str, li
             f"test/CLASS/*.{kind.example}."
         )
     if others:
-        notes.append(f"{others:,} files of `{root}` are no {kind.files} and were left out.")
+        notes.append(
+            f"{len(others):,} files of `{root}` are no {kind.files} and were left out: "
+            f"{_ends(others)}."
+        )
     return found
+
+
+def _ends(paths: Sequence[Path]) -> str:
+    """How the names of files end, or whole names where they have no ending."""
+    ends = sorted({path.suffix.lower() or path.name for path in paths})
+    return ", ".join(ends[:6]) + (" and others" if len(ends) > 6 else "")

@@ -119,8 +119,7 @@ def read(path: str | os.PathLike[str]) -> Sentences:
     found = Sentences(name, [], [], [])
     places: list[list[int]] = []
     fresh, columns = True, 0
-    for number, line in enumerate(text_files.read(name, "a CoNLL file").split("\n"), 1):
-        line = line.rstrip("\r\n")
+    for number, line in enumerate(text_files.lines(text_files.read(name, "a CoNLL file")), 1):
         if not line.strip() or line.startswith("-DOCSTART-"):
             fresh = True
             continue

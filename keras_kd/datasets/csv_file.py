@@ -12,6 +12,7 @@ import dataclasses
 import io
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -115,8 +116,10 @@ def load(
 
     The inputs are one row of numbers, columns in the order of the file: a column of numbers is one
     of them, a column of texts is a category, with one number for each of its values in the training
-    file in alphabetical order, 1 where the cell holds it and 0 elsewhere. With `text` they are the
-    numbers of the words of that one column instead, and all others are left out.
+    file in alphabetical order, 1 where the cell holds it and 0 elsewhere. Numbers have a point
+    before their decimals: columns of `0,5`, `12%` or `$3` are refused unless they are named as
+    categories. With `text` the inputs are the numbers of the words of that one column instead, and
+    all others are left out.
 
     Classes are numbered in alphabetical order, or as numbers if they are whole numbers; whole
     numbers from 0 on are class numbers as they stand.
@@ -344,6 +347,8 @@ def _columns(table: Table, names: list[str], categories: Sequence[str]) -> list[
         if name not in categories and _is_numeric(cells):
             found.append(Column(name))
             continue
+        if name not in categories:
+            _check_marks(table, name, cells)
         values = sorted(set(cells))
         if len(values) > MOST_CATEGORIES and name not in categories:
             raise ValueError(
@@ -362,6 +367,24 @@ def _is_numeric(cells: Sequence[str]) -> bool:
     return 2 * numbers > sum(bool(cell) for cell in cells)
 
 
+# `0,5`, `1,234.5`, `1 234`, `12%`, `€3`: numbers with a mark that Python's have not.
+_MARKED = re.compile(r"[+-]?[$€£]?\s?\d{1,3}([ ,'\u00a0\u202f]?\d{3})*([.,]\d+)?\s?[$€£%]?")
+
+
+def _check_marks(table: Table, name: str, cells: Sequence[str]) -> None:
+    # A category of each number would be taken without a word otherwise.
+    marked = [
+        row for row, cell in enumerate(cells) if _parsed(cell) is None and _MARKED.fullmatch(cell)
+    ]
+    numbers = sum(_parsed(cell) is not None for cell in cells)
+    if marked and 2 * (numbers + len(marked)) > sum(bool(cell) for cell in cells):
+        raise ValueError(
+            f"{table.where(marked[0])}: the column `{name}` holds `{cells[marked[0]][:40]}`. "
+            "Numbers have a point before their decimals, and no other marks. Write them so, or "
+            f"read the column as a category: `--category {name}`."
+        )
+
+
 def _parsed(cell: str) -> float | None:
     try:
         # `1_000` is a number to Python alone.
@@ -370,14 +393,17 @@ def _parsed(cell: str) -> float | None:
         return None
 
 
-def _number(cell: str, table: Table, row: int, name: str) -> float:
+def _number(cell: str, table: Table, row: int, name: str, target: bool = False) -> float:
     value = _parsed(cell)
     if value is None:
         what = f"holds the text `{cell[:40]}`" if cell else "is empty"
-        raise ValueError(
-            f"{table.where(row)}: the number column `{name}` {what}. Mend the cell, leave the row "
-            f"out, or read the column as a category: `--category {name}`."
+        cure = (
+            "Mend the cell, or leave the row out."
+            if target
+            else "Mend the cell, leave the row out, or read the column as a category: `--category "
+            f"{name}`."
         )
+        raise ValueError(f"{table.where(row)}: the number column `{name}` {what}. {cure}")
     if not math.isfinite(value) or abs(value) > float(np.finfo(np.float32).max):
         raise ValueError(
             f"{table.where(row)}: `{name}` is {cell[:40]}, which is no finite float32. Mend the "
@@ -419,7 +445,10 @@ def _labels(
         return target, {
             split: np.array(
                 [
-                    [_number(cell, table, row, name) for row, cell in enumerate(table.column(name))]
+                    [
+                        _number(cell, table, row, name, target=True)
+                        for row, cell in enumerate(table.column(name))
+                    ]
                     for name in target
                 ]
             ).T

@@ -296,3 +296,20 @@ def _scaled(name: str, split: str, x: Array, said: list[str]) -> Array:
             "255 beforehand if they are pixels from 0 to 255."
         )
     return images
+
+
+def is_size(value: object) -> bool:
+    """Whether it is a whole number above 0."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
+
+
+def check_image_size(image_size: object) -> None:
+    """Raise `ValueError` unless it is `None` or `(height, width)`."""
+    if image_size is None:
+        return
+    sizes = list(image_size) if isinstance(image_size, tuple | list) else []
+    if len(sizes) != 2 or not all(is_size(size) for size in sizes):
+        raise ValueError(
+            f"`image_size` is {image_size!r}, but it is (height, width) in pixels, both at least "
+            "1. For example `image_size=(32, 32)`."
+        )

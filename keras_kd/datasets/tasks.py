@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd.datasets import audio_folder, class_folders, conll, csv_file, image_folder, npz_file
-from keras_kd.datasets.dataset import Dataset
+from keras_kd.datasets.dataset import Dataset, check_image_size, is_size
 from keras_kd.datasets.images import load
 from keras_kd.datasets.task_data import Rows, TaskData, check_class_names, check_task
 
@@ -132,6 +132,9 @@ def load_task(
             )
     if classes is not None:
         check_class_names(given["classes"], "`--classes`")
+    if length is not None and not is_size(length):
+        raise ValueError(f"`length` is a whole number above 0. Received: length={length!r}.")
+    check_image_size(image_size)
     options = {key: value for key, value in given.items() if key in _TAKES[kind]}
     if kind == "csv":
         return csv_file.load(name, task, options.pop("target"), **_renamed(options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import unicodedata
 import zlib
 
@@ -27,7 +28,8 @@ def read(path: str | os.PathLike[str], what: str) -> str:
         Its text, line ends as they are, without a byte-order mark.
 
     Raises:
-        ValueError: If it is missing, no regular file, damaged, not UTF-8, empty or too large.
+        ValueError: If it is missing, no regular file, damaged, not UTF-8, empty or too large, or
+            holds a zero byte.
     """
     name = os.fspath(path)
     problem = archives.file_problem(name)
@@ -57,7 +59,21 @@ def read(path: str | os.PathLike[str], what: str) -> str:
         ) from error
     if not text.strip():
         raise ValueError(f"`{name}` is empty. Pass the path of {what}.")
+    zero = text.find("\0")
+    if zero >= 0:
+        raise ValueError(
+            f"`{name}`, line {len(lines(text[:zero]))} holds a zero byte: the file is damaged, no "
+            "text, or in another encoding. Save the file as UTF-8."
+        )
     return text
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text, whatever system ended them, and no others.
+
+    `str.splitlines` also splits at characters that words may hold.
+    """
+    return re.split(r"\r\n|\n|\r", text)
 
 
 def visible(text: str) -> bool:

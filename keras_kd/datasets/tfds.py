@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_kd.datasets.dataset import Dataset, Pair, assemble
+from keras_kd.datasets.dataset import Dataset, Pair, assemble, check_image_size
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -62,11 +62,7 @@ def load(
             f"`tfds:{name}` needs tensorflow_datasets and TensorFlow, but `{error.name}` is not "
             'installed. Install them with: pip install "keras_kd[data,tensorflow]"'
         ) from error
-    if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-        raise ValueError(
-            f"`image_size` is {image_size!r}, but it is (height, width) in pixels, both at least "
-            "1. For example `image_size=(32, 32)`."
-        )
+    check_image_size(image_size)
     directory = None if data_dir is None else os.path.expanduser(os.fspath(data_dir))
     builder = _builder(tfds, name, directory)
     image_key, label_key = _keys(tfds, name, builder.info)

@@ -58,7 +58,8 @@ def read(path: str | os.PathLike[str]) -> list[str]:
         ValueError: If the file cannot be read, does not begin so, or names a word twice.
     """
     name = os.fspath(path)
-    found = text_files.read(name, "a vocabulary, one word a line").splitlines()
+    text = text_files.read(name, "a vocabulary, one word a line")
+    found = text_files.lines(text.removesuffix("\n").removesuffix("\r"))
     if len(found) < 3 or found[0] != PADDING or found[1] != UNKNOWN:
         raise ValueError(
             f"`{name}` begins with {found[:2]}, but the first two lines of a vocabulary are an "

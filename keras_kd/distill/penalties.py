@@ -81,14 +81,15 @@ class Penalty:
         _require_weight(value, self.name)
         self._weight.assign(value)
 
-    def build(self, distiller: hooks.Trained) -> None:
+    # `Any`, so that a subclass may say `keras_kd.Distiller` without a type checker's complaint.
+    def build(self, distiller: Any) -> None:
         """Make the Variables that the penalty keeps; `compile` calls it once.
 
         Args:
             distiller: With the student's weights as they are now.
         """
 
-    def __call__(self, distiller: hooks.Trained, batch: hooks.Batch) -> Tensor:
+    def __call__(self, distiller: Any, batch: Any) -> Tensor:
         """Compute the penalty of one batch, not yet multiplied by `weight`.
 
         Args:

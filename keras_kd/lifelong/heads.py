@@ -215,7 +215,7 @@ class GrowingHead:
             found["scale"] = np.array(10.0, "float32")
         return found
 
-    def _make(self, values: dict[str, Array], trained: Array = None) -> None:
+    def _make(self, values: dict[str, Array], trained: Array | None = None) -> None:
         """Put a head of these values behind the features."""
         count = len(self.classes)
         if self.cosine:

@@ -44,7 +44,7 @@ class Lesson(keras.Model):
         ranks: Array,
         old_columns: Sequence[int],
         task_columns: Sequence[int],
-        stored: Array = None,
+        stored: Array | None = None,
         identity: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(name="lesson", dtype=network.dtype_policy, autocast=False)

@@ -26,13 +26,14 @@ def accuracies(
         Two lists: `free`, and `told`, with NaN where nothing can be measured.
     """
     known = [np.intersect1d(task.classes, head.classes) for task in tasks]
-    tested = [task.x_test is not None and len(task.x_test) > 0 for task in tasks]
-    asked = [task for task, of, has in zip(tasks, known, tested) if has and len(of)]
+    rows = [task.x_test for task in tasks]
+    tested = [x is not None and len(x) > 0 for x in rows]
+    asked = [x for x, of in zip(rows, known) if x is not None and len(x) and len(of)]
     # In one go, since each model is compiled when it is first asked.
     scores = iter(
         np.split(
-            scores_of(np.concatenate([task.x_test for task in asked])),
-            np.cumsum([len(task.x_test) for task in asked])[:-1],
+            scores_of(np.concatenate(asked)),
+            np.cumsum([len(x) for x in asked])[:-1],
         )
         if asked
         else []

@@ -297,7 +297,9 @@ class Memory:
             self.slots.capacity = capacity
         return self.slots
 
-    def add(self, x: Array, y: Array, logits: Array = None, *, features: Array = None) -> None:
+    def add(
+        self, x: Array, y: Array, logits: Array | None = None, *, features: Array | None = None
+    ) -> None:
         """Offer rows to the memory, which keeps some of them.
 
         Args:
@@ -348,7 +350,7 @@ class Memory:
         checks.require_finite(logits, "logits")
         return logits
 
-    def put(self, slots: Array, x: Array, y: Array, logits: Array = None) -> None:
+    def put(self, slots: Array, x: Array, y: Array, logits: Array | None = None) -> None:
         """Write rows into slots, new ones at the end.
 
         Args:

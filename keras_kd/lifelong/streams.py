@@ -37,8 +37,8 @@ class Task:
     name: str
     x: Array = dataclasses.field(repr=False)
     y: Array = dataclasses.field(repr=False)
-    x_test: Array = dataclasses.field(default=None, repr=False)
-    y_test: Array = dataclasses.field(default=None, repr=False)
+    x_test: Array | None = dataclasses.field(default=None, repr=False)
+    y_test: Array | None = dataclasses.field(default=None, repr=False)
     returning: bool = False
     stream: Stream | None = dataclasses.field(default=None, repr=False)
 

@@ -21,6 +21,11 @@ def did_you_mean(given: object, known: Iterable[str], *, most: int = 1, quote: s
         >>> did_you_mean("int88", ["int8", "float32"])
         ' Did you mean `int8`?'
     """
-    close = difflib.get_close_matches(str(given), list(known), most, 0.5 if most > 1 else 0.6)
+    # Letters of another case are nearer than any others.
+    names_of = list(known)
+    same = [name for name in names_of if name.casefold() == str(given).casefold()]
+    close = same[:most] or difflib.get_close_matches(
+        str(given), names_of, most, 0.5 if most > 1 else 0.6
+    )
     names = [f"{quote}{name}{quote}" for name in close]
     return f" Did you mean {' or '.join(names)}?" if names else ""

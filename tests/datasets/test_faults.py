@@ -1,5 +1,7 @@
 """What is wrong with the data of a loader is one error, with file and row, before any work."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -83,11 +85,53 @@ def test_images_by_name(written):
         (("hello word1", "\u200b"), {"text": "text"}, "a.csv`, line 3: the text `text` is empty"),
         (("hello word1", "\u00a0 \u2060"), {"text": "text"}, "line 3: the text `text` is empty"),
         (("", ""), {"leave_out": ["text"], "classes": ["0", "1", "0"]}, "name the class `0` twice"),
+        (("hello word1", "a\0b"), {"text": "text"}, "a.csv`, line 3 holds a zero byte"),
+        (("", ""), {"text": "Text"}, "`--text` names the column `Text`, .* Did you mean `text`"),
+        (("", ""), {"text": "text", "length": 0}, "`length` is a whole number above 0.*length=0"),
+        (("", ""), {"text": "text", "length": True}, "`length` is a whole number.*length=True"),
     ],
 )
 def test_tables(written, changed, options, reason):
     with pytest.raises(ValueError, match=reason):
         load_task(written("a.csv", ROWS.replace(*changed)), target="y", **options)
+
+
+@pytest.mark.parametrize(
+    "form", ["{},5", "{}%", "${}", "{},000.5", "{} 000", "-{}'000,25", "\u20ac{}", "{} \u20ac"]
+)
+def test_numbers_with_marks_are_no_categories(written, form):
+    cells = [form.format(i) for i in range(20)]
+    content = "x;y\n" + "".join(f"{cell};{i % 2}\n" for i, cell in enumerate(cells))
+    table = written("a.csv", content)
+    with pytest.raises(
+        ValueError, match=f"a.csv`, line 2: .*`{re.escape(cells[0])}`.*--category x"
+    ):
+        load_task(table, target="y")
+    assert load_task(table, target="y", categories=["x"]).train.x.shape[1] == 20
+
+
+@pytest.mark.parametrize("form", ["1.{}.2", "{}0-{}9", "A{}", "{}:30", "{}/12", "555 123{}"])
+def test_codes_are_categories(written, form):
+    content = "x;y\n" + "".join(f"{form.format(i % 3, i % 3)};{i % 2}\n" for i in range(20))
+    assert load_task(written("a.csv", content), target="y").train.x.shape[1] == 3
+
+
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_a_target_is_read_as_no_category(written, task):
+    with pytest.raises(
+        ValueError, match=r"line 2: .*`text` holds the text .*or leave the row out\.$"
+    ):
+        load_task(written("a.csv", ROWS), task, target="text")
+
+
+def test_folders_hold_one_kind(tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/1.png", "b/x.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a` holds no recordings .*, but \.png.* and not both"):
+        load_task(tmp_path)
+    with pytest.raises(ValueError, match=r"`image_size` is \(0, 8\), but it is \(height, width\)"):
+        load_task(tmp_path / "a", image_size=(0, 8))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +186,22 @@ def test_tags_of_the_test(written):
     ):
         with pytest.raises(ValueError, match=reason):
             load_task(train, "tokens", test=written("b.conll", content))
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_lines_end_as_they_do(written, end):
+    path = written("a.conll", "")
+    path.write_bytes((TAGS * 10).replace("\n", end).encode())
+    assert load_task(path, "tokens").train.x.shape == (14, 3)
+    path.write_bytes((TAGS * 2 + "In\tI-place\n").replace("\n", end).encode())
+    with pytest.raises(ValueError, match="a.conll`, line 15: `I-place` follows `O`"):
+        load_task(path, "tokens")
+
+
+def test_a_vocabulary_has_a_word_a_line(written):
+    words = written("v.txt", "\n[UNK]\nhello\u2028hello\nword1\n")
+    data = load_task(written("a.csv", ROWS), target="y", text="text", vocabulary=words)
+    assert data.inputs["vocabulary"] == ["", "[UNK]", "hello\u2028hello", "word1"]
 
 
 NUMBERED = ["O", "B-A", "I-A", "B-B", "I-B"]

@@ -114,6 +114,12 @@ def test_the_figures_of_a_file_and_their_table():
     text = "\n".join(card.table(100))
     assert "entities of the Keras model" in text
     assert "entity F1" in text
+    # Where there is no room, the figure that was asked for stays.
+    narrow = "\n".join(card.table(70)).split("Not shown")
+    assert "entity F1" in narrow[0]
+    assert "entity recall" in narrow[1]
+    content["evaluation"]["metrics"] = {"y": [["entity_recall", "max"]]}
+    assert "entity recall" in "\n".join(Scorecard(content, None).table(50)).split("Not shown")[0]
 
 
 def test_lists_of_items_by_scikit_learn():

@@ -94,6 +94,25 @@ choice = kd.search.best_method(
 )
 assert "plain" in choice.table()
 """,
+    "federated": TRAIN.format(backend="tensorflow")
+    + """
+from dp_accounting import rdp
+def member(seed):
+    def make():
+        model = net(2)
+        model.compile("adam", loss)
+        rows = np.random.default_rng(seed).random((12, 6), "float32")
+        return kd.federated.Client(model, rows, y[:12])
+    return make
+federation = kd.federated.Federation(
+    [member(0), member(1)],
+    np.random.default_rng(2).random((16, 6), "float32"),
+    engine=kd.federated.Flower(cpus=1),
+    folder="federation",
+)
+assert federation.fit(rounds=1, queries=8, verbose=0).bytes_up > 0
+assert federation.student(x).shape == (16, 3)
+""",
     "all": """
 import subprocess, sys
 from pathlib import Path

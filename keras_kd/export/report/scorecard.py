@@ -24,6 +24,7 @@ _HEADINGS = {
     "ndcg@10": "NDCG@10",
 }
 _PER_CLASS = ("precision", "recall", "f1", "auc")
+_PARTS = ("entity_precision", "entity_recall")
 _FEW = 12
 """Classes up to which the table of a terminal shows each."""
 
@@ -40,8 +41,10 @@ class Scorecard:
         self._content = content
         self._best = best
         self._kinds = {name: row["kind"] for name, row in content["evaluation"]["kinds"].items()}
-        chosen: dict[str, list[list[str]]] = content["evaluation"].get("metrics", {})
-        self._chosen = next(((name, *rows[0]) for name, rows in chosen.items() if rows), None)
+        self._metrics: dict[str, list[list[str]]] = content["evaluation"].get("metrics", {})
+        self._chosen = next(
+            ((name, *rows[0]) for name, rows in self._metrics.items() if rows), None
+        )
 
     @property
     def name(self) -> str | None:
@@ -186,7 +189,13 @@ class Scorecard:
                 for row in rows
             ]
             headings = ["on the labels", *(heading(key) for key in keys)]
-            lines += ["", *fitted(headings, cells, width=width, dispensable=headings[:0:-1])]
+            # What was asked for goes last, and before F1 the two that it is made of.
+            asked = {name for rows in self._metrics.values() for name, *_ in rows}
+            spare = sorted(
+                keys, key=lambda key: (key in asked, key not in _PARTS, -keys.index(key))
+            )
+            dispensable = [heading(key) for key in spare]
+            lines += ["", *fitted(headings, cells, width=width, dispensable=dispensable)]
         file = self._best_name() or "the Keras model"
         lines += _table(self.classes(), "class", f"classes of {file}", width)
         lines += _table(self.entities(), "entity", f"entities of {file}", width)
