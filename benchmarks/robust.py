@@ -401,21 +401,22 @@ def table(kept):
         cells += [spread([run["int8"][key] for run in found]) for key in ("clean", "adversarial")]
         seconds = np.mean([run["cpu_seconds"] for run in found])
         lines.append(f"| {label} | {' | '.join(cells)} | {len(found)} | {seconds:.0f} |")
-    pairs = [
-        (runs["rslad"][seed], runs["pgd"][seed])
-        for seed in runs.get("rslad", {})
-        if seed in runs.get("pgd", {})
-    ]
-    if pairs:
-        gains = {
-            key: spread([a["float"][key] - b["float"][key] for a, b in pairs])
-            for key in ("clean", "adversarial")
-        }
-        lines += [
-            "",
-            f"RSLAD over PGD training at equal seeds: {gains['adversarial']} points under all "
-            f"attacks, {gains['clean']} points clean.",
+    for name in ("pgd", "trades", "ard"):
+        pairs = [
+            (runs["rslad"][seed], runs[name][seed])
+            for seed in runs.get("rslad", {})
+            if seed in runs.get(name, {})
         ]
+        gains = [
+            spread([a[kind][key] - b[kind][key] for a, b in pairs])
+            for kind, key in (("float", "adversarial"), ("float", "clean"), ("int8", "adversarial"))
+        ]
+        if pairs:
+            lines += [
+                "",
+                f"RSLAD over {METHODS[name][0]} at equal seeds: {gains[0]} points under all "
+                f"attacks, {gains[1]} points clean; the int8 files {gains[2]} under all attacks.",
+            ]
     return "\n".join(lines)
 
 
