@@ -12,10 +12,10 @@ many minutes (or `--trials`), within 20 KB and 5 ms, minimizing error and bytes.
 the accuracy of the int8 files on the test samples, which chose nothing, mean over the seeds of the
 last trainings: of what the search keeps; of the winner; of the defaults and of plain training in
 the size and at the learning rate of the winner; of what `keras-kd distill` gives as it comes in
-that size (default distillation, Adam at 0.001, cosine), with the same epochs, and once with as many
-epochs as the search trained in all. And the hypervolume of the front (validation error below 1,
-size below the limit). Studies lie in `runs/benchmarks`, so that a benchmark that was stopped goes
-on.
+that size (default distillation, Adam at 0.001, cosine), with the epochs of a trial. Once each, with
+as many epochs as the search trained in all: `keras-kd distill` as it comes, and the winner's
+values. And the hypervolume of the front (validation error below 1, size below the limit). Studies
+lie in `runs/benchmarks`, so that a benchmark that was stopped goes on.
 
 `--rate`: how many candidates are judged a minute. This build searches; the other one does what can
 be done with it: weigh the untrained file of each size, train what is within the budget, export it,
@@ -163,7 +163,7 @@ def quality(arguments):
         )
         said = row(study, sampler, seed, test)
         every = arguments.epochs or EPOCHS[name]
-        said["test"] |= untuned(study, said["values"], teacher, train, test, every)
+        said["test"] |= untuned(study, said["values"], teacher, train, validation, test, every)
         found["runs"].append(said)
         print(json.dumps(said), flush=True)
         if not arguments.quick:
@@ -211,49 +211,64 @@ def row(study, sampler, seed, test):
     }
 
 
-def untuned(study, values, teacher, train, test, epochs):
+def untuned(study, values, teacher, train, validation, test, epochs):
     """Accuracy of the int8 files that `keras-kd distill` makes as it comes, in the winner's size.
 
-    Once with the epochs of a trial, and once with as many as the search trained in all.
+    Once with the epochs of a trial, and once with as many as the search trained in all; and of the
+    winner's values with all these epochs.
     """
     import keras
 
     import keras_kd as kd
-    from keras_kd.export import load as load_file
+    from keras_kd.search import candidate, task
 
-    x, y = train
     rows = study.rows()
     trained = [r.get("epochs") or epochs for r in rows if r["state"] in ("done", "stopped")]
     in_all = sum(trained) + 9 * epochs
-    answers = kd.teachers.CachedTeacher(study.folder / "answers")
+    as_it_comes = {**values, "method": "default", "alpha": 0.5, "temperature": 1.0}
+    as_it_comes["learning_rate"] = 1e-3
 
-    def score(count, seed):
-        keras.utils.set_random_seed(seed)
-        student = kd.students.shrink(teacher, values["width"], name="student")
-        distiller = kd.Distiller(student, answers)
-        schedule = keras.optimizers.schedules.CosineDecay(1e-3, count * -(-len(x) // 32))
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        distiller.compile(keras.optimizers.Adam(schedule), loss=loss)
-        distiller.fit(x, y, batch_size=32, epochs=count, verbose=0)
-        with tempfile.TemporaryDirectory() as folder:
-            kd.export(
-                student,
-                folder,
-                formats=("tflite",),
-                precisions=("int8",),
-                calibration=x,
-                max_drop=None,
-                mixed=False,
-                overwrite=True,
-            )
-            (path,) = pathlib.Path(folder).glob("*.tflite")
-            return accuracy(load_file(path)(test[0]), test[1])
+    def score(given, count, seed):
+        trainer = candidate.Trainer(
+            build="shrink",
+            model=teacher,
+            answers=kd.teachers.CachedTeacher(study.folder / "answers"),
+            train=task.rows_of(train, "train"),
+            validation=task.rows_of(validation, "validation"),
+            hard=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            epochs=count,
+            batch_size=32,
+            verbose=0,
+            callbacks=None,
+        )
+        return of_file(trainer.trained(given, seed)[0], train[0], test)
 
     return {
-        "untuned": float(np.mean([score(epochs, seed) for seed in (1, 2, 3)])),
-        "untuned, all epochs": score(in_all, 1),
+        "untuned": float(np.mean([score(as_it_comes, epochs, seed) for seed in (1, 2, 3)])),
+        "untuned, all epochs": score(as_it_comes, in_all, 1),
+        "winner, all epochs": score(values, in_all, 1),
         "epochs in all": in_all,
     }
+
+
+def of_file(student, calibration, test):
+    """Test accuracy of the int8 file of a student."""
+    import keras_kd as kd
+    from keras_kd.export import load as load_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        kd.export(
+            student,
+            folder,
+            formats=("tflite",),
+            precisions=("int8",),
+            calibration=calibration,
+            max_drop=None,
+            mixed=False,
+            overwrite=True,
+        )
+        (path,) = pathlib.Path(folder).glob("*.tflite")
+        return accuracy(load_file(path)(test[0]), test[1])
 
 
 def table():
@@ -267,6 +282,7 @@ def table():
         "plain": "plain at its learning rate",
         "untuned": "not searched",
         "untuned, all epochs": "not searched, all the epochs",
+        "winner, all epochs": "winner's values, all the epochs",
     }
     lines = [
         f"| set | teacher | {' | '.join(columns.values())} | over not searched | bytes |",
