@@ -3,7 +3,7 @@
     python benchmarks/search.py --dataset digits --trials 24
     python benchmarks/search.py --dataset fashion_mnist --trials 16
     python benchmarks/search.py --dataset fsdd --trials 16
-    python benchmarks/search.py --table          # the tables in docs/search.md, from the results
+    python benchmarks/search.py --table          # the table in docs/search.md, from the results
     git worktree add --detach ../before b7b2450
     python benchmarks/search.py --rate --against ../before
 
@@ -272,7 +272,7 @@ def of_file(student, calibration, test):
 
 
 def table():
-    """Write the tables of docs/search.md."""
+    """Write the table of docs/search.md."""
     import records
 
     columns = {
@@ -288,14 +288,14 @@ def table():
         f"| set | teacher | {' | '.join(columns.values())} | over not searched | bytes |",
         f"|---|---|{'---|' * len(columns)}---|---|",
     ]
-    volumes = ["| set | TPE | random |", "|---|---|---|"]
     for name in ROWS:
         found = records.read(f"search_{name}")
         if found is None:
             continue
         runs = [r for r in found["runs"] if r["sampler"] == "tpe"]
-        scores = {"kept": [100 * r["test"][r["kept"]] for r in runs]}
-        scores |= {key: [100 * r["test"][key] for r in runs] for key in columns if key != "kept"}
+        tests = [{"kept": r["test"][r["kept"]], **r["test"]} for r in runs]
+        # A run that was stopped between two measurements lacks the second.
+        scores = {key: [100 * t[key] for t in tests if key in t] for key in columns}
         gains = np.subtract(scores["kept"], scores["untuned"])
         cells = [records.spread(values) for values in scores.values()]
         size = records.spread([r["bytes"] for r in runs], 0)
@@ -303,13 +303,7 @@ def table():
         lines.append(
             f"| {name} | {teacher:.1f} | {' | '.join(cells)} | {records.spread(gains)} | {size} |"
         )
-        both = [
-            records.spread([r["hypervolume"] for r in found["runs"] if r["sampler"] == each], 4)
-            for each in ("tpe", "random")
-        ]
-        volumes.append(f"| {name} | {' | '.join(both)} |")
     records.put("search.md", "searched", "\n".join(lines))
-    records.put("search.md", "volumes", "\n".join(volumes))
 
 
 def hypervolume(points):
