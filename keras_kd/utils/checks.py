@@ -14,6 +14,7 @@ from keras_kd.utils.values import is_number as is_number
 from keras_kd.utils.values import is_whole as is_whole
 from keras_kd.utils.values import known_keys as known_keys
 from keras_kd.utils.values import number as number
+from keras_kd.utils.values import numeric
 from keras_kd.utils.values import one_of as one_of
 from keras_kd.utils.values import positive as positive
 from keras_kd.utils.values import whole as whole
@@ -35,15 +36,9 @@ def objective(loss: Losses, distillation_loss: object, distills: bool) -> None:
         )
 
 
-def _number(name: str, value: object) -> None:
-    """Raise `TypeError` unless `value` is a single number."""
-    if not is_number(value):
-        raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
-
-
 def temperature(value: float) -> None:
     """Raise `ValueError` unless the temperature is positive and finite."""
-    _number("temperature", value)
+    numeric("temperature", value)
     if not 0 < value < math.inf:
         raise ValueError(
             f"`temperature` must be positive and finite. Received: temperature={value!r}. "
@@ -62,7 +57,7 @@ def weights(
     }
     for name, value in given.items():
         if value is not None:
-            _number(name, value)
+            numeric(name, value)
     if alpha is not None and (student is not None or distillation is not None):
         raise ValueError(
             "`alpha` and the explicit weights are two ways to say the same. Received: "

@@ -45,6 +45,18 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def numeric(name: str, value: object) -> float:
+    """Return a single number, finite or not, or raise `TypeError`.
+
+    Args:
+        name: What the message calls it.
+        value: What was passed.
+    """
+    if not is_number(value):
+        raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
+    return value
+
+
 def number(name: str, value: object, least: float = -math.inf) -> float:
     """Return a finite number, or raise.
 
@@ -57,13 +69,12 @@ def number(name: str, value: object, least: float = -math.inf) -> float:
         TypeError: If it is no number.
         ValueError: If it is not finite, or smaller.
     """
-    if not is_number(value):
-        raise TypeError(f"`{name}` is a number. Received: {name}={value!r}.")
-    if not math.isfinite(value):
+    found = numeric(name, value)
+    if not math.isfinite(found):
         raise ValueError(f"`{name}` is finite. Received: {name}={value!r}.")
-    if value < least:
+    if found < least:
         raise ValueError(f"`{name}` is at least {least:g}. Received: {name}={value!r}.")
-    return float(value)
+    return float(found)
 
 
 def positive(name: str, value: object, advice: str = "") -> float:
