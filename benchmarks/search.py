@@ -11,11 +11,12 @@ First part, for each seed: `tune` with Optuna's TPE and with values drawn at ran
 many minutes (or `--trials`), within 20 KB and 5 ms, minimizing error and bytes. What is reported is
 the accuracy of the int8 files on the test samples, which chose nothing, mean over the seeds of the
 last trainings: of what the search keeps; of the winner; of the defaults and of plain training in
-the size and at the learning rate of the winner; of what `keras-kd distill` gives as it comes in
-that size (default distillation, Adam at 0.001, cosine), with the epochs of a trial. Once each, with
-as many epochs as the search trained in all: `keras-kd distill` as it comes, and the winner's
-values. And the hypervolume of the front (validation error below 1, size below the limit). Studies
-lie in `runs/benchmarks`, so that a benchmark that was stopped goes on.
+the size and at the learning rate of the winner. Beside the first search, in the size of its winner,
+what `keras-kd distill` gives as it comes (default distillation, Adam at 0.001, cosine): with the
+epochs of a last training, mean of three seeds, and once with as many epochs as the search trained
+in all, the last trainings among them. And the hypervolume of the front (validation error below 1,
+size below the limit). Studies lie in `runs/benchmarks`, so that a benchmark that was stopped goes
+on.
 
 `--rate`: how many candidates are judged a minute. This build searches; the other one does what can
 be done with it: weigh the untrained file of each size, train what is within the budget, export it,
@@ -139,6 +140,7 @@ def quality(arguments):
         "teacher": accuracy(teacher.predict(test[0], verbose=0), test[1]),
         "minutes": arguments.minutes,
         "trials": arguments.trials,
+        "epochs": arguments.epochs or EPOCHS[name],
         "limits": LIMITS,
     }
     found = records.read(f"search_{name}") or {}
@@ -157,13 +159,14 @@ def quality(arguments):
             minimize=("error", "bytes"),
             budget=kd.search.Budget(arguments.minutes, trials=arguments.trials, **LIMITS),
             folder=place / f"{sampler}-{seed}-{arguments.minutes or arguments.trials}",
-            epochs=arguments.epochs or EPOCHS[name],
+            epochs=about["epochs"],
             seed=seed,
             sampler=sampler,
         )
         said = row(study, sampler, seed, test)
-        every = arguments.epochs or EPOCHS[name]
-        said["test"] |= untuned(study, said["values"], teacher, train, validation, test, every)
+        if sampler == "tpe":
+            each = about["epochs"]
+            said["test"] |= untuned(study, said["values"], teacher, train, validation, test, each)
         found["runs"].append(said)
         print(json.dumps(said), flush=True)
         if not arguments.quick:
@@ -214,8 +217,7 @@ def row(study, sampler, seed, test):
 def untuned(study, values, teacher, train, validation, test, epochs):
     """Accuracy of the int8 files that `keras-kd distill` makes as it comes, in the winner's size.
 
-    Once with the epochs of a trial, and once with as many as the search trained in all; and of the
-    winner's values with all these epochs.
+    Once with the epochs of a last training, and once with as many as the search trained in all.
     """
     import keras
 
@@ -224,7 +226,8 @@ def untuned(study, values, teacher, train, validation, test, epochs):
 
     rows = study.rows()
     trained = [r.get("epochs") or epochs for r in rows if r["state"] in ("done", "stopped")]
-    in_all = sum(trained) + 9 * epochs
+    last = study.best["epochs"]
+    in_all = sum(trained) + 9 * last
     as_it_comes = {**values, "method": "default", "alpha": 0.5, "temperature": 1.0}
     as_it_comes["learning_rate"] = 1e-3
 
@@ -244,9 +247,8 @@ def untuned(study, values, teacher, train, validation, test, epochs):
         return of_file(trainer.trained(given, seed)[0], train[0], test)
 
     return {
-        "untuned": float(np.mean([score(as_it_comes, epochs, seed) for seed in (1, 2, 3)])),
+        "untuned": float(np.mean([score(as_it_comes, last, seed) for seed in (1, 2, 3)])),
         "untuned, all epochs": score(as_it_comes, in_all, 1),
-        "winner, all epochs": score(values, in_all, 1),
         "epochs in all": in_all,
     }
 
@@ -282,27 +284,26 @@ def table():
         "plain": "plain at its learning rate",
         "untuned": "not searched",
         "untuned, all epochs": "not searched, all the epochs",
-        "winner, all epochs": "winner's values, all the epochs",
     }
-    lines = [
-        f"| set | teacher | {' | '.join(columns.values())} | over not searched | bytes |",
-        f"|---|---|{'---|' * len(columns)}---|---|",
-    ]
+    more = ["over not searched", "over all the epochs", "bytes", "random search gives"]
+    more += ["hypervolume", "of random search"]
+    named = ["set", "teacher", *columns.values(), *more]
+    lines = [f"| {' | '.join(named)} |", f"|{'---|' * len(named)}"]
     for name in ROWS:
         found = records.read(f"search_{name}")
         if found is None:
             continue
         runs = [r for r in found["runs"] if r["sampler"] == "tpe"]
+        drawn = [r for r in found["runs"] if r["sampler"] == "random"]
         tests = [{"kept": r["test"][r["kept"]], **r["test"]} for r in runs]
-        # A run that was stopped between two measurements lacks the second.
-        scores = {key: [100 * t[key] for t in tests if key in t] for key in columns}
-        gains = np.subtract(scores["kept"], scores["untuned"])
-        cells = [records.spread(values) for values in scores.values()]
-        size = records.spread([r["bytes"] for r in runs], 0)
-        teacher = 100 * found["teacher"]
-        lines.append(
-            f"| {name} | {teacher:.1f} | {' | '.join(cells)} | {records.spread(gains)} | {size} |"
-        )
+        scores = {key: [100 * t[key] for t in tests] for key in columns}
+        cells = [name, f"{100 * found['teacher']:.1f}", *map(records.spread, scores.values())]
+        for other in ("untuned", "untuned, all epochs"):
+            cells.append(records.spread(np.subtract(scores["kept"], scores[other])))
+        cells.append(records.spread([r["bytes"] for r in runs], 0))
+        cells.append(records.spread([100 * r["test"][r["kept"]] for r in drawn]))
+        cells += [records.spread([r["hypervolume"] for r in each], 4) for each in (runs, drawn)]
+        lines.append(f"| {' | '.join(cells)} |")
     records.put("search.md", "searched", "\n".join(lines))
 
 

@@ -67,7 +67,13 @@ def tune(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="[default: 5 to 30, by sample count]")
+        int | None, typer.Option(min=1, help="Of a trial.  [default: 5 to 30, by sample count]")
+    ] = None,
+    final_epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the last trainings.  [default: three times the epochs, if time allows]"
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 32,
     seeds: Annotated[int, typer.Option(min=2, help="How often the winner is trained again.")] = 3,
@@ -133,6 +139,7 @@ def tune(
             seeds=seeds,
             folder=folder,
             epochs=epochs,
+            final_epochs=final_epochs,
             batch_size=batch_size,
             seed=seed,
             config=config,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _OPTIONS = (
     "seeds",
     "epochs",
+    "final_epochs",
     "batch_size",
     "loss",
     "space",
@@ -141,8 +142,9 @@ def for_device(
         precisions: Precisions of TFLite files that the device takes.
         minutes: Of searching at most.
         trials: Most trials.
-        **options: More keywords of `tune`: `seeds`, `epochs`, `batch_size`, `loss`, `space`,
-            `callbacks`, `progress`, `verbose`, `seed`, `sampler`, `config`, `export`.
+        **options: More keywords of `tune`: `seeds`, `epochs`, `final_epochs`, `batch_size`,
+            `loss`, `space`, `callbacks`, `progress`, `verbose`, `seed`, `sampler`, `config`,
+            `export`.
 
     Returns:
         The result.

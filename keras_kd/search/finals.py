@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,10 @@ from keras_kd.utils import archives, files, paired
 
 WINNER, PLAIN, DEFAULTS = "winner", "plain", "defaults"
 ROLES = (WINNER, PLAIN, DEFAULTS)
+
+LONGER = 3
+"""How many times the epochs of a trial, unless the caller says: the next step of the halving."""
+
 STUDENT = "student.keras"
 
 Say = Callable[[str, int, int, str], None]
@@ -171,12 +175,50 @@ def _nearest(records: Sequence[Record], budget: Budget, timed: Mapping[int, Time
     return f"the nearest file of {len(records)} trials has {'; '.join(limits + refused)}"
 
 
+class Length(NamedTuple):
+    """How many epochs each of the last trainings has, and about how many seconds all of them take.
+
+    Args:
+        epochs: Of each.
+        seconds: Of all of them; 0 where no trial was trained to its end.
+    """
+
+    epochs: int
+    seconds: float
+
+
+def length(
+    records: Sequence[Record], epochs: int, given: int | None, seeds: int, minutes: float | None
+) -> Length:
+    """Say how long the last trainings are.
+
+    Args:
+        records: The trials so far.
+        epochs: Of a trial.
+        given: What the caller asked for, `None` for `LONGER` times the epochs of a trial, or as
+            many where that would take more than half of the minutes.
+        seeds: Of each role.
+        minutes: Of the search, `None` without a limit.
+    """
+    full = [
+        r.ended - r.began
+        for r in records
+        if r.state == "done" and r.ended and r.began and not r.said.get("stopped")
+    ]
+    short = len(ROLES) * seeds * float(np.mean(full)) if full else 0.0
+    if given is not None:
+        return Length(given, short * given / epochs)
+    if minutes is not None and LONGER * short > 60 * minutes / 2:
+        return Length(epochs, short)
+    return Length(LONGER * epochs, LONGER * short)
+
+
 class Finals:
     """The last trainings of a study.
 
     Args:
         folder: Of the study.
-        trainer: Trains them.
+        trainer: Trains them, for as many epochs as it has.
         exporter: Makes their files.
         seeds: How many; the seeds are 1, 2, ...
         values: Of the winner.
@@ -273,6 +315,7 @@ class Finals:
             "best": {
                 **self.values[kept],
                 "seed": seed,
+                "epochs": self.trainer.epochs,
                 "error": found["error"],
                 "bytes": found["file"]["bytes"],
                 "latency_ms": found["file"]["latency_ms"],
@@ -333,7 +376,7 @@ class Finals:
         return {"file": file.as_posix(), "bytes": first.bytes}
 
     def _path(self, role: str, seed: int, suffix: str) -> Path:
-        told = json.dumps(self.values[WINNER], sort_keys=True)
+        told = json.dumps([self.values[WINNER], self.trainer.epochs], sort_keys=True)
         of_winner = hashlib.sha256(told.encode()).hexdigest()[:16]
         return self.folder / "finals" / of_winner / f"{role}-{seed}.{suffix}"
 

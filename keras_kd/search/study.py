@@ -57,9 +57,9 @@ class Study:
         folder: Where it is.
         verdict: What to do, in a sentence: take the winner, keep the defaults, keep plain training,
             or not reachable, with how near the nearest file came.
-        best: Values of the student that is kept, its `seed`, and the `error`, `bytes`,
-            `latency_ms` and path `file` of its exported file; `None` where nothing is within the
-            budget, or the search has not ended.
+        best: Values of the student that is kept, its `seed` and `epochs`, and the `error`,
+            `bytes`, `latency_ms` and path `file` of its exported file; `None` where nothing is
+            within the budget, or the search has not ended.
         front: The trials that no other one beats in everything, as rows of `rows()`, the lowest
             error first.
         errors: Errors of the last trainings, one a seed, of `winner`, `plain` and `defaults`.
@@ -169,7 +169,7 @@ class Study:
         if not is_plain:
             found |= {"temperature": float(best["temperature"]), "alpha": float(best["alpha"])}
         return found | {
-            "epochs": self.about["epochs"],
+            "epochs": best["epochs"],
             "batch_size": self.about["batch_size"],
             "learning_rate": float(best["learning_rate"]),
             "seed": int(best["seed"]),

@@ -9,11 +9,11 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_kd import teachers
 from keras_kd.cache.asked_once import asked_once
@@ -57,6 +57,7 @@ def tune(
     folder: str | os.PathLike[str] = "runs/search",
     *,
     epochs: int | None = None,
+    final_epochs: int | None = None,
     batch_size: int = task.BATCH_SIZE,
     loss: Losses = None,
     seed: int = 0,
@@ -77,9 +78,10 @@ def tune(
     the figures of the file.
 
     Plain training and the defaults are always among the trials. In the end the trial with the
-    lowest error within the budget is trained again, with seeds that no trial had, and beside it
-    plain training and the defaults in the same size and at the same learning rate. It is kept only
-    if the lower end of the one-sided 95 % interval of its paired gain over both is above zero.
+    lowest error within the budget is trained again, for longer and with seeds that no trial had,
+    and beside it plain training and the defaults in the same size and at the same learning rate. It
+    is kept only if the lower end of the one-sided 95 % interval of its paired gain over both is
+    above zero.
 
     The folder holds all there is: the call can be killed and made again, and several processes may
     make it at once and share the trials.
@@ -103,8 +105,10 @@ def tune(
         budget: What is spent at most, and what the file may weigh and take.
         seeds: How often the winner is trained again, at least 2.
         folder: Of the search.
-        epochs: Passes over the training rows. Defaults to as many as show 36,000 samples, from 5 to
-            30.
+        epochs: Passes of a trial over the training rows. Defaults to as many as show 36,000
+            samples, from 5 to 30.
+        final_epochs: Passes of the last trainings. Defaults to three times `epochs`, or to `epochs`
+            where that would take more than half of the budget's minutes.
         batch_size: Rows a step.
         loss: The hard loss. Defaults to that of a compiled student, or what labels and output say.
         seed: Of the proposals.
@@ -150,6 +154,7 @@ def tune(
         seeds=seeds,
         folder=Path(folder),
         epochs=epochs,
+        final_epochs=final_epochs,
         batch_size=batch_size,
         loss=loss,
         seed=seed,
@@ -187,6 +192,7 @@ class Search:
         folder: Path,
         seeds: int = 3,
         epochs: int | None = None,
+        final_epochs: int | None = None,
         batch_size: int = task.BATCH_SIZE,
         loss: Losses = None,
         seed: int = 0,
@@ -233,7 +239,11 @@ class Search:
         rows, held = task.rows_of(train, "train"), task.rows_of(validation, "validation")
         task.require_alike(rows, held)
         epochs = task.epochs_for(rows.count) if epochs is None else checks.whole("epochs", epochs)
+        last = None if final_epochs is None else checks.whole("final_epochs", final_epochs)
         checks.whole("batch_size", batch_size)
+        self.length = partial(
+            finals.length, epochs=epochs, given=last, seeds=self.seeds, minutes=budget.minutes
+        )
         # One probe tells what the outputs mean and which ranges apply.
         depth = not self.own and _has_depth(model)
         settings: dict[str, Any] = {"own": self.own, "depth": depth, "precisions": precisions}
@@ -265,6 +275,7 @@ class Search:
             "device": list(self.device),
             "limits": budget.limits(),
             "epochs": epochs,
+            "final_epochs": last or "by default",
             "batch_size": int(batch_size),
             "seeds": self.seeds,
             "seed": self.seed,
@@ -451,13 +462,7 @@ class Search:
             return False
         if not {r.role for r in records if r.state != "running"} >= {"plain", "defaults"}:
             return False
-        full = [
-            r.ended - r.began
-            for r in records
-            if r.state == "done" and r.ended and r.began and not r.said.get("stopped")
-        ]
-        last = 3 * self.seeds * float(np.mean(full)) if full else 0.0
-        return spent + last > 60 * self.budget.minutes
+        return spent + self.length(records).seconds > 60 * self.budget.minutes
 
     def _judge(self, trials: Any, trial: Any, values: dict[str, Any]) -> None:
         """Weigh, train, export, run: one trial to its end."""
@@ -472,7 +477,8 @@ class Search:
             excess = self.excess(weighed)
             trial.note(values=values, weighed=asdict(weighed))
             if any(value > 0 for value in excess.values()):
-                trial.note(reason=self._beyond(weighed))
+                missed = self._miss(weighed, {}).partition(": ")[2]
+                trial.note(reason=f"not trained, {missed}")
                 trial.beyond(excess)
                 return
 
@@ -520,9 +526,6 @@ class Search:
         measured = {"error": said["error"], **said["file"]}
         trial.done([measured[name] for name in self.minimize], said["excess"])
 
-    def _beyond(self, weighed: Weighed) -> str:
-        return "not trained, " + self._miss(weighed, {}).partition(": ")[2]
-
     def _file(
         self, student: keras.Model, path: Path, precision: str
     ) -> tuple[Weighed, float | None]:
@@ -550,12 +553,15 @@ class Search:
                 found = finals.winner(
                     self.folder, records, self.minimize, self.budget, self.exporter
                 )
+                # Here, so that all processes that train the last ones agree.
+                found["epochs"] = self.length(records).epochs
                 write_file(path, json.dumps(found, indent=2) + "\n")
             chosen = json.loads(archives.read_bytes(path))
         if chosen["values"] is None:
             write_file(result, json.dumps(chosen, indent=2) + "\n")
             return
-        runs = finals.Finals(self.folder, self.trainer, self.exporter, self.seeds, chosen["values"])
+        trainer = dataclasses.replace(self.trainer, epochs=int(chosen["epochs"]))
+        runs = finals.Finals(self.folder, trainer, self.exporter, self.seeds, chosen["values"])
         runs.train(self._say)
         with files.claimed(self.folder / "result.lock", _busy, _DAY):
             if self._trials_of(result) != chosen["trials"]:

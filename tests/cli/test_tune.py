@@ -63,7 +63,7 @@ def test_options_become_the_arguments_of_tune(run, models, image_file, monkeypat
             "--search",
             "method=DIST,default",
         ),
-        *("--epochs", 3, "--seed", 4),
+        *("--epochs", 3, "--final-epochs", 5, "--seed", 4),
     )
     budget = given["budget"]
     assert (budget.minutes, budget.trials) == (5, 7)
@@ -77,7 +77,8 @@ def test_options_become_the_arguments_of_tune(run, models, image_file, monkeypat
     assert given["build"] == "shrink"
     assert given["minimize"] == ["error", "bytes"]
     assert given["device"] == ["tflite-2.14", "ethos-u55"]
-    assert (given["epochs"], given["seed"], str(given["folder"])) == (3, 4, "here")
+    assert (given["epochs"], given["final_epochs"]) == (3, 5)
+    assert (given["seed"], str(given["folder"])) == (4, "here")
     assert given["config"] == {"teacher": [str(models["good"])], "data": str(image_file)}
     assert given["export"]["labels"] == ["0", "1", "2"]
 

@@ -36,7 +36,7 @@ class Stubs:
     """What is trained and exported, in place of training and exporting."""
 
     def __init__(self, monkeypatch, teacher):
-        self.trained, self.exported, self.asked = [], [], 0
+        self.trained, self.epochs, self.exported, self.asked = [], [], [], 0
         self.fails_at = None
         self.teacher = teacher
 
@@ -44,6 +44,7 @@ class Stubs:
             if len(self.trained) == self.fails_at:
                 raise KeyboardInterrupt
             self.trained.append((dict(values), seed))
+            self.epochs.append(trainer.epochs)
             student = trainer.student(values, seed)
             if keeps_on is not None and not keeps_on(1, self.error(values, seed)):
                 return student, 1
@@ -148,11 +149,40 @@ def test_the_references_are_among_the_trials_and_the_winner_is_trained_again(stu
     assert study.best["width"] == lowest["width"]
     assert study.best["seed"] == 1
     assert study.best["error"] == pytest.approx(stubs.error(study.best, 1))
+    assert stubs.epochs == [9] * 8 + [27] * len(again)
+    assert study.best["epochs"] == 27
     assert stubs.asked == 1
     table = study.table()
     assert "0 plain" in table
     assert "1 defaults" in table
     assert study.verdict.split(":")[0] in table
+
+
+@pytest.mark.parametrize(
+    ("given", "minutes", "epochs", "seconds"),
+    [
+        # Two trainings took 10 s on average, and 3 x 2 are to come.
+        (None, None, 27, 180),
+        (None, 6, 27, 180),
+        # Half of these minutes is less than 180 s.
+        (None, 5.9, 9, 60),
+        (18, 5.9, 18, 120),
+        (3, None, 3, 20),
+    ],
+)
+def test_the_last_trainings_are_longer_where_there_is_time(given, minutes, epochs, seconds):
+    def record(state, began, ended, **said):
+        return journal.Record(0, "", {}, state, said, began, ended)
+
+    records = [
+        record("done", 100.0, 108.0),
+        record("done", 200.0, 212.0),
+        record("done", 300.0, 301.0, stopped=1),
+        record("beyond", 400.0, 400.5),
+        record("running", 500.0, None),
+    ]
+    assert finals.length(records, 9, given, 2, minutes) == (epochs, pytest.approx(seconds))
+    assert finals.length([], 9, given, 2, minutes).seconds == 0
 
 
 def test_a_search_that_is_killed_ends_as_if_it_had_not_been(stubs, tmp_path):
@@ -330,6 +360,7 @@ def test_trainings_that_are_behind_are_stopped(stubs, tmp_path):
         ),
         ({"sampler": "grid"}, ValueError, "`sampler` is"),
         ({"epochs": 0}, ValueError, "`epochs`"),
+        ({"final_epochs": 0}, ValueError, "`final_epochs` is at least 1"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(stubs, tmp_path, change, error, words):
@@ -356,6 +387,7 @@ def test_a_folder_of_another_study_is_left_alone(stubs, tmp_path):
     before = {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
     for change, words in (
         ({"epochs": 5}, "its epochs differs .9 there, 5 here"),
+        ({"final_epochs": 9}, 'its final_epochs differs ."by default" there, 9 here'),
         ({"space": {"alpha": Float(0, 0.5)}}, "its space differs"),
         ({"minimize": ("error", "bytes")}, "its minimize differs"),
         ({"budget": Budget(None, bytes=10**6, trials=2)}, "its limits differs"),
@@ -399,7 +431,8 @@ def test_a_study_shows_itself(stubs, tmp_path):
         "data": "digits",
         "student": f"shrink:{best['width']:g},1",
         "method": best["method"],
-        "epochs": 9,
+        # Three times those of a trial.
+        "epochs": 27,
         "batch_size": 32,
         "learning_rate": best["learning_rate"],
         "seed": best["seed"],
@@ -490,6 +523,7 @@ def test_the_best_file_stays_until_the_result_names_another(tmp_path, monkeypatc
         return kd.export.Report.load(folder)
 
     trainer = types.SimpleNamespace(
+        epochs=2,
         student=lambda values, seed: student,
         validation=types.SimpleNamespace(x=VALIDATION[0], y=VALIDATION[1], weight=None),
     )
