@@ -15,8 +15,8 @@ the size and at the learning rate of the winner. Beside the first search, in the
 what `keras-kd distill` gives as it comes (default distillation, Adam at 0.001, cosine): with the
 epochs of a last training, mean of three seeds, and once with as many epochs as the search trained
 in all, the last trainings among them. And the hypervolume of the front (validation error below 1,
-size below the limit). Studies lie in `runs/benchmarks`, so that a benchmark that was stopped goes
-on.
+size below the limit), for which random search needs no last trainings. Studies lie in
+`runs/benchmarks`, so that a benchmark that was stopped goes on.
 
 `--rate`: how many candidates are judged a minute. This build searches; the other one does what can
 be done with it: weigh the untrained file of each size, train what is within the budget, export it,
@@ -160,13 +160,17 @@ def quality(arguments):
             budget=kd.search.Budget(arguments.minutes, trials=arguments.trials, **LIMITS),
             folder=place / f"{sampler}-{seed}-{arguments.minutes or arguments.trials}",
             epochs=about["epochs"],
+            seeds=3 if sampler == "tpe" else 2,
+            final_epochs=None if sampler == "tpe" else 1,
             seed=seed,
             sampler=sampler,
         )
-        said = row(study, sampler, seed, test)
+        said = row(study, sampler, seed)
         if sampler == "tpe":
-            each = about["epochs"]
-            said["test"] |= untuned(study, said["values"], teacher, train, validation, test, each)
+            own, each = of_finals(study, test), about["epochs"]
+            said["test"] = own | untuned(
+                study, said["values"], teacher, train, validation, test, each
+            )
         found["runs"].append(said)
         print(json.dumps(said), flush=True)
         if not arguments.quick:
@@ -185,16 +189,20 @@ def space():
     }
 
 
-def row(study, sampler, seed, test):
-    """What is kept of a search: its trials, its front, and its files on the test rows."""
+def of_finals(study, test):
+    """Accuracy on the test rows of the files of the last trainings, by role."""
     from keras_kd.export import load as load_file
 
-    winner = json.loads((study.folder / "result.json").read_text())
-    files = sorted((study.folder / "finals").glob("*/*.tflite"))
     scores = {}
-    for path in files:
+    for path in sorted((study.folder / "finals").glob("*/*.tflite")):
         role = path.stem.split("-")[0]
         scores.setdefault(role, []).append(accuracy(load_file(path)(test[0]), test[1]))
+    return {role: float(np.mean(values)) for role, values in scores.items()}
+
+
+def row(study, sampler, seed):
+    """What is kept of a search: its trials and its front."""
+    winner = json.loads((study.folder / "result.json").read_text())
     rows = study.rows()
     return {
         "sampler": sampler,
@@ -207,7 +215,6 @@ def row(study, sampler, seed, test):
         "kept": winner["kept"],
         "values": winner["values"],
         "bytes": None if study.best is None else study.best["bytes"],
-        "test": {role: float(np.mean(values)) for role, values in scores.items()},
         "hypervolume": hypervolume(
             [(r["error"], r["bytes"] / LIMITS["bytes"]) for r in study.front]
         ),
@@ -285,8 +292,7 @@ def table():
         "untuned": "not searched",
         "untuned, all epochs": "not searched, all the epochs",
     }
-    more = ["over not searched", "over all the epochs", "bytes", "random search gives"]
-    more += ["hypervolume", "of random search"]
+    more = ["over not searched", "over all the epochs", "bytes", "hypervolume", "of random search"]
     named = ["set", "teacher", *columns.values(), *more]
     lines = [f"| {' | '.join(named)} |", f"|{'---|' * len(named)}"]
     for name in ROWS:
@@ -301,7 +307,6 @@ def table():
         for other in ("untuned", "untuned, all epochs"):
             cells.append(records.spread(np.subtract(scores["kept"], scores[other])))
         cells.append(records.spread([r["bytes"] for r in runs], 0))
-        cells.append(records.spread([100 * r["test"][r["kept"]] for r in drawn]))
         cells += [records.spread([r["hypervolume"] for r in each], 4) for each in (runs, drawn)]
         lines.append(f"| {' | '.join(cells)} |")
     records.put("search.md", "searched", "\n".join(lines))
