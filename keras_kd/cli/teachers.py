@@ -207,7 +207,7 @@ def _from_answers(name: str, data: TaskData, stack: contextlib.ExitStack) -> Nam
     kind = _kind_of_answers(name, arrays)
     answers = np.asarray(arrays[kind])
     named = arrays.get("class_names")
-    _check_classes(name, None if named is None else np.atleast_1d(named).tolist(), data)
+    _check_classes(name, None if named is None else files.names_of(named), data)
     rows = 1 + int(max(data.train.index.max(), data.validation.index.max(), data.test.index.max()))
     if len(answers) not in (rows, len(data.train)):
         raise ValueError(

@@ -130,6 +130,10 @@ def load_task(
                 f"`{option}` does not apply to `{name}`, {_SAID[kind]}: it is for "
                 f"{' and '.join(takers)}. Leave it out."
             )
+    if isinstance(classes, str):
+        raise TypeError(f"`classes` is a list of names. Received: classes={classes!r}.")
+    if kind == "csv":
+        _check_reading(given)
     if classes is not None:
         check_class_names(given["classes"], "`--classes`")
     if length is not None and not is_size(length):
@@ -153,6 +157,20 @@ def load_task(
     if kind == "folder":
         return image_folder.load(name, **options)
     return _of_images(load(name, **options))
+
+
+def _check_reading(given: dict[str, Any]) -> None:
+    """Refuse options of a table where a text is read, and the other way around."""
+    reads = given["text"] is not None
+    for option in ("categories", "standardize") if reads else ("vocabulary", "length"):
+        if given[option] not in (None, False, []):
+            told = f"the words of `{given['text']}` alone" if reads else "a table, without `text`"
+            raise ValueError(
+                f"`{option}` does not apply where {told} are read. Leave it out."
+                if reads
+                else f"`{option}` is for the words of a text, and {told}, has none. Name the "
+                "column, `--text COLUMN`, or leave it out."
+            )
 
 
 def _renamed(options: dict[str, Any]) -> dict[str, Any]:
