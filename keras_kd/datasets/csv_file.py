@@ -181,6 +181,12 @@ def load(
                 f"`{one.path}` has {_listed(spare)} beside the columns of `{table.path}`: left out."
             )
     names, labels = _labels(files, task, list(target), classes, unlabeled)
+    lacking = [name for name in names if name.lower() in (*_MISSING, "nan")]
+    if task == "classification" and classes is None and lacking:
+        notes.append(
+            f"`{lacking[0]}` is a class of its own among those of `{target[0]}`. Where it means "
+            "that there is no label, leave the cell empty."
+        )
     if text is not None:
         x, inputs = _texts(files, text, words, length, notes)
     else:
@@ -246,7 +252,14 @@ def read(path: str | os.PathLike[str], delimiter: str | None = None) -> Table:
             f"delimiter={delimiter!r}."
         )
     lines_of = io.StringIO(content, newline="")
-    reader = csv.reader(lines_of, delimiter=delimiter, quoting=quoting, strict=True)
+    # Quotes behind a space quote as well; cells are stripped of spaces in any case.
+    reader = csv.reader(
+        lines_of,
+        delimiter=delimiter,
+        quoting=quoting,
+        strict=True,
+        skipinitialspace=delimiter != " ",
+    )
     rows: list[list[str]] = []
     lines: list[int] = []
     before = 0
@@ -264,10 +277,12 @@ def read(path: str | os.PathLike[str], delimiter: str | None = None) -> Table:
     columns = [cell.strip() for cell in rows[0]]
     for i, column in enumerate(columns):
         if not column or column in columns[:i]:
+            index = " The index of pandas is left out by `to_csv(index=False)`."
             raise ValueError(
                 f"The first line of `{name}` "
                 + (f"names the column `{column}` twice" if column else "leaves a column unnamed")
                 + ". It holds one name a column."
+                + (index if i == 0 else "")
             )
     for cells, line in zip(rows[1:], lines[1:], strict=True):
         if len(cells) != len(columns):
@@ -399,8 +414,11 @@ def _is_numeric(cells: Sequence[str]) -> bool:
 _MISSING = ("", "-", "?", "na", "n/a", "#n/a", "<na>", "null", "none", "missing")
 """What stands where there is no number, and makes a column of numbers none of texts."""
 
-# `0,5`, `1,234.5`, `1 234`, `12%`, `€3`: numbers with a mark that Python's have not.
-_MARKED = re.compile(r"[+-]?[$€£]?\s?\d{1,3}([ ,'\u00a0\u202f]?\d{3})*([.,]\d+)?\s?[$€£%]?")
+# `0,5`, `1,234.5`, `1 234`, `1_234`, `12%`, `€3`, `(3)`, and 3 behind the minus sign of Unicode:
+# numbers with a mark that Python's have not.
+_MARKED = re.compile(
+    r"\(?[+\-\u2212]?[$€£]?\s?\d{1,3}([ ,'_\u00a0\u202f]?\d{3})*([.,]\d+)?\s?[$€£%]?\)?"
+)
 
 
 def _check_marks(table: Table, name: str, cells: Sequence[str]) -> None:

@@ -48,8 +48,8 @@ def load_task(
     validation: str | os.PathLike[str] | None = None,
     test: str | os.PathLike[str] | None = None,
     text: str | None = None,
-    categories: Sequence[str] = (),
-    leave_out: Sequence[str] = (),
+    categories: Sequence[str] | str = (),
+    leave_out: Sequence[str] | str = (),
     classes: Sequence[str] | None = None,
     standardize: bool = False,
     unlabeled: bool = False,
@@ -103,16 +103,15 @@ def load_task(
         ((1222, 8, 8, 1), 10)
     """
     check_task(task)
-    name = os.fspath(data)
+    name = os.fsdecode(data)
     kind = _kind(name)
-    columns = [target] if isinstance(target, str) else list(target)
     given: dict[str, Any] = {
-        "target": columns,
+        "target": _columns(target),
         "validation": validation,
         "test": test,
         "text": text,
-        "categories": list(categories),
-        "leave_out": list(leave_out),
+        "categories": _columns(categories),
+        "leave_out": _columns(leave_out),
         "classes": None if classes is None else list(classes),
         "standardize": standardize,
         "unlabeled": unlabeled,
@@ -157,6 +156,10 @@ def load_task(
     if kind == "folder":
         return image_folder.load(name, **options)
     return _of_images(load(name, **options))
+
+
+def _columns(given: Sequence[str] | str) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _check_reading(given: dict[str, Any]) -> None:

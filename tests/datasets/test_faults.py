@@ -98,7 +98,11 @@ def test_tables(written, changed, options, reason):
 
 
 @pytest.mark.parametrize(
-    "form", ["{},5", "{}%", "${}", "{},000.5", "{} 000", "-{}'000,25", "\u20ac{}", "{} \u20ac"]
+    "form",
+    [
+        *("{},5", "{}%", "${}", "{},000.5", "{} 000", "-{}'000,25", "\u20ac{}", "{} \u20ac"),
+        *("\u2212{}", "({}.5)", "{}_000"),
+    ],
 )
 def test_numbers_with_marks_are_no_categories(written, form):
     cells = [form.format(i) for i in range(20)]
@@ -275,6 +279,8 @@ def rows(labels, x="{}"):
         (rows("ab", "{}").replace("\n4,", "\nNA,").replace("\n5,", "\n?,"), {}, "line 6: .* `NA`"),
         (rows("01").replace("\n1", "\nn/a"), {}, "line 3: the number column `x` holds the text"),
         (rows("01"), {"target": ["y", "y"]}, "`--target` names the column `y` twice"),
+        ("," + rows("01"), {}, r"leaves a column unnamed.* `to_csv\(index=False\)`"),
+        (rows("01"), {"leave_out": "xs"}, "`--leave-out` names the column `xs`"),
         (rows("01"), {"delimiter": ";"}, "has `x,y`. If cells are separated .* `--delimiter`"),
         (rows("01"), {"delimiter": '"'}, "`delimiter` is one character, and neither a quote"),
         (rows("01"), {"length": 5}, "`length` is for the words of a text.*--text COLUMN"),
@@ -302,6 +308,8 @@ def test_names_as_text_are_no_list(written):
         (rows(["Cat", "cat"]), "`Cat` and `cat` differ by case alone"),
         (rows("015"), "3 of 6 classes have no training row: `2`, `3`, `4`"),
         (rows("01", "n{}"), "`x` of .* holds another text in each row"),
+        (rows(["a", "b", "NA"]), "`NA` is a class of its own among those of `y`"),
+        (rows([' "a"', " b", "a"]), "split"),
     ],
 )
 def test_tables_that_are_read(written, content, note):
