@@ -221,4 +221,4 @@ print(done.table())
 # - Run the same program again after a kill: with `Learner(..., folder="runs/stream")` it goes on
 #   where it stopped.
 # - The same from the shell: `keras-kd lifelong student.keras --data digits --method dark-replay
-#   --memory 200`.
+#   --memory 200 --epochs 10 --batch-size 10`.

@@ -198,6 +198,14 @@ report = kd.export(
 print(report.table())
 
 # %% [markdown]
+# Whoever gets the folder can prove the files again, from what is in it alone. In the shell that is
+# `keras-kd verify FOLDER`.
+
+# %%
+proof = kd.export.verify(folder / "exported")
+print("problems found by verify:", proof.problems or "none")
+
+# %% [markdown]
 # ## Run the int8 file
 #
 # As an app does: read scale and zero point from the file, quantize the image, run, take the
@@ -235,5 +243,4 @@ print(f"int8 file: {right_answers / len(digits.y_test):.1%} of the test images")
 #   that it holds out, and keeps plain training unless another is better beyond chance.
 # - Transfer inner layers too: `distillation_loss=[kd.losses.SoftTargets(),
 #   kd.Transfer(kd.losses.Hint(), teacher="pool3", student="pool1", projector="auto")]`.
-# - The same from the shell: `keras-kd demo`, and `keras-kd verify FOLDER` for files you were
-#   given.
+# - The same from the shell: `keras-kd demo`.

@@ -1,6 +1,5 @@
 # What type checkers read in place of `__init__.py`, which finds these names on first use.
 
-from types import ModuleType
 from typing import Final
 
 from keras_kd import cache as cache
@@ -40,7 +39,7 @@ from keras_kd.transfers.layer_matching import match_layers as match_layers
 from keras_kd.transfers.transfer import Transfer as Transfer
 
 # `keras_kd.export` is a package and is called as well, which a module cannot be for a type checker.
-class _Export(ModuleType):
+class _Export:
     Artifact = _Artifact
     BenchReport = _BenchReport
     LayerReport = _LayerReport

@@ -89,13 +89,7 @@ def write_answers(
     Reference:
         - [Kim and Rush, 2016](https://arxiv.org/abs/1606.07947), section 3.1 (word level)
     """
-    given = {"logits": logits, "probabilities": probabilities, "top_k": top_k}
-    kinds = [kind for kind, value in given.items() if value is not None]
-    if len(kinds) != 1:
-        raise ValueError(
-            "Pass answers of one kind: `logits`, `probabilities` or `top_k`. Received: "
-            f"{' and '.join(f'`{kind}`' for kind in kinds) or 'none of them'}."
-        )
+    kind, given = _one_kind(logits, probabilities, top_k)
     check_arguments(batch_size=batch_size, shard_size=shard_size, process_index=0, process_count=1)
     layout.require_dtype(dtype)
     if vocabulary is not None and (not checks.is_whole(vocabulary) or vocabulary < 1):
@@ -103,7 +97,7 @@ def write_answers(
             "`vocabulary` is the number of classes, a positive integer. Received: vocabulary="
             f"{vocabulary!r}."
         )
-    answers = GivenAnswers(kinds[0], given[kinds[0]], vocabulary, mask, binary, name, dtype)
+    answers = GivenAnswers(kind, given, vocabulary, mask, binary, name, dtype)
     if not isinstance(name, str) or not name:
         raise TypeError(f"`name` is the name of the teacher. Received: name={name!r}.")
     if binary is not None and not isinstance(binary, bool | np.bool_):
@@ -112,7 +106,7 @@ def write_answers(
     if source.count is not None and source.count != answers.count:
         raise ValueError(
             f"Each row of the inputs has one row of answers. Received: {source.count} rows of "
-            f"inputs and {answers.count} rows of `{kinds[0]}`."
+            f"inputs and {answers.count} rows of `{kind}`."
         )
     # So that a stream of another length is an error as well.
     source.count = source.estimate = answers.count
@@ -127,6 +121,46 @@ def write_answers(
         progress=progress,
         shard_size=shard_size,
     )
+
+
+def check_answers(
+    *,
+    logits: Tensors | None = None,
+    probabilities: Tensors | None = None,
+    top_k: tuple[Any, Any] | None = None,
+    vocabulary: int | None = None,
+    mask: np.ndarray | None = None,
+    binary: bool | None = None,
+) -> None:
+    """Look at answers as `write_answers` does, and write nothing.
+
+    Args:
+        logits: As there, and the others too.
+        probabilities: The same.
+        top_k: The same.
+        vocabulary: The same.
+        mask: The same.
+        binary: The same.
+
+    Raises:
+        ValueError: If a row is none that a teacher can answer.
+        TypeError: If answers are of another type.
+    """
+    kind, given = _one_kind(logits, probabilities, top_k)
+    GivenAnswers(kind, given, vocabulary, mask, binary, "answers", "float32").look()
+
+
+def _one_kind(
+    logits: Tensors | None, probabilities: Tensors | None, top_k: tuple[Any, Any] | None
+) -> tuple[str, Any]:
+    given = {"logits": logits, "probabilities": probabilities, "top_k": top_k}
+    kinds = [kind for kind, value in given.items() if value is not None]
+    if len(kinds) != 1:
+        raise ValueError(
+            "Pass answers of one kind: `logits`, `probabilities` or `top_k`. Received: "
+            f"{' and '.join(f'`{kind}`' for kind in kinds) or 'none of them'}."
+        )
+    return kinds[0], given[kinds[0]]
 
 
 class _Known(NamedTuple):

@@ -110,7 +110,7 @@ def load_student(name: str, data: TaskData) -> Any:
     if check_student(name) is not None:
         return None
     student = inputs.load_model(name, "student")
-    _check_fit(student, data)
+    recipes.check_model(student, "student", data)
     return student
 
 
@@ -142,30 +142,8 @@ def shrunk(name: str, found: Sequence[NamedTeacher], data: TaskData, seed: int) 
         )
     keras.utils.set_random_seed(seed)
     student = shrink(model, width=sizes[0], depth=sizes[1], name="student")
-    _check_fit(student, data)
+    recipes.check_model(student, "student", data)
     return student
-
-
-def _check_fit(student: keras.Model, data: TaskData) -> None:
-    recipes.check_output(student, "student", data)
-    inputs.check_inputs(inputs.first_rows(data.train.x), "student's", student)
-    _check_words(student, data)
-
-
-def _check_words(model: keras.Model, data: TaskData) -> None:
-    import keras
-
-    if "vocabulary" not in data.inputs:
-        return
-    words = len(data.inputs["vocabulary"])
-    tables = [layer for layer in model.layers if isinstance(layer, keras.layers.Embedding)]
-    for layer in tables:
-        if len(tables) == 1 and layer.input_dim < words:
-            raise ValueError(
-                f"The embedding `{layer.name}` of `{model.name}` has {layer.input_dim:,} rows, and "
-                f"the vocabulary of `{data.name}` {words:,} words. Pass the vocabulary that the "
-                "model was made for (`--vocabulary FILE`), or a larger model."
-            )
 
 
 def introduction(data: TaskData, plan: Plan, teacher: Sequence[str], method: str) -> str:

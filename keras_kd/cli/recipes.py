@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_kd.cli import inputs
 from keras_kd.datasets import TaskData
 from keras_kd.datasets.task_data import UNLABELED
 from keras_kd.utils.types import Array, Tensors
@@ -244,6 +245,71 @@ def is_single(model: keras.Model) -> bool:
 
     outputs = keras.tree.flatten(model.outputs or [])
     return len(outputs) == 1 and outputs[0].shape[-1] == 1
+
+
+def check_model(model: keras.Model, what: str, data: TaskData) -> None:
+    """Refuse a model that does not fit the data.
+
+    Args:
+        model: A built `keras.Model`.
+        what: What the errors call it, `"student"` or `"teacher"`.
+        data: The data.
+
+    Raises:
+        ValueError: If it takes other rows or answers something else than the labels are.
+    """
+    _check_shape(model, what, data)
+    check_output(model, what, data)
+    inputs.check_inputs(inputs.first_rows(data.train.x), f"{what}'s", model)
+    _check_words(model, what, data)
+
+
+def _check_shape(model: keras.Model, what: str, data: TaskData) -> None:
+    """Refuse rows of another shape, and say which option changes it."""
+    taken = [tuple(tensor.shape[1:]) for tensor in model.inputs or []]
+    if len(taken) != 1 or isinstance(data.train.x, dict):
+        return
+    want, have = taken[0], tuple(data.train.x.shape[1:])
+    fits = len(want) == len(have) and all(a in (None, b) for a, b in zip(want, have, strict=True))
+    if fits:
+        return
+    kind, first = data.inputs.get("kind"), want[0] if want else None
+    if "length" in data.inputs and len(want) == 1:
+        cure = f"`--length {first}` reads as many of each."
+    elif kind == "table":
+        wide = [column for column in data.inputs["columns"] if len(column.get("values", ())) > 1]
+        cure = "Each column is one number, or one for each of its categories" + (
+            ": " + ", ".join(f"`{one['name']}` has {len(one['values'])}" for one in wide[:6]) + "."
+            if wide
+            else "."
+        )
+    elif kind == "images" and len(want) == 3 and want[2:] == have[2:] and want[0] == want[1]:
+        cure = f"`--image-size {first}` resizes those of folders and TFDS."
+    elif kind == "images" and len(want) == 3 and len(have) == 3:
+        cure = "The last number is that of the channels, 1 for gray and 3 for colors."
+    else:
+        cure = "Store rows of that shape."
+    raise ValueError(
+        f"The {what} `{model.name}` takes rows of shape {want}, and those of `{data.name}` have "
+        f"{have}. {cure} Or pass a {what} that takes them."
+    )
+
+
+def _check_words(model: keras.Model, what: str, data: TaskData) -> None:
+    import keras
+
+    if "vocabulary" not in data.inputs:
+        return
+    words = len(data.inputs["vocabulary"])
+    tables = [layer for layer in model.layers if isinstance(layer, keras.layers.Embedding)]
+    for layer in tables:
+        if len(tables) == 1 and layer.input_dim < words:
+            raise ValueError(
+                f"The embedding `{layer.name}` of the {what} `{model.name}` has "
+                f"{layer.input_dim:,} rows, and the vocabulary of `{data.name}` {words:,} words. "
+                "Pass the vocabulary that the model was made for (`--vocabulary FILE`), or a "
+                "larger model."
+            )
 
 
 def check_output(model: keras.Model, what: str, data: TaskData) -> None:

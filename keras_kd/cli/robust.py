@@ -126,6 +126,11 @@ def robust(
     if page is not None:
         report.save_html(page)
     written = [] if page is None else [f"The report is in {page}."]
+    if radius is None and names is None:
+        written.append(
+            "Nothing was attacked or corrupted: `--epsilon 8/255` attacks, `--corruptions all` "
+            "corrupts."
+        )
     terminal.result(report.to_dict(), report.table(terminal.width), *written)
     raise typer.Exit(1 if report.flags else 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +163,7 @@ def load(
 
     if name.endswith(".keras"):
         model = of_file(name)
-        recipes.check_output(model, "teacher", data)
-        inputs.check_inputs(inputs.first_rows(data.train.x), "teacher's", model)
+        recipes.check_model(model, "teacher", data)
         return NamedTeacher(name, model, model)
     if name.endswith((".onnx", ".tflite")):
         found = of_file(name)
@@ -202,12 +201,13 @@ def together(found: Sequence[NamedTeacher]) -> Any:
 
 def _from_answers(name: str, data: TaskData, stack: contextlib.ExitStack) -> NamedTeacher:
     import keras_kd
+    from keras_kd.cache import from_answers
 
     arrays = files.read(name)
     kind = _kind_of_answers(name, arrays)
     answers = np.asarray(arrays[kind])
     named = arrays.get("class_names")
-    _check_classes(name, None if named is None else np.atleast_1d(named).tolist(), data)
+    _check_classes(name, None if named is None else files.names_of(named), data)
     rows = 1 + int(max(data.train.index.max(), data.validation.index.max(), data.test.index.max()))
     if len(answers) not in (rows, len(data.train)):
         raise ValueError(
@@ -223,20 +223,51 @@ def _from_answers(name: str, data: TaskData, stack: contextlib.ExitStack) -> Nam
         )
     every = len(answers) == rows
     chosen = data.train.index if every else np.arange(len(answers))
-    given: dict[str, Any] = {kind: answers[chosen]}
+    options: dict[str, Any] = {}
     if kind == "log_probabilities":
-        given = {"top_k": (np.asarray(arrays["indices"])[chosen], answers[chosen])}
-        given["vocabulary"] = data.units
+        options["vocabulary"] = data.units
     if data.task == "multilabel":
-        given["binary"] = True
-    if data.task == "tokens" and not isinstance(data.train.x, dict) and data.train.x.ndim == 2:
-        # Behind the end of a sentence there is nothing to answer.
-        given["mask"] = data.train.x != 0
+        options["binary"] = True
+    mask = _ends(data, rows if every else None)
+
+    def given(some: Any) -> dict[str, Any]:
+        """Some of the answers."""
+        found: dict[str, Any] = {kind: answers[some]}
+        if kind == "log_probabilities":
+            found = {"top_k": (np.asarray(arrays["indices"])[some], answers[some])}
+        return {**found, **options, **({} if mask is None else {"mask": mask[some]})}
+
+    with _of_file(name):
+        # All of them, so that rows are told by their number in the file.
+        from_answers.check_answers(**given(slice(None)))
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="keras_kd_answers_"))
     cache = str(Path(folder) / "cache")
-    keras_kd.cache.write_answers(cache, data.train.x, name=name, **given)
+    keras_kd.cache.write_answers(cache, data.train.x, name=name, **given(chosen))
     whole = answers if every and kind != "log_probabilities" else None
     return NamedTeacher(name, keras_kd.teachers.CachedTeacher(cache), answers=whole)
+
+
+@contextlib.contextmanager
+def _of_file(name: str) -> Iterator[None]:
+    """Name the file in errors about what is in it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}`: {error}") from error
+
+
+def _ends(data: TaskData, rows: int | None) -> Array | None:
+    """Where sentences are, `(rows, length)`: behind the end of one there is nothing to answer."""
+    x = data.train.x
+    if data.task != "tokens" or isinstance(x, dict) or x.ndim != 2:
+        return None
+    if rows is None:
+        return np.asarray(x != 0)
+    mask = np.zeros((rows, x.shape[1]), bool)
+    for split in (data.train, data.validation, data.test):
+        own = split.index >= 0
+        mask[split.index[own]] = split.x[own] != 0
+    return mask
 
 
 def _kind_of_answers(name: str, arrays: Collection[str]) -> str:

@@ -34,6 +34,9 @@ def summary(model: keras.Model) -> str:
     Returns:
         Lines of text: layer, weights, activations, remarks.
 
+    Raises:
+        ValueError: If the model is not built, or its `call` is Python code.
+
     Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
         >>> "head" in summary(quantize_aware(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import wave
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from keras_kd.datasets import class_folders
 from keras_kd.datasets.task_data import Raw, TaskData, assemble
 from keras_kd.datasets.tfds import MAX_BYTES
+from keras_kd.utils import archives
 
 SUFFIXES = (".wav", ".wave")
 
@@ -35,8 +37,9 @@ def load(
     """Load the recordings of `FOLDER/CLASS/*.wav`, or of `FOLDER/train/CLASS/*.wav` and so on.
 
     Files are uncompressed WAV of one channel (PCM of 8, 16, 24 or 32 bits), all of one rate:
-    nothing is resampled. The inputs are float32 `(rows, samples)` in [-1, 1); zeros follow what is
-    shorter. Classes are numbered in alphabetical order of their folders.
+    nothing is resampled. Names that begin with a point are left out. The inputs are float32
+    `(rows, samples)` in [-1, 1); zeros follow what is shorter. Classes are numbered in alphabetical
+    order of their folders.
 
     Args:
         folder: Path of the folder.
@@ -80,6 +83,7 @@ def load(
     assert first is not None
     if length is None:
         length = max(len(samples) for samples in read["train"])
+    _check_memory(found, read, length)
     notes = list(found.notes)
     raw: dict[str, Raw] = {}
     for split, recordings in read.items():
@@ -102,9 +106,43 @@ def load(
     )
 
 
+def _check_memory(found: class_folders.Found, read: dict[str, list[Any]], length: int) -> None:
+    """Refuse zeros behind shorter recordings that need more memory than may be had."""
+    if 4 * length * sum(map(len, read.values())) <= MAX_BYTES:
+        return
+    longest = max(range(len(read["train"])), key=lambda row: len(read["train"][row]))
+    path, samples = found.files["train"][longest][0], len(read["train"][longest])
+    raise ValueError(
+        f"With {length:,} samples each the recordings need more than {MAX_BYTES >> 30} GiB as "
+        f"float32. The longest for training is `{path}` with {samples:,} samples; zeros follow "
+        "what is shorter. `--length N` reads N samples of each."
+    )
+
+
+_UNKNOWN = 2**31 - 2**16
+"""Bytes from which a length is what programs write that do not know it."""
+
+_EXTENSIBLE = b"\xfe\xff"
+_PCM = bytes.fromhex("0100000000001000800000aa00389b71")
+
+
+def _plain(data: bytes) -> bytes:
+    """Mark PCM of the extensible form, which 24 bits often have, as what Python 3.11 reads."""
+    place = 12
+    while data[place : place + 4] not in (b"fmt ", b""):
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        place += 8 + size + size % 2
+    # The form stands first in this part, and 24 bytes behind it what the extension says it is.
+    if data[place + 8 : place + 10] != _EXTENSIBLE or data[place + 32 : place + 48] != _PCM:
+        return data
+    return data[: place + 8] + b"\x01\x00" + data[place + 10 :]
+
+
 def _read(path: Path) -> _Recording:
     try:
-        with wave.open(os.fspath(path), "rb") as file:
+        with archives.opened(path) as stream:
+            content = _plain(stream.read())
+        with wave.open(io.BytesIO(content), "rb") as file:
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
             frames = file.getnframes()
             data = file.readframes(frames)
@@ -117,6 +155,13 @@ def _read(path: Path) -> _Recording:
         raise ValueError(
             f"`{path}` has {channels} channels, and recordings of one are read. Mix them to one, "
             "or keep one of them."
+        )
+    if width > 4:
+        raise ValueError(f"`{path}` has {8 * width} bits a sample. Save it with 16, 24 or 32.")
+    if frames * width >= _UNKNOWN:
+        raise ValueError(
+            f"`{path}` does not say how long it is, as recordings that were written to a pipe do. "
+            "Write it to a file, or copy it with a program that mends this (`sox` or `ffmpeg`)."
         )
     if len(data) != frames * width:
         raise ValueError(

@@ -26,6 +26,16 @@ def is_tag(tag: str) -> bool:
     return tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2)
 
 
+def bare(tags: Iterable[str]) -> bool:
+    """Whether tags are `B`, `I` and `O`, of spans without a type."""
+    return set(tags) - {"O"} == {"B", "I"}
+
+
+def goes_on(before: str, tag: str) -> bool:
+    """Whether a tag of BIO may follow another one."""
+    return tag[0] != "I" or (before != "O" and before[2:] == tag[2:])
+
+
 def check(y: Array, names: Sequence[str], path: str, where: Place) -> str | None:
     """Refuse numbered tags that do not follow BIO, where the names of the classes are such tags.
 
@@ -46,9 +56,9 @@ def check(y: Array, names: Sequence[str], path: str, where: Place) -> str | None
     Raises:
         ValueError: Naming the class, or the row and the position.
     """
-    if not mean_spans(names):
+    if not mean_spans(names) and not bare(names):
         return None
-    for name in names:
+    for name in names if mean_spans(names) else ():
         if not is_tag(name):
             raise ValueError(
                 f"`{path}` names the class `{name[:40]}`, which does not follow BIO. Tags are O, "
@@ -63,18 +73,18 @@ def check(y: Array, names: Sequence[str], path: str, where: Place) -> str | None
         return None
     if y.min() < -1 or y.max() >= len(names):
         return None
-    types = {kind: i for i, kind in enumerate(sorted({name[2:] for name in names}))}
-    # Behind the last class stands what has no label.
-    kind = np.array([*(types[name[2:]] for name in names), -1])
-    inside = np.array([*(name[:2] == "I-" for name in names), False])
-    odd = inside[y[:, 1:]] & (y[:, :-1] >= 0) & (kind[y[:, 1:]] != kind[y[:, :-1]])
+    # Behind the last class stands what has no label, and anything may follow that.
+    inside = np.array([*(name[0] == "I" for name in names), False])
+    follows = np.ones((len(names) + 1, len(names) + 1), bool)
+    follows[:-1, :-1] = [[goes_on(before, tag) for tag in names] for before in names]
+    odd = (y[:, 1:] >= 0) & ~follows[y[:, :-1], y[:, 1:]]
     if odd.any():
         row, place = (int(i) for i in np.argwhere(odd)[0])
         before, tag = names[y[row, place]], names[y[row, place + 1]]
         more = int(odd.any(axis=1).sum()) - 1
         raise ValueError(
             f"{where(row)}, position {place + 1}: `{tag[:40]}` follows `{before[:40]}`, and does "
-            f"not follow BIO: a span begins with `B-{tag[2:42]}`."
+            f"not follow BIO: a span begins with `B{tag[1:41]}`."
             + (f" So it is in {more:,} more rows." if more else "")
         )
     first = y[np.arange(len(y)), (y >= 0).argmax(axis=1)]

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_kd.datasets import class_names
 from keras_kd.datasets.task_data import Place
 
 _SPLITS = ("train", "validation", "test")
+_NO_SPLITS = ("val", "valid", "dev", "eval")
+"""What others call the folder that is `validation` here."""
 
 
 class Kind(NamedTuple):
@@ -75,17 +78,16 @@ def find(
     """
     root = Path(folder)
     _require(root, kind)
-    roots = {"train": root}
-    if (root / "train").is_dir():
-        roots = {split: root / split for split in _SPLITS if (root / split).is_dir()}
+    notes: list[str] = []
+    roots = _roots(root, validation is not None, notes)
     for split, other in (("validation", validation), ("test", test)):
         if other is not None:
             roots[split] = Path(other)
-    notes: list[str] = []
     found = {
         split: _paths(place, kind, notes, 2 if split == "train" else 1)
         for split, place in roots.items()
     }
+    class_names.check(sorted(found["train"]), lambda name: f"`{roots['train'] / name}`")
     names = sorted(found["train"]) if classes is None else [str(name) for name in classes]
     files: dict[str, list[tuple[Path, int]]] = {}
     for split, by_class in found.items():
@@ -93,8 +95,9 @@ def find(
             if name not in names:
                 which = "`--classes` names" if classes is not None else f"`{roots['train']}` has"
                 raise ValueError(
-                    f"`{paths[0]}` is of class `{name}`, which is none of those that {which}. "
-                    f"Add training {kind.files} of it, or leave its folder out."
+                    f"`{paths[0]}` is of class `{name}`, which is none of those that {which}."
+                    f"{class_names.hint(name, names)} Add training {kind.files} of it, or leave "
+                    "its folder out."
                 )
         files[split] = [
             (path, names.index(name)) for name in sorted(by_class) for path in by_class[name]
@@ -104,14 +107,61 @@ def find(
 
 def holds(folder: str | os.PathLike[str], kind: Kind) -> bool:
     """Whether any class of a folder begins with such a file."""
-    root = Path(folder)
-    root = root / "train" if (root / "train").is_dir() else root
     return any(
-        path.suffix.lower() in kind.suffixes
-        for place in sorted(root.iterdir())
-        if place.is_dir()
+        _is_one(path, kind)
+        for place in _folders(_train(Path(folder)) or Path(folder))
         for path in place.iterdir()
     )
+
+
+def _folders(root: Path) -> list[Path]:
+    """The folders within one, but those that file managers and macOS's archives leave."""
+    return [
+        place
+        for place in sorted(root.iterdir())
+        if place.is_dir() and not place.name.startswith(".") and place.name != "__MACOSX"
+    ]
+
+
+def _is_one(path: Path, kind: Kind) -> bool:
+    # `._1.png` is no image: macOS writes what it knows of `1.png` into it.
+    return path.suffix.lower() in kind.suffixes and not path.name.startswith(".")
+
+
+def _train(root: Path) -> Path | None:
+    """The folder of the training split, which holds folders; one of files is a class, `train`."""
+    for place in _folders(root):
+        if place.name.lower() == "train" and _folders(place):
+            return place
+    return None
+
+
+def _roots(root: Path, validated: bool, notes: list[str]) -> dict[str, Path]:
+    """The folder of each split that there is."""
+    if _train(root) is None:
+        return {"train": root}
+    roots: dict[str, Path] = {}
+    others = []
+    for place in _folders(root):
+        split = place.name.lower()
+        if split in roots:
+            raise ValueError(f"`{roots[split]}` and `{place}` are one split. Put them together.")
+        if split in _SPLITS:
+            roots[split] = place
+        else:
+            others.append(place)
+    for place in others:
+        if place.name.lower() in _NO_SPLITS and not validated and "validation" not in roots:
+            raise ValueError(
+                f"`{place}` is none of {', '.join(_SPLITS)}, as the folders of splits are called. "
+                f"Rename it, or pass `--validation {place}`."
+            )
+    if others:
+        notes.append(
+            f"`{root}` has splits, and beside them folders that were left out: "
+            f"{_few([place.name for place in others])}."
+        )
+    return roots
 
 
 def _require(root: Path, kind: Kind) -> None:
@@ -122,28 +172,36 @@ def _require(root: Path, kind: Kind) -> None:
 def _paths(root: Path, kind: Kind, notes: list[str], least: int) -> dict[str, list[Path]]:
     _require(root, kind)
     found: dict[str, list[Path]] = {}
-    others: list[Path] = []
-    for place in sorted(root.iterdir()):
-        if not place.is_dir() or place.name.startswith("."):
-            others += [place] if place.is_file() and not place.name.startswith(".") else []
-            continue
+    others = [
+        path for path in sorted(root.iterdir()) if path.is_file() and not path.name.startswith(".")
+    ]
+    deeper: list[Path] = []
+    for place in _folders(root):
         inside = sorted(place.iterdir())
-        paths = [path for path in inside if path.suffix.lower() in kind.suffixes]
+        paths = [path for path in inside if _is_one(path, kind)]
         spare = [path for path in inside if path.is_file() and path not in paths]
+        folders = [path for path in _folders(place) if path not in paths]
         others += spare
+        deeper += folders
         if not paths:
-            instead = f", but {_ends(spare)}" if spare else ""
+            instead = f", but {_ends(spare + folders)}" if spare or folders else ""
             raise ValueError(
                 f"`{place}` holds no {kind.files} ({', '.join(kind.suffixes)}){instead}. Remove "
                 f"the folder, or put {kind.files} of the class in. A folder holds images or "
                 "recordings, and not both."
             )
         found[place.name] = paths
-    if len(found) < 2 and least > 1:
-        raise ValueError(
-            f"`{root}` holds {len(found)} folders of {kind.files}, and a classifier needs two "
-            f"classes: CLASS/*.{kind.example}, or train/CLASS/*.{kind.example} and "
-            f"test/CLASS/*.{kind.example}."
+    if len(found) < least:
+        needs = (
+            f"a classifier needs two classes: CLASS/*.{kind.example}, or "
+            f"train/CLASS/*.{kind.example} and test/CLASS/*.{kind.example}"
+            if least > 1
+            else f"those of a class lie in a folder of its name: CLASS/*.{kind.example}"
+        )
+        raise ValueError(f"`{root}` holds {len(found)} folders of {kind.files}, and {needs}.")
+    if deeper:
+        notes.append(
+            f"Folders within those of the classes were left out: {_few(list(map(str, deeper)))}."
         )
     if others:
         notes.append(
@@ -155,5 +213,8 @@ def _paths(root: Path, kind: Kind, notes: list[str], least: int) -> dict[str, li
 
 def _ends(paths: Sequence[Path]) -> str:
     """How the names of files end, or whole names where they have no ending."""
-    ends = sorted({path.suffix.lower() or path.name for path in paths})
-    return ", ".join(ends[:6]) + (" and others" if len(ends) > 6 else "")
+    return _few(sorted({path.suffix.lower() or path.name for path in paths}))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (" and others" if len(names) > 6 else "")

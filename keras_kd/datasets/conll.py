@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.datasets import bio, text_files, vocabulary
+from keras_kd.datasets import bio, class_names, text_files, vocabulary
 from keras_kd.datasets.task_data import UNLABELED, Raw, TaskData, assemble
-from keras_kd.utils.errors import did_you_mean
 
-_COMMENT = re.compile(r"#\s*[\w.:-]+(\s*=.*)?$")
+_COMMENT = re.compile(r"#\s*[\w.:-]+\s*=|#\s*[\w.:-]+( [\w.:-]+)+ = |#\s*(?P<word>[\w.:-]+)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +35,10 @@ class Sentences:
     def where(self, sentence: int) -> str:
         """Say where a sentence stands."""
         return f"`{self.path}`, the sentence from line {self.lines[sentence]}"
+
+    def first(self, tag: str) -> str:
+        """Say where a tag stands first."""
+        return self.where(next(i for i, tags in enumerate(self.tags) if tag in tags))
 
 
 def load(
@@ -75,11 +78,22 @@ def load(
         if other is not None:
             files[split] = read(other)
     train = files["train"]
+    if len(train.tokens) == 1 and len(files) < 3:
+        raise ValueError(
+            f"`{train.path}` holds one sentence of {len(train.tokens[0]):,} tokens: no empty line "
+            "stands between any. An empty line ends a sentence."
+        )
+    class_names.check(_in_order(train), train.first)
     names = list(classes) if classes is not None else _in_order(train)
     known = vocabulary.build(train.tokens) if words is None else vocabulary.read(words)
     if length is None:
         length = min(max(map(len, train.tokens)), vocabulary.LONGEST)
     notes: list[str] = []
+    if bio.bare(names):
+        notes.append(
+            "The tags B and I have no type: tokens are judged, and entities are counted of B-TYPE "
+            "and I-TYPE alone."
+        )
     raw: dict[str, Raw] = {}
     for split, one in files.items():
         ids, cut, unknown = vocabulary.encode(one.tokens, known, length)
@@ -119,12 +133,16 @@ def read(path: str | os.PathLike[str]) -> Sentences:
     found = Sentences(name, [], [], [])
     places: list[list[int]] = []
     fresh, columns = True, 0
+    seen: set[str] = set()
     for number, line in enumerate(text_files.lines(text_files.read(name, "a CoNLL file")), 1):
         if not line.strip() or line.startswith("-DOCSTART-"):
             fresh = True
             continue
         cells = line.split("\t") if "\t" in line else line.split()
-        if fresh and line.startswith("#") and "\t" not in line and _COMMENT.match(line):
+        comment = _COMMENT.match(line) if fresh and "\t" not in line else None
+        # `# newdoc` is a comment, and `# O` a token and its tag.
+        word = comment["word"] if comment and len(cells) == 2 else None
+        if comment and not (word and (bio.is_tag(word) or word in seen)):
             continue
         if len(cells) < 2 or not text_files.visible(cells[0]) or not cells[-1].strip():
             raise ValueError(
@@ -146,30 +164,61 @@ def read(path: str | os.PathLike[str]) -> Sentences:
             fresh = False
         found.tokens[-1].append(cells[0].strip())
         found.tags[-1].append(cells[-1].strip())
+        seen.add(found.tags[-1][-1])
         places[-1].append(number)
     if not found.tokens:
         raise ValueError(f"`{name}` holds no sentences. A line holds a token and its tag.")
+    _check_columns(found, places, columns)
     _check_bio(found, places)
     return found
 
 
+def _check_columns(found: Sentences, places: list[list[int]], columns: int) -> None:
+    """Refuse a first column that holds no tokens, as in CoNLL-U, or holds the tags."""
+    advice = "A line holds the token first and its tag last. Write these two columns so."
+    if columns > 2 and all(map(_counts, found.tokens)) and max(map(len, found.tokens)) > 1:
+        raise ValueError(
+            f"`{found.path}`, line {places[0][0]}: the first of {columns} columns counts the "
+            f"tokens and holds none of them, as in CoNLL-U. {advice}"
+        )
+    firsts = {token for tokens in found.tokens for token in tokens}
+    tags = {tag for row in found.tags for tag in row}
+    if bio.mean_spans(firsts) and all(map(bio.is_tag, firsts)) and not bio.mean_spans(tags):
+        raise ValueError(
+            f"`{found.path}`, line {places[0][0]}: the tags stand in the first column. {advice}"
+        )
+
+
+def _counts(tokens: Sequence[str]) -> bool:
+    """Whether words are 1, 2, 3, ..., with `2-3` and `2.1` among them as in CoNLL-U."""
+    whole = [int(token) for token in tokens if token.isdecimal()]
+    others = [token for token in tokens if not token.isdecimal()]
+    begin = whole[0] if whole else 2
+    return (
+        begin < 2
+        and whole == list(range(begin, begin + len(whole)))
+        and all(re.fullmatch(r"\d+[-.]\d+", token) for token in others)
+    )
+
+
 def _check_bio(found: Sentences, places: list[list[int]]) -> None:
-    if not bio.mean_spans(tag for tags in found.tags for tag in tags):
+    every = {tag for tags in found.tags for tag in tags}
+    bare = bio.bare(every)
+    if not bare and not bio.mean_spans(every):
         return
     for tags, lines in zip(found.tags, places, strict=True):
         before = "O"
         for tag, line in zip(tags, lines, strict=True):
-            start, kind = tag[:2], tag[2:]
-            if not bio.is_tag(tag):
+            if not bare and not bio.is_tag(tag):
                 raise ValueError(
                     f"`{found.path}`, line {line}: the tag `{tag[:40]}` does not follow BIO. Tags "
                     "are O, B-TYPE and I-TYPE, written so. BIOES becomes BIO with E- as I- "
                     "and S- as B-."
                 )
-            if start == "I-" and before[2:] != kind:
+            if not bio.goes_on(before, tag):
                 raise ValueError(
                     f"`{found.path}`, line {line}: `{tag[:40]}` follows `{before[:40]}`, and does "
-                    f"not follow BIO: a span begins with `B-{kind[:40]}`."
+                    f"not follow BIO: a span begins with `B{tag[1:41]}`."
                 )
             before = tag
 
@@ -189,7 +238,7 @@ def _numbers(
     for i, tags in enumerate(one.tags):
         for j, tag in enumerate(tags[:length]):
             if tag not in place:
-                hint = did_you_mean(tag, names)
+                hint = class_names.hint(tag, names)
                 which = "`--classes` names" if asked else f"`{train.path}` has"
                 raise ValueError(
                     f"{one.where(i)} has the tag `{tag[:40]}`, which is none of those that "

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from keras_kd.datasets import text_files, vocabulary
+from keras_kd.datasets import class_names, text_files, vocabulary
 from keras_kd.datasets.task_data import UNLABELED, Raw, TaskData, assemble, check_task
 from keras_kd.utils.errors import did_you_mean
 
@@ -76,7 +76,16 @@ class Column:
         cells = table.column(self.name)
         if self.values is None:
             numbers = np.array([_number(cell, table, i, self.name) for i, cell in enumerate(cells)])
-            return ((numbers - self.mean) / self.std).astype(np.float32)[:, None], 0
+            with np.errstate(over="ignore"):
+                scaled = ((numbers - self.mean) / self.std).astype(np.float32)
+            if not np.isfinite(scaled).all():
+                row = int(np.argmin(np.isfinite(scaled)))
+                raise ValueError(
+                    f"{table.where(row)}: `{self.name}` is {cells[row][:40]}, which no float32 "
+                    f"holds with mean {self.mean:g} and deviation {self.std:g} as in the training "
+                    "file. Mend the cell, or leave the row out."
+                )
+            return scaled[:, None], 0
         place = {value: i for i, value in enumerate(self.values)}
         made = np.zeros((len(cells), len(self.values)), np.float32)
         unknown = 0
@@ -172,11 +181,18 @@ def load(
                 f"`{one.path}` has {_listed(spare)} beside the columns of `{table.path}`: left out."
             )
     names, labels = _labels(files, task, list(target), classes, unlabeled)
+    lacking = [name for name in names if name.lower() in (*_MISSING, "nan")]
+    if task == "classification" and classes is None and lacking:
+        notes.append(
+            f"`{lacking[0]}` is a class of its own among those of `{target[0]}`. Where it means "
+            "that there is no label, leave the cell empty."
+        )
     if text is not None:
         x, inputs = _texts(files, text, words, length, notes)
     else:
         ignored = {*target, *leave_out, group}
-        columns = _columns(table, [c for c in table.columns if c not in ignored], categories)
+        inside = [column for column in table.columns if column not in ignored]
+        columns = _columns(table, inside, categories, notes)
         if standardize:
             columns = [_standardized(column, table) for column in columns]
         x, inputs = {}, {"kind": "table", "columns": [column.to_dict() for column in columns]}
@@ -223,16 +239,27 @@ def read(path: str | os.PathLike[str], delimiter: str | None = None) -> Table:
     """
     name = os.fspath(path)
     content = text_files.read(name, "a CSV file")
-    first = content[: content.find("\n") + 1] or content
+    start = content.lstrip("\r\n")
+    first = start[: start.find("\n") + 1] or start
     if delimiter is None:
-        delimiter = max(_DELIMITERS, key=lambda one: first.count(one))
+        tabs = name.lower().endswith((".tsv", ".tsv.gz")) and "\t" in first
+        delimiter = "\t" if tabs else max(_DELIMITERS, key=lambda one: first.count(one))
     # Cells between tabs are not quoted: a text that begins with a quote would swallow more rows.
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    try:
-        lines_of = io.StringIO(content, newline="")
-        reader = csv.reader(lines_of, delimiter=delimiter, quoting=quoting, strict=True)
-    except TypeError as error:
-        raise ValueError(f"`delimiter` is one character. Received: {delimiter!r}.") from error
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise ValueError(
+            "`delimiter` is one character, and neither a quote nor the end of a line. Received: "
+            f"delimiter={delimiter!r}."
+        )
+    lines_of = io.StringIO(content, newline="")
+    # Quotes behind a space quote as well; cells are stripped of spaces in any case.
+    reader = csv.reader(
+        lines_of,
+        delimiter=delimiter,
+        quoting=quoting,
+        strict=True,
+        skipinitialspace=delimiter != " ",
+    )
     rows: list[list[str]] = []
     lines: list[int] = []
     before = 0
@@ -244,13 +271,18 @@ def read(path: str | os.PathLike[str], delimiter: str | None = None) -> Table:
             before = reader.line_num
     except csv.Error as error:
         raise ValueError(f"`{name}`, line {reader.line_num}: {error}. Mend the line.") from error
+    if rows[0] == ["sep=", ""]:
+        # By this line Excel is told what separates cells.
+        rows, lines = rows[1:] or [[]], lines[1:]
     columns = [cell.strip() for cell in rows[0]]
     for i, column in enumerate(columns):
         if not column or column in columns[:i]:
+            index = " The index of pandas is left out by `to_csv(index=False)`."
             raise ValueError(
                 f"The first line of `{name}` "
                 + (f"names the column `{column}` twice" if column else "leaves a column unnamed")
                 + ". It holds one name a column."
+                + (index if i == 0 else "")
             )
     for cells, line in zip(rows[1:], lines[1:], strict=True):
         if len(cells) != len(columns):
@@ -287,11 +319,15 @@ def _check_names(
             if name in table.columns:
                 continue
             hint = did_you_mean(name, table.columns)
+            if len(table.columns) == 1:
+                hint = " If cells are separated by something else, say so: `--delimiter`."
             raise ValueError(
                 f"`--{role}` names the column `{name}`, and `{table.path}` has "
                 f"{_listed(table.columns)}.{hint}"
             )
-    for name in target:
+    for i, name in enumerate(target):
+        if name in target[:i]:
+            raise ValueError(f"`--target` names the column `{name}` twice. Name each once.")
         if name == text or name in categories or name in leave_out:
             raise ValueError(f"The column `{name}` is the target, and cannot be an input too.")
         if name == group:
@@ -331,14 +367,17 @@ def _groups(table: Table, group: str | None) -> Any:
 def _matching(other: Table, table: Table) -> Table:
     missing = [name for name in table.columns if name not in other.columns]
     if missing:
+        hint = did_you_mean(missing[0], [c for c in other.columns if c not in table.columns])
         raise ValueError(
             f"`{other.path}` lacks the column `{missing[0]}` that `{table.path}` has. It has "
-            f"{_listed(other.columns)}."
+            f"{_listed(other.columns)}.{hint}"
         )
     return other
 
 
-def _columns(table: Table, names: list[str], categories: Sequence[str]) -> list[Column]:
+def _columns(
+    table: Table, names: list[str], categories: Sequence[str], notes: list[str]
+) -> list[Column]:
     if not names:
         raise ValueError(f"`{table.path}` has no column beside the target: there is no input.")
     found = []
@@ -356,6 +395,11 @@ def _columns(table: Table, names: list[str], categories: Sequence[str]) -> list[
                 f"many for a category. `--leave-out {name}` ignores it, `--text {name}` reads its "
                 f"words, `--category {name}` insists."
             )
+        if len(values) == len(cells) > 9 and name not in categories:
+            notes.append(
+                f"The column `{name}` of `{table.path}` holds another text in each row, as names, "
+                f"dates and keys do: no row tells of another one. `--leave-out {name}` ignores it."
+            )
         found.append(Column(name, tuple(values)))
     return found
 
@@ -364,11 +408,17 @@ def _is_numeric(cells: Sequence[str]) -> bool:
     # A column of numbers with a few texts in it has a fault, which is told by its line; one of
     # texts with a few numbers among them, as codes have, is a category.
     numbers = sum(_parsed(cell) is not None for cell in cells)
-    return 2 * numbers > sum(bool(cell) for cell in cells)
+    return 2 * numbers > sum(cell.lower() not in _MISSING for cell in cells)
 
 
-# `0,5`, `1,234.5`, `1 234`, `12%`, `€3`: numbers with a mark that Python's have not.
-_MARKED = re.compile(r"[+-]?[$€£]?\s?\d{1,3}([ ,'\u00a0\u202f]?\d{3})*([.,]\d+)?\s?[$€£%]?")
+_MISSING = ("", "-", "?", "na", "n/a", "#n/a", "<na>", "null", "none", "missing")
+"""What stands where there is no number, and makes a column of numbers none of texts."""
+
+# `0,5`, `1,234.5`, `1 234`, `1_234`, `12%`, `€3`, `(3)`, and 3 behind the minus sign of Unicode:
+# numbers with a mark that Python's have not.
+_MARKED = re.compile(
+    r"\(?[+\-\u2212]?[$€£]?\s?\d{1,3}([ ,'_\u00a0\u202f]?\d{3})*([.,]\d+)?\s?[$€£%]?\)?"
+)
 
 
 def _check_marks(table: Table, name: str, cells: Sequence[str]) -> None:
@@ -377,7 +427,8 @@ def _check_marks(table: Table, name: str, cells: Sequence[str]) -> None:
         row for row, cell in enumerate(cells) if _parsed(cell) is None and _MARKED.fullmatch(cell)
     ]
     numbers = sum(_parsed(cell) is not None for cell in cells)
-    if marked and 2 * (numbers + len(marked)) > sum(bool(cell) for cell in cells):
+    some = sum(cell.lower() not in _MISSING for cell in cells)
+    if marked and 2 * (numbers + len(marked)) > some:
         raise ValueError(
             f"{table.where(marked[0])}: the column `{name}` holds `{cells[marked[0]][:40]}`. "
             "Numbers have a point before their decimals, and no other marks. Write them so, or "
@@ -461,6 +512,7 @@ def _labels(
         )
     table = files["train"]
     cells = [cell for cell in table.column(target[0]) if cell]
+    class_names.check(sorted(set(cells)), lambda name: table.where(_row_of(table, target, name)))
     names = _class_names(cells) if classes is None else [str(name) for name in classes]
     place = {name: i for i, name in enumerate(names)}
     numeric = classes is None and all(_whole(cell) is not None for cell in cells)
@@ -475,7 +527,7 @@ def _labels(
             elif key in place:
                 numbers.append(place[key])
             else:
-                hint = did_you_mean(key, names)
+                hint = class_names.hint(key, names)
                 which = "`--classes` names" if classes is not None else f"`{table.path}` has"
                 raise ValueError(
                     f"{one.where(row)} is of class `{cell[:40]}`, which is none of those that "
@@ -483,6 +535,10 @@ def _labels(
                 )
         labels[split] = np.array(numbers)
     return names, labels
+
+
+def _row_of(table: Table, target: Sequence[str], cell: str) -> int:
+    return table.column(target[0]).index(cell)
 
 
 def _class_names(cells: Sequence[str]) -> list[str]:
@@ -501,7 +557,8 @@ def _whole(cell: str) -> int | None:
     value = _parsed(cell)
     if value is None or not math.isfinite(value) or value != round(value):
         return None
-    return int(value)
+    # Numbers of 17 digits and more are not what a float makes of them.
+    return int(cell) if re.fullmatch(r"[+-]?\d+", cell) else int(value)
 
 
 def _texts(

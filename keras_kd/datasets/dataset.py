@@ -121,6 +121,12 @@ def assemble(
             f"`{name}` has {len(classes)} class, but a classifier needs at least two. "
             "Check the label arrays."
         )
+    only = np.unique(checked["train"][1])
+    if len(only) < 2:
+        raise ValueError(
+            f"All training labels of `{name}` are the class `{classes[only[0]]}`, and a classifier "
+            "needs two classes. Check the labels."
+        )
 
     # The split is made on the source's own dtype: a uint8 copy is a quarter of a float32 one.
     for split, fraction in (("test", test_fraction), ("validation", validation_fraction)):

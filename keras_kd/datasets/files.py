@@ -50,7 +50,8 @@ def load(path: str | os.PathLike[str]) -> Dataset:
         validation = (arrays["x_validation"], arrays["y_validation"])
     class_names = None
     if "class_names" in arrays:
-        class_names = [str(name) for name in np.atleast_1d(arrays["class_names"])]
+        class_names = names_of(arrays["class_names"])
+    require_known_splits(path, arrays)
     return assemble(
         os.fspath(path),
         (arrays["x_train"], arrays["y_train"]),
@@ -58,6 +59,35 @@ def load(path: str | os.PathLike[str]) -> Dataset:
         validation=validation,
         class_names=class_names,
     )
+
+
+def names_of(array: Array) -> list[str]:
+    """Return names of classes as they are stored, as text or as bytes of UTF-8."""
+    found = np.atleast_1d(array)
+    return [
+        str(name) for name in (np.char.decode(found, "utf-8") if found.dtype.kind == "S" else found)
+    ]
+
+
+def require_known_splits(path: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Refuse a validation split of another name, which would be left out without a word.
+
+    Args:
+        path: Of the file.
+        names: Of the arrays in it.
+
+    Raises:
+        ValueError: Naming the array.
+    """
+    known = list(names)
+    for name in known:
+        key, _, split = name.rpartition("_")
+        wanted = f"{key}_validation"
+        if key in ("x", "y") and split in ("val", "valid", "dev", "eval") and wanted not in known:
+            raise ValueError(
+                f"`{os.fspath(path)}` holds `{name}`, and the arrays of this split are called "
+                "`x_validation` and `y_validation`. Rename them, or leave them out."
+            )
 
 
 def read(path: str | os.PathLike[str], required: Iterable[str] = ()) -> dict[str, Array]:

@@ -29,8 +29,8 @@ def load(
     """Load the images of `FOLDER/CLASS/*` or `FOLDER/train/CLASS/*` and `FOLDER/test/CLASS/*`.
 
     Images are read upright, as their EXIF orientation says, gray if all of them are gray and in
-    three channels otherwise, and scaled from [0, 255] to [0, 1]. Classes are numbered in
-    alphabetical order of their folders.
+    three channels otherwise, without transparency, and scaled from [0, 255] to [0, 1]. Classes are
+    numbered in alphabetical order of their folders. Names that begin with a point are left out.
 
     Args:
         folder: Path of the folder.
@@ -49,7 +49,8 @@ def load(
         ImportError: If Pillow is not installed.
     """
     found = class_folders.find(folder, KIND, validation=validation, test=test, classes=classes)
-    arrays = _read(found.files, image_size)
+    notes = list(found.notes)
+    arrays = _read(found.files, image_size, notes)
 
     def raw(split: str) -> Raw:
         return Raw(arrays[split], found.labels(split), found.where(split))
@@ -62,12 +63,14 @@ def load(
         test=raw("test") if "test" in arrays else None,
         class_names=found.names,
         inputs={"kind": "images", "scale": 255},
-        notes=[*found.notes, "Images were scaled from [0, 255] to [0, 1]."],
+        notes=[*notes, "Images were scaled from [0, 255] to [0, 1]."],
     )
 
 
 def _read(
-    flat: dict[str, list[tuple[Path, int]]], image_size: tuple[int, int] | None
+    flat: dict[str, list[tuple[Path, int]]],
+    image_size: tuple[int, int] | None,
+    notes: list[str],
 ) -> dict[str, Any]:
     try:
         from PIL import Image, ImageOps
@@ -78,13 +81,17 @@ def _read(
         ) from error
     images: dict[str, list[Any]] = {split: [] for split in flat}
     first: tuple[Path, tuple[int, int]] | None = None
-    gray, held = True, 0
+    gray, held, transparent = True, 0, 0
     for split, paths in flat.items():
         for path, _ in paths:
             try:
                 with Image.open(path) as opened:
                     if opened.mode[0] in "IF":
-                        raise ValueError(f"its pixels are `{opened.mode}`, and 8 bits are read")
+                        raise ValueError(
+                            f"its pixels are `{opened.mode}`, and 8 bits a channel are read: save "
+                            "it so"
+                        )
+                    transparent += "A" in opened.mode or "transparency" in opened.info
                     image = ImageOps.exif_transpose(opened)
                     image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
                     gray &= image.mode == "L"
@@ -112,6 +119,11 @@ def _read(
                     "`--image-size`, or train from a `tf.data.Dataset` with `keras_kd.Distiller`."
                 )
             images[split].append(array)
+    if transparent:
+        notes.append(
+            f"{transparent:,} images have a transparency, which was dropped: what is behind it "
+            "counts."
+        )
     scale = np.float32(1 / 255)
     made = {}
     for split, arrays in images.items():

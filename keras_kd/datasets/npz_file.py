@@ -12,6 +12,7 @@ from keras_kd.datasets import bio, files
 from keras_kd.datasets.task_data import Inputs, Raw, TaskData, assemble
 
 _SPLITS = ("train", "validation", "test")
+_NAMES = tuple(f"{part}_{split}" for split in _SPLITS for part in "xy")
 
 
 def load(
@@ -27,7 +28,7 @@ def load(
     The file holds `x_train` and `y_train`, and may hold `x_validation`, `y_validation`, `x_test`,
     `y_test` and `class_names`; or `x` and `y` alone. A model of several inputs has one array for
     each in place of `x`: `NAME_train`, `NAME_test`. Images of unsigned bytes, of three axes or
-    four, are scaled from [0, 255] to [0, 1]; everything else is taken as it is.
+    four, are scaled from [0, 255] to [0, 1], but for `tokens`; everything else is taken as it is.
 
     Args:
         path: Path of the file.
@@ -48,18 +49,19 @@ def load(
     stored, rate = _names(arrays), _rate(text, arrays)
     names = classes if classes is not None else stored
     notes: list[str] = []
+    _check_array_names(text, arrays)
     plain = not any(f"y_{split}" in arrays for split in _SPLITS)
     splits: dict[str, Raw | None] = {}
     if plain:
-        splits["train"] = _split(text, arrays, "", notes)
+        splits["train"] = _split(text, arrays, "", task, notes)
     else:
         for split in _SPLITS:
-            splits[split] = _split(text, arrays, f"_{split}", notes)
+            splits[split] = _split(text, arrays, f"_{split}", task, notes)
     for split, other in (("validation", validation), ("test", test)):
         if other is not None:
             own = files.read(other)
             _require_alike(text, (stored, rate), other, (_names(own), _rate(other, own)))
-            splits[split] = _split(os.fspath(other), own, "", notes)
+            splits[split] = _split(os.fspath(other), own, "", task, notes)
             if splits[split] is None:
                 raise ValueError(f"`{os.fspath(other)}` holds no `y`. Store `x` and `y` in it.")
     train = splits["train"]
@@ -76,6 +78,9 @@ def load(
         if raw is not None and task == "tokens" and names is not None:
             found = bio.check(np.asarray(raw.y), names, text, raw.where)
             said += [f"{split}: {found}"] if found else []
+    spare = _spare(arrays, plain)
+    if spare:
+        said.append(f"`{text}` has {_listed(spare)} beside the inputs and labels: left out.")
     inputs: dict[str, Any] = {"kind": "images", "scale": 255} if notes else {"kind": "arrays"}
     return assemble(
         text,
@@ -89,7 +94,32 @@ def load(
     )
 
 
-def _split(path: str, arrays: dict[str, Any], end: str, notes: list[str]) -> Raw | None:
+def _check_array_names(path: str, arrays: Iterable[str]) -> None:
+    """Refuse names beside which the right ones are missing."""
+    files.require_known_splits(path, arrays)
+    known = list(arrays)
+    for name in known:
+        lower = name.lower()
+        if lower != name and lower in ("x", "y", *_NAMES) and lower not in known:
+            raise ValueError(f"`{path}` holds `{name}`. Rename it `{lower}`.")
+    for name in known:
+        split = name.removeprefix("x_")
+        if split in _SPLITS and f"y_{split}" not in known and "y" in known:
+            raise ValueError(
+                f"`{path}` holds `{name}` and `y`. The labels of `{name}` are called `y_{split}`: "
+                "rename them."
+            )
+
+
+def _spare(arrays: Iterable[str], plain: bool) -> list[str]:
+    """Names of arrays that nothing reads, where the inputs are called `x`."""
+    known = list(arrays)
+    if ("x" if plain else "x_train") not in known:
+        return []
+    return [name for name in known if name not in (("x", "y") if plain else _NAMES)]
+
+
+def _split(path: str, arrays: dict[str, Any], end: str, task: str, notes: list[str]) -> Raw | None:
     labels = arrays.get(f"y{end}")
     found = {
         name[: len(name) - len(end)]: array
@@ -105,7 +135,9 @@ def _split(path: str, arrays: dict[str, Any], end: str, notes: list[str]) -> Raw
             f"`{path}` holds `y{end}` and no inputs for it. Store `x{end}`, or an array "
             f"`NAME{end}` for each input of the model."
         )
-    made = {name: ready(array, notes) for name, array in found.items()}
+    # Bytes of three axes are features of tokens where there are tokens, and no images.
+    images = task != "tokens"
+    made = {name: ready(array, notes) if images else array for name, array in found.items()}
     label = f"y{end}"
     return Raw(
         made.get("x", made),
@@ -118,9 +150,8 @@ def _split(path: str, arrays: dict[str, Any], end: str, notes: list[str]) -> Raw
 
 def _names(arrays: dict[str, Any]) -> list[str] | None:
     """Take the names of the classes out of the arrays."""
-    if "class_names" not in arrays:
-        return None
-    return [str(name) for name in np.atleast_1d(arrays.pop("class_names"))]
+    found = arrays.pop("class_names", None)
+    return None if found is None else files.names_of(found)
 
 
 def _rate(path: str | os.PathLike[str], arrays: dict[str, Any]) -> int | float | None:

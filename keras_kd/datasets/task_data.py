@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from keras_kd.datasets import class_names as names_of_classes
 from keras_kd.datasets.dataset import (
     MAX_CLASSES,
     SPLIT_SEED,
@@ -184,7 +185,8 @@ def assemble(
             continue
         x = _checked_inputs(raw.x, split, raw.path or name)
         may_lack, listed = unlabeled and split == "train", raw.groups is not None
-        y = checked_labels(raw.y, task, split, raw.where, said, may_lack, listed)
+        file = raw.path or name
+        y = checked_labels(raw.y, task, split, raw.where, said, may_lack, listed, file)
         if count(x) != len(y):
             raise ValueError(
                 f"The {split} inputs of `{name}` have {count(x):,} rows and its labels {len(y):,}. "
@@ -196,7 +198,10 @@ def assemble(
         splits[split] = Rows(x, y, index, tuple(held), groups)
     names = _names(task, labels["train"], class_names, name)
     _check_together(name, task, splits, given, names)
+    if task in ("classification", "tokens"):
+        _check_classes(name, task, labels["train"], names, said)
     divide(name, task, splits, said)
+    said += filter(None, (_repeated(split, splits) for split in ("validation", "test")))
     data = TaskData(
         name,
         task,
@@ -239,13 +244,47 @@ def divide(name: str, task: str, splits: dict[str, Rows], said: list[str]) -> No
         if not chosen.any() or chosen.all():
             raise ValueError(
                 f"`{name}` has no {split} split and too few training rows to take one from: "
-                f"{len(rows):,}. Add rows, or pass a {split} file."
+                f"{_how_many(task, rows)}. Add rows, or pass a {split} file."
             )
         splits[split], splits["train"] = taken(rows, chosen), taken(rows, ~chosen)
         said.append(
             f"There is no {split} split: {int(chosen.sum()):,} training rows were taken for it "
             "with a fixed seed."
         )
+
+
+def _how_many(task: str, rows: Rows) -> str:
+    if rows.groups is not None:
+        return f"{len(np.unique(rows.groups)):,} lists, which are not divided"
+    known = np.unique(rows.y[rows.y != UNLABELED]) if task == "classification" else ()
+    if 2 < len(known) == np.count_nonzero(rows.y != UNLABELED):
+        return (
+            f"each of its {len(known):,} classes has one row. Numbers to be predicted are "
+            "`--task regression`"
+        )
+    return f"{len(rows):,}"
+
+
+def _repeated(split: str, splits: dict[str, Rows]) -> str | None:
+    """A sentence on rows that are training rows as well, inputs and labels, or `None`."""
+    if splits["train"].groups is not None:
+        # One item in several lists is what rankings are of.
+        return None
+    train = set(_digests(splits["train"]))
+    again = sum(one in train for one in _digests(splits[split]))
+    rows = len(splits[split])
+    if 100 * again < rows or not again:
+        return None
+    return (
+        f"{again:,} of {rows:,} {split} rows stand among the training rows too, with the same "
+        "label: on those a model is judged by what it was shown."
+    )
+
+
+def _digests(rows: Rows) -> list[int]:
+    arrays = list(rows.x.values()) if isinstance(rows.x, dict) else [rows.x]
+    lists = zip(*arrays, rows.y, strict=True)
+    return [hash(tuple(np.asarray(each).tobytes() for each in row)) for row in lists]
 
 
 def check_task(task: str) -> None:
@@ -335,10 +374,17 @@ def _checked_inputs(x: Inputs, split: str, name: str) -> Inputs:
         sizes = {key: len(array) for key, array in x.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"The {split} inputs of `{name}` differ in length: {sizes}.")
-        return {key: np.asarray(array) for key, array in x.items()}
+        return {key: _native(np.asarray(array)) for key, array in x.items()}
     x = np.asarray(x)
     _check_array(x, f"`x` of the {split} rows of `{name}`")
-    return x
+    return _native(x)
+
+
+def _native(array: Array) -> Array:
+    """Numbers in a form that every backend takes: of this machine's byte order, 64 bits at most."""
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _check_array(array: Array, what: str) -> None:
@@ -370,6 +416,7 @@ def checked_labels(
     said: list[str],
     unlabeled: bool,
     listed: bool = False,
+    file: str = "",
 ) -> Array:
     """Bring labels to the form of `Rows.y`.
 
@@ -381,6 +428,7 @@ def checked_labels(
         said: Takes sentences on what was changed.
         unlabeled: Whether rows may have no label.
         listed: Whether each row of a ranking is one item of a list.
+        file: That they were read from, for the errors.
 
     Returns:
         The labels.
@@ -389,12 +437,14 @@ def checked_labels(
         ValueError: If they are of another kind than the task's.
     """
     y = np.asarray(y)
+    whose = f"The {split} labels" + (f" of `{file}`" if file else "")
     if y.dtype.kind not in "buif":
         raise ValueError(
-            f"The {split} labels have dtype {y.dtype}, but labels are numbers. Number the classes."
+            f"{whose} have dtype {y.dtype}, but labels are numbers. Number the classes: "
+            "`class_names, y = np.unique(y, return_inverse=True)`."
         )
     if y.ndim == 0 or y.size == 0:
-        raise ValueError(f"The {split} labels are empty: their shape is {y.shape}.")
+        raise ValueError(f"{whose} are empty: their shape is {y.shape}. Store one for each row.")
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         row = int(np.flatnonzero(~np.isfinite(y).reshape(len(y), -1).all(axis=1))[0])
         raise ValueError(
@@ -407,17 +457,19 @@ def checked_labels(
         _forbid(~held, y, where, "float32 holds no numbers so large")
     if task == "regression":
         y = y.reshape(len(y), -1) if y.ndim < 3 else y
-        _require_rank(y, 2, task, split)
+        _require_rank(y, 2, task, whose)
         return y.astype(np.float32)
     if task == "ranking":
-        _require_rank(y, 2, task, split)
+        _require_rank(y, 2, task, whose)
         _forbid(y < 0, y, where, "gains of a ranking are 0 or more")
+        if split == "train" and not y.any():
+            raise ValueError(f"{whose} are 0 everywhere: no item is better than another one.")
         if y.shape[1] < 2 and not listed:
             raise ValueError("A ranking needs at least two items a row: `y` is (rows, items).")
         return y.astype(np.float32)
     _forbid(y != np.round(y), y, where, "class numbers and yes or no are whole numbers")
     if task == "multilabel":
-        _require_rank(y, 2, task, split)
+        _require_rank(y, 2, task, whose)
         _forbid((y != 0) & (y != 1), y, where, "labels of `multilabel` are 0 and 1")
         return y.astype(np.float32)
     if task == "classification" and y.ndim == 2:
@@ -433,16 +485,16 @@ def checked_labels(
             y = y.argmax(axis=1)
         else:
             y = y[:, 0]
-    _require_rank(y, 2 if task == "tokens" else 1, task, split)
+    _require_rank(y, 2 if task == "tokens" else 1, task, whose)
     _forbid(y < UNLABELED, y, where, "class numbers start at 0, and -1 is no label")
     _forbid(y >= MAX_CLASSES, y, where, f"class numbers go to {MAX_CLASSES - 1:,} at most")
     if task == "classification" and not unlabeled:
-        advice = "no label, which only training rows may lack"
-        _forbid(y == UNLABELED, y, where, advice if split != "train" else "no label")
+        advice = "that is none, which only training rows may have"
+        _forbid(y == UNLABELED, y, where, advice if split != "train" else "that is none")
     return y.astype(np.int32)
 
 
-def _require_rank(y: Array, rank: int, task: str, split: str) -> None:
+def _require_rank(y: Array, rank: int, task: str, whose: str) -> None:
     if y.ndim != rank:
         wanted = {
             "multilabel": "(rows, labels)",
@@ -452,8 +504,7 @@ def _require_rank(y: Array, rank: int, task: str, split: str) -> None:
             "classification": "(rows,)",
         }[task]
         raise ValueError(
-            f"The {split} labels have shape {y.shape}, but those of the task `{task}` have shape "
-            f"{wanted}."
+            f"{whose} have shape {y.shape}, but those of the task `{task}` have shape {wanted}."
         )
 
 
@@ -489,6 +540,26 @@ def _names(task: str, y: Array, given: Sequence[str] | None, name: str) -> tuple
             "Name each class, in the order of the numbers."
         )
     return tuple(map(str, given))
+
+
+def _check_classes(name: str, task: str, y: Array, names: Sequence[str], said: list[str]) -> None:
+    """Refuse labels that tell nothing apart, and say which classes have no row."""
+    held = np.unique(y[y != UNLABELED]).tolist()
+    if len(held) == 1 and task == "classification":
+        raise ValueError(
+            f"All labels of the training rows of `{name}` are the class `{names[held[0]]}`, and a "
+            "classifier needs two classes. Check the labels."
+        )
+    cased = names_of_classes.by_case(names)
+    said += [cased] if cased else []
+    seen = set(held)
+    without = [one for i, one in enumerate(names) if i not in seen]
+    if held and without:
+        few = ", ".join(f"`{one}`" for one in without[:6])
+        more = f" and {len(without) - 6:,} others" if len(without) > 6 else ""
+        said.append(
+            f"{len(without):,} of {len(names):,} classes have no training row: {few}{more}."
+        )
 
 
 def _check_together(

@@ -48,8 +48,8 @@ def load_task(
     validation: str | os.PathLike[str] | None = None,
     test: str | os.PathLike[str] | None = None,
     text: str | None = None,
-    categories: Sequence[str] = (),
-    leave_out: Sequence[str] = (),
+    categories: Sequence[str] | str = (),
+    leave_out: Sequence[str] | str = (),
     classes: Sequence[str] | None = None,
     standardize: bool = False,
     unlabeled: bool = False,
@@ -103,16 +103,15 @@ def load_task(
         ((1222, 8, 8, 1), 10)
     """
     check_task(task)
-    name = os.fspath(data)
+    name = os.fsdecode(data)
     kind = _kind(name)
-    columns = [target] if isinstance(target, str) else list(target)
     given: dict[str, Any] = {
-        "target": columns,
+        "target": _columns(target),
         "validation": validation,
         "test": test,
         "text": text,
-        "categories": list(categories),
-        "leave_out": list(leave_out),
+        "categories": _columns(categories),
+        "leave_out": _columns(leave_out),
         "classes": None if classes is None else list(classes),
         "standardize": standardize,
         "unlabeled": unlabeled,
@@ -130,6 +129,10 @@ def load_task(
                 f"`{option}` does not apply to `{name}`, {_SAID[kind]}: it is for "
                 f"{' and '.join(takers)}. Leave it out."
             )
+    if isinstance(classes, str):
+        raise TypeError(f"`classes` is a list of names. Received: classes={classes!r}.")
+    if kind == "csv":
+        _check_reading(given)
     if classes is not None:
         check_class_names(given["classes"], "`--classes`")
     if length is not None and not is_size(length):
@@ -153,6 +156,24 @@ def load_task(
     if kind == "folder":
         return image_folder.load(name, **options)
     return _of_images(load(name, **options))
+
+
+def _columns(given: Sequence[str] | str) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _check_reading(given: dict[str, Any]) -> None:
+    """Refuse options of a table where a text is read, and the other way around."""
+    reads = given["text"] is not None
+    for option in ("categories", "standardize") if reads else ("vocabulary", "length"):
+        if given[option] not in (None, False, []):
+            told = f"the words of `{given['text']}` alone" if reads else "a table, without `text`"
+            raise ValueError(
+                f"`{option}` does not apply where {told} are read. Leave it out."
+                if reads
+                else f"`{option}` is for the words of a text, and {told}, has none. Name the "
+                "column, `--text COLUMN`, or leave it out."
+            )
 
 
 def _renamed(options: dict[str, Any]) -> dict[str, Any]:

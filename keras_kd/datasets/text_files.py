@@ -50,7 +50,8 @@ def read(path: str | os.PathLike[str], what: str) -> str:
             "`tf.data.Dataset` with `keras_kd.Distiller`."
         )
     try:
-        text = data.decode("utf-8-sig")
+        # A program that adds a mark to what has one leaves two.
+        text = data.decode("utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ValueError(

@@ -102,6 +102,9 @@ def load(
             notes.append("The split `test` of the source has no labels and was left out.")
             continue
         splits[split] = pair
+    others = [split for split in info.splits if split not in ("train", "test", "validation")]
+    if others:
+        notes.append(f"Left out were the splits {', '.join(f'`{other}`' for other in others)}.")
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
         notes.append("The split `validation` of the source is the test split here.")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd.datasets import text_files
+from keras_kd.datasets.tfds import MAX_BYTES
 
 PADDING, UNKNOWN = "", "[UNK]"
 
@@ -88,7 +89,15 @@ def encode(
 
     Returns:
         int32 `(rows, length)`, how many rows were cut, and how many words have no number.
+
+    Raises:
+        ValueError: If that needs too much memory.
     """
+    if 4 * len(rows) * length > MAX_BYTES:
+        raise ValueError(
+            f"{len(rows):,} rows of `length={length:,}` need more than {MAX_BYTES >> 30} GiB. Pass "
+            f"a smaller length: the longest row has {max(map(len, rows)):,} words."
+        )
     numbers = {word: i for i, word in enumerate(vocabulary) if i > 1}
     ids = np.zeros((len(rows), length), np.int32)
     cut = unknown = 0

@@ -8,7 +8,7 @@ the data and the `TrainingMetrics`. A new term of the objective is one more entr
 """
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import keras
 
@@ -36,7 +36,7 @@ from keras_kd.teachers.base import TeacherLike
 from keras_kd.transfers import compatibility, output_pairing
 from keras_kd.transfers.transfer import Transfer
 from keras_kd.utils import checks
-from keras_kd.utils.types import Array, Data, Losses, PathLike, Tensor, Tensors
+from keras_kd.utils.types import Array, CompileOptions, Data, Losses, PathLike, Tensor, Tensors
 
 if TYPE_CHECKING:
     from keras_kd.distill.method_choice import MethodChoice
@@ -229,7 +229,7 @@ class Distiller(SharedLayersModel):
         penalties: Sequence[Any] | None = None,
         batch_transform: Callable[[hooks.Batch, Any], hooks.Batch] | None = None,
         adversary: hooks.Adversary | None = None,
-        **kwargs: object,
+        **kwargs: Unpack[CompileOptions],
     ) -> None:
         """Configure the training.
 
@@ -292,9 +292,9 @@ class Distiller(SharedLayersModel):
         given = Given(loss, metrics, distillation_loss, weights, evaluate_distillation, *hooked)
         chooses, given = given.against(adversary, self).for_now()
         given.weights.check(loss is not None)
-        self._plan(given.compiled(kwargs))
+        self._plan(given.compiled({**kwargs}))
         given.weights.assign(self, loss is not None)
-        for_keras = self._preparation.steps.given(kwargs)
+        for_keras = self._preparation.steps.given({**kwargs})
         self._compile_for_keras(optimizer=optimizer, loss=loss, metrics=metrics, **for_keras)
         self.chooses_method, self.method_choice = chooses, None
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import keras
 from keras import ops
@@ -17,7 +17,7 @@ from keras_kd.transfers import compatibility, output_pairing
 from keras_kd.transfers.transfer import Transfer, averaged
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays
-from keras_kd.utils.types import Data, DType, Losses, Shape, Tensor, Tensors
+from keras_kd.utils.types import Data, DType, Losses, Shape, StepOptions, Tensor, Tensors
 
 
 class _Exit(NamedTuple):
@@ -52,7 +52,7 @@ class _Together(keras.Model):
         metrics: Sequence[object] | Mapping[str, object] | None = None,
         distillation_loss: object = None,
         weight: float = 1.0,
-        **kwargs: object,
+        **kwargs: Unpack[StepOptions],
     ) -> None:
         """Configure the training.
 
@@ -76,11 +76,12 @@ class _Together(keras.Model):
                 the outputs.
             TypeError: If `distillation_loss` is no loss.
         """
+        given: dict[str, Any] = {**kwargs}
         for unread in ("loss_weights", "weighted_metrics"):
-            if kwargs.get(unread) is not None:
+            if given.get(unread) is not None:
                 raise ValueError(
                     f"`{type(self).__name__}` reads no `{unread}`. Received: "
-                    f"{unread}={kwargs[unread]!r}. All outputs have one `loss`, and `metrics` are "
+                    f"{unread}={given[unread]!r}. All outputs have one `loss`, and `metrics` are "
                     "those of each."
                 )
         if loss is None:
@@ -92,12 +93,12 @@ class _Together(keras.Model):
         # Named losses are functions in Keras, of one value per sample.
         hard = averaged(keras.losses.get(loss))
         between = self._between_logits(distillation_loss)
-        given = self._given
+        before = self._given
         self._given = _Held((loss, between))
         try:
             between = self._fitting()
         except ValueError:
-            self._given = given
+            self._given = before
             raise
         super().compile(optimizer=optimizer, **kwargs)
         self.weight.assign(weight)

@@ -13,7 +13,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import keras
 import numpy as np
@@ -37,7 +37,7 @@ from keras_kd.lifelong.requirements import (
 from keras_kd.lifelong.state import State, plain_value
 from keras_kd.lifelong.streams import Task
 from keras_kd.utils import checks
-from keras_kd.utils.types import Array, Losses
+from keras_kd.utils.types import Array, Losses, StepOptions
 
 if TYPE_CHECKING:
     import os
@@ -155,7 +155,7 @@ class Learner:
         optimizer: str | keras.optimizers.Optimizer = "sgd",
         loss: Losses = None,
         metrics: Sequence[object] | Mapping[str, object] | None = None,
-        **kwargs: object,
+        **kwargs: Unpack[StepOptions],
     ) -> None:
         """Configure the training of every task.
 

@@ -23,31 +23,51 @@ BACKWARD_TRANSFER = "last row - diagonal, mean over all tasks but the last"
 """How backward transfer is defined here."""
 
 
-def average_accuracy(matrix: Array) -> float:
+def average_accuracy(matrix: Array | Sequence[Sequence[float]]) -> float:
     """The mean of the last row, over the tasks learned so far.
 
     Args:
         matrix: `R[i, j]`: accuracy on task `j` after task `i`, `(tasks learned, tasks)`.
+
+    Returns:
+        The mean, in the unit of the matrix: a share, or percent.
+
+    Raises:
+        ValueError: If the matrix has no row, or more rows than columns.
+
+    Examples:
+        >>> average_accuracy([[0.9, 0.0], [0.5, 0.7]])
+        0.6
     """
-    matrix = np.asarray(matrix, "float64")
+    matrix = _checked(matrix)
     return float(np.mean(matrix[-1, : len(matrix)]))
 
 
-def backward_transfer(matrix: Array) -> float:
+def backward_transfer(matrix: Array | Sequence[Sequence[float]]) -> float:
     """`mean_j (R[T, j] - R[j, j])` over all tasks but the last; NaN of a single task.
 
     Args:
         matrix: As for `average_accuracy`.
 
+    Returns:
+        The mean, in points of the unit of the matrix; below 0 where old tasks were forgotten.
+
+    Raises:
+        ValueError: As for `average_accuracy`.
+
+    Examples:
+        >>> backward_transfer([[0.9, 0.0], [0.5, 0.7]])
+        -0.4
+
     Reference:
         - [Lopez-Paz and Ranzato, 2017](https://arxiv.org/abs/1706.08840), section 2
     """
-    matrix = np.asarray(matrix, "float64")
+    matrix = _checked(matrix)
     before = len(matrix) - 1
     return float(np.mean(matrix[-1, :before] - np.diag(matrix)[:before])) if before else math.nan
 
 
-def forgetting(matrix: Array) -> float:
+def forgetting(matrix: Array | Sequence[Sequence[float]]) -> float:
     """`mean_j (max_{i < T} R[i, j] - R[T, j])` over all tasks but the last; NaN of a single task.
 
     The maximum is over the rows before the last one, which is not among them: a task that ends
@@ -56,16 +76,36 @@ def forgetting(matrix: Array) -> float:
     Args:
         matrix: As for `average_accuracy`; NaN where nothing was measured.
 
+    Returns:
+        The mean, in points of the unit of the matrix.
+
+    Raises:
+        ValueError: As for `average_accuracy`.
+
+    Examples:
+        >>> forgetting([[0.9, 0.0], [0.5, 0.7]])
+        0.4
+
     Reference:
         - [Chaudhry et al., 2018](https://arxiv.org/abs/1801.10112), definition 1
     """
-    matrix = np.array(matrix, "float64")
+    matrix = _checked(matrix)
     before = len(matrix) - 1
     if not before:
         return math.nan
     earlier = matrix[:-1, :before]
     best = np.where(np.isnan(earlier), -np.inf, earlier).max(0)
     return float(np.mean(best - matrix[-1, :before]))
+
+
+def _checked(matrix: Array | Sequence[Sequence[float]]) -> Array:
+    found = np.asarray(matrix, "float64")
+    if found.ndim != 2 or not 0 < len(found) <= found.shape[1]:
+        raise ValueError(
+            "A matrix of accuracies has a row for each task that was learned and a column for each "
+            f"task, (tasks learned, tasks). Received: shape {found.shape}."
+        )
+    return found
 
 
 class Report:

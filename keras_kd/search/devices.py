@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from keras_kd.datasets import Dataset
 from keras_kd.distill.trial_setting import answered, errors_of
@@ -16,30 +16,33 @@ from keras_kd.search import record
 from keras_kd.search.budget import Budget, require_limit
 from keras_kd.search.space import PRECISIONS
 from keras_kd.search.study import Study
-from keras_kd.search.tuner import Search
+from keras_kd.search.tuner import Progress, Search
 from keras_kd.utils import checks
-from keras_kd.utils.types import Data
+from keras_kd.utils.types import Data, Losses
 
 if TYPE_CHECKING:
     import keras
 
 
-_OPTIONS = (
-    "seeds",
-    "epochs",
-    "final_epochs",
-    "batch_size",
-    "loss",
-    "space",
-    "callbacks",
-    "progress",
-    "verbose",
-    "seed",
-    "sampler",
-    "config",
-    "export",
-)
-"""Keywords of `tune` that are not a device's."""
+class Options(TypedDict, total=False):
+    """Keywords of `tune` that are not a device's."""
+
+    seeds: int
+    epochs: int | None
+    final_epochs: int | None
+    batch_size: int
+    loss: Losses
+    space: Mapping[str, Any] | None
+    callbacks: Sequence[keras.callbacks.Callback] | None
+    progress: Progress | None
+    verbose: int | str
+    seed: int
+    sampler: str
+    config: Mapping[str, Any] | None
+    export: Mapping[str, Any] | None
+
+
+_OPTIONS = tuple(Options.__annotations__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +127,7 @@ def for_device(
     precisions: str | Sequence[str] = ("int8",),
     minutes: float | None = 30,
     trials: int | None = None,
-    **options: object,
+    **options: Unpack[Options],
 ) -> DeviceResult:
     """Search the best verified file of a smaller teacher that a device takes.
 
@@ -162,7 +165,7 @@ def for_device(
         >>> found.best.path if found.best else found.verdict
     """
     device = Device(max_bytes, max_latency_ms, min_accuracy, targets, precisions)
-    return _searched(teacher, data, device, Path(folder), None, minutes, trials, options)
+    return _searched(teacher, data, device, Path(folder), None, minutes, trials, {**options})
 
 
 def family(
@@ -173,7 +176,7 @@ def family(
     *,
     minutes: float | None = 30,
     trials: int | None = None,
-    **options: object,
+    **options: Unpack[Options],
 ) -> dict[str, DeviceResult]:
     """Search a file for each of several devices, from one teacher that is asked once for all.
 
@@ -216,7 +219,7 @@ def family(
     answers = place / "answers"
     return {
         name: _searched(
-            teacher, data, device, place / record.slug(name), answers, minutes, trials, options
+            teacher, data, device, place / record.slug(name), answers, minutes, trials, {**options}
         )
         for name, device in devices.items()
     }

@@ -6,7 +6,7 @@ Type checkers see the classes of the backends that are installed; nothing is imp
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -50,3 +50,19 @@ Logs: TypeAlias = dict[str, float] | None
 
 PathLike: TypeAlias = str | os.PathLike[str]
 """A path as text or as an object."""
+
+
+class StepOptions(TypedDict, total=False):
+    """How `keras.Model.compile` is told to run a step."""
+
+    run_eagerly: bool
+    steps_per_execution: int | Literal["auto"]
+    jit_compile: bool | Literal["auto"]
+    auto_scale_loss: bool
+
+
+class CompileOptions(StepOptions, total=False):
+    """What `Distiller.compile` hands on to `keras.Model.compile`."""
+
+    loss_weights: Sequence[float] | Mapping[str, float] | None
+    weighted_metrics: Sequence[object] | Mapping[str, object] | None

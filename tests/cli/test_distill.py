@@ -15,7 +15,7 @@ from sklearn import metrics
 
 from keras_kd.cli import distill_result, distill_training, recipes, teachers
 from keras_kd.cli.recipes import RECIPES
-from keras_kd.datasets import load_task
+from keras_kd.datasets import load_task, task_data
 
 layers = keras.layers
 
@@ -427,6 +427,9 @@ def test_answers_follow_the_rows_that_are_trained_on(tmp_path, answered):
     assert found.test_answers(data) is None
 
 
+LOGITS = np.random.default_rng(0).normal(size=(300, 2))
+
+
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
@@ -437,6 +440,16 @@ def test_answers_follow_the_rows_that_are_trained_on(tmp_path, answered):
         ({"log_probabilities": np.zeros((300, 2))}, "answers are `logits`"),
         ({"logits": np.zeros((300, 2)), "class_names": ["b", "a"]}, "another order: number 0"),
         ({"logits": np.zeros((300, 2)), "class_names": ["a", "z"]}, "`z` is none of these"),
+        # Rows are told by their number in the file, those that are not trained on too.
+        *(
+            ({"logits": np.where(np.arange(300)[:, None] == row, np.nan, 0.5 * LOGITS)}, said)
+            for row in (3, 4, 5, 6, 7, 8)
+            for said in [f"a.npz`: `logits` of row {row} are NaN"]
+        ),
+        (
+            {"indices": np.zeros((200, 1), int), "log_probabilities": np.zeros((300, 1))},
+            r"a.npz`: The indices and .* \(200, 1\) and \(300, 1\)",
+        ),
     ],
 )
 def test_answers_that_do_not_fit(tmp_path, answered, arrays, reason):
@@ -541,6 +554,28 @@ def test_a_method_fits_the_task_or_is_refused(method, task):
     labels = np.zeros(8, "int32") if task == "classification" else np.zeros((8, 3), "float32")
     logs = distiller.train_on_batch(x, labels, return_dict=True)
     assert np.isfinite(logs["loss"])
+
+
+COLUMNS = [{"name": "age", "mean": 0, "std": 1}, {"name": "job", "values": ["a", "b", "c"]}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "have", "want", "cure"),
+    [
+        ({"kind": "text", "length": 5}, (5,), (7,), "`--length 7` reads as many of each"),
+        ({"kind": "audio", "length": 5}, (5,), (800,), "`--length 800` reads as many of each"),
+        ({"kind": "table", "columns": COLUMNS}, (4,), (2,), "its categories: `job` has 3"),
+        ({"kind": "images"}, (8, 8, 3), (9, 9, 3), "`--image-size 9` resizes those"),
+        ({"kind": "images"}, (8, 8, 3), (8, 8, 1), "that of the channels, 1 for gray"),
+        ({"kind": "arrays"}, (8,), (3,), "Store rows of that shape"),
+    ],
+)
+def test_rows_of_another_shape_are_told_with_the_option(kind, have, want, cure):
+    rows = task_data.Rows(np.zeros((4, *have), "float32"), np.arange(4) % 2, np.arange(4))
+    data = task_data.TaskData("d", "classification", rows, rows, rows, ("a", "b"), kind)
+    flat = [keras.Input(want), layers.Flatten(), layers.Dense(2)]
+    with pytest.raises(ValueError, match="student `.*` takes rows of shape .*" + cure):
+        recipes.check_model(keras.Sequential(flat), "student", data)
 
 
 def test_auto_is_asked_for_by_its_name():

@@ -1,11 +1,12 @@
 """Recordings in folders: what is read, and what is named with its file."""
 
+import struct
 import wave
 
 import numpy as np
 import pytest
 
-from keras_kd.datasets import load_task
+from keras_kd.datasets import audio_folder, load_task
 
 
 @pytest.fixture
@@ -104,3 +105,72 @@ def test_a_test_folder_of_its_own_has_the_same_rate(recordings, tmp_path):
         recordings.write(f"../other/{name}/0.wav", b"\0\0" * 4, rate=44100)
     with pytest.raises(ValueError, match=r"other/a/0.wav` has 44,100 samples a second"):
         load_task(root, test=tmp_path / "other")
+
+
+def riff(tag, bits, data, extension=b"", stated=None):
+    form = struct.pack("<HHIIHH", tag, 1, 8000, 1000 * bits, bits // 8, bits) + extension
+    parts = b"WAVELIST\4\0\0\0infofmt " + struct.pack("<I", len(form)) + form
+    stated = len(data) if stated is None else stated
+    parts += b"data" + struct.pack("<I", stated) + data
+    return b"RIFF" + struct.pack("<I", len(parts)) + parts
+
+
+def extensible(bits, kind=1):
+    guid = struct.pack("<I", kind) + bytes.fromhex("00001000800000aa00389b71")
+    return struct.pack("<HHI", 22, bits, 4) + guid
+
+
+def test_the_extensible_form_of_pcm(recordings):
+    root = recordings()
+    values = np.array([-(2**23), 2**22, 0], "<i4")
+    data = values.view("u1").reshape(-1, 4)[:, :3].tobytes()
+    (root / "a" / "5.wav").write_bytes(riff(0xFFFE, 24, data, extensible(24)))
+    x = load_task(root, test=root).test.x
+    np.testing.assert_array_equal(x[5, :4], [-1, 0.5, 0, 0])
+    (root / "a" / "5.wav").write_bytes(riff(0xFFFE, 32, data * 4, extensible(32, 3)))
+    with pytest.raises(ValueError, match=r"a/5\.wav` cannot be read .* as uncompressed WAV"):
+        load_task(root)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (riff(1, 64, bytes(80)), "5.wav` has 64 bits a sample"),
+        (riff(1, 16, bytes(80), stated=2**32 - 1), "5.wav` does not say how long it is"),
+    ],
+)
+def test_odd_recordings(recordings, content, reason):
+    root = recordings()
+    (root / "b" / "5.wav").write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        load_task(root)
+
+
+def test_zeros_have_a_bound(recordings, monkeypatch):
+    root = recordings()
+    recordings.write("b/5.wav", bytes(2 * 1000))
+    monkeypatch.setattr(audio_folder, "MAX_BYTES", 11 * 4 * 1000 - 1)
+    with pytest.raises(ValueError, match=r"longest .* `.*b/5\.wav` with 1,000 samples.*--length N"):
+        load_task(root)
+    assert load_task(root, length=900).train.x.shape[1] == 900
+
+
+def test_splits_and_classes_of_folders(recordings):
+    root = recordings(("train", "val", "test"))
+    with pytest.raises(ValueError, match=r"/val` is none of train, validation, test.*--validation"):
+        load_task(root)
+    data = load_task(root, validation=root / "val")
+    assert data.sizes == {"train": 10, "validation": 10, "test": 10}
+    assert any("left out: val" in note for note in data.notes)
+    # As CIFAR-100 has it, a class is called so.
+    recordings.write("x/train/1.wav", bytes(8))
+    recordings.write("x/boat/1.wav", bytes(8))
+    recordings.write("x/boat/deeper/1.wav", bytes(8))
+    recordings.write("x/boat/2.wav", bytes(8))
+    (root / "x" / "boat" / "._1.wav").write_bytes(b"of macOS")
+    (root / "x" / "__MACOSX" / "boat").mkdir(parents=True)
+    data = load_task(root / "x", test=root / "x", validation=root / "x")
+    assert (data.class_names, len(data.train)) == (("boat", "train"), 3)
+    assert any("boat/deeper" in note for note in data.notes)
+    with pytest.raises(ValueError, match=r"train` holds 0 folders .* of its name: CLASS/\*\.wav"):
+        load_task(root / "x", test=root / "x" / "train")

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_kd.datasets import load, load_task
 
@@ -97,7 +98,11 @@ def test_tables(written, changed, options, reason):
 
 
 @pytest.mark.parametrize(
-    "form", ["{},5", "{}%", "${}", "{},000.5", "{} 000", "-{}'000,25", "\u20ac{}", "{} \u20ac"]
+    "form",
+    [
+        *("{},5", "{}%", "${}", "{},000.5", "{} 000", "-{}'000,25", "\u20ac{}", "{} \u20ac"),
+        *("\u2212{}", "({}.5)", "{}_000"),
+    ],
 )
 def test_numbers_with_marks_are_no_categories(written, form):
     cells = [form.format(i) for i in range(20)]
@@ -258,3 +263,157 @@ def test_numbers_beyond_float32(tmp_path):
 def test_other_tags_are_no_spans(written):
     speech = "EU\tNOUN\nrose\tI_V\n\n"
     assert load_task(written("a.conll", speech * 8), "tokens").class_names == ("I_V", "NOUN")
+
+
+def rows(labels, x="{}"):
+    return "x,y\n" + "".join(f"{x.format(i)},{labels[i % len(labels)]}\n" for i in range(30))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "reason"),
+    [
+        (rows(["cat", "cat\u200b", "dog"]), {}, r"line 3 has the class 'cat\\u200b', which reads"),
+        (rows(["cafe\u0301", "caf\u00e9"]), {}, r"line 3 has the class 'caf\\xe9'|line 2 has"),
+        (rows("a"), {}, "a.csv` has 1 class"),
+        (rows(range(30)), {}, "each of its 30 classes has one row.*--task regression"),
+        (rows("ab", "{}").replace("\n4,", "\nNA,").replace("\n5,", "\n?,"), {}, "line 6: .* `NA`"),
+        (rows("01").replace("\n1", "\nn/a"), {}, "line 3: the number column `x` holds the text"),
+        (rows("01"), {"target": ["y", "y"]}, "`--target` names the column `y` twice"),
+        ("," + rows("01"), {}, r"leaves a column unnamed.* `to_csv\(index=False\)`"),
+        (rows("01"), {"leave_out": "xs"}, "`--leave-out` names the column `xs`"),
+        (rows("01"), {"delimiter": ";"}, "has `x,y`. If cells are separated .* `--delimiter`"),
+        (rows("01"), {"delimiter": '"'}, "`delimiter` is one character, and neither a quote"),
+        (rows("01"), {"length": 5}, "`length` is for the words of a text.*--text COLUMN"),
+        (rows("01"), {"text": "x", "standardize": True}, "`standardize` does not apply .* `x`"),
+        (rows("01"), {"text": "x", "length": 10**11}, "30 rows of `length=100,000,000,000` need"),
+    ],
+)
+def test_more_tables(written, content, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        load_task(written("a.csv", content), **{"target": "y"} | options)
+
+
+def test_names_as_text_are_no_list(written):
+    with pytest.raises(TypeError, match="`classes` is a list of names"):
+        load_task(written("a.csv", rows("ab")), target="y", classes="ab")
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ("\n\n" + rows("01").replace(",", ";"), "split"),
+        ("sep=;\n" + rows("01").replace(",", ";"), "split"),
+        ("\ufeff\ufeff" + rows("01"), "split"),
+        (rows(["9007199254740993", "9007199254740992"]), "split"),
+        (rows(["Cat", "cat"]), "`Cat` and `cat` differ by case alone"),
+        (rows("015"), "3 of 6 classes have no training row: `2`, `3`, `4`"),
+        (rows("01", "n{}"), "`x` of .* holds another text in each row"),
+        (rows(["a", "b", "NA"]), "`NA` is a class of its own among those of `y`"),
+        (rows([' "a"', " b", "a"]), "split"),
+    ],
+)
+def test_tables_that_are_read(written, content, note):
+    data = load_task(written("a.csv", content), target="y")
+    assert re.search(note, " ".join(data.notes))
+    assert sum(data.sizes.values()) == 30
+
+
+def test_commas_in_the_names_of_a_table_with_tabs(written):
+    content = "a, b\ty\n" + "".join(f"{i}\t{i % 2}\n" for i in range(20))
+    assert load_task(written("a.tsv", content), target="y").train.x.shape[1] == 1
+
+
+def test_a_standardized_number_that_is_none(written):
+    train = written("a.csv", "x,y\n" + "".join(f"{i}e-37,{i % 2}\n" for i in range(20)))
+    test = written("b.csv", "x,y\n1e-37,0\n3e38,1\n")
+    with pytest.raises(ValueError, match="b.csv`, line 3: `x` is 3e38, which no float32 holds"):
+        load_task(train, target="y", test=test, standardize=True)
+
+
+def test_rows_that_are_trained_on_and_judged(written):
+    path = written("a.npz", split(x_train=X, x_test=X[::-1], y_test=Y[::-1]))
+    assert any(
+        re.search(r"\d\d of 20 test rows stand among", note) for note in load_task(path).notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("arrays", "task", "reason"),
+    [
+        ({"x": X / 255, "y": 0 * Y + 3}, "classification", "a.npz` are the class `3`"),
+        (split(x_val=X, y_val=Y), "classification", "`x_val`, .* are called `x_validation`"),
+        ({"X_train": X, "y_train": Y}, "classification", "`X_train`. Rename it `x_train`"),
+        ({"x_train": X, "y": Y}, "classification", "labels of `x_train` are called `y_train`"),
+        ({"x": X, "y": np.array(["a", "b"])[Y]}, "classification", "a.npz` have dtype <U1"),
+        ({"x": X / 255, "y": np.zeros((20, 3))}, "ranking", "a.npz` are 0 everywhere"),
+    ],
+)
+def test_more_arrays(written, arrays, task, reason):
+    with pytest.raises(ValueError, match=reason):
+        load_task(written("a.npz", arrays), task)
+
+
+def test_images_by_name_of_one_class(written):
+    one = split(y_train=0 * Y + 3, y_test=0 * Y + 3)
+    with pytest.raises(ValueError, match="a.npz` are the class `3`"):
+        load(written("a.npz", one))
+    with pytest.raises(ValueError, match="`x_val`, .* are called `x_validation`"):
+        load(written("a.npz", split(x_val=X, y_val=Y)))
+    names = np.array(["caf\u00e9".encode(), b"dog"])
+    assert load(written("a.npz", split(class_names=names))).class_names == ("caf\u00e9", "dog")
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "longdouble", ">i4"])
+def test_numbers_of_other_machines(written, dtype):
+    x = np.arange(80).reshape(20, 4).astype(dtype)
+    data = load_task(written("a.npz", {"x": x, "y": Y.astype(">i8"), "ids": Y}))
+    assert data.train.x.dtype.isnative
+    assert data.train.x.dtype.itemsize <= 8
+    np.testing.assert_array_equal(data.train.x, x[data.train.index])
+    assert any("has `ids` beside the inputs and labels" in note for note in data.notes)
+
+
+def test_bytes_of_tokens_are_no_images(written):
+    arrays = {"x": np.ones((20, 5, 3), "uint8"), "y": np.tile([0, 1, 2, 0, 1], (20, 1))}
+    assert load_task(written("a.npz", arrays), "tokens").train.x.shape[1:] == (5, 3)
+
+
+COUNTED = "1\tAda\t_\tB-P\n2-3\tdel\t_\tO\n2\tde\t_\tO\n2.1\tx\t_\tO\n3\tel\t_\tO\n\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (COUNTED * 6, "line 1: the first of 4 columns counts the tokens .*, as in CoNLL-U"),
+        ("O\tIn\nB-P\tRome\n\n" * 6, "line 1: the tags stand in the first column"),
+        ("In O\nRome B-P\n" * 6, "one sentence of 12 tokens: no empty line"),
+        ("a\tB\nb\tI\nc\tO\nd\tI\n\n" * 6, "line 4: `I` follows `O`, .* begins with `B`"),
+        (
+            "a\tB-P\n\n" * 6 + "a\tB-P\u200b\nb\tO\n\n",
+            r"sentence from line 13 has the class 'B-P\\u200b'",
+        ),
+    ],
+)
+def test_more_tags(written, content, reason):
+    with pytest.raises(ValueError, match=reason):
+        load_task(written("a.conll", content), "tokens")
+
+
+def test_comments_and_tokens_that_begin_alike(written):
+    content = "# newdoc id = 3\n# newpar\n# text=a b\na O\nb B-P\n\n# O\ntag B-P\n\n" * 5
+    texts = load_task(written("a.conll", content), "tokens").train.texts
+    assert set(texts) == {("a", "b"), ("#", "tag")}
+
+
+def test_images_with_transparency_and_16_bits(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            image = Image.new("LA" if i else "L", (4, 4), (i, 9) if i else 7)
+            image.save(tmp_path / name / f"{i}.png")
+    data = load_task(tmp_path)
+    assert data.train.x.shape[1:] == (4, 4, 1)
+    assert any("8 images have a transparency" in note for note in data.notes)
+    Image.fromarray(np.full((4, 4), 999, "uint16")).save(tmp_path / "a" / "x.png")
+    with pytest.raises(ValueError, match=r"a/x\.png` .* 8 bits a channel are read: save it so"):
+        load_task(tmp_path)

@@ -29,6 +29,9 @@ def test_forgetting_takes_the_best_of_all_earlier_rows():
 def test_one_task_has_nothing_to_forget():
     assert math.isnan(forgetting([[0.9]]))
     assert math.isnan(backward_transfer([[0.9, 0.0]]))
+    for matrix in ([], [0.5, 0.4], np.zeros((3, 2))):
+        with pytest.raises(ValueError, match="tasks learned, tasks"):
+            average_accuracy(matrix)
 
 
 @pytest.fixture

@@ -1,14 +1,18 @@
 """What type checkers read in place of two `__init__.py` has the very names that these find."""
 
 import ast
+import inspect
 import re
 import tomllib
 from pathlib import Path
 
+import keras
 import pytest
 
 import keras_kd
 from keras_kd import export, teachers
+from keras_kd.search import devices
+from keras_kd.utils import types
 
 
 def stub(module):
@@ -48,3 +52,14 @@ def test_the_version_is_the_same_wherever_it_stands():
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     cited = re.search(r"^version: (\S+)$", (root / "CITATION.cff").read_text(), re.M)
     assert project["version"] == cited[1] == keras_kd.__version__
+
+
+def test_options_that_are_handed_on_are_known_where_they_go():
+    tune = inspect.signature(keras_kd.search.tune).parameters
+    assert set(devices.Options.__annotations__) < set(tune)
+    theirs = inspect.signature(keras.Model.compile).parameters
+    assert set(types.CompileOptions.__annotations__) < set(theirs)
+    assert set(theirs) <= {
+        *("self", "optimizer", "loss", "metrics"),
+        *types.CompileOptions.__annotations__,
+    }
