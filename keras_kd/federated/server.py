@@ -310,8 +310,8 @@ class Server:
             heard[node] = answers
         self._leave_out_the_drowned(heard, queries)
         answered = [self._clients[node].number for node in heard]
-        for client in answered:
-            self.history.of_client(client)["answered"] += 1
+        for one in answered:
+            self.history.of_client(one)["answered"] += 1
         if heard:
             masks = np.stack([self._clients[node].has for node in heard])
             self._learn(ask, np.stack(list(heard.values())), masks)
