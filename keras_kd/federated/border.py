@@ -38,12 +38,18 @@ class Packet:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of arrays as `.npy` and numbers as JSON; what carries them adds its own."""
-        numbers = json.dumps({"kind": self.kind, **self.numbers}, separators=(",", ":"))
+        """Bytes of arrays as `.npy` and numbers as JSON; what carries them adds its own.
+
+        Of what may not cross, and is neither, the bytes are those of its representation.
+        """
+        told = {"kind": self.kind, **self.numbers}
+        numbers = json.dumps(told, separators=(",", ":"), default=repr, skipkeys=True)
         return sum(_npy_bytes(a) for a in self.arrays.values()) + len(numbers.encode())
 
 
 def _npy_bytes(array: Array) -> int:
+    if not isinstance(array, np.ndarray):
+        return len(repr(array))
     header = io.BytesIO()
     described = np.lib.format.header_data_from_array_1_0(array)
     np.lib.format.write_array_header_1_0(header, described)
@@ -57,11 +63,13 @@ class Reply(NamedTuple):
         node: The client, as the link calls it.
         packet: What it sent, or `None` if nothing came.
         why: Why nothing came: `"late"` (not within the time), or what was lost.
+        refused: Whether something came that may not cross, which `why` tells.
     """
 
     node: int
     packet: Packet | None
     why: str = ""
+    refused: bool = False
 
 
 class Link(Protocol):
@@ -92,11 +100,13 @@ class Record(NamedTuple):
         dtype: Its dtype.
         shape: Names of sizes that both sides know; a name that they do not know is of any size.
         optional: Whether a packet may lack it.
+        span: The least and the largest value, `None` for any.
     """
 
     dtype: str
     shape: tuple[str, ...]
     optional: bool = False
+    span: tuple[int, int] | None = None
 
 
 class Kind(NamedTuple):
@@ -105,8 +115,9 @@ class Kind(NamedTuple):
     Attributes:
         arrays: Its arrays.
         numbers: Types of its numbers: `"int"`, `"float"`, `"ints"`, `"word"`, `"names"`;
-            `"count"`, an integer from 0 to 2**31 - 1, `"share"`, in [0, 1], and `"cost"`, from 0
-            on; with a question mark where a packet may lack it.
+            `"count"`, an integer from 0 to 2**31 - 1, `"counts"`, several of them, `"flag"`, 0 or
+            1, `"share"`, in [0, 1], and `"cost"`, finite and from 0 on; with a question mark where
+            a packet may lack it.
     """
 
     arrays: dict[str, Record]
@@ -116,7 +127,7 @@ class Kind(NamedTuple):
 _TOLD = {
     "told_rows": Record("int32", ("told",), optional=True),
     "told": Record("float16", ("told", "classes"), optional=True),
-    "known": Record("uint8", ("classes",), optional=True),
+    "known": Record("uint8", ("classes",), optional=True, span=(0, 1)),
 }
 _SETTINGS = {
     "run": "int",
@@ -148,10 +159,10 @@ UP = {
         {
             # Of each of its classes the place in the server's list, -1 for none.
             "order": Record("int32", ("own",)),
-            "has": Record("uint8", ("own",), optional=True),
+            "has": Record("uint8", ("own",), optional=True, span=(0, 1)),
         },
         # `names` is a checksum: two clients that name other classes can be told apart by it.
-        {"number": "count", "inputs": "ints", "public": "int", "names": "count?"},
+        {"number": "count", "inputs": "counts", "public": "flag", "names": "count?"},
     ),
     "answers": Kind(
         {
@@ -165,14 +176,24 @@ UP = {
     # Accuracies, which are left out where noise protects the answers.
     "report": Kind(
         {},
-        {"round": "count", "before": "share?", "alone": "share?", "after": "share?", "kept": "int?",
-         "epsilon": "cost?"},
+        {"round": "count", "before": "share?", "alone": "share?", "after": "share?",
+         "kept": "flag?", "epsilon": "cost?"},
     ),
     # The name of an exception's class; its words, which may hold data, stay with the client.
     "failed": Kind({}, {"round": "count", "error": "word", "number": "count?"}),
 }  # fmt: skip
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
+
+
+def word_of(error: BaseException) -> str:
+    """The name of an exception's class, or of the nearest of its bases that has one that may cross.
+
+    Args:
+        error: What was raised.
+    """
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return next(name for name in names if _WORD.fullmatch(name))
 
 
 def check(packet: Packet, allowed: Mapping[str, Kind], sizes: Mapping[str, int]) -> Packet:
@@ -186,24 +207,26 @@ def check(packet: Packet, allowed: Mapping[str, Kind], sizes: Mapping[str, int])
     Raises:
         BorderError: If a record is not on the list, missing, or of another type or shape.
     """
-    if packet.kind not in allowed:
+    if type(packet.kind) is not str or packet.kind not in allowed:
+        named = shown(packet.kind, quote="'")
         raise BorderError(
-            f"A packet of kind {packet.kind!r} may not cross. Allowed are: {', '.join(allowed)}."
+            f"A packet of kind {named} may not cross. Allowed are: {', '.join(allowed)}."
         )
     kind = allowed[packet.kind]
     found: dict[str, int] = dict(sizes)
     for name, array in packet.arrays.items():
         if name not in kind.arrays:
             raise BorderError(
-                f"The array `{name}` may not cross in `{packet.kind}`. Allowed are: "
+                f"The array {shown(name)} may not cross in `{packet.kind}`. Allowed are: "
                 f"{', '.join(kind.arrays) or 'none'}."
             )
         _check_array(packet.kind, name, array, kind.arrays[name], found)
     for name, value in packet.numbers.items():
         if name not in kind.numbers or not _is(value, kind.numbers[name].rstrip("?")):
             raise BorderError(
-                f"`{name}` may not cross in `{packet.kind}` as {type(value).__name__}. Allowed "
-                f"are: {', '.join(f'{k} ({v})' for k, v in kind.numbers.items())}."
+                f"The value {shown(name)} may not cross in `{packet.kind}` as this "
+                f"{type(value).__name__}. Allowed are: "
+                f"{', '.join(f'{k} ({v})' for k, v in kind.numbers.items())}."
             )
     needed = {k for k, v in kind.arrays.items() if not v.optional}
     needed |= {k for k, v in kind.numbers.items() if not v.endswith("?")}
@@ -220,6 +243,8 @@ def _check_array(kind: str, name: str, array: Array, record: Record, sizes: dict
     if type(array) is not np.ndarray or array.dtype != record.dtype:
         have = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise BorderError(f"`{name}` in `{kind}` is {record.dtype}. Received: {have}.")
+    if array.dtype.metadata:
+        raise BorderError(f"The dtype of `{name}` in `{kind}` comes with metadata.")
     wanted = tuple(sizes.get(size, size) for size in record.shape)
     if array.ndim != len(wanted) or any(
         isinstance(b, int) and a != b for a, b in zip(array.shape, wanted)
@@ -228,25 +253,45 @@ def _check_array(kind: str, name: str, array: Array, record: Record, sizes: dict
             f"`{name}` in `{kind}` has shape {wanted}. Received: {tuple(array.shape)}."
         )
     sizes.update(zip(record.shape, array.shape))
+    if record.span is not None and array.size:
+        least, most = record.span
+        if array.min() < least or array.max() > most:
+            raise BorderError(f"`{name}` in `{kind}` holds values beyond {least} to {most}.")
+
+
+def shown(name: object, quote: str = "`") -> str:
+    """A name that came, in quotes, for messages that are kept and printed.
+
+    Of a name that is no word nothing is repeated: it could hold data, or steer a terminal.
+
+    Args:
+        name: What came in place of a name.
+        quote: The quotes.
+    """
+    if type(name) is str and _WORD.fullmatch(name):
+        return f"{quote}{name}{quote}"
+    return f"with a name of {len(name)} characters" if type(name) is str else "without a name"
+
+
+_WHOLE = {"int": (-math.inf, math.inf), "count": (0, 2**31 - 1), "flag": (0, 1)}
+_REAL = {"float": (-math.inf, math.inf), "share": (0.0, 1.0), "cost": (0.0, math.inf)}
 
 
 def _is(value: Any, wanted: str) -> bool:
     # Of exactly these types: what derives from one of them could carry more.
-    if wanted == "int":
-        return type(value) is int
-    if wanted == "count":
-        return type(value) is int and 0 <= value < 2**31
-    if wanted in ("float", "share", "cost"):
-        low = 0.0 if wanted != "float" else -math.inf
-        high = 1.0 if wanted == "share" else math.inf
-        return type(value) is float and low <= value <= high
+    if wanted in _WHOLE:
+        low, high = _WHOLE[wanted]
+        return type(value) is int and low <= value <= high
+    if wanted in _REAL:
+        low, high = _REAL[wanted]
+        return type(value) is float and math.isfinite(value) and low <= value <= high
     if wanted == "word":
         return type(value) is str and _WORD.fullmatch(value) is not None
     if type(value) is not list:
         return False
     if wanted == "names":
         return all(type(each) is str for each in value)
-    return len(value) <= 16 and all(type(each) is int for each in value)
+    return len(value) <= 16 and all(_is(each, wanted.removesuffix("s")) for each in value)
 
 
 def problem(answers: Array, probabilities: bool, noisy: bool) -> str | None:

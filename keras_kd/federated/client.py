@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_kd.federated.privacy import Gaussian
 from keras_kd.utils import checks
 
 Array = Any
@@ -36,6 +37,8 @@ class Client:
         epochs: Passes over the private rows in each round.
         batch_size: Private rows a step.
         public: The public rows, `x` or `(x, y)`, where the client runs in a process of its own.
+        privacy: The weakest noise that this client answers with, a `Gaussian`; a server that asks
+            for less, or for answers without, gets none. Defaults to what the server asks for.
 
     Raises:
         TypeError: If the model is no Keras model, or rows are no arrays.
@@ -61,8 +64,14 @@ class Client:
         epochs: int = 1,
         batch_size: int = 32,
         public: Any = None,
+        privacy: Gaussian | None = None,
     ) -> None:
         checks.require_model(model, "model of a client")
+        if privacy is not None and not isinstance(privacy, Gaussian):
+            raise TypeError(
+                f"`privacy` is one like `Gaussian(10.0, 1e-5, 2.0)`. Received: {privacy!r}."
+            )
+        self.privacy = privacy
         self.model = model
         self.x, self.y = rows_of(x, y, "x", "y")
         self.classes = names_of(classes)

@@ -15,6 +15,7 @@ import os
 import pathlib
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from keras_kd.federated.border import BorderError, Link, Packet, Reply
+from keras_kd.federated.border import BorderError, Link, Packet, Reply, shown, word_of
 from keras_kd.federated.engines import Engine
 from keras_kd.federated.site import Place, Site
 from keras_kd.utils import checks, files
@@ -37,6 +38,8 @@ _QUIET = {
 """What Flower and Ray read when they are imported; what the user has set is left as it is."""
 
 _KINDS = {"hello": "query.hello", "round": "train.round", "finish": "evaluate.finish"}
+_PARTS = ("dtype", "shape", "stype", "data")
+"""What an array of Flower's is made of."""
 _TIMEOUT, _WAIT = 3600.0, 60.0
 _PAUSE = 0.1
 """Seconds between two looks for replies."""
@@ -92,14 +95,20 @@ def to_packet(record: Any) -> Packet:
     app = _flower().app
     types = {name: type(value) for name, value in record.items()}
     if types != {"arrays": app.ArrayRecord, "numbers": app.ConfigRecord}:
-        told = ", ".join(f"{name} ({kind.__name__})" for name, kind in types.items())
+        told = ", ".join(f"{shown(name)} ({kind.__name__})" for name, kind in types.items())
         raise BorderError(f"A message holds the records `arrays` and `numbers`. Received: {told}.")
     numbers = dict(record["numbers"])
     try:
         arrays = {name: array.numpy() for name, array in record["arrays"].items()}
+        again = {name: app.Array(array) for name, array in arrays.items()}
     except Exception as error:
         # Bytes of unknown origin: whatever reading them raises, they are no array.
         raise BorderError("An array of the message cannot be read.") from error
+    for name, array in record["arrays"].items():
+        # What is not read of an array crosses too: bytes behind its values, and what it says of
+        # itself beside them.
+        if any(getattr(array, part) != getattr(again[name], part) for part in _PARTS):
+            raise BorderError(f"The array {shown(name)} of the message holds more than its values.")
     return Packet(str(numbers.pop("kind", "")), arrays, numbers)
 
 
@@ -119,14 +128,15 @@ def _client_app(place_of: Callable[[Any], Place]) -> Any:
     app = flwr.clientapp.ClientApp()
 
     def handle(message: Any, context: Any) -> Any:
-        place = place_of(context)
-        site = _SITES.setdefault((place.folder, place.number), Site(place))
         try:
-            packet = to_packet(message.content)
-        except BorderError as error:
-            packet = Packet("failed", {}, {"round": 0, "error": type(error).__name__})
-            return flwr.app.Message(to_record(packet), reply_to=message)
-        return flwr.app.Message(to_record(site.answer(packet)), reply_to=message)
+            place = place_of(context)
+            site = _SITES.setdefault((place.folder, place.number), Site(place))
+            packet = site.answer(to_packet(message.content))
+        except Exception as error:
+            # Flower would send its words, which may hold anything, and so stay here.
+            traceback.print_exc()
+            packet = Packet("failed", {}, {"round": 0, "error": word_of(error)})
+        return flwr.app.Message(to_record(packet), reply_to=message)
 
     for kind in _KINDS.values():
         category, action = kind.split(".")
@@ -159,8 +169,8 @@ class _GridLink:
         self._grid, self._expected = grid, expected
         self._timeout, self._wait = timeout, wait
         self._waited = False
-        # Messages of earlier exchanges that have no reply yet, with their nodes.
-        self._open: dict[str, int] = {}
+        # Messages of earlier exchanges that have no reply yet, with their nodes and types.
+        self._open: dict[str, tuple[int, str]] = {}
 
     def nodes(self) -> list[int]:
         """The nodes that are connected; the first time, all that are expected are waited for."""
@@ -177,7 +187,7 @@ class _GridLink:
         app = _flower().app
         late, self._open = self._open, {}
         replies: list[Reply] = []
-        missing: dict[str, int] = {}
+        missing: dict[str, tuple[int, str]] = {}
         for node, packet in packets.items():
             message = app.Message(to_record(packet), node, _KINDS[packet.kind])
             # One at a time: of several, grids tell differently which could not be sent.
@@ -185,30 +195,34 @@ class _GridLink:
             if name is None:
                 replies.append(Reply(node, None, "the message could not be sent"))
             else:
-                missing[str(name)] = node
+                missing[str(name)] = node, message.metadata.message_type
         end = time.monotonic() + self._timeout
         while missing:
             for message in self._grid.pull_messages([*missing, *late]):
                 to = message.metadata.reply_to_message_id
                 for waiting in (missing, late):
                     if to in waiting:
-                        replies.append(_reply(waiting.pop(to), message))
+                        replies.append(_reply(*waiting.pop(to), message))
             if missing and time.monotonic() > end:
                 break
             if missing:
                 time.sleep(_PAUSE)
         self._open = {**late, **missing}
-        return [*replies, *(Reply(node, None, "late") for node in missing.values())]
+        return [*replies, *(Reply(node, None, "late") for node, _ in missing.values())]
 
 
-def _reply(node: int, message: Any) -> Reply:
+def _reply(node: int, kind: str, message: Any) -> Reply:
     if message.has_error():
         # Its words come from the client's process and may hold anything; the code is a number.
         return Reply(node, None, f"Flower reports error {int(message.error.code)}")
+    said = message.metadata
+    if said.group_id or said.message_type != kind:
+        # Words of the client's own choice, which nothing here reads.
+        return Reply(node, None, "its message holds words beside its records", refused=True)
     try:
         return Reply(node, to_packet(message.content))
     except BorderError as error:
-        return Reply(node, None, str(error))
+        return Reply(node, None, str(error), refused=True)
 
 
 # ------------------------------------------------------------------------ simulation
@@ -283,7 +297,15 @@ class Flower(Engine):
                 client_app=_client_app(here),
                 num_supernodes=len(places),
                 backend_config={
-                    "client_resources": {"num_cpus": self.cpus, "num_gpus": self.gpus},
+                    "client_resources": {
+                        "num_cpus": self.cpus,
+                        "num_gpus": self.gpus,
+                        # Flower hands these on to Ray as they are. A process that died would be
+                        # given the messages of all other clients, too, and is started anew; what
+                        # it was at work on is tried once more, since a site replies alike.
+                        "max_restarts": -1,
+                        "max_task_retries": 1,
+                    },
                     "init_args": {"log_to_driver": self.verbose},
                 },
             )

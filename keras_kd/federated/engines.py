@@ -98,6 +98,11 @@ class _Calls:
         """Raise `ValueError` where two functions have made one model, which both would train."""
         owners: dict[int, int] = {}
         for node, site in enumerate(self._sites):
+            if site.place.student is not None and site.place.student.holds(site.model):
+                raise ValueError(
+                    f"Client {node} brings the student, `{site.model.name}`, as its model, so that "
+                    "its weights would be the server's. Let its function make a model of its own."
+                )
             other = owners.setdefault(id(site.model), node)
             if site.model is not None and other != node:
                 raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import random
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from keras_kd.federated.history import History
 from keras_kd.federated.methods import DSFL, Method
 from keras_kd.federated.privacy import Gaussian, require_affordable, require_audible
 from keras_kd.federated.server import HISTORY, Plan, Server
-from keras_kd.federated.site import REPORT, Place, SavedPublic
+from keras_kd.federated.site import REPORT, Place, SavedPublic, Student
 from keras_kd.utils import archives, checks, files
 
 PUBLIC, CLIENTS = "public.npz", "clients"
@@ -58,7 +59,8 @@ class Federation:
             client's.
         classes: Names of the classes, in the order of the outputs. Clients that name theirs are
             compared.
-        seed: Of the questions and of the orders of rows.
+        seed: Of the questions, of the orders of rows, and of the weights of a student that is
+            not given.
 
     Attributes:
         history: What has happened so far, a `History`.
@@ -214,6 +216,7 @@ class Federation:
                 f"`validation_data` holds the class {most}, and the student has {classes}, "
                 f"numbered 0 to {classes - 1}."
             )
+        self._require_labels(classes)
         self._require_private(server, rounds, queries)
         wanted = self._wanted + rounds
         say = print if verbose else None
@@ -261,6 +264,9 @@ class Federation:
         if self._student is None:
             # Of the model alone: its weights, which may have seen private rows, are drawn anew.
             model = self._first_model()
+            # Keras seeds initializers by Python's random numbers, which stay as they were.
+            before = random.getstate()
+            random.seed(self.seed)
             try:
                 self._student = keras.models.clone_model(model)
             except ValueError as error:
@@ -268,17 +274,30 @@ class Federation:
                     f"The model `{model.name}` of the first client cannot be made anew without its "
                     "weights, as it is neither Functional nor Sequential. Pass `student=`."
                 ) from error
+            finally:
+                random.setstate(before)
         return self._student
 
     def _first_model(self) -> Any:
         """The model of the first client that can be made; one that fails does not end it all."""
-        errors = []
+        errors: list[BaseException] = []
         for make in self.clients:
             try:
                 return made(make).model
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 errors.append(error)
+        if isinstance(errors[0], SystemExit):
+            raise RuntimeError("The function that makes client 0 ends the program.") from errors[0]
         raise errors[0]
+
+    def _require_labels(self, classes: int) -> None:
+        """Raise `ValueError` where clients would begin with labels that no output stands for."""
+        first, labels = self.method.settings().get("pretrain"), self.public.y
+        if first and labels is not None and (most := int(labels.max())) >= classes:
+            raise ValueError(
+                f"`pretrain={first}` trains on labeled public rows, and `public` holds the class "
+                f"{most}, where the student has {classes}, numbered 0 to {classes - 1}."
+            )
 
     def _require_private(self, server: Server, rounds: int, queries: int) -> None:
         if self.privacy is None or server.learner is None:
@@ -299,8 +318,11 @@ class Federation:
             with files.replacing(path) as file:
                 np.savez(file, x=self.public.x, **labels)
         public = SavedPublic(str(path.resolve()), self.public)
-        root = (self.folder / CLIENTS).resolve()
-        return [Place(make, str(root / str(i)), i, public) for i, make in enumerate(self.clients)]
+        root, student = (self.folder / CLIENTS).resolve(), Student(self._student)
+        return [
+            Place(make, str(root / str(i)), i, public, student)
+            for i, make in enumerate(self.clients)
+        ]
 
     def _read_reports(self, server: Server) -> None:
         """Show what crossed nothing, where the clients' folders lie on this machine."""

@@ -17,7 +17,8 @@ class History:
         rounds: A dict for each round: `round`, `answered` (the clients whose answers counted),
             `bytes_up`, `bytes_down`, and `student_accuracy` where there are validation data.
         events: A dict for each thing that went wrong: `round`, `client`, `what` (`"failed"`,
-            `"rejected"`, `"late"`, `"lost"`, `"absent"`, `"spent"`, `"worse"`) and `why`.
+            `"rejected"`, `"late"`, `"lost"`, `"absent"`, `"spent"`, `"drowned"`, `"worse"`) and
+            `why`.
         per_client: A dict for each client: `client`, `before` (its accuracy on its own validation
             rows as it was made), `alone` (after as much private training, without the others),
             `after` (with them), `kept` (`"federated"` or `"alone"`, whichever is better),

@@ -45,6 +45,7 @@ class Ledger:
                 # Of what is no number, no epsilon would ever be beyond a limit.
                 if not (0 < multiplier < math.inf):
                     raise ValueError(f"a release has the noise multiplier {multiplier}")
+            self._noted()
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The ledger `{self.path}` cannot be read ({error}), so that nobody knows what "
@@ -63,6 +64,30 @@ class Ledger:
         """
         return privacy.epsilon(self._multipliers(), delta)
 
+    def _noted(self) -> list[tuple[float, float]]:
+        """What all releases had cost when the last one was noted: its epsilon and delta."""
+        noted = [(float(r["epsilon"]), float(r["delta"])) for r in self.releases if "epsilon" in r]
+        return noted[-1:]
+
+    def require(self, spent: float, delta: float) -> None:
+        """Raise where the ledger holds less than was spent: it was edited, or is an old copy.
+
+        Args:
+            spent: An epsilon that is known to have been spent.
+            delta: The delta that goes with it.
+
+        Raises:
+            ValueError: If the releases cost less than that, or than the last one was noted with.
+        """
+        for cost, at in [(spent, delta), *self._noted()]:
+            # Another version of the accountant may prove a little less.
+            if cost and not self.epsilon(at) >= 0.99 * cost:
+                raise ValueError(
+                    f"The ledger `{self.path}` holds {len(self.releases)} releases, which cost "
+                    f"epsilon = {self.epsilon(at):.4g} at delta = {at:g}, and {cost:.4g} was "
+                    "spent: it was edited, or is an old copy. Put back the one that was there."
+                )
+
     def spend(self, noise: privacy.Gaussian, queries: int, run: int, round_number: int) -> bool:
         """Note a release before it is made, if it is within the limit.
 
@@ -77,7 +102,8 @@ class Ledger:
         """
         multipliers = [*self._multipliers(), noise.noise_multiplier]
         total = privacy.epsilon(multipliers, noise.delta)
-        if total > noise.max_epsilon:
+        # So that what is no number is beyond the limit, too.
+        if not total <= noise.max_epsilon:
             return False
         self.releases.append(
             {

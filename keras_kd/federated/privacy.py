@@ -59,6 +59,18 @@ class Gaussian:
         if not 0 < checks.number("delta", self.delta) < 1:
             raise ValueError(f"`delta` lies in (0, 1). Received: delta={self.delta!r}.")
 
+    def weaker(self, other: Gaussian) -> bool:
+        """Whether this protects less than another one in any respect.
+
+        Args:
+            other: The other one.
+        """
+        return (
+            self.noise_multiplier < other.noise_multiplier
+            or self.delta > other.delta
+            or self.max_epsilon > other.max_epsilon
+        )
+
     def settings(self) -> dict[str, float]:
         """What clients have to know."""
         return {name: float(value) for name, value in vars(self).items()}
@@ -139,6 +151,7 @@ def kept(noise: float, classes: int) -> float:
     return float((weights * below ** (classes - 1)).sum() / weights.sum())
 
 
+@functools.cache
 def tolerable(classes: int) -> float:
     """The noise under which such answers keep their class halfway between chance and always.
 
@@ -172,6 +185,19 @@ def varies(rule: str, clients: int) -> float:
     return float(RULES[rule](drawn).std() * math.sqrt(n))
 
 
+def left(privacy: Gaussian, clients: int, queries: int, rule: str = "mean") -> float:
+    """Standard deviation of the noise on each probability once the answers are joined.
+
+    Args:
+        privacy: The noise.
+        clients: How many clients answer.
+        queries: Rows that each is asked about in a round.
+        rule: How answers are joined.
+    """
+    alone = privacy.noise_multiplier * sensitivity(queries)
+    return alone * varies(rule, clients) / math.sqrt(clients)
+
+
 def require_audible(
     privacy: Gaussian, clients: int, queries: int, classes: int, rule: str = "mean"
 ) -> None:
@@ -188,12 +214,12 @@ def require_audible(
         ValueError: With the arithmetic, and what would be needed.
     """
     z, of_all = privacy.noise_multiplier, sensitivity(queries)
-    joined = z * of_all * varies(rule, clients) / math.sqrt(clients)
-    limit = tolerable(classes)
+    joined, limit = left(privacy, clients, queries, rule), tolerable(classes)
     if joined <= limit:
         return
     ratio = limit / joined
-    needed = math.ceil(clients / ratio**2)
+    least = clients / max(ratio**2, 1e-300)
+    needed = f"{math.ceil(least):,}" if least < 1e12 else "more than 10^12"
     fewer, weaker = math.floor(queries * ratio**2), z * ratio
     raise ValueError(
         f"The noise would drown the answers. All rows of one client move its {queries:,} answers "
@@ -201,7 +227,7 @@ def require_audible(
         f"standard deviation {z:g} * {of_all:.4g} = {z * of_all:.4g}; the {rule} of {clients:,} "
         f"clients leaves {joined:.4g}, and a probability is 1 at most. An answer that all agree on "
         f"would keep its class in {kept(joined, classes):.0%} of the rows, by chance it does in "
-        f"{1 / classes:.0%}. At most {limit:.3g} may be left: that needs {needed:,} clients, or "
+        f"{1 / classes:.0%}. At most {limit:.3g} may be left: that needs {needed} clients, or "
         f"{f'{fewer:,} queries' if fewer else 'less than one query'} a round, or "
         f"`noise_multiplier={weaker:.2g}`, which protects less. Among few clients noise on answers "
         "protects nothing that is still of use: leave `privacy` out and agree on the public rows."

@@ -12,7 +12,7 @@ import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from keras_kd.federated import aggregation, border, privacy, training
 from keras_kd.federated.border import Array, Link, Packet
 from keras_kd.federated.client import Public
+from keras_kd.federated.greeting import Known, Register
 from keras_kd.federated.history import History
 from keras_kd.federated.methods import Method
 from keras_kd.models import variables
@@ -56,18 +57,6 @@ class Plan:
     student: Callable[[], Any]
 
 
-class _Known(NamedTuple):
-    """A client that said hello.
-
-    Attributes:
-        number: Its place among the clients.
-        has: Booleans `(classes,)`: classes of which it has rows.
-    """
-
-    number: int
-    has: Array
-
-
 class Server:
     """Leads the rounds.
 
@@ -97,10 +86,7 @@ class Server:
         self._table: Array = None
         self._knows: Array = None
         self._told: Array = np.zeros(0, "int32")
-        self._clients: dict[int, _Known] = {}
-        self._refused: dict[int, str] = {}
-        # Of the first client that names its classes: its number, and the checksum of the names.
-        self._named: tuple[int, int] | None = None
+        self._register: Register | None = None
         self._optimizer: list[Array] = []
 
     # ------------------------------------------------------------------------ greeting
@@ -135,25 +121,36 @@ class Server:
             raise RuntimeError("`prepare` comes first.")
         return self.learner
 
-    def greet(self, link: Link, nodes: Sequence[int]) -> None:
+    def _registered(self) -> Register:
+        if self._register is None:
+            raise RuntimeError("`run` comes first.")
+        return self._register
+
+    @property
+    def _clients(self) -> dict[int, Known]:
+        return self._registered().known
+
+    def greet(self, link: Link, nodes: Sequence[int], there: Sequence[int]) -> None:
         """Say hello to clients, and compare what they are with what is needed.
 
         Args:
             link: The way to them.
             nodes: The clients, as the link calls them.
+            there: All that can be reached now.
 
         Raises:
             ValueError: If a client does not fit, before anything was trained. One that comes later
                 is left out, and told of.
         """
-        learner, public = self._learner(), self.plan.public
+        learner, public, register = self._learner(), self.plan.public, self._registered()
+        free = register.free()
         packets = {
             node: Packet(
                 "hello",
                 {},
                 {
                     "run": self._run,
-                    "number": i + len(self._clients),
+                    "number": next(free),
                     "outputs": learner.classes,
                     "inputs": [int(size) for size in public.x.shape[1:]],
                     "public": [int(n) for n in public.identity],
@@ -161,71 +158,26 @@ class Server:
                     **({} if self.plan.names is None else {"names": self.plan.names}),
                 },
             )
-            for i, node in enumerate(nodes)
+            for node in nodes
         }
         misfits = []
         for node, packet, why in self._exchange(link, packets):
             if packet is None or packet.kind != "hello":
                 self._blame(node, packet, why)
+                if packet is None and why == "late":
+                    register.late(node)
                 continue
-            number, misfit = int(packet.numbers["number"]), self._misfit(packet)
-            if misfit is None and "names" in packet.numbers and self.plan.names is None:
-                misfit = self._named_otherwise(number, packet.numbers["names"])
-            if misfit is None and any(c.number == number for c in self._clients.values()):
-                misfit = "has the number of another one: give each its own `partition-id`"
-            if misfit is not None:
-                self._refused[node] = misfit
+            number = int(packet.numbers["number"])
+            misfit = register.admit(node, packet, there)
+            if misfit is None:
+                self.history.of_client(number)
+            else:
                 misfits.append((number, misfit))
-                continue
-            has = packet.arrays.get("has", np.ones(learner.classes, "uint8")).astype(bool)
-            self._clients[node] = _Known(number, has)
-            self.history.of_client(number)
         if misfits and not self.history.rounds:
             told = "; ".join(f"client {number} {misfit}" for number, misfit in misfits)
             raise ValueError(f"Not all clients fit together: {told}.")
         for number, misfit in misfits:
             self.history.add_event(self.done + 1, number, "rejected", misfit)
-
-    def _misfit(self, packet: Packet) -> str | None:
-        """What keeps a client out, or `None`."""
-        classes, x = self._learner().classes, self.plan.public.x
-        inputs, order = packet.numbers["inputs"], packet.arrays["order"]
-        if len(inputs) != x.ndim - 1 or any(a not in (0, b) for a, b in zip(inputs, x.shape[1:])):
-            wanted = tuple(x.shape[1:])
-            return f"reads rows of shape {tuple(inputs)}, and the public rows have shape {wanted}"
-        if len(order) != classes:
-            return f"has {len(order)} outputs, and the student has {classes}"
-        if not np.array_equal(order, np.arange(classes)):
-            first = int(np.flatnonzero(order != np.arange(classes))[0])
-            names = self.plan.names or []
-            there = "a class that the server does not know"
-            if 0 <= order[first] < len(names):
-                there = repr(names[order[first]])
-            return (
-                f"has other classes or another order: output {first} is {there} there, and "
-                f"{names[first] if names else first!r} here. Order its outputs and labels as in "
-                "`classes`"
-            )
-        if not packet.numbers["public"]:
-            return "has other public rows than the server: answers would be those to other rows"
-        has = packet.arrays.get("has")
-        if has is not None and has.shape != (classes,):
-            return f"tells of {len(has)} classes, and there are {classes}"
-        if has is not None and not has.any():
-            return "has rows of none of the classes, so that its answers say nothing"
-        return None
-
-    def _named_otherwise(self, number: int, names: int) -> str | None:
-        """Whether a client names its classes as others do, where the server names none."""
-        if self._named is None:
-            self._named = number, names
-        first, wanted = self._named
-        if names == wanted:
-            return None
-        return (
-            f"names other classes, or in another order, than client {first}. Order its outputs and "
-            "labels as there, and pass `classes=` to the federation, which then says what differs"
-        )
 
     # ------------------------------------------------------------------------ rounds
 
@@ -255,10 +207,20 @@ class Server:
         """
         self.prepare()
         # Links number their clients anew.
-        self._clients, self._refused, self._named = {}, {}, None
+        shape = tuple(self.plan.public.x.shape[1:])
+        self._register = Register(shape, self._learner().classes, self.plan.names)
         self._greet_new(link)
         if not self._clients:
             raise RuntimeError(f"No client could be greeted. {self._reasons()}")
+        if self.plan.noise is not None and self.done < rounds:
+            # Of those that are expected, so many have come.
+            privacy.require_audible(
+                self.plan.noise,
+                len(self._clients),
+                queries,
+                self._learner().classes,
+                self.plan.aggregate,
+            )
         self._forget_unheard()
         if not (self.plan.folder / STATE).exists():
             # By the number of the run clients know the question again, should this one be killed.
@@ -288,9 +250,8 @@ class Server:
     def _greet_new(self, link: Link) -> list[int]:
         """Greet those who have come; all that are there now and were greeted."""
         nodes = link.nodes()
-        new = [n for n in nodes if n not in self._clients and n not in self._refused]
-        if new:
-            self.greet(link, new)
+        if new := self._registered().new(nodes):
+            self.greet(link, new, nodes)
         return [n for n in nodes if n in self._clients]
 
     def _settings(self, node: int) -> dict[str, Any]:
@@ -337,16 +298,23 @@ class Server:
         packets = {
             node: Packet("round", {"ask": ask, **told}, self._settings(node)) for node in there
         }
-        heard, masks, answered = [], [], []
+        heard: dict[int, Array] = {}
         for node, packet, why in self._exchange(link, packets):
             answers = self._answers(node, packet, why, ask)
-            if answers is not None:
-                heard.append(answers)
-                masks.append(self._clients[node].has)
-                answered.append(self._clients[node].number)
-                self.history.of_client(self._clients[node].number)["answered"] += 1
+            if answers is None:
+                continue
+            if node in heard:
+                why = "it answered twice: the first answer counts"
+                self.history.add_event(number, self._clients[node].number, "rejected", why)
+                continue
+            heard[node] = answers
+        self._leave_out_the_drowned(heard, queries)
+        answered = [self._clients[node].number for node in heard]
+        for one in answered:
+            self.history.of_client(one)["answered"] += 1
         if heard:
-            self._learn(ask, np.stack(heard), np.stack(masks))
+            masks = np.stack([self._clients[node].has for node in heard])
+            self._learn(ask, np.stack(list(heard.values())), masks)
         row: dict[str, Any] = {
             "round": number,
             "answered": sorted(answered),
@@ -358,6 +326,23 @@ class Server:
         self.history.rounds.append(row)
         self.done, self._step, self._finished = number, self._step + 1, False
         self._save()
+
+    def _leave_out_the_drowned(self, heard: dict[int, Array], queries: int) -> None:
+        """Leave all answers out where so few have come that their noise would drown them."""
+        noise, rule = self.plan.noise, self.plan.aggregate
+        if noise is None or not heard:
+            return
+        left = privacy.left(noise, len(heard), queries, rule)
+        limit = privacy.tolerable(self._learner().classes)
+        if left <= limit:
+            return
+        for node in heard:
+            why = (
+                f"{len(heard)} answers were left, whose {rule} has noise of {left:.4g} on each "
+                f"probability, more than {limit:.3g}"
+            )
+            self.history.add_event(self.done + 1, self._clients[node].number, "drowned", why)
+        heard.clear()
 
     def _learn(self, ask: Array, answers: Array, masks: Array) -> None:
         """Join the answers, and let the student learn all that is known so far."""
@@ -391,13 +376,13 @@ class Server:
         number, client = self.done + 1, self._clients.get(node)
         if client is None:
             return None
-        if self._is_late(client, packet):
+        if self._is_late(node, client, packet):
             return None
         if packet is None or packet.kind not in ("answers", "spent"):
             self._blame(node, packet, why)
             return None
-        if "epsilon" in packet.numbers:
-            spent = float(packet.numbers["epsilon"])
+        spent = packet.numbers.get("epsilon")
+        if self.plan.noise is not None and spent is not None:
             self.history.of_client(client.number)["epsilon"] = spent
         if packet.kind == "spent":
             why = f"another round would cost more than max_epsilon; it has spent {spent:.4g}"
@@ -410,9 +395,14 @@ class Server:
         # Answers are those of the row that they name, in whatever order they came.
         return packet.arrays["answers"][np.argsort(packet.arrays["rows"])].astype("float64")
 
-    def _is_late(self, client: _Known, packet: Packet | None) -> bool:
+    def _is_late(self, node: int, client: Known, packet: Packet | None) -> bool:
         """Whether a reply is one to an earlier packet, which is told and left out."""
-        if packet is None or packet.numbers.get("round", self._step + 1) == self._step + 1:
+        if packet is None:
+            return False
+        if self._registered().overdue(node, packet):
+            return True
+        # One that failed before it knew the round says 0, and one that says none answers this one.
+        if packet.numbers.get("round", 0) in (0, self._step + 1):
             return False
         why = f"its reply to packet {packet.numbers['round']} came now, and is left out"
         self.history.add_event(self.done + 1, client.number, "late", why)
@@ -428,6 +418,8 @@ class Server:
             return "it answered about other rows than those that it was asked about"
         method = self.plan.method
         noisy = self.plan.noise is not None
+        if noisy and "epsilon" not in packet.numbers:
+            return "it does not tell what it has spent"
         return border.problem(packet.arrays["answers"], method.probabilities, noisy)
 
     def _blame(self, node: int, packet: Packet | None, why: str) -> None:
@@ -460,18 +452,20 @@ class Server:
             self.history.bytes_down += packet.nbytes
             self.history.messages += 1
         found = []
-        for node, reply, why in link.exchange(packets):
+        for node, reply, why, refused in link.exchange(packets):
             if reply is not None:
                 self.history.bytes_up += reply.nbytes
                 self.history.messages += 1
                 try:
                     border.check(reply, border.UP, {})
                 except border.BorderError as error:
-                    client = self._clients.get(node)
-                    number = node if client is None else client.number
-                    self.history.add_event(self.done + 1, number, "rejected", str(error))
-                    continue
-            found.append((node, reply, why))
+                    refused, why = True, str(error)
+            client = self._clients.get(node)
+            if refused:
+                number = node if client is None else client.number
+                self.history.add_event(self.done + 1, number, "rejected", why)
+            elif client is not None or node in packets:
+                found.append((node, reply, why))
         return found
 
     def _line(self, rounds: int) -> str:
@@ -495,18 +489,21 @@ class Server:
         packets = {node: Packet("finish", told, self._settings(node)) for node in there}
         for node, packet, why in self._exchange(link, packets):
             client = self._clients.get(node)
-            if client is None or self._is_late(client, packet):
+            if client is None or self._is_late(node, client, packet):
                 continue
             if packet is None or packet.kind != "report":
                 self._blame(node, packet, why)
                 continue
             said = packet.numbers
+            if problem := _contradiction(said):
+                self.history.add_event(self.done + 1, client.number, "rejected", problem)
+                continue
             row = self.history.of_client(client.number)
             row.update({k: said.get(k) for k in ("before", "alone", "after")})
             if "kept" in said:
                 row["kept"] = "federated" if said["kept"] else "alone"
-            if "epsilon" in said:
-                row["epsilon"] = float(said["epsilon"])
+            if "epsilon" in said and self.plan.noise is not None:
+                row["epsilon"] = said["epsilon"]
         self._step, self._finished = self._step + 1, True
         self._save()
 
@@ -596,3 +593,14 @@ class Server:
         self._finished, self.history = about["finished"], History(about["history"])
         self._asked, self._table = found["asked"], found["table"]
         self._knows, self._told = found["knows"], found["told"]
+
+
+def _contradiction(said: Mapping[str, Any]) -> str | None:
+    """What is wrong with a report whose numbers may cross, or `None`."""
+    alone, after = said.get("alone"), said.get("after")
+    if "kept" not in said:
+        return None
+    better = alone is None or after is None or after >= alone
+    if bool(said["kept"]) == better:
+        return None
+    return "its report contradicts itself: it does not keep the better of the two models"

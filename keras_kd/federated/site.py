@@ -10,6 +10,7 @@ server's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -28,6 +29,7 @@ from keras_kd.federated.ledger import Ledger
 from keras_kd.models import variables
 from keras_kd.utils import archives, files
 
+_NO_NOISE = "The server asks for answers without noise, and this client has `privacy`."
 STATE, INITIAL, ALONE = "state.npz", "initial.npz", "alone.npz"
 MODEL, REPORT, ERROR = "model.keras", "report.json", "error.txt"
 
@@ -40,12 +42,32 @@ class Place(NamedTuple):
         folder: Its folder.
         number: Its place among the clients, -1 where the server gives it one.
         public: `() -> Public`: the public rows, where the client brings none.
+        student: The server's model, where it is in the same process.
     """
 
     make: Callable[[], Any]
     folder: str
     number: int
     public: Callable[[], Public] | None = None
+    student: Student | None = None
+
+
+class Student:
+    """The server's model, which no client may bring; other processes get no copy of it.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_model": None}
+
+    def holds(self, model: Any) -> bool:
+        """Whether it is this very model."""
+        return model is not None and model is self._model
 
 
 class SavedPublic:
@@ -117,26 +139,29 @@ class Site:
             The reply; `failed` if anything went wrong, whose words are in `error.txt` in the
             client's folder.
         """
-        round_number = packet.numbers.get("round", 0)
+        said = packet.numbers.get("round", 0)
+        round_number = said if type(said) is int and 0 <= said < 2**31 else 0
         try:
             border.check(packet, border.DOWN, {})
             reply = self._handle(packet)
             return border.check(reply, border.UP, {})
-        except Exception as error:
+        # A function of the user's that ends its program ends no round.
+        except (Exception, SystemExit) as error:
             self._note(error)
             # What it has half done is forgotten; the folder holds the state before.
             self._client, self._model, self._seen = None, None, None
-            round_number = round_number if isinstance(round_number, int) else 0
-            numbers = {"round": round_number, "error": type(error).__name__}
+            numbers = {"round": round_number, "error": border.word_of(error)}
             if self.place.number >= 0:
                 numbers["number"] = self.place.number
             return Packet("failed", {}, numbers)
 
-    def _note(self, error: Exception) -> None:
-        """Keep the words of an error where the client is."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with files.replacing(self.folder / ERROR) as file:
-            file.write("".join(traceback.format_exception(error)).encode())
+    def _note(self, error: BaseException) -> None:
+        """Keep the words of an error where the client is, if anything can be written there."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with files.replacing(self.folder / ERROR) as file:
+                words = "".join(traceback.format_exception(error))
+                file.write(words.encode(errors="backslashreplace"))
 
     def _handle(self, packet: Packet) -> Packet:
         if packet.kind == "hello":
@@ -172,6 +197,8 @@ class Site:
 
     def _hello(self, said: Mapping[str, Any]) -> Packet:
         client, public = self._made()
+        if client.privacy is not None and not said["private"]:
+            raise ValueError(_NO_NOISE)
         learner = self._learner()
         units = learner.classes
         has = client.has(units)
@@ -212,9 +239,10 @@ class Site:
         answers = method.answer(self._trained().learner.logits(public.x[ask]))
         about.update(round=settings["round"], kind="answers")
         if noise is not None:
-            ledger = Ledger(self.folder)
+            ledger = self._ledger()
             allowed = ledger.spend(noise, len(ask), settings["run"], settings["round"])
             about["epsilon"] = ledger.epsilon(noise.delta)
+            about["spent"] = [about["epsilon"], noise.delta]
             if not allowed:
                 about["kind"], self._reply = "spent", {}
                 self._save()
@@ -235,10 +263,23 @@ class Site:
         return Packet("answers", dict(self._reply), numbers)
 
     def _noise(self, settings: dict[str, Any]) -> privacy.Gaussian | None:
+        """The noise that the server asks for, no weaker than this client wants it."""
+        least = self._made()[0].privacy
         if "noise_multiplier" not in settings:
+            if least is not None:
+                raise ValueError(_NO_NOISE)
             return None
         names = ("noise_multiplier", "delta", "max_epsilon")
-        return privacy.Gaussian(**{name: settings[name] for name in names})
+        noise = privacy.Gaussian(**{name: settings[name] for name in names})
+        if least is not None and noise.weaker(least):
+            raise ValueError(f"The server asks for {noise}, and this client gives {least} at most.")
+        return noise
+
+    def _ledger(self) -> Ledger:
+        """What was spent, no less than is known from the state."""
+        ledger = Ledger(self.folder)
+        ledger.require(*self._about.get("spent", (0.0, 0.5)))
+        return ledger
 
     def _learn(self, packet: Packet, settings: dict[str, Any]) -> None:
         """Learn what the server told, and then from the private rows."""
@@ -285,7 +326,7 @@ class Site:
         if noise is None:
             numbers |= {k: v for k, v in about["report"].items() if v is not None}
         else:
-            numbers["epsilon"] = Ledger(self.folder).epsilon(noise.delta)
+            numbers["epsilon"] = self._ledger().epsilon(noise.delta)
         return Packet("report", {}, numbers)
 
     def _alone(self, settings: dict[str, Any]) -> float | None:
@@ -375,6 +416,8 @@ class Site:
             with files.replacing(self.folder / INITIAL) as file:
                 np.savez(file, **_named(mine, "own"))
             self._about = {"run": run, "round": 0, "kind": "", "passes": 0, "before": before}
+            if "spent" in about:
+                self._about["spent"] = about["spent"]
             self._reply, self._stored = {}, []
         self._seen = self._stamp()
 

@@ -266,6 +266,7 @@ def test_a_ledger_is_written_before_it_counts(tmp_path, monkeypatch):
         '{"version": 9, "releases": []}',
         '{"version": 1, "releases": [{}]}',
         '{"version": 1, "releases": {}}',
+        '{"version": 1, "releases": [{"noise_multiplier": 1.0, "epsilon": "x", "delta": 1}]}',
         # Each of these would have cost nothing.
         *(
             f'{{"version": 1, "releases": [{{"noise_multiplier": {value}}}]}}'
@@ -288,6 +289,44 @@ def test_rounds_beyond_the_limit_are_counted_before_the_first(monkeypatch):
         privacy.require_affordable(noise, 7)
     with pytest.raises(ValueError, match="beside 1 releases before"):
         privacy.require_affordable(noise, 2, [2.0])
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda r: r.pop(0),
+        lambda r: r[0].update(noise_multiplier=200.0),
+        lambda r: r[-1].update(noise_multiplier="200"),
+    ],
+)
+def test_an_edited_ledger_is_told_of(tmp_path, monkeypatch, edit):
+    monkeypatch.setattr(privacy, "epsilon", counted)
+    noise = federated.Gaussian(2.0, 1e-5, 9.0)
+    for number in range(3):
+        ledger.Ledger(tmp_path).spend(noise, 10, 1, number)
+    ledger.Ledger(tmp_path).require(1.5, 1e-5)
+    path = tmp_path / ledger.FILE
+    said = json.loads(path.read_text())
+    edit(said["releases"])
+    path.write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"holds . releases.*1.5 was spent: it was edited"):
+        ledger.Ledger(tmp_path).require(0.0, 0.5)
+    # What nobody can tell from the ledger itself, the state of the client tells.
+    path.unlink()
+    ledger.Ledger(tmp_path).require(0.0, 0.5)
+    with pytest.raises(ValueError, match="holds 0 releases.*1.5 was spent"):
+        ledger.Ledger(tmp_path).require(1.5, 1e-5)
+
+
+def test_an_epsilon_that_is_no_number_is_beyond_every_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(privacy, "epsilon", lambda multipliers, delta: math.nan)
+    assert not ledger.Ledger(tmp_path).spend(federated.Gaussian(1.0, 1e-5, 9.0), 10, 1, 1)
+
+
+@pytest.mark.parametrize("noise", [1e9, 1e160, 1e300])
+def test_any_noise_is_refused_with_words(noise):
+    with pytest.raises(ValueError, match=r"that needs more than 10\^12 clients"):
+        privacy.require_audible(federated.Gaussian(noise, 1e-5, 2.0), 3, 10, 4)
 
 
 def test_a_ledger_is_json(tmp_path, monkeypatch):

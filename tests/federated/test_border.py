@@ -19,7 +19,14 @@ def answers(**changed):
     return Packet("answers", {k: v for k, v in arrays.items() if v is not None}, {"round": 1})
 
 
+def greeting(**arrays):
+    order = np.arange(4, dtype="int32")
+    numbers = {"number": 0, "inputs": [3], "public": 1}
+    return Packet("hello", {"order": order, **arrays}, numbers)
+
+
 def test_what_is_on_the_list_may_cross():
+    border.check(greeting(has=np.array([1, 0, 0, 1], "uint8")), border.UP, {})
     packet = answers()
     assert border.check(packet, border.UP, SIZES) is packet
 
@@ -50,11 +57,46 @@ def test_what_is_on_the_list_may_cross():
         (Packet("report", {}, {"round": 2**40}), "`round` may not"),
         (Packet("hello", {}, {"number": -5, "inputs": [1], "public": 1}), "`number` may not"),
         (Packet("hello", {}, {"number": 0, "inputs": [1] * 99, "public": 1}), "`inputs`"),
+        (Packet("hello", {}, {"number": 0, "inputs": [10**400], "public": 1}), "`inputs`"),
+        (Packet("hello", {}, {"number": 0, "inputs": [1], "public": 7}), "`public` may not"),
+        (Packet("report", {}, {"round": 1, "kept": 10**50}), "`kept` may not"),
+        (Packet("spent", {}, {"round": 1, "epsilon": float("inf")}), "`epsilon` may not"),
+        (greeting(has=np.full(4, 37, "uint8")), "`has` in `hello` holds values beyond 0 to 1"),
+        (answers(answers=P.astype(np.dtype("float16", metadata={"flu": 1}))), "metadata"),
+        (answers(answers={"a": P}), "Received: dict"),
+        (Packet(["answers"], {}, {}), "without a name"),
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(packet, match):
     with pytest.raises(BorderError, match=match):
         border.check(packet, border.UP, SIZES)
+
+
+@pytest.mark.parametrize("name", ["patient 17 has flu", "\x1b[31mred", "x" * 100_000, 5])
+def test_names_that_could_hold_data_are_not_repeated(name):
+    for packet in (
+        answers(**{"rows": ROWS} | {name: P}) if isinstance(name, str) else Packet(name),
+        Packet("answers", {"rows": ROWS, "answers": P}, {"round": 1, name: 1}),
+        Packet(name, {}, {}),
+    ):
+        with pytest.raises(BorderError) as error:
+            border.check(packet, border.UP, SIZES)
+        assert str(name) not in str(error.value) or name == 5
+        assert len(str(error.value)) < 200
+        assert packet.nbytes > 0
+
+
+def test_bytes_of_what_may_not_cross_are_counted():
+    assert Packet("answers", {}, {"secret": b"x" * 99}).nbytes > 99
+    assert answers(answers=[[0.5, 0.5]] * 50).nbytes > 500
+
+
+def test_the_name_of_an_error_crosses_if_it_is_a_word():
+    class PatientMüllerError(ValueError):
+        pass
+
+    assert border.word_of(PatientMüllerError("17")) == "ValueError"
+    assert border.word_of(SystemExit(3)) == "SystemExit"
 
 
 def test_what_is_told_comes_whole():

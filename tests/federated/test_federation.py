@@ -269,6 +269,27 @@ def test_noise_is_added_before_answers_leave_and_counted(tmp_path, monkeypatch):
     assert "after" in json.loads((tmp_path / "noisy" / REPORT).read_text())
 
 
+def test_a_client_answers_with_no_less_noise_than_it_wants(tmp_path, monkeypatch):
+    monkeypatch.setattr(privacy, "epsilon", counted)
+    least = federated.Gaussian(1.0, 1e-5, 5.0)
+    own = {"public": public(), "privacy": least}
+    here = Site(Place(maker(0, **own), str(tmp_path), 0))
+    for number, noise in enumerate(
+        ({}, {"noise_multiplier": 0.5}, {"delta": 1e-3}, {"max_epsilon": 6.0}), start=1
+    ):
+        settings = {**least.settings(), **noise} if noise else {}
+        assert here.answer(question(number, range(10), **settings)).kind == "failed"
+    greeting = {"run": 1, "number": 0, "outputs": 4, "inputs": [4], "public": [1, 1]}
+    assert here.answer(Packet("hello", {}, {**greeting, "private": 0})).kind == "failed"
+    assert here.answer(Packet("hello", {}, {**greeting, "private": 1})).kind == "hello"
+    stronger = {**least.settings(), "noise_multiplier": 2.0}
+    assert here.answer(question(5, range(10), **stronger)).kind == "answers"
+    # Its ledger is gone, which the state knows.
+    (tmp_path / "ledger.json").unlink()
+    assert here.answer(question(6, range(10), **stronger)).kind == "failed"
+    assert "was spent" in (tmp_path / ERROR).read_text()
+
+
 def test_a_private_federation_sends_neither_classes_nor_accuracies(tmp_path, monkeypatch):
     monkeypatch.setattr(privacy, "epsilon", counted)
     engine = Watched()
@@ -393,6 +414,7 @@ def other_client(**changed):
         ({"epochs": 0}, ValueError, "epochs"),
         ({"model": "m"}, TypeError, "model of a client"),
         ({"classes": "abcd"}, TypeError, "`classes` lists the names"),
+        ({"privacy": 3.0}, TypeError, "`privacy` is one like"),
     ],
 )
 def test_bad_clients(changed, error, match):
@@ -463,6 +485,58 @@ def test_two_clients_with_one_model_are_refused(tmp_path):
     )  # fmt: skip
     with pytest.raises(ValueError, match="Clients 0 and 1 have one model"):
         federation.fit(1, 10, verbose=0)
+
+
+def test_a_client_that_brings_the_student_is_refused(tmp_path):
+    one, (x, y) = model("logits"), rows(0, 20)
+    federation = federated.Federation(
+        [maker(0), lambda: (one, x, y)], public(), folder=tmp_path, student=one
+    )
+    before = keras.ops.convert_to_numpy(one.weights[0])
+    with pytest.raises(ValueError, match="Client 1 brings the student"):
+        federation.fit(1, 10, verbose=0)
+    np.testing.assert_array_equal(before, keras.ops.convert_to_numpy(one.weights[0]))
+
+
+def leaves():
+    raise SystemExit("patient 17")
+
+
+def test_a_client_that_ends_the_program_or_cannot_write_is_told_of(tmp_path):
+    (tmp_path / "clients").mkdir()
+    (tmp_path / "clients" / "2").write_text("no folder")
+    federation = federated.Federation(
+        [maker(0), leaves, maker(2)], public(), folder=tmp_path, student=model("logits")
+    )
+    history = federation.fit(1, 10, verbose=0)
+    assert history.rounds[0]["answered"] == [0]
+    failed = {(e["client"], e["why"].split(";")[0]) for e in history.events if e["client"]}
+    assert failed == {(1, "SystemExit"), (2, "FileExistsError")}
+    with pytest.raises(RuntimeError, match="client 0 ends the program"):
+        federated.Federation([leaves], public()).fit(1, 10)
+
+
+def test_a_student_that_is_made_here_is_the_same_each_time():
+    found = []
+    for seed in (3, 3, 4):
+        federation = federated.Federation([maker(0)], public(), seed=seed)
+        with pytest.raises(ValueError, match="holds the class"):
+            federation.fit(1, 10, validation_data=(TEST[0], TEST[1] + 9))
+        found.append([keras.ops.convert_to_numpy(w) for w in federation.student.weights])
+    one, again, other = found
+    assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not np.array_equal(one[0], other[0])
+
+
+def test_labels_of_public_rows_that_no_output_stands_for(tmp_path):
+    x, y = rows(100, 60)
+    federation = federated.Federation(
+        [maker(0)], (x, y + 1), federated.FedMD(pretrain=2), folder=tmp_path,
+        student=model("logits"),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="`public` holds the class 4, where the student has 4"):
+        federation.fit(1, 10)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_function_may_return_in_place_of_a_client():

@@ -54,6 +54,51 @@ def test_a_packet_comes_back_as_it_was_sent():
     border.check(found, border.UP, {"queries": 6, "classes": 4})
 
 
+def test_words_beside_the_records_do_not_cross():
+    from flwr.app import Array, Message
+
+    def replaced(**changed):
+        record = engine.to_record(packet())
+        old = record["arrays"]["answers"]
+        parts = {name: getattr(old, name) for name in ("dtype", "shape", "stype", "data")}
+        record["arrays"]["answers"] = Array(**{**parts, **changed})
+        return record
+
+    data = replaced()["arrays"]["answers"].data
+    engine.to_packet(replaced())
+    for changed in ({"data": data + b"patient 17"}, {"dtype": "patient 17"}, {"shape": (1, 7)}):
+        with pytest.raises(BorderError, match="more than its values"):
+            engine.to_packet(replaced(**changed))
+
+    class Grid:
+        """One node that replies at once; `change` is what it does to its message."""
+
+        def __init__(self, change):
+            self.change = change
+
+        def get_node_ids(self):
+            return [5]
+
+        def push_messages(self, messages):
+            [self.message] = messages
+            vars(self.message.metadata)["_message_id"] = "one"
+            return ["one"]
+
+        def pull_messages(self, names):
+            reply = Message(engine.to_record(packet()), reply_to=self.message)
+            self.change(reply.metadata)
+            return [reply]
+
+    for change, wanted in (
+        (lambda said: None, ("answers", False)),
+        (lambda said: setattr(said, "group_id", "patient 17"), (None, True)),
+        (lambda said: setattr(said, "message_type", "train.patient17"), (None, True)),
+    ):
+        link = engine._GridLink(Grid(change), 1, 5.0, 1.0)
+        [reply] = link.exchange({5: Packet("round", {}, {})})
+        assert (reply.packet and reply.packet.kind, reply.refused) == wanted
+
+
 def test_other_records_do_not_cross():
     from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
@@ -90,13 +135,20 @@ from keras_kd import federated
 def fails():
     raise OSError("patient 17")
 
+def dies_once():
+    marker = os.path.join({folder!r}, "died")
+    if not os.path.exists(marker):
+        open(marker, "w").close()
+        os._exit(1)
+    return makers()[1]()
+
 if __name__ == "__main__":
     for name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
         os.environ.pop(name, None)
     found = []
     for i, which in enumerate((federated.Flower(cpus=1), federated.InProcess())):
         made = federated.Federation(
-            [*makers(), fails], public(), federated.DSFL(**METHOD), which,
+            [makers()[0], dies_once, makers()[2], fails], public(), federated.DSFL(**METHOD), which,
             os.path.join({folder!r}, str(i)), student=student(),
         )
         history = made.fit(2, 40, validation_data=rows(200, 200), verbose=0)

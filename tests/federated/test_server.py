@@ -8,9 +8,10 @@ import pytest
 import scipy.special
 
 from keras_kd import federated
+from keras_kd.federated import privacy
 from keras_kd.federated.border import Packet, Reply
 from keras_kd.federated.client import Public
-from keras_kd.federated.server import HISTORY, STATE, Plan, Server
+from keras_kd.federated.server import HISTORY, STATE, STUDENT, Plan, Server
 
 rng = np.random.default_rng(5)
 X = rng.normal(size=(30, 3)).astype("float32")
@@ -117,6 +118,9 @@ def test_bytes_are_those_of_the_packets(tmp_path):
     assert json.loads((tmp_path / HISTORY).read_text())["bytes_up"] == up
 
 
+ROW, GREETED = np.arange(4, dtype="int32"), {"number": 1, "inputs": [3], "public": 1}
+
+
 def nan(answers):
     answers[0, 0] = np.nan
     return answers
@@ -143,6 +147,11 @@ LIES = {
     "weights": (other(arrays={"kernel": X}), "rejected", "kernel"),
     "kind": (other("rows", {"x": X}), "rejected", "'rows'"),
     "fails": (other("failed", error="OSError"), "failed", "OSError"),
+    "bytes": (other(secret=b"x"), "rejected", "`secret`"),
+    "list": (replaced(answers=lambda a: a.tolist()), "rejected", "Received: list"),
+    "epsilon": (other(epsilon=np.inf), "rejected", "`epsilon`"),
+    "early": (other("failed", error="OSError", round=0), "failed", "OSError"),
+    "greets": (lambda p, u: Packet("hello", {"order": ROW}, GREETED), "rejected", "`hello`"),
     "late": (lambda p, u: "late", "late", "in time"),
 }  # fmt: skip
 
@@ -174,6 +183,134 @@ def test_answers_that_come_in_the_next_round_are_left_out_of_it(tmp_path):
     assert [row["answered"] for row in history.rounds] == [[0, 2], [0, 1, 2]]
     assert [(e["round"], e["what"]) for e in history.events] == [(1, "late"), (2, "late")]
     assert "left out" in history.events[1]["why"]
+
+
+class Slow(Scripted):
+    """The reply of client 1 to its first greetings comes in the next exchange."""
+
+    def __init__(self, *clients, times):
+        super().__init__(*clients)
+        self.times, self.held = times, []
+
+    def exchange(self, packets):
+        found, replies, self.held = super().exchange(packets), self.held, []
+        for reply in found:
+            if reply.node == 1 and packets[1].kind == "hello" and self.times:
+                self.times -= 1
+                self.held.append(reply)
+                reply = Reply(1, None, "late")
+            replies.append(reply)
+        return replies
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_greeting_that_is_answered_late_is_answered(tmp_path, times):
+    history = server(tmp_path).run(Slow(honest, honest, honest, times=times), 2, 10)
+    assert [row["answered"] for row in history.rounds] == [[0, 1, 2]] * 2
+    assert [(e["client"], e["what"]) for e in history.events] == [(1, "late")] * times
+
+
+def test_the_second_answer_of_a_client_does_not_count(tmp_path):
+    link = Scripted(honest, honest)
+    exchange = link.exchange
+
+    def twice(packets):
+        replies = exchange(packets)
+        return [*replies, replies[0], Reply(77, replies[0].packet)]
+
+    link.exchange = twice
+    leader = server(tmp_path, expected=2)
+    history = leader.run(link, 1, 10)
+    assert history.rounds[0]["answered"] == [0, 1]
+    assert history.per_client[0]["answered"] == 1
+    assert [(e["client"], e["what"]) for e in history.events] == [(0, "rejected")]
+    assert "answered twice" in history.events[0]["why"]
+
+
+def test_a_client_that_comes_back_as_another_node_takes_its_place(tmp_path):
+    link = Scripted(honest, honest, honest)
+    usual = link.usual
+    link.usual = lambda node, packet: usual(node % 10, packet)
+    link.clients[11] = honest
+    nodes = [[0, 1, 2], [0, 1, 11, 2], [0, 2, 11], [0, 2, 11]]
+    link.nodes = lambda: nodes[0]
+
+    def moves(packet, reply):
+        nodes.pop(0)
+        return reply
+
+    link.clients[0] = moves
+    history = server(tmp_path).run(link, 3, 8)
+    # In the second round the old node has not been missed yet.
+    assert [row["answered"] for row in history.rounds] == [[0, 1, 2]] * 3
+    assert [(e["round"], e["client"]) for e in history.events] == [(2, 1)]
+    assert "number of another one" in history.events[0]["why"]
+    assert [row["answered"] for row in history.per_client] == [3, 3, 3]
+
+
+def test_clients_without_numbers_get_those_that_are_free(tmp_path):
+    link = Scripted(honest, honest, honest)
+    usual, failed = link.usual, []
+
+    def unnumbered(node, packet):
+        reply = usual(node, packet)
+        if packet.kind != "hello":
+            return reply
+        if not node and not failed:
+            failed.append(packet)
+            return Packet("failed", {}, {"round": 0, "error": "OSError"})
+        return Packet("hello", reply.arrays, {**reply.numbers, "number": packet.numbers["number"]})
+
+    link.usual = unnumbered
+    history = server(tmp_path).run(link, 1, 10)
+    assert history.rounds[0]["answered"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "said", [{"kept": 0}, {"kept": 1, "after": 0.1, "alone": 0.9}, {"kept": 0, "after": 0.5}]
+)
+def test_a_report_that_contradicts_itself_is_told_of(tmp_path, said):
+    link = Scripted(honest, honest)
+    usual = link.usual
+
+    def report(node, packet):
+        if packet.kind == "finish" and node == 1:
+            return Packet("report", {}, {"round": packet.numbers["round"], **said})
+        return usual(node, packet)
+
+    link.usual = report
+    history = server(tmp_path, expected=2).run(link, 1, 10)
+    assert [(e["client"], e["what"]) for e in history.events] == [(1, "rejected")]
+    assert [row["kept"] for row in history.per_client] == ["federated", None]
+    assert (tmp_path / STUDENT).exists()
+
+
+def test_answers_that_drown_since_so_few_came_are_left_out(tmp_path):
+    noise = federated.Gaussian(0.25, 1e-5, 100.0)
+    limit = privacy.tolerable(4)
+    assert privacy.left(noise, 3, 10) < limit < privacy.left(noise, 1, 10)
+    fails = other("failed", error="OSError")
+
+    def later(packet, usual):
+        act = fails if packet.numbers["round"] == 1 else noisy
+        return act(packet, usual)
+
+    noisy = other(epsilon=1.0)
+    link = Scripted(noisy, later, later)
+    history = server(tmp_path, noise=noise).run(link, 2, 10)
+    assert [row["answered"] for row in history.rounds] == [[], [0, 1, 2]]
+    told = [(e["client"], e["what"]) for e in history.events]
+    assert told == [(1, "failed"), (2, "failed"), (0, "drowned")]
+    packets = [p for n, p in link.sent if p.kind == "round" and n == 0]
+    assert not any("told" in packet.arrays for packet in packets)
+    assert [row["epsilon"] for row in history.per_client] == [1.0] * 3
+    # One that does not tell what it spent is left out; so few clients are not even asked.
+    silent = server(tmp_path / "silent", noise=noise).run(Scripted(honest, noisy, noisy), 1, 10)
+    assert silent.rounds[0]["answered"] == [1, 2]
+    alone = Scripted(noisy)
+    with pytest.raises(ValueError, match="mean of 1 clients"):
+        server(tmp_path / "alone", noise=noise).run(alone, 1, 10)
+    assert {packet.kind for _, packet in alone.sent} == {"hello"}
 
 
 def test_a_client_that_goes_is_told_of_and_one_that_comes_is_greeted(tmp_path):
