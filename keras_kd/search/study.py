@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from keras_kd.export.writing import write_file
 from keras_kd.search import record
 from keras_kd.utils import archives
@@ -163,11 +165,14 @@ class Study:
         best = self.best
         found: dict[str, Any] = {"task": self.about["task"], **self.about["config"]}
         if "width" in best:
-            found["student"] = f"shrink:{best['width']:.6g},{best['depth']:.6g}"
+            kept = (_all_digits(best[name]) for name in ("width", "depth"))
+            found["student"] = f"shrink:{','.join(kept)}"
         is_plain = best["method"] == "plain" or best["alpha"] == 1
         found["method"] = "plain" if is_plain else best["method"]
         if not is_plain:
             found |= {"temperature": float(best["temperature"]), "alpha": float(best["alpha"])}
+        if self.about["device"]:
+            found["device"] = list(self.about["device"])
         return found | {
             "epochs": best["epochs"],
             "batch_size": self.about["batch_size"],
@@ -272,6 +277,19 @@ class Study:
         write_file(path, json.dumps(said, indent=2) + "\n")
         self.best = {**said["best"], "file": Path(file)}
 
+    def remark(self, text: str) -> None:
+        """Keep a remark behind the verdict.
+
+        Args:
+            text: Half a sentence.
+        """
+        path = self.folder / _RESULT
+        said = json.loads(archives.read_bytes(path))
+        if not said["verdict"].endswith(f"; {text}"):
+            said["verdict"] += f"; {text}"
+        write_file(path, json.dumps(said, indent=2) + "\n")
+        self.verdict = said["verdict"]
+
     def __str__(self) -> str:
         return self.table()
 
@@ -318,6 +336,11 @@ class Study:
 
 _SHORT = {"temperature": "T", "learning_rate": "lr"}
 _STATES = {"done": "", "beyond": "over budget"}
+
+
+def _all_digits(value: float) -> str:
+    """A number as the text that reads as that very number: a rounded width is another student."""
+    return np.format_float_positional(float(value), trim="-")
 
 
 def _text(value: object) -> str:
