@@ -179,8 +179,7 @@ def tune(
 
 def _as_images(read: datasets.TaskData) -> datasets.Dataset:
     """The rows that `keras-kd distill` reads, of which every one has a label and one input."""
-    parts = (read.train, read.validation, read.test)
-    if any(isinstance(part.x, dict) for part in parts):
+    if isinstance(read.train.x, dict):
         raise ValueError(
             f"`{read.name}` has the inputs {', '.join(read.train.x)}, and models of one input are "
             "searched here. Search others in Python with `keras_kd.search.tune`."
@@ -199,7 +198,15 @@ def _as_images(read: datasets.TaskData) -> datasets.Dataset:
             "to [0, 1].",
         )
     return datasets.Dataset(
-        read.name, *(rows for part in parts for rows in (part.x, part.y)), read.class_names, notes
+        name=read.name,
+        x_train=read.train.x,
+        y_train=read.train.y,
+        x_validation=read.validation.x,
+        y_validation=read.validation.y,
+        x_test=read.test.x,
+        y_test=read.test.y,
+        class_names=read.class_names,
+        notes=notes,
     )
 
 

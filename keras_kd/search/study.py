@@ -9,14 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from keras_kd.export.writing import write_file
 from keras_kd.search import record
 from keras_kd.utils import archives
 from keras_kd.utils.escaping import plain
 from keras_kd.utils.tables import fitted
-from keras_kd.utils.values import known_keys
+from keras_kd.utils.values import all_digits, known_keys
 
 OBJECTIVES = ("error", "bytes", "latency_ms")
 
@@ -165,7 +163,8 @@ class Study:
         best = self.best
         found: dict[str, Any] = {"task": self.about["task"], **self.about["config"]}
         if "width" in best:
-            kept = (_all_digits(best[name]) for name in ("width", "depth"))
+            # A rounded width is another student.
+            kept = (all_digits(best[name]) for name in ("width", "depth"))
             found["student"] = f"shrink:{','.join(kept)}"
         is_plain = best["method"] == "plain" or best["alpha"] == 1
         found["method"] = "plain" if is_plain else best["method"]
@@ -336,11 +335,6 @@ class Study:
 
 _SHORT = {"temperature": "T", "learning_rate": "lr"}
 _STATES = {"done": "", "beyond": "over budget"}
-
-
-def _all_digits(value: float) -> str:
-    """A number as the text that reads as that very number: a rounded width is another student."""
-    return np.format_float_positional(float(value), trim="-")
 
 
 def _text(value: object) -> str:
