@@ -302,7 +302,9 @@ class _Rows:
         if self.shuffle == "batch":
             chosen = chosen.map(tf.random.shuffle)
         record = self.teacher.held()
-        held = keras.tree.map_structure(tf.constant, (*self.data, record), none_is_leaf=False)
+        # Of several inputs or outputs: a list would be one tensor to `tf.data`, as Keras knows too.
+        data = keras.tree.lists_to_tuples(self.data)
+        held = keras.tree.map_structure(tf.constant, (*data, record), none_is_leaf=False)
         augmented = self.teacher.augment is not None
 
         @tf.autograph.experimental.do_not_convert

@@ -153,6 +153,14 @@ def distill(
     max_drop: Annotated[
         float, typer.Option(help="What a file may lose of it, as a share: 0.01 is one point.")
     ] = 0.01,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUNTIME",
+            help="Files take one row at a time, and the best one has to run there, as in "
+            "tflite-2.14 or ethos-u55. May be given several times.",
+        ),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder to write.  [default: runs/DATA]")
     ] = None,
@@ -194,6 +202,7 @@ def distill(
         raise ValueError(f"`--learning-rate` is above 0. Received: {learning_rate!r}.")
     folder = outputs.folder_of(out, Path("runs") / inputs.slug(data))
     asked_formats, asked_precisions = inputs.words(formats), inputs.words(precisions)
+    devices = [word for part in device or [] for word in inputs.words(part)]
     checks.asked(
         folder,
         asked_formats,
@@ -201,6 +210,8 @@ def distill(
         name=inputs.slug(data),
         overwrite=overwrite,
         max_drop=max_drop,
+        batch=1 if devices else None,
+        targets=devices,
         beside=_WRITTEN,
     )
     for name in teacher:
@@ -267,7 +278,9 @@ def distill(
                     metrics=judges,
                     max_drop=max_drop,
                     labels=(loaded.class_names or None) if recipes.RECIPES[task].by_class else None,
-                    normalization=(0, 255) if loaded.inputs.get("kind") == "images" else None,
+                    normalization=inputs.pixels_of(loaded.inputs),
+                    batch=1 if devices else None,
+                    targets=devices,
                     name=inputs.slug(data),
                     history=history,
                     teacher=found[0].model if len(found) == 1 else None,

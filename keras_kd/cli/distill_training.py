@@ -197,11 +197,7 @@ def train(
 
     import keras_kd
 
-    if keras.config.backend() == "tensorflow":
-        import tensorflow as tf
-
-        # The process is the command's own, and a rerun is to give the same files.
-        tf.config.experimental.enable_op_determinism()
+    repeatable()
     x, y = data.train.x, recipes.targets(data.learns, data.train.y)
     unlabeled = bool((~data.labeled).any())
     if compiled is None and unlabeled:
@@ -258,6 +254,16 @@ def train(
         return curves, None
     choice = distiller.method_choice
     return curves, {"best": choice.best, "verdict": choice.verdict, "methods": choice.rows()}
+
+
+def repeatable() -> None:
+    """Let a rerun give the same files: the process is the command's own."""
+    import keras
+
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
 
 
 def check_metrics(data: TaskData, student: keras.Model, asked: Sequence[str]) -> None:

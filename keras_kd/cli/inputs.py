@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,15 @@ def words(text: str | None) -> list[str]:
 def stages(work: Work, prefix: str) -> Callable[[str, int, int], None]:
     """Return a progress callback that shows stages under longer names."""
     return lambda stage, done, total: work(f"{prefix}{stage}", done, total)
+
+
+def pixels_of(about: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return mean and deviation of pixels that files carry along; `None` of what is no images.
+
+    Args:
+        about: How inputs are made of what a file holds, `TaskData.inputs`.
+    """
+    return (0, 255) if about.get("kind") == "images" else None
 
 
 def first_rows(x: Any, count: int = 32) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import typer
 from keras_kd import datasets
 from keras_kd.cli import inputs, options, outputs
 from keras_kd.cli.console import Terminal, Work, import_keras
+from keras_kd.cli.distill_training import repeatable
 from keras_kd.export.formats.device_table import check_targets
 from keras_kd.export.report.export_report import Report
 from keras_kd.export.staged_folder import written_together
@@ -112,19 +114,23 @@ def tune(
     if data.startswith("tfds:"):
         import_keras()
     with terminal.working():
-        loaded = datasets.load(
+        read = datasets.load_task(
             data,
             data_dir=data_dir,
             image_size=None if image_size is None else (image_size, image_size),
         )
+    loaded = _as_images(read)
     import_keras()
+    repeatable()
     model = inputs.load_model(teacher, "teacher")
     inputs.check_classifier(model, "teacher", loaded)
-    terminal.note(_introduction(loaded, budget, folder))
+    terminal.note("\n".join([_introduction(loaded, budget, folder), *loaded.notes]))
     from keras_kd.search.tuner import tune as run
 
-    config: dict[str, Any] = {"teacher": [teacher], "data": data}
-    config |= {} if data_dir is None else {"data_dir": data_dir}
+    # Whole paths: `best.toml` is read from any folder, and may be moved.
+    found = os.path.abspath(data) if data.endswith(".npz") else data
+    config: dict[str, Any] = {"teacher": [os.path.abspath(teacher)], "data": found}
+    config |= {} if data_dir is None else {"data_dir": os.path.abspath(data_dir)}
     config |= {} if image_size is None else {"image_size": image_size}
     with terminal.working() as work:
         study = run(
@@ -143,7 +149,11 @@ def tune(
             batch_size=batch_size,
             seed=seed,
             config=config,
-            export={"labels": list(loaded.class_names), "name": inputs.slug(data)},
+            export={
+                "labels": list(loaded.class_names),
+                "normalization": inputs.pixels_of(read.inputs),
+                "name": inputs.slug(data),
+            },
             progress=_told(work),
             verbose=0,
         )
@@ -151,7 +161,7 @@ def tune(
             if study.best is not None:
                 config_file = study.save_config(made / "best.toml")
                 work("distill", 0, 1, "by keras-kd distill --config best.toml")
-                _distilled(study, loaded, config_file)
+                _distilled(study, loaded, budget, config_file)
                 work("distill", 1, 1)
             if study.rows():
                 study.save_html(made / "search.html")
@@ -167,12 +177,46 @@ def tune(
     raise typer.Exit(0 if study.best is not None else 1)
 
 
-def _distilled(study: Any, data: datasets.Dataset, config: Path) -> None:
+def _as_images(read: datasets.TaskData) -> datasets.Dataset:
+    """The rows that `keras-kd distill` reads, of which every one has a label and one input."""
+    if isinstance(read.train.x, dict):
+        raise ValueError(
+            f"`{read.name}` has the inputs {', '.join(read.train.x)}, and models of one input are "
+            "searched here. Search others in Python with `keras_kd.search.tune`."
+        )
+    without = int((~read.labeled).sum())
+    if without:
+        raise ValueError(
+            f"{without:,} training rows of `{read.name}` have no label, and the search trains on "
+            "labeled rows. Leave them out, and let `keras-kd distill` learn from them afterwards."
+        )
+    x = read.train.x
+    notes = read.notes
+    if x.dtype.kind in "iu" and x.ndim > 2:
+        notes += (
+            f"The inputs are {x.dtype} and are taken as they are; images of uint8 would be scaled "
+            "to [0, 1].",
+        )
+    return datasets.Dataset(
+        name=read.name,
+        x_train=read.train.x,
+        y_train=read.train.y,
+        x_validation=read.validation.x,
+        y_validation=read.validation.y,
+        x_test=read.test.x,
+        y_test=read.test.y,
+        class_names=read.class_names,
+        notes=notes,
+    )
+
+
+def _distilled(study: Any, data: datasets.Dataset, budget: Budget, config: Path) -> None:
     """Make the file as `keras-kd distill --config best.toml` makes it, wherever that is called.
 
     Args:
         study: What the search found.
         data: Its validation rows judge the file.
+        budget: What it has to keep to.
         config: What is going to be `best.toml`.
 
     Raises:
@@ -182,7 +226,8 @@ def _distilled(study: Any, data: datasets.Dataset, config: Path) -> None:
     from keras_kd.export import load
     from keras_kd.search.files import latencies
 
-    out = study.folder / "distilled"
+    out, searched = study.folder / "distilled", study.best["file"]
+    before = searched.read_bytes() if searched.is_file() else b""
     words = ["distill", "--config", str(config), "--out", str(out)]
     ended = subprocess.run(
         [sys.executable, "-P", "-m", "keras_kd", *words, "--overwrite", "--json", "--quiet"],
@@ -194,8 +239,19 @@ def _distilled(study: Any, data: datasets.Dataset, config: Path) -> None:
         raise ValueError(f"`keras-kd {' '.join(words)}` failed: {plain(said)}")
     path = Report.load(out).artifacts[0].path
     assert path is not None
+    if path.read_bytes() == before:
+        study.take(path, study.best["error"], study.best["latency_ms"])
+        return
     wrong = load(path)(data.x_validation).argmax(-1) != data.y_validation
     (times,) = latencies([path], Rows(data.x_validation, data.y_validation))
+    size = path.stat().st_size
+    beyond = [name for name, by in budget.excess(size, times.low_ms).items() if by > 0]
+    if beyond:
+        limits = budget.limits()
+        told = {"bytes": f"{size:,} bytes", "latency_ms": f"{times.median_ms:.3g} ms"}
+        said = " and ".join(f"{told[name]} against {limits[name]:,}" for name in beyond)
+        study.remark(f"the file of `keras-kd distill --config best.toml` has {said}")
+        return
     study.take(path, float(wrong.mean()), times.median_ms)
 
 

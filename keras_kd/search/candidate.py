@@ -15,9 +15,10 @@ from keras_kd.distill.distiller import Distiller
 from keras_kd.distill.training_rows import Rows
 from keras_kd.distill.trial_setting import answered, errors_of, meanings
 from keras_kd.losses import DIST, SoftTargets
-from keras_kd.models import meaning
+from keras_kd.models import meaning, output_kinds
 from keras_kd.search import task
 from keras_kd.students.shrink import shrink
+from keras_kd.utils import checks
 from keras_kd.utils.types import Logs, Losses
 
 Values = Mapping[str, Any]
@@ -81,7 +82,8 @@ class Trainer:
                 the validation rows: whether the training goes on.
 
         Returns:
-            The student, and the epochs that it was trained for.
+            The student, and the epochs after which it was given up; all of them where it was not,
+            even if a callback of the user's ended it.
 
         Raises:
             ArithmeticError: If its weights are not finite in the end.
@@ -106,7 +108,7 @@ class Trainer:
         )
         if not all(np.isfinite(weight).all() for weight in student.get_weights()):
             raise ArithmeticError("the training ended with NaN or infinite weights")
-        return student, watch.epochs
+        return student, watch.given_up or self.epochs
 
     def arguments(self, values: Values, student: keras.Model) -> dict[str, Any]:
         """Return what `Distiller.compile` is given for these values."""
@@ -116,14 +118,25 @@ class Trainer:
             "standardized": partial(SoftTargets, standardize=True, **single.reduction()),
             "DIST": partial(DIST, **single.reduction()),
         }
-        loss: Any = losses[values["method"]]()
         several = single.told is None and values["method"] == "default"
+        loss: Any = self._of_each(student) if several else losses[values["method"]]()
         return {
-            # Where there are several outputs, each has its own.
-            "distillation_loss": None if several else loss,
+            "distillation_loss": loss,
             "alpha": float(values["alpha"]),
             "temperature": float(values["temperature"]),
         }
+
+    def _of_each(self, student: keras.Model) -> Any:
+        """The default loss of each of several outputs; `compile` has none for numbers."""
+        told = meanings(student, self.hard)
+        if meaning.VALUES not in told:
+            return None
+        template = output_kinds.output_template(student)
+        each = [
+            None if kind is None else Situation(hard, kind, None, student).usual()
+            for kind, hard in zip(told, checks.per_output(self.hard, template), strict=True)
+        ]
+        return keras.tree.pack_sequence_as(template, each)
 
     def situation(self, student: keras.Model) -> Situation:
         """Return what losses are made by."""
@@ -175,9 +188,10 @@ def rungs(epochs: int) -> list[int]:
 
 
 def is_regression(student: keras.Model, hard: Losses) -> bool:
-    """Whether errors are mean squared ones."""
-    told = meanings(student, hard)
-    return not any(kind in (meaning.CLASSES, meaning.INDEPENDENT) for kind in told)
+    """Whether errors are mean squared ones, or of one output among several, and no shares."""
+    losses = checks.per_output(hard, output_kinds.output_template(student))
+    told = [kind for kind, loss in zip(meanings(student, hard), losses) if loss is not None]
+    return not all(kind in (meaning.CLASSES, meaning.INDEPENDENT) for kind in told)
 
 
 class _Rungs(keras.callbacks.Callback):
@@ -191,11 +205,11 @@ class _Rungs(keras.callbacks.Callback):
         self.student = student
         self.keeps_on = keeps_on
         self.rungs = rungs(trainer.epochs) if keeps_on else []
-        self.epochs = 0
+        self.given_up = 0
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        self.epochs = epoch + 1
-        if self.keeps_on is None or self.epochs not in self.rungs:
+        if self.keeps_on is None or epoch + 1 not in self.rungs:
             return
-        if not self.keeps_on(self.epochs, self.trainer.error(self.student)):
+        if not self.keeps_on(epoch + 1, self.trainer.error(self.student)):
+            self.given_up = epoch + 1
             self.model.stop_training = True

@@ -12,7 +12,7 @@ from keras_kd.datasets import Dataset
 from keras_kd.distill.trial_setting import answered, errors_of
 from keras_kd.export import Artifact, Report
 from keras_kd.export.formats.device_table import check_targets
-from keras_kd.search import record
+from keras_kd.search import finals, record
 from keras_kd.search.budget import Budget, require_limit
 from keras_kd.search.space import PRECISIONS
 from keras_kd.search.study import Study
@@ -248,7 +248,7 @@ def _searched(
         folder=folder,
         answers=answers,
         precisions=device.precisions,
-        shares=device.min_accuracy is not None,
+        least=device.min_accuracy,
         **{"space": None, **options},
     )
     return _judged(search.run(), device, search)
@@ -278,9 +278,9 @@ def _judged(study: Study, device: Device, search: Search) -> DeviceResult:
     figures = f"{best['bytes']:,} bytes, {best['latency_ms']:.3g} ms"
     shown = "" if accuracy is None else f", {100 * accuracy:.2f} % right on the validation rows"
     least = device.min_accuracy
-    if accuracy is not None and least is not None and accuracy < least:
+    if accuracy is not None and least is not None and not finals.reaches(best["error"], least):
         short = (
-            f"not reachable: the best file within the limits has {figures}{shown}, "
+            f"not reachable: trained again, the best file within the limits has {figures}{shown}, "
             f"{100 * (least - accuracy):.2f} points less than the {100 * least:g} % asked for"
         )
         return DeviceResult(None, _sentences(short, _needs(study, search)), study, accuracy)
@@ -293,6 +293,7 @@ def _sentences(*parts: str) -> str:
 
 def _gives(search: Search) -> str:
     """Say which limits no file of the space keeps to."""
+    search.weigh_all()
     files = [weighed for _, weighed in search.sized if not weighed.reason]
     if not files:
         return ""
@@ -328,7 +329,9 @@ def _needs(study: Study, search: Search) -> str:
     larger = [
         (weighed.bytes, shape, weighed)
         for shape, weighed in search.sized
-        if weighed.bytes and weighed.bytes > best["bytes"] and search.excess(weighed)
+        if weighed.bytes
+        and weighed.bytes > best["bytes"]
+        and any(beyond > 0 for beyond in search.excess(weighed).values())
     ]
     if larger:
         size, shape, weighed = min(larger, key=lambda each: each[0] or 0)

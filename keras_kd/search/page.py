@@ -12,7 +12,7 @@ from keras_kd.export.report import plots
 from keras_kd.export.report.pages import filled
 from keras_kd.export.report.plots import empty_figure, literally, svg
 from keras_kd.utils.escaping import plain
-from keras_kd.utils.values import is_number
+from keras_kd.utils.values import all_digits, is_number
 
 
 class Shown(Protocol):
@@ -20,6 +20,10 @@ class Shown(Protocol):
 
     regression: bool
     minimize: tuple[str, ...]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The options with which the best student is trained again."""
 
     @property
     def front(self) -> list[dict[str, Any]]:
@@ -77,16 +81,17 @@ def front_figure(study: Shown) -> Any:
     front = sorted(study.front, key=lambda row: row[other] or 0)
     if front:
         x, y = [row[other] for row in front], [scale * row["error"] for row in front]
-        axes.step(x, y, where="post", color="#c1553b", lw=1.2, label="front", zorder=3)
+        # With marks: a front of one trial is no line.
+        mark = {"marker": "o", "ms": 6, "mfc": "none"}
+        axes.step(x, y, where="post", color="#c1553b", lw=1.2, label="front", zorder=3, **mark)
+    named: dict[tuple[float, float], list[str]] = {}
     for row in rows:
         if row["role"]:
-            axes.annotate(
-                row["role"],
-                (row[other], scale * row["error"]),
-                fontsize=7,
-                xytext=(4, 3),
-                textcoords="offset points",
-            )
+            named.setdefault((row[other], scale * row["error"]), []).append(row["role"])
+    for point, roles in named.items():
+        axes.annotate(
+            ", ".join(roles), point, fontsize=7, xytext=(5, 4), textcoords="offset points"
+        )
     axes.set_xlabel(_LABELS[other])
     axes.set_ylabel("mean squared error" if study.regression else "error on validation rows, %")
     if rows:
@@ -109,7 +114,9 @@ def parallel_figure(study: Shown) -> Any:
     for place, name in enumerate(names):
         values = [row.get(name) for row in rows]
         for height, text in _marks(values, ticks[name]):
-            axes.text(place, height, f" {plain(text)}", fontsize=6, va="center")
+            # On white, as lines pass beneath.
+            behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+            axes.text(place, height, f" {plain(text)}", fontsize=6, va="center", bbox=behind)
     axes.set_xticks(range(len(names)), [plain(name) for name in names], fontsize=7)
     axes.set_yticks([])
     return figure
@@ -138,6 +145,13 @@ def _marks(values: list[Any], heights: list[float]) -> list[tuple[float, str]]:
 
 def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _exact(value: object) -> str:
+    """A value of the configuration as it is, for who types it in."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return all_digits(value) if isinstance(value, float) else str(value)
 
 
 def _figure() -> Any:
@@ -169,4 +183,5 @@ def render(study: Shown) -> str:
         plots=[svg(front_figure(study)), svg(parallel_figure(study))],
         error=study.error_text,
         text=_text,
+        again={name: _exact(value) for name, value in study.config.items()},
     )

@@ -24,7 +24,8 @@ def opened(folder: str | os.PathLike[str], kind: str, about: dict[str, Any]) -> 
     Args:
         folder: Made if it is missing.
         kind: `"methods"` or `"tune"`.
-        about: Plain JSON values that make this search what it is.
+        about: Plain JSON values that make this search what it is; but for `config`, of which the
+            last one given counts.
 
     Returns:
         The folder.
@@ -43,7 +44,11 @@ def opened(folder: str | os.PathLike[str], kind: str, about: dict[str, Any]) -> 
     # Two processes that begin at once must not both think that they were first.
     with files.claimed(place / f"{FILE}.lock", lambda owner: _BUSY.format(place, owner), 60.0):
         if (place / FILE).exists():
-            _require_same(read(place / FILE), said, place)
+            found = read(place / FILE)
+            _require_same(found, said, place)
+            if about.get("config") and found["about"].get("config") != about["config"]:
+                found["about"]["config"] = said["about"]["config"]
+                write_file(place / FILE, json.dumps(found, indent=2) + "\n")
             return place
         names = [name for name in os.listdir(place) if not name.startswith(FILE)]
         if names:
@@ -88,7 +93,8 @@ def _require_same(found: dict[str, Any], said: dict[str, Any], place: Path) -> N
         )
     before = found.get("about") or {}
     for key, value in said["about"].items():
-        if before.get(key) != value:
+        # Where things lie may change: what they are is known by their digests.
+        if key != "config" and before.get(key) != value:
             raise FileExistsError(
                 f"`{place}` holds another search: its {key} differs "
                 f"({_short(before.get(key))} there, {_short(value)} here). Pass the same arguments "

@@ -14,7 +14,7 @@ from keras_kd.search import record
 from keras_kd.utils import archives
 from keras_kd.utils.escaping import plain
 from keras_kd.utils.tables import fitted
-from keras_kd.utils.values import known_keys
+from keras_kd.utils.values import all_digits, known_keys
 
 OBJECTIVES = ("error", "bytes", "latency_ms")
 
@@ -163,11 +163,15 @@ class Study:
         best = self.best
         found: dict[str, Any] = {"task": self.about["task"], **self.about["config"]}
         if "width" in best:
-            found["student"] = f"shrink:{best['width']:.6g},{best['depth']:.6g}"
+            # A rounded width is another student.
+            kept = (all_digits(best[name]) for name in ("width", "depth"))
+            found["student"] = f"shrink:{','.join(kept)}"
         is_plain = best["method"] == "plain" or best["alpha"] == 1
         found["method"] = "plain" if is_plain else best["method"]
         if not is_plain:
             found |= {"temperature": float(best["temperature"]), "alpha": float(best["alpha"])}
+        if self.about["device"]:
+            found["device"] = list(self.about["device"])
         return found | {
             "epochs": best["epochs"],
             "batch_size": self.about["batch_size"],
@@ -271,6 +275,19 @@ class Study:
         }
         write_file(path, json.dumps(said, indent=2) + "\n")
         self.best = {**said["best"], "file": Path(file)}
+
+    def remark(self, text: str) -> None:
+        """Keep a remark behind the verdict.
+
+        Args:
+            text: Half a sentence.
+        """
+        path = self.folder / _RESULT
+        said = json.loads(archives.read_bytes(path))
+        if not said["verdict"].endswith(f"; {text}"):
+            said["verdict"] += f"; {text}"
+        write_file(path, json.dumps(said, indent=2) + "\n")
+        self.verdict = said["verdict"]
 
     def __str__(self) -> str:
         return self.table()

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,6 +141,25 @@ def hard_loss(student: keras.Model, rows: Rows) -> Any:
         f"Nothing says which loss compares outputs of shape {shape} with labels of shape "
         f"{labels.shape} and dtype {labels.dtype}. Pass `loss=`, or compile the student."
     )
+
+
+def builder_name(build: Callable[..., Any] | str) -> str:
+    """What makes the students, as a name."""
+    return build if isinstance(build, str) else getattr(build, "__qualname__", type(build).__name__)
+
+
+def names_of(hard: Losses) -> Any:
+    """The name of the loss, or of each, as plain values that are the same in every process.
+
+    Args:
+        hard: The hard loss, for several outputs nested as they are.
+    """
+
+    def name(loss: Any) -> str:
+        # A loss without a name would be told with its address in this process.
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", meaning.name_of(loss))
+
+    return keras.tree.map_structure(name, hard)
 
 
 def _are_shares(labels: np.ndarray) -> bool:

@@ -174,7 +174,7 @@ class Search:
     Args:
         answers: Folder of a cache that several searches share; `None` keeps one in the search's.
         precisions: See `Space`.
-        shares: Whether errors have to be shares of wrong answers.
+        least: Share of right answers that is asked for; `None` asks for none.
         **others: As for `tune`.
     """
 
@@ -204,7 +204,7 @@ class Search:
         verbose: int | str = "auto",
         answers: Path | None = None,
         precisions: Sequence[str] | None = None,
-        shares: bool = False,
+        least: float | None = None,
     ) -> None:
         _require_packages()
         self.minimize = objectives(minimize)
@@ -260,7 +260,8 @@ class Search:
         if not classes:
             self.space = Space(space, classes=False, **settings)
         self.regression = candidate.is_regression(probe, hard)
-        if self.regression and shares:
+        self.least = least
+        if self.regression and least is not None:
             raise ValueError(
                 "`min_accuracy` is for classes, and the labels are numbers. Leave it out."
             )
@@ -280,8 +281,8 @@ class Search:
             "seeds": self.seeds,
             "seed": self.seed,
             "sampler": sampler,
-            "build": _name(build),
-            "loss": meaning.name_of(hard),
+            "build": task.builder_name(build),
+            "loss": task.names_of(hard),
             "regression": self.regression,
             "task": task.of_command(told[0], units[0]),
             "teacher": _fingerprint(teacher),
@@ -370,7 +371,7 @@ class Search:
                 sized.append((int(built.count_params()), shape))
         # The default first, then the largest: what is larger teaches more.
         order = sized[:1] + sorted(sized[1:], key=lambda pair: -pair[0])
-        nearest: tuple[float, str] | None = None
+        nearest: tuple[tuple[bool, float], str] | None = None
         for number, (_, shape) in enumerate(order):
             self._say("weigh", number, len(order), _listed(shape))
             weighed = self._weighed({**usual, **shape})
@@ -380,8 +381,10 @@ class Search:
             if worst <= 0:
                 self._say("weigh", len(order), len(order), "")
                 return shape, ""
-            if nearest is None or worst < nearest[0]:
-                nearest = worst, self._miss(weighed, shape)
+            # However far beyond, a file is nearer than none.
+            far = bool(weighed.reason), worst
+            if nearest is None or far < nearest[0]:
+                nearest = far, self._miss(weighed, shape)
         assert nearest is not None
         return (None if complete else default), nearest[1]
 
@@ -548,7 +551,7 @@ class Search:
         with files.claimed(self.folder / "winner.lock", _busy, _DAY):
             self._wait_for_trials(trials)
             records = trials.records()
-            if self._trials_of(path) != len(records):
+            if finals.trials_of(path) != len(records):
                 self._say("choose", 0, 1, f"of {len(records)} trials")
                 found = finals.winner(
                     self.folder, records, self.minimize, self.budget, self.exporter
@@ -564,15 +567,9 @@ class Search:
         runs = finals.Finals(self.folder, trainer, self.exporter, self.seeds, chosen["values"])
         runs.train(self._say)
         with files.claimed(self.folder / "result.lock", _busy, _DAY):
-            if self._trials_of(result) != chosen["trials"]:
-                said = runs.conclude(chosen, self.regression, self.budget, self._say)
+            if not finals.is_concluded(result, chosen["trials"], self.least):
+                said = runs.conclude(chosen, self.regression, self.budget, self._say, self.least)
                 write_file(result, json.dumps(said, indent=2) + "\n")
-
-    def _trials_of(self, path: Path) -> int | None:
-        """How many trials there were when a file was written; `None` without it."""
-        if not path.exists():
-            return None
-        return int(json.loads(archives.read_bytes(path))["trials"])
 
     def _wait_for_trials(self, trials: Any) -> None:
         """Wait for the trials of other processes, and do those of processes that ended."""
@@ -639,10 +636,6 @@ def _fingerprint(teacher: TeacherLike) -> str:
     made = teachers.make(teacher, None)
     assert made is not None
     return made.fingerprint()
-
-
-def _name(build: Callable[..., Any] | str) -> str:
-    return build if isinstance(build, str) else getattr(build, "__qualname__", type(build).__name__)
 
 
 def _listed(values: Mapping[str, Any]) -> str:

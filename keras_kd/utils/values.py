@@ -45,6 +45,11 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def all_digits(value: float) -> str:
+    """A number as the shortest text that reads as that very number, without an exponent."""
+    return np.format_float_positional(float(value), trim="-")
+
+
 def numeric(name: str, value: object) -> float:
     """Return a single number, finite or not, or raise `TypeError`.
 

@@ -41,6 +41,20 @@ def test_arrays_train_as_with_the_live_teacher(written, teacher, x, y, losses, o
     _same(losses(CachedTeacher(written), x, y, **options), losses(teacher, x, y, **options))
 
 
+def test_lists_of_inputs_and_of_labels_are_joined(tmp_path, x, y):
+    inputs = [keras.Input((2,)), keras.Input((4,))]
+    joined = keras.layers.Concatenate()(inputs)
+    outputs = [keras.layers.Dense(5)(joined), keras.layers.Dense(1)(joined)]
+    model = keras.Model(inputs, outputs, name="two")
+    rows, labels = [x[:, :2], x[:, 2:]], [y, x[:, :1]]
+    cache.write(model, rows, tmp_path / "c")
+    data = CachedTeacher(tmp_path / "c").join_fit(rows, labels, 32, {"shuffle": False})[0]
+    found = keras.tree.flatten(next(iter(data)) if _ON_TENSORFLOW else data[0])
+    arrays = [keras.ops.convert_to_numpy(leaf) for leaf in found]
+    for given in (*rows, *labels):
+        assert any(np.array_equal(array, given[:32]) for array in arrays)
+
+
 @pytest.mark.skipif(not _ON_TENSORFLOW, reason="of tf.data alone")
 def test_arrays_are_read_without_the_autotuner_that_holds_epochs_back(written, x, y):
     data = CachedTeacher(written).join_fit(x, y, 32, {})[0]

@@ -2,13 +2,51 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("optuna")
 
+from keras_kd.export import load
 from keras_kd.search import Choice, Float, Log, files, tuner
 from keras_kd.search.files import Weighed
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        (
+            {"y_train": np.arange(60) % 3 - np.eye(60, dtype=int)[0]},
+            "1 training rows of .* no label",
+        ),
+        (
+            {
+                "x_train": None,
+                "x_test": None,
+                "a_train": np.zeros((60, 6, 6, 1)),
+                "a_test": np.zeros((30, 6, 6, 1)),
+            },
+            "models of one input",
+        ),
+        (
+            {"x_train": np.zeros((60, 6, 6)), "x_test": np.zeros((30, 6, 6))},
+            "shape .6, 6, 1.*6, 6.",
+        ),
+    ],
+)
+def test_rows_that_distill_reads_otherwise_are_refused(
+    run, models, image_file, arrays, reason, tmp_path
+):
+    with np.load(image_file) as stored:
+        held = {**stored, **arrays}
+    np.savez("odd.npz", **{name: array for name, array in held.items() if array is not None})
+    code, out, err = run("tune", "--teacher", models["good"], "--data", "odd.npz", "--quiet")
+    assert (code, out) == (2, ""), err
+    assert re.search(reason, err), err
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.npz"]
 
 
 @pytest.mark.parametrize(
@@ -103,16 +141,29 @@ def test_what_is_not_reachable_is_exit_code_1(run, models, image_file, monkeypat
     assert (tmp_path / "runs").is_dir()
 
 
-def test_the_file_is_the_one_that_distill_makes_again(run, models, image_file, tmp_path):
-    words = ("tune", "--teacher", models["good"], "--data", image_file, "--epochs", 2)
+def test_the_file_is_the_one_that_distill_makes_again(
+    run, models, image_file, monkeypatch, tmp_path
+):
+    # By paths of this folder, and for a runtime that reads one row at a time.
+    for name, given in (("teacher.keras", models["good"]), ("images.npz", image_file)):
+        shutil.copy(given, tmp_path / name)
+    words = ("tune", "--teacher", "teacher.keras", "--data", "images.npz", "--epochs", 2)
     few = ("--trials", 2, "--seeds", 2, "--search", "width=0.5,1.0", "--out", "t", "--json")
-    code, out, err = run(*words, *few)
+    code, out, err = run(*words, *few, "--device", "tflite-2.14")
     assert code == 0, err
     said = json.loads(out)
     path = tmp_path / said["best"]["file"]
     assert path.stat().st_size == said["best"]["bytes"]
+    assert load(path).inputs[0]["shape"][0] == 1
+    # The search judged this very file.
+    searched = [each.read_bytes() for each in (tmp_path / "t" / "finals").rglob(path.name)]
+    assert searched == [path.read_bytes()]
     for name in ("search.html", "front.png", "best.toml"):
         assert (tmp_path / "t" / name).stat().st_size > 0
-    code, _, err = run("distill", "--config", "t/best.toml", "--out", "again", "--quiet")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "t").rename("moved")
+    code, _, err = run("distill", "--config", "moved/best.toml", "--out", "again", "--quiet")
     assert code == 0, err
-    assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+    again = tmp_path / "elsewhere" / "again" / path.name
+    assert again.read_bytes() == Path("moved", *path.parts[-2:]).read_bytes()

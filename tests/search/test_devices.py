@@ -117,6 +117,16 @@ def test_too_low_an_accuracy_says_how_near_and_what_is_next(found):
     assert "The next larger student (width 0.75) would take 136 bytes" in short.verdict
 
 
+@pytest.mark.parametrize("least", [0.99, 0.7 + 1e-12, 0.7])
+def test_no_student_is_called_untrained_that_was_within_the_limits(found, monkeypatch, least):
+    # 1 - 0.3 is a little less than 0.7 in binary.
+    monkeypatch.setattr(files.Exporter, "errors", lambda *_: RowErrors(np.full(4, 0.3), np.ones(4)))
+    told = found(max_bytes=200, min_accuracy=least)
+    assert (told.best is None) == (least > 0.8)
+    assert ("No larger student of the space is kept out" in told.verdict) == (least > 0.8)
+    assert "was not trained" not in told.verdict
+
+
 def test_what_is_reached_is_a_verified_artifact(found):
     reached = found(max_bytes=200, min_accuracy=0.5)
     assert reached.verdict.startswith("reached: ")

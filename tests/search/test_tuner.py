@@ -14,7 +14,19 @@ from small_models import crossentropy, mlp
 pytest.importorskip("optuna")
 
 import keras_kd as kd
-from keras_kd.search import Budget, Choice, Float, Log, candidate, files, finals, journal, tuner
+from keras_kd.distill.training_rows import Rows
+from keras_kd.search import (
+    Budget,
+    Choice,
+    Float,
+    Log,
+    candidate,
+    files,
+    finals,
+    journal,
+    task,
+    tuner,
+)
 from keras_kd.search.files import Times, Weighed
 
 rng = np.random.default_rng(4)
@@ -397,6 +409,11 @@ def test_a_folder_of_another_study_is_left_alone(stubs, tmp_path):
     other = mlp(width=16, name="teacher")
     with pytest.raises(FileExistsError, match="its teacher differs"):
         tune(Held(other), tmp_path / "s")
+    for name in ("t.keras", "moved/t.keras"):
+        two = Budget(None, trials=2)
+        moved = tune(stubs, tmp_path / "t", budget=two, config={"teacher": name})
+        assert moved.config["teacher"] == name
+        assert tune(stubs, tmp_path / "t", budget=two).config["teacher"] == name
     after = {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
     assert after == before
     (tmp_path / "o").mkdir()
@@ -443,6 +460,8 @@ def test_a_study_shows_itself(stubs, tmp_path):
     if best["method"] != "plain":
         wanted |= {"alpha": best["alpha"], "temperature": best["temperature"]}
     assert saved == wanted
+    study.best["width"] = 0.3741592653589793
+    assert study.config["student"] == "shrink:0.3741592653589793,1"
     assert study.plot(tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     svg = study.plot(tmp_path / "p.svg", kind="parallel").read_text()
     assert svg.count("<path") > 20
@@ -511,6 +530,106 @@ def test_the_verdict_is_the_paired_bound():
     role, told = finals.decide({"winner": plain, "plain": plain, "defaults": plain}, False)
     assert role == "plain"
     assert told.startswith("keep plain training")
+
+
+def test_latencies_that_overlap_in_turn_leave_one_on_the_front():
+    def trial(slot):
+        file = {"bytes": 100, "latency_ms": 1.0}
+        return journal.Record(slot, "", {}, "done", {"error": 0.1, "file": file})
+
+    timed = {i: Times(t, t - 0.06, t + 0.06) for i, t in enumerate((1.0, 0.9, 0.8))}
+    assert finals.front([trial(i) for i in range(3)], ("error", "latency_ms"), timed) == [2]
+
+
+def test_a_training_that_a_callback_ends_was_not_behind():
+    teacher = mlp(width=3)
+    early = keras.callbacks.EarlyStopping("loss", min_delta=100, patience=1)
+    rows = Rows(X[:32], Y[:32])
+    given = ("shrink", teacher, None, rows, rows, crossentropy(), 9, 32, 0, [early])
+    values = {"method": "plain", "alpha": 1.0, "learning_rate": 0.01, "width": 1.0, "depth": 1.0}
+    assert candidate.Trainer(*given).trained(values, 0, lambda *_: True)[1] == 9
+    assert early.stopped_epoch
+    assert candidate.Trainer(*given).trained(values, 0, lambda *_: False)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("least", "size", "kept", "words"),
+    [
+        (None, 100, "plain", "keep plain"),
+        (0.7, 100, "plain", "keep plain"),
+        (0.8, 100, "winner", "but the winner reaches the accuracy"),
+        (0.95, 100, "winner", "but the winner comes nearest"),
+        (None, 103, "plain", "not reachable: exported again, the file has 103 bytes of 100"),
+    ],
+)
+def test_a_file_that_is_right_often_enough_is_taken(
+    tmp_path, monkeypatch, least, size, kept, words
+):
+    trainer = types.SimpleNamespace(epochs=2)
+    runs = finals.Finals(tmp_path, trainer, None, 2, {"method": "DIST", "alpha": 0.1})
+    errors = {"winner": (0.4, 0.1), "plain": (0.25, 0.25), "defaults": (0.3, 0.3)}
+    for role, (one, two) in errors.items():
+        for seed, error in ((1, one), (2, two)):
+            file = {"bytes": 100, "latency_ms": 1.0, "low_ms": 1.0}
+            path = runs._path(role, seed, "json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"error": error, "file": file}))
+    monkeypatch.setattr(finals.Finals, "_export", lambda *_: {"file": "f", "bytes": size})
+    budget = Budget(1, bytes=100)
+    said = runs.conclude({"trials": 3}, False, budget, lambda *_: None, least)
+    assert said["kept"] == kept
+    assert words in said["verdict"]
+    assert ("best" in said) == (size == 100)
+    result = tmp_path / "result.json"
+    assert not finals.is_concluded(result, 3, least)
+    result.write_text(json.dumps(said))
+    asked = [finals.is_concluded(result, trials, least) for trials in (2, 3, 4)]
+    assert asked == [True, True, False]
+    assert not finals.is_concluded(result, 3, 0.123)
+
+
+def test_a_search_that_ends_late_leaves_the_result_of_a_longer_one(stubs, tmp_path, monkeypatch):
+    trained = finals.Finals.train
+    longer = []
+
+    def late(runs, say):
+        trained(runs, say)
+        if not longer:
+            longer.append(None)
+            longer.append(tune(stubs, tmp_path / "s", budget=Budget(None, trials=9)))
+
+    monkeypatch.setattr(finals.Finals, "train", late)
+    tune(stubs, tmp_path / "s", budget=Budget(None, trials=4))
+    assert json.loads((tmp_path / "s" / "result.json").read_text())["trials"] == 9
+
+
+def test_names_of_losses_are_the_same_in_every_process():
+    class Own:
+        def __call__(self, y_true, y_pred):
+            return 0.0
+
+    named = task.names_of({"a": crossentropy(), "b": Own(), "c": "mse", "d": None})
+    assert json.loads(json.dumps(named)) == named
+    assert named["a"] == "sparse_categorical_crossentropy"
+    assert "0x" not in named["b"]
+
+
+def test_several_outputs_are_distilled_each_by_its_own_loss():
+    inputs = keras.Input((6,))
+    outputs = {"b": keras.layers.Dense(4, name="b"), "a": keras.layers.Dense(1, name="a")}
+    student = keras.Model(inputs, {name: layer(inputs) for name, layer in outputs.items()})
+    y = {"b": Y[:8], "a": X[:8, :1]}
+    values = {"method": "default", "alpha": 0.5, "temperature": 1.0}
+    for hard, regression, kinds in (
+        ({"b": crossentropy(), "a": "mse"}, True, {"b": "SoftTargets", "a": "LogitMSE"}),
+        ({"b": crossentropy()}, False, None),
+    ):
+        rows = Rows(X[:8], y)
+        trainer = candidate.Trainer(None, None, None, rows, rows, hard, 1, 8, 0, None)
+        losses = trainer.arguments(values, student)["distillation_loss"]
+        found = losses and {name: type(loss).__name__ for name, loss in losses.items()}
+        assert found == kinds
+        assert candidate.is_regression(student, hard) == regression
 
 
 def test_the_best_file_stays_until_the_result_names_another(tmp_path, monkeypatch):
