@@ -75,8 +75,9 @@ def load_task(
             with a fixed seed without.
         test: The same.
         text: CSV: name of the column whose words are the input.
-        categories: CSV: columns that hold numbers and are categories all the same.
-        leave_out: CSV: columns that are no input.
+        categories: CSV: columns that hold numbers and are categories all the same, as numbers of
+            users are; one name or several.
+        leave_out: CSV: columns that are no input; the same.
         classes: Names of the classes in the order of the model's units.
         standardize: CSV: whether columns of numbers get mean 0 and standard deviation 1.
         unlabeled: CSV: whether rows with an empty target are kept, for the teacher alone.
@@ -95,6 +96,7 @@ def load_task(
     Raises:
         ValueError: If the data are unknown, cannot be read, or do not fit the task, naming file and
             line; or if an option does not apply to data of this kind.
+        TypeError: If `classes` is a text in place of a list.
         ImportError: If a package is missing.
 
     Examples:

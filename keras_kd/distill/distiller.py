@@ -440,7 +440,7 @@ class Distiller(SharedLayersModel):
             FloatingPointError: If the teacher's outputs stop being finite.
         """
         preparation = self._preparation
-        preparation.require_trainable(self)
+        preparation.require_trainable(self, x)
         if self.chooses_method:
             # Not before it is needed: it compares methods, which few programs do.
             from keras_kd.distill import auto

@@ -25,6 +25,7 @@ from keras_kd.teachers.row_numbers import Numbered
 from keras_kd.utils import checks
 from keras_kd.utils.data import are_arrays, labels_of
 from keras_kd.utils.types import Data, Tensor, Tensors
+from keras_kd.utils.values import refuse_holder
 
 Given = tuple[Any, Any, int | None, dict[str, Any]]
 """`x`, `y`, `batch_size` and the other arguments of `fit`."""
@@ -90,8 +91,9 @@ class Preparation:
                 distiller.optimizer.build(distiller.trainable_variables)
         pairing.prepared = True
 
-    def require_trainable(self, distiller: hooks.Trained) -> None:
-        """Raise `ValueError` if nothing trains; follow weights of the teacher that changed."""
+    def require_trainable(self, distiller: hooks.Trained, x: object) -> None:
+        """Raise if nothing trains or `x` is no data; follow weights of the teacher that changed."""
+        refuse_holder("`x`", x)
         self._pairing.require_teacher()
         self._pairing.refresh()
         student = distiller.student

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
@@ -12,6 +13,23 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from keras_kd.utils.errors import did_you_mean
+
+
+def refuse_holder(what: str, value: object) -> None:
+    """Raise `TypeError` for what holds arrays under names, such as the rows that `load_task` gives.
+
+    Args:
+        what: What the message calls it.
+        value: What was passed in place of arrays.
+    """
+    if not dataclasses.is_dataclass(value) or isinstance(value, type | Iterable):
+        return
+    names = ", ".join(f"`{field.name}`" for field in dataclasses.fields(value))
+    raise TypeError(
+        f"{what} is a `{type(value).__name__}`, which holds {names}. Pass the arrays: "
+        "`data.train.x` and `data.train.y` of `load_task`, `data.x_train` and `data.y_train` of "
+        "`load`."
+    )
 
 
 def known_keys(given: Iterable[str], known: Sequence[str], argument: str) -> None:

@@ -1,9 +1,11 @@
 """What numbers a dtype can hold."""
 
+import keras
 import ml_dtypes
 import numpy as np
 import pytest
 
+import keras_kd
 from keras_kd.utils.values import misfit
 
 
@@ -43,3 +45,16 @@ def test_what_a_dtype_cannot_hold(values, given, dtype, reason):
     kind = ml_dtypes.bfloat16 if given == "bfloat16" else given
     found = misfit(np.array(values, kind), dtype)
     assert found is None if reason is None else reason in found
+
+
+def test_rows_are_given_by_their_arrays(tmp_path):
+    data = keras_kd.datasets.load_task("digits")
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = keras.Sequential(layers)
+    distiller = keras_kd.Distiller(model, None)
+    distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    for given in (data, data.train, keras_kd.datasets.load("digits")):
+        with pytest.raises(TypeError, match="`x` is a `.*, which holds .*: `data.train.x`"):
+            distiller.fit(given)
+    with pytest.raises(TypeError, match="The evaluation data is a `Rows`"):
+        keras_kd.export(model, tmp_path / "none", calibration=data.train.x, evaluation=data.test)

@@ -12,7 +12,7 @@ from keras_kd.export.signature import Arrays, Signature, TensorInfo
 from keras_kd.utils import archives
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Data, Tensors
-from keras_kd.utils.values import misfit
+from keras_kd.utils.values import misfit, refuse_holder
 
 CALIBRATION_SAMPLES = 512
 """Samples used for calibration: ranges settle after a few hundred, and each costs one inference."""
@@ -63,6 +63,7 @@ def read(data: Data, what: str, *, several_inputs: bool, limit: int | None = Non
     Raises:
         ValueError: If there are no samples, or the arrays differ in length.
     """
+    refuse_holder(f"The {what} data", data)
     x, y, w = _from_batches(_batches(data, what), what, limit) if _is_stream(data) else _split(data)
     if not several_inputs and isinstance(x, (list, tuple)):
         x = np.asarray(x)
