@@ -275,7 +275,8 @@ def lies_table(kept):
             seeds = sorted({seed for each in of.values() for seed in each})
             if lie == "none":
                 # The mean without a liar is that of the other table.
-                of[method] = {k: found[f"{alpha}/{method}/{k}"] for k in seeds}
+                keys = {k: f"{alpha}/{method}/{k}" for k in seeds}
+                of[method] |= {k: found[key] for k, key in keys.items() if key in found}
             cells = [spread(100 * np.array([r["student"] for r in of[n].values()])) for n in names]
             lied = [
                 run["rejected"] for each in of.values() for run in each.values() if lie != "none"

@@ -10,7 +10,7 @@
 # `max_task_retries` messages wait for it.
 #
 # Output seen (one actor for four clients, the process of client 0 ends at each message; whose turn
-# comes before its first one answers in round 1):
+# comes before its first one answers in round 1), beside what Ray says of processes that died:
 #   answers in rounds 1 and 2: [[], []]
 #   with max_restarts: [[1, 2, 3], [1, 2, 3]]
 set -euo pipefail

@@ -8,6 +8,7 @@ killed asks the same question again. Imports the modules beside it but `site` an
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import keras
 import numpy as np
 
 from keras_kd.federated import aggregation, border, privacy, training
-from keras_kd.federated.border import Array, Link, Packet
+from keras_kd.federated.border import Array, Link, Packet, Reply
 from keras_kd.federated.client import Public
 from keras_kd.federated.greeting import Known, Register
 from keras_kd.federated.history import History
@@ -452,7 +453,7 @@ class Server:
             self.history.bytes_down += packet.nbytes
             self.history.messages += 1
         found = []
-        for node, reply, why, refused in link.exchange(packets):
+        for node, reply, why, refused in itertools.starmap(Reply, link.exchange(packets)):
             if reply is not None:
                 self.history.bytes_up += reply.nbytes
                 self.history.messages += 1

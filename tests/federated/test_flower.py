@@ -54,8 +54,14 @@ def test_a_packet_comes_back_as_it_was_sent():
     border.check(found, border.UP, {"queries": 6, "classes": 4})
 
 
-def test_words_beside_the_records_do_not_cross():
+def test_words_beside_the_records_do_not_cross(monkeypatch):
+    engine._flower()
     from flwr.app import Array, Message
+    from flwr.supercore.task_identity import TaskIdentity
+
+    # What Flower's own processes set, and messages are made with.
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
 
     def replaced(**changed):
         record = engine.to_record(packet())
