@@ -335,8 +335,10 @@ def _needs(study: Study, search: Search) -> str:
     ]
     if larger:
         size, shape, weighed = min(larger, key=lambda each: each[0] or 0)
+        # Precisions are there where the device takes several.
         told = ", ".join(
-            f"{name} {value:g}" for name, value in shape.items() if name != "precision"
+            f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
+            for name, value in shape.items()
         )
         parts.append(
             f"The next larger student ({told}) would take {size:,} bytes and "

@@ -711,3 +711,6 @@ def test_a_search_from_end_to_end(teacher, tmp_path):
         if row["state"] == "done":
             file = tmp_path / "s" / "trials" / f"{row['trial']}.tflite"
             assert file.stat().st_size == row["bytes"]
+    # An untrained file is as large as the trained one, though its biases were 0.
+    for trial in journal.read(tmp_path / "s", study.about):
+        assert trial.said["weighed"]["bytes"] == trial.said["file"]["bytes"]
