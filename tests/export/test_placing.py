@@ -270,14 +270,19 @@ def test_a_full_disk_is_told_whatever_error_takes_its_place(tmp_path):
 
 EXPORTING = textwrap.dedent(
     """
-    import sys
+    import sys, time
     import keras, numpy as np
     import keras_kd.export
     x = np.random.default_rng(0).random((8, 4)).astype("float32")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    told = []
 
     def wait(stage, done, total):
         print(stage, flush=True)
+        told.append(stage)
+        if "convert" in told and stage != "convert":
+            # However slow the machine is, the signal comes before the export is over.
+            time.sleep(120)
 
     keras_kd.export(
         model, sys.argv[1], "onnx", "float32", evaluation=x, progress=wait, overwrite=True
