@@ -202,7 +202,7 @@ def distill(
         raise ValueError(f"`--learning-rate` is above 0. Received: {learning_rate!r}.")
     folder = outputs.folder_of(out, Path("runs") / inputs.slug(data))
     asked_formats, asked_precisions = inputs.words(formats), inputs.words(precisions)
-    devices = [word for part in device or [] for word in inputs.words(part)]
+    devices = inputs.words_of_all(device)
     checks.asked(
         folder,
         asked_formats,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,11 @@ def slug(name: str) -> str:
 def words(text: str | None) -> list[str]:
     """Return what is separated by commas."""
     return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def words_of_all(texts: Sequence[str] | None) -> list[str]:
+    """Return what is separated by commas in an option that may be given several times."""
+    return [word for text in texts or () for word in words(text)]
 
 
 def stages(work: Work, prefix: str) -> Callable[[str, int, int], None]:

@@ -104,7 +104,7 @@ def tune(
         Space(space, own=False, classes=True, depth=True)
     least = inputs.words(minimize)
     objectives(least)
-    devices = [word for part in device or [] for word in inputs.words(part)]
+    devices = inputs.words_of_all(device)
     check_targets(devices)
     folder = outputs.folder_of(out, Path("runs") / f"search-{inputs.slug(data)}")
     # The cheap checks come first: Keras and its backend take seconds to import.
@@ -119,7 +119,7 @@ def tune(
             data_dir=data_dir,
             image_size=None if image_size is None else (image_size, image_size),
         )
-    loaded = _as_images(read)
+    loaded = _labeled_rows(read)
     import_keras()
     repeatable()
     model = inputs.load_model(teacher, "teacher")
@@ -177,7 +177,7 @@ def tune(
     raise typer.Exit(0 if study.best is not None else 1)
 
 
-def _as_images(read: datasets.TaskData) -> datasets.Dataset:
+def _labeled_rows(read: datasets.TaskData) -> datasets.Dataset:
     """The rows that `keras-kd distill` reads, of which every one has a label and one input."""
     if isinstance(read.train.x, dict):
         raise ValueError(

@@ -10,12 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_kd.datasets import class_names
+from keras_kd.datasets import class_names, files
 from keras_kd.datasets.task_data import Place
 
 _SPLITS = ("train", "validation", "test")
-_NO_SPLITS = ("val", "valid", "dev", "eval")
-"""What others call the folder that is `validation` here."""
 
 
 class Kind(NamedTuple):
@@ -150,8 +148,9 @@ def _roots(root: Path, validated: bool, notes: list[str]) -> dict[str, Path]:
             roots[split] = place
         else:
             others.append(place)
+    lacks = not validated and "validation" not in roots
     for place in others:
-        if place.name.lower() in _NO_SPLITS and not validated and "validation" not in roots:
+        if lacks and place.name.lower() in files.OTHERS_VALIDATION:
             raise ValueError(
                 f"`{place}` is none of {', '.join(_SPLITS)}, as the folders of splits are called. "
                 f"Rename it, or pass `--validation {place}`."

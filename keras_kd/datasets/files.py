@@ -12,6 +12,9 @@ from keras_kd.utils import archives
 from keras_kd.utils.errors import did_you_mean
 from keras_kd.utils.types import Array
 
+OTHERS_VALIDATION = ("val", "valid", "dev", "eval")
+"""What others call the split that is `validation` here."""
+
 
 def load(path: str | os.PathLike[str]) -> Dataset:
     """Load an image classification set from a `.npz` file.
@@ -83,7 +86,7 @@ def require_known_splits(path: str | os.PathLike[str], names: Iterable[str]) -> 
     for name in known:
         key, _, split = name.rpartition("_")
         wanted = f"{key}_validation"
-        if key in ("x", "y") and split in ("val", "valid", "dev", "eval") and wanted not in known:
+        if key in ("x", "y") and split in OTHERS_VALIDATION and wanted not in known:
             raise ValueError(
                 f"`{os.fspath(path)}` holds `{name}`, and the arrays of this split are called "
                 "`x_validation` and `y_validation`. Rename them, or leave them out."

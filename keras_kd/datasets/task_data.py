@@ -201,7 +201,7 @@ def assemble(
     if task in ("classification", "tokens"):
         _check_classes(name, task, labels["train"], names, said)
     divide(name, task, splits, said)
-    said += filter(None, (_repeated(split, splits) for split in ("validation", "test")))
+    said += _repeated(splits)
     data = TaskData(
         name,
         task,
@@ -265,20 +265,21 @@ def _how_many(task: str, rows: Rows) -> str:
     return f"{len(rows):,}"
 
 
-def _repeated(split: str, splits: dict[str, Rows]) -> str | None:
-    """A sentence on rows that are training rows as well, inputs and labels, or `None`."""
+def _repeated(splits: dict[str, Rows]) -> list[str]:
+    """Sentences on rows of other splits that are training rows as well, inputs and labels."""
     if splits["train"].groups is not None:
         # One item in several lists is what rankings are of.
-        return None
-    train = set(_digests(splits["train"]))
-    again = sum(one in train for one in _digests(splits[split]))
-    rows = len(splits[split])
-    if 100 * again < rows or not again:
-        return None
-    return (
-        f"{again:,} of {rows:,} {split} rows stand among the training rows too, with the same "
-        "label: on those a model is judged by what it was shown."
-    )
+        return []
+    train, found = set(_digests(splits["train"])), []
+    for split in ("validation", "test"):
+        again = sum(one in train for one in _digests(splits[split]))
+        rows = len(splits[split])
+        if again and 100 * again >= rows:
+            found.append(
+                f"{again:,} of {rows:,} {split} rows stand among the training rows too, with the "
+                "same label: on those a model is judged by what it was shown."
+            )
+    return found
 
 
 def _digests(rows: Rows) -> list[int]:

@@ -166,16 +166,19 @@ def _columns(given: Sequence[str] | str) -> list[str]:
 
 def _check_reading(given: dict[str, Any]) -> None:
     """Refuse options of a table where a text is read, and the other way around."""
-    reads = given["text"] is not None
-    for option in ("categories", "standardize") if reads else ("vocabulary", "length"):
-        if given[option] not in (None, False, []):
-            told = f"the words of `{given['text']}` alone" if reads else "a table, without `text`"
-            raise ValueError(
-                f"`{option}` does not apply where {told} are read. Leave it out."
-                if reads
-                else f"`{option}` is for the words of a text, and {told}, has none. Name the "
-                "column, `--text COLUMN`, or leave it out."
-            )
+    text = given["text"]
+    spare = ("vocabulary", "length") if text is None else ("categories", "standardize")
+    option = next((name for name in spare if given[name] not in (None, False, [])), None)
+    if option is None:
+        return
+    if text is None:
+        raise ValueError(
+            f"`{option}` is for the words of a text, and a table, without `text`, has none. Name "
+            "the column, `--text COLUMN`, or leave it out."
+        )
+    raise ValueError(
+        f"`{option}` does not apply where the words of `{text}` alone are read. Leave it out."
+    )
 
 
 def _renamed(options: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,12 @@ Say = Callable[[str, int, int, str], None]
 
 def within(record: Record) -> bool:
     """Whether a trial was trained to the end and its file is within the budget."""
-    return record.state == "done" and not record.said.get("stopped") and not record.said["excess"]
+    return _is_full(record) and not record.said["excess"]
+
+
+def _is_full(record: Record) -> bool:
+    """Whether a trial was trained to the end."""
+    return record.state == "done" and not record.said.get("stopped")
 
 
 def measured(record: Record, timed: Mapping[int, Times]) -> dict[str, float]:
@@ -205,11 +210,7 @@ def length(
         seeds: Of each role.
         minutes: Of the search, `None` without a limit.
     """
-    full = [
-        r.ended - r.began
-        for r in records
-        if r.state == "done" and r.ended and r.began and not r.said.get("stopped")
-    ]
+    full = [r.ended - r.began for r in records if _is_full(r) and r.ended and r.began]
     short = len(ROLES) * seeds * float(np.mean(full)) if full else 0.0
     if given is not None:
         return Length(given, short * given / epochs)
@@ -464,7 +465,8 @@ def is_concluded(path: Path, trials: int, least: float | None) -> bool:
         trials: How many there are.
         least: Share of right answers that is asked for.
     """
-    before = trials_of(path)
-    if before is None or before != trials:
-        return before is not None and before > trials
-    return bool(json.loads(archives.read_bytes(path)).get("least") == least)
+    if not path.exists():
+        return False
+    said = json.loads(archives.read_bytes(path))
+    more = int(said["trials"]) - trials
+    return more > 0 or (more == 0 and said.get("least") == least)
