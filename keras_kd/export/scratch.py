@@ -7,6 +7,7 @@ next one to make such a folder removes it.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import re
@@ -158,6 +159,10 @@ def ended_by_signals() -> Iterator[None]:
     Python dies of them at once otherwise. A handler of the caller's own stays, and so does the
     system's in threads other than the first, where Python sets none.
 
+    An exception that comes out of nowhere gets lost where Python cannot hand it on: in a
+    destructor, in what a C library calls, and in every `except:` of somebody else's. It is raised
+    again each second until the block ends of it.
+
     Raises:
         SystemExit: With 128 and the number of the signal, 143 for SIGTERM.
     """
@@ -165,17 +170,58 @@ def ended_by_signals() -> Iterator[None]:
         yield
         return
     taken = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    ending: list[SystemExit] = []
+    # Held while a signal is sent: none may come once the system's handlers are back.
+    sending = threading.Lock()
+    over, main = False, threading.get_ident()
 
     def stop(number: int, frame: FrameType | None) -> Any:
-        # A second one must not cut the clearing short.
-        for each in taken:
-            signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(128 + number)
+        first = not ending
+        if first:
+            ending.append(SystemExit(128 + number))
+        if over or _is_handled(ending[0]):
+            # A second one must not cut the clearing short.
+            return
+        if first and sys.platform != "win32":
+            # Not a `threading.Thread`: what was interrupted may hold a lock that its start takes.
+            _thread.start_new_thread(repeat, (number,))
+        raise ending[0]
+
+    def repeat(number: int) -> None:
+        while True:
+            time.sleep(_AGAIN)
+            with sending:
+                if over:
+                    return
+                signal.pthread_kill(main, number)
 
     try:
         for number in taken:
             signal.signal(number, stop)
         yield
+    except Exception as error:
+        if ending:
+            # What was called has made an error of its own of it.
+            raise ending[0] from error
+        raise
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        over = True
+        with sending:
+            for number in taken:
+                signal.signal(number, signal.SIG_DFL)
+    if ending:
+        raise ending[0]
+
+
+_AGAIN = 1.0
+
+
+def _is_handled(ending: BaseException) -> bool:
+    """Whether an exception is on its way: some `finally` or `except` is at work for it."""
+    error, seen = sys.exc_info()[1], set()
+    while error is not None and id(error) not in seen:
+        if error is ending:
+            return True
+        seen.add(id(error))
+        error = error.__context__
+    return False
