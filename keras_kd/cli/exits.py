@@ -20,7 +20,7 @@ def exit_code(command: Callable[[], int]) -> int:
         command: Gives the exit code, where it raises nothing.
     """
     try:
-        with ended_by_signals():
+        with ended_by_signals(interrupts=True):
             code = command()
     except KeyboardInterrupt:
         code = 130

@@ -25,6 +25,7 @@ from keras_kd.cli.connections import BoundedServer
 from keras_kd.cli.console import Terminal, import_keras
 from keras_kd.export import manifest
 from keras_kd.export.report.scorecard import Scorecard, labels_of
+from keras_kd.export.scratch import interrupts_once
 from keras_kd.export.signature import Arrays, Signature, is_symbolic, pack
 from keras_kd.export.verification import output_meaning, reverify
 from keras_kd.utils.values import misfit
@@ -88,7 +89,8 @@ def try_page(
         if open_page:
             webbrowser.open(server.url)
         try:
-            server.serve_forever()
+            with interrupts_once():
+                server.serve_forever()
         except KeyboardInterrupt:
             terminal.note("Stopped.")
 

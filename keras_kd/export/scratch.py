@@ -30,6 +30,10 @@ _MARK = b"keras_kd: a folder of the same name is at work while this file is lock
 _WAIT = 5.0
 
 
+_clearing = 0
+"""How many folders are being removed: `ended_by_signals` waits for that."""
+
+
 class BusyError(OSError):
     """Another process works in a folder of this kind."""
 
@@ -47,6 +51,7 @@ def held_folder(parent: Path, prefix: str, *, alone: bool = False) -> Iterator[P
         BusyError: If another one is at work and `alone` is set.
         OSError: If it cannot be made.
     """
+    global _clearing
     with ended_by_signals():
         with _one_at_a_time(parent):
             busy = _clear(parent, prefix)
@@ -63,11 +68,16 @@ def held_folder(parent: Path, prefix: str, *, alone: bool = False) -> Iterator[P
             folder.mkdir(mode=0o700)
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            # The name goes while the lock is held: nobody may find it free and another's.
-            with contextlib.suppress(OSError):
-                lock.unlink()
-            os.close(handle)
+            # No call before it: Python runs handlers of signals at those.
+            _clearing += 1
+            try:
+                shutil.rmtree(folder, ignore_errors=True)
+                # The name goes while the lock is held: nobody may find it free and another's.
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+                os.close(handle)
+            finally:
+                _clearing -= 1
 
 
 def working_folder() -> contextlib.AbstractContextManager[Path]:
@@ -153,39 +163,48 @@ _SIGNALS = tuple(
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
+def ended_by_signals(*, interrupts: bool = False) -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that what it began is cleared away.
 
     Python dies of them at once otherwise. A handler of the caller's own stays, and so does the
     system's in threads other than the first, where Python sets none.
 
-    An exception that comes out of nowhere gets lost where Python cannot hand it on: in a
-    destructor, in what a C library calls, and in every `except:` of somebody else's. It is raised
-    again each second until the block ends of it.
+    An exception that comes out of nowhere gets lost where Python cannot hand it on, in a destructor
+    or in an `except:` of somebody else's, and C libraries make others of it. It is raised again
+    each second until the block ends of it.
+
+    Args:
+        interrupts: Whether that holds for Ctrl-C as well. See `interrupts_once` for code that
+            catches it.
 
     Raises:
         SystemExit: With 128 and the number of the signal, 143 for SIGTERM.
+        KeyboardInterrupt: After Ctrl-C.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    taken = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
-    ending: list[SystemExit] = []
-    # Held while a signal is sent: none may come once the system's handlers are back.
+    kept: dict[int, Any] = {
+        number: signal.SIG_DFL for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL
+    }
+    if interrupts and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        kept[signal.SIGINT] = signal.default_int_handler
+    ending: list[BaseException] = []
+    # Held while a signal is sent: none may come once the earlier handlers are back.
     sending = threading.Lock()
     over, main = False, threading.get_ident()
 
     def stop(number: int, frame: FrameType | None) -> Any:
-        first = not ending
-        if first:
-            ending.append(SystemExit(128 + number))
-        if over or _is_handled(ending[0]):
-            # A second one must not cut the clearing short.
-            return
-        if first and sys.platform != "win32":
-            # Not a `threading.Thread`: what was interrupted may hold a lock that its start takes.
-            _thread.start_new_thread(repeat, (number,))
-        raise ending[0]
+        if not ending:
+            by_hand = number == signal.SIGINT
+            ending.append(KeyboardInterrupt() if by_hand else SystemExit(128 + number))
+            if sys.platform != "win32":
+                # Not a `threading.Thread`: what was interrupted may hold a lock that its start
+                # takes.
+                _thread.start_new_thread(repeat, (number,))
+        # Nothing cuts the clearing short.
+        if not (over or _clearing or _is_handled(ending[0])):
+            raise ending[0]
 
     def repeat(number: int) -> None:
         while True:
@@ -196,7 +215,7 @@ def ended_by_signals() -> Iterator[None]:
                 signal.pthread_kill(main, number)
 
     try:
-        for number in taken:
+        for number in kept:
             signal.signal(number, stop)
         yield
     except Exception as error:
@@ -207,10 +226,24 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         over = True
         with sending:
-            for number in taken:
-                signal.signal(number, signal.SIG_DFL)
+            for number, earlier in kept.items():
+                signal.signal(number, earlier)
     if ending:
         raise ending[0]
+
+
+@contextlib.contextmanager
+def interrupts_once() -> Iterator[None]:
+    """Within `ended_by_signals`, let Ctrl-C raise KeyboardInterrupt once, for who catches it."""
+    earlier = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(earlier):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
 
 
 _AGAIN = 1.0

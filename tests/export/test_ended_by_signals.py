@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import keras_kd.export
+from keras_kd.cli import exits
 from keras_kd.export import scratch
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
@@ -22,8 +24,25 @@ def often(monkeypatch):
     monkeypatch.setattr(scratch, "_AGAIN", 0.05)
 
 
-def send(number=signal.SIGTERM):
-    os.kill(os.getpid(), number)
+@pytest.fixture(autouse=True)
+def handlers_of_a_fresh_process():
+    # A shell that starts the tests in the background lets them ignore Ctrl-C.
+    fresh = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    kept = {number: signal.signal(number, handler) for number, handler in fresh.items()}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+SENT = signal.SIGTERM
+
+
+def send(number=None):
+    os.kill(os.getpid(), SENT if number is None else number)
 
 
 def wait_long():
@@ -52,19 +71,19 @@ def in_except_twice():
         try:
             send()
             time.sleep(600)
-        except SystemExit:
+        except (SystemExit, KeyboardInterrupt):
             pass
 
 
 def as_another_error():
     try:
         send()
-    except SystemExit as error:
+    except BaseException as error:
         raise RuntimeError("a library's own words") from error
 
 
 def as_another_error_from_nothing():
-    with contextlib.suppress(SystemExit):
+    with contextlib.suppress(BaseException):
         send()
     raise ValueError("a consequence, without a context")
 
@@ -86,6 +105,70 @@ def test_a_signal_ends_the_block_wherever_it_arrives(arrive):
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("arrive", LOSING + CHANGING, ids=lambda arrive: arrive.__name__)
+def test_control_c_ends_the_block_where_it_is_asked_for(arrive, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SENT", signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), scratch.ended_by_signals(interrupts=True):
+        arrive()
+        wait_long()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_control_c_is_python_s_own_where_it_is_not_asked_for():
+    reached = []
+    with scratch.ended_by_signals():
+        with contextlib.suppress(KeyboardInterrupt):
+            send(signal.SIGINT)
+        time.sleep(0.2)
+        reached.append("end")
+    assert reached == ["end"]
+
+
+def test_who_catches_control_c_goes_on():
+    reached = []
+    with scratch.ended_by_signals(interrupts=True):
+        for _ in range(2):
+            with contextlib.suppress(KeyboardInterrupt), scratch.interrupts_once():
+                send(signal.SIGINT)
+                wait_long()
+        time.sleep(0.2)
+        reached.append("end")
+    assert reached == ["end"]
+
+
+def test_a_handler_of_the_caller_s_own_stays():
+    seen = []
+    kept = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+    try:
+        with scratch.ended_by_signals(interrupts=True):
+            send(signal.SIGINT)
+            with scratch.interrupts_once(), contextlib.suppress(KeyboardInterrupt):
+                send(signal.SIGINT)
+            send(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, kept)
+    assert seen == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted."), (signal.SIGTERM, 143, "ended by a signal.")],
+)
+@pytest.mark.parametrize("arrive", LOSING + CHANGING, ids=lambda arrive: arrive.__name__)
+def test_a_command_ends_with_its_code_and_one_line(arrive, number, code, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules[__name__], "SENT", number)
+
+    def command():
+        arrive()
+        wait_long()
+
+    assert exits.exit_code(command) == code
+    rest = "No half-written file was left behind."
+    assert capsys.readouterr().err == f"keras-kd: {said} {rest}\n"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -135,6 +218,27 @@ def test_clearing_of_a_context_manager_is_not_cut_short():
     with pytest.raises(SystemExit), scratch.ended_by_signals(), clearing(), clearing():
         send()
     assert cleared == ["all", "all"]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_folder_is_cleared_although_the_signal_comes_meanwhile(tmp_path, monkeypatch, lost):
+    remove = shutil.rmtree
+
+    def slowly(folder, **options):
+        send()
+        time.sleep(0.3)
+        remove(folder, **options)
+
+    monkeypatch.setattr(scratch.shutil, "rmtree", slowly)
+    with pytest.raises(SystemExit) as caught, scratch.ended_by_signals():
+        with scratch.held_folder(tmp_path, "a-") as folder:
+            (folder / "file").write_text("content")
+            if lost:
+                with contextlib.suppress(BaseException):
+                    send()
+        wait_long()
+    assert caught.value.code == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_signal_errors_are_as_they_were():
