@@ -30,8 +30,8 @@ _MARK = b"keras_kd: a folder of the same name is at work while this file is lock
 _WAIT = 5.0
 
 
-_clearing = 0
-"""How many folders are being removed: `ended_by_signals` waits for that."""
+_undisturbed = 0
+"""How many folders are being made or removed: `ended_by_signals` raises nothing meanwhile."""
 
 
 class BusyError(OSError):
@@ -51,33 +51,39 @@ def held_folder(parent: Path, prefix: str, *, alone: bool = False) -> Iterator[P
         BusyError: If another one is at work and `alone` is set.
         OSError: If it cannot be made.
     """
-    global _clearing
+    global _undisturbed
+    folder = parent / f"{prefix}{secrets.token_hex(_LETTERS // 2)}"
+    lock = folder.with_name(f"{folder.name}.lock")
     with ended_by_signals():
-        with _one_at_a_time(parent):
-            busy = _clear(parent, prefix)
-            if busy and alone:
-                raise BusyError(f"another process is at work there ({busy})")
-            folder = parent / f"{prefix}{secrets.token_hex(_LETTERS // 2)}"
-            lock = folder.with_name(f"{folder.name}.lock")
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600)
-            with contextlib.suppress(OSError):
-                # A disk without locks keeps what dies on it; nothing else depends on them.
-                files.lock(handle)
+        handle = None
+        # Counted by hand: a call at the beginning of `finally` would let a signal in.
         try:
-            os.write(handle, _MARK)
-            folder.mkdir(mode=0o700)
+            _undisturbed += 1
+            try:
+                with _one_at_a_time(parent):
+                    busy = _clear(parent, prefix)
+                    if busy and alone:
+                        raise BusyError(f"another process is at work there ({busy})")
+                    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600)
+                    with contextlib.suppress(OSError):
+                        # A disk without locks keeps what dies on it; nothing else depends on them.
+                        files.lock(handle)
+                os.write(handle, _MARK)
+                folder.mkdir(mode=0o700)
+            finally:
+                _undisturbed -= 1
             yield folder
         finally:
-            # No call before it: Python runs handlers of signals at those.
-            _clearing += 1
+            _undisturbed += 1
             try:
-                shutil.rmtree(folder, ignore_errors=True)
-                # The name goes while the lock is held: nobody may find it free and another's.
-                with contextlib.suppress(OSError):
-                    lock.unlink()
-                os.close(handle)
+                if handle is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    # The name goes while the lock is held: nobody may find it free and another's.
+                    with contextlib.suppress(OSError):
+                        lock.unlink()
+                    os.close(handle)
             finally:
-                _clearing -= 1
+                _undisturbed -= 1
 
 
 def working_folder() -> contextlib.AbstractContextManager[Path]:
@@ -203,7 +209,7 @@ def ended_by_signals(*, interrupts: bool = False) -> Iterator[None]:
                 # takes.
                 _thread.start_new_thread(repeat, (number,))
         # Nothing cuts the clearing short.
-        if not (over or _clearing or _is_handled(ending[0])):
+        if not (over or _undisturbed or _is_handled(ending[0])):
             raise ending[0]
 
     def repeat(number: int) -> None:

@@ -241,6 +241,25 @@ def test_a_folder_is_cleared_although_the_signal_comes_meanwhile(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_lock_is_left_although_the_signal_comes_while_a_folder_is_made(tmp_path, monkeypatch):
+    opening = os.open
+
+    def opened(*words, **options):
+        handle = opening(*words, **options)
+        send()
+        return handle
+
+    monkeypatch.setattr(scratch.os, "open", opened)
+    with (
+        pytest.raises(SystemExit) as caught,
+        scratch.ended_by_signals(),
+        scratch.held_folder(tmp_path, "a-"),
+    ):
+        wait_long()
+    assert caught.value.code == 143
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_signal_errors_are_as_they_were():
     with pytest.raises(ValueError, match="mine"), scratch.ended_by_signals():
         raise ValueError("mine")
