@@ -163,9 +163,13 @@ def _one_at_a_time(parent: Path) -> Iterator[None]:
             os.close(handle)
 
 
-_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__
-)
+_HANDLERS: dict[int, Any] = {
+    getattr(signal, name): signal.SIG_DFL
+    for name in ("SIGTERM", "SIGHUP")
+    if name in signal.Signals.__members__
+}
+"""What Python does of itself on the signals that end a block."""
+_WITH_INTERRUPTS = {**_HANDLERS, signal.SIGINT: signal.default_int_handler}
 
 
 @contextlib.contextmanager
@@ -190,11 +194,8 @@ def ended_by_signals(*, interrupts: bool = False) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kept: dict[int, Any] = {
-        number: signal.SIG_DFL for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL
-    }
-    if interrupts and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        kept[signal.SIGINT] = signal.default_int_handler
+    handlers = _WITH_INTERRUPTS if interrupts else _HANDLERS
+    taken = {number: own for number, own in handlers.items() if signal.getsignal(number) is own}
     ending: list[BaseException] = []
     # Held while a signal is sent: none may come once the earlier handlers are back.
     sending = threading.Lock()
@@ -221,7 +222,7 @@ def ended_by_signals(*, interrupts: bool = False) -> Iterator[None]:
                 signal.pthread_kill(main, number)
 
     try:
-        for number in kept:
+        for number in taken:
             signal.signal(number, stop)
         yield
     except Exception as error:
@@ -232,8 +233,8 @@ def ended_by_signals(*, interrupts: bool = False) -> Iterator[None]:
     finally:
         over = True
         with sending:
-            for number, earlier in kept.items():
-                signal.signal(number, earlier)
+            for number, own in taken.items():
+                signal.signal(number, own)
     if ending:
         raise ending[0]
 
